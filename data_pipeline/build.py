@@ -1,0 +1,297 @@
+"""From declared sources to a data set on disk: discover, scan, curate, plan, write, commit, collect, report.
+
+The commit is one rename, of `catalog.parquet`. New shards lie beside the old ones under names of their
+own before it, and old ones go after it: whenever a build is killed, the old data set or the new one is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipeline.build_files import build_lock, collect_leftovers, commit, cut_short_is_whole
+from data_pipeline.build_report import make_report
+from data_pipeline.catalog import (
+    CATALOG_FILE,
+    FORMAT_VERSION,
+    SHARD_FOLDER,
+    Dataset,
+    Sample,
+    check_invariants,
+    content_hash,
+    from_table,
+)
+from data_pipeline.curate import (
+    DEFAULT_RATIO,
+    Exclusion,
+    Ratio,
+    apply_exclusions,
+    check_ratio,
+    exclude_duplicates,
+    fold_of,
+    group_name,
+    read_exclusions,
+    split_of,
+)
+from data_pipeline.errors import UserError
+from data_pipeline.images import ImageFacts
+from data_pipeline.parallel import process_map
+from data_pipeline.scan import scan
+from data_pipeline.shards import (
+    PlannedShard,
+    ShardSettings,
+    ShardTask,
+    StoredImage,
+    index_name,
+    plan_shards,
+    write_shard,
+)
+from data_pipeline.sources import RawImage, SourceDeclaration, survey
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """All that decides a data set besides the raw files: what was remembered, changed by what was asked."""
+
+    sources: tuple[SourceDeclaration, ...]  # in the order of declaration
+    settings: ShardSettings
+    ratio: Ratio
+    exclusions: tuple[Exclusion, ...]
+
+
+def build_dataset(
+    root: Path,
+    sources: Sequence[SourceDeclaration],
+    *,
+    remove: Sequence[str] = (),
+    exclude: Path | None = None,
+    settings: ShardSettings | None = None,
+    ratio: Sequence[float] | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Build a data set, or bring it up to date; the report (also in build_report.json) comes back.
+
+    Sources declared before are remembered and read again; a name declared again takes the place of the
+    old declaration. None for exclude, settings and ratio means as remembered, else the defaults; a list
+    of exclusions takes the place of the remembered one. UserError for whatever the user can mend; the
+    old data set is then as it was.
+    """
+    started = time.monotonic()
+    root = Path(os.path.abspath(root))
+    with build_lock(root), cut_short_is_whole(root):
+        old = Dataset.read_catalog(root) if (root / CATALOG_FILE).exists() else None
+        recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
+        images, warnings = _discover(recipe, {declaration.name for declaration in sources})
+        before = from_table(old.table) if old else []
+        samples = _scan(recipe, images, before, workers, progress)
+        warnings += _curate(samples, recipe)
+        if not any(row.kept for row in samples):
+            reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
+            raise UserError(f"{root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
+        planned = plan_shards(samples, recipe.settings)
+        standing = _standing_shards(old) if old else {}
+        shards, written = _write(root, recipe, planned, standing, before, workers, progress)
+        metadata = _metadata(recipe, shards, content_hash(samples))
+        check_invariants(samples, shards)
+        removed = set(old.metadata["shards"]) - set(shards) if old else set()
+        report = make_report(
+            samples,
+            written=written,
+            kept=len(shards) - written,
+            removed=len(removed),
+            content_hash=metadata["content_hash"],
+            warnings=warnings,
+            seconds=time.monotonic() - started,
+        )
+        commit(root, samples, metadata, report)
+        collect_leftovers(root, shards)
+    return report
+
+
+def _recipe(
+    root: Path,
+    old: Dataset | None,
+    sources: Sequence[SourceDeclaration],
+    remove: Sequence[str],
+    exclude: Path | None,
+    settings: ShardSettings | None,
+    ratio: Sequence[float] | None,
+) -> _Recipe:
+    remembered: Mapping[str, Any] = old.metadata if old else {}
+    before = map(SourceDeclaration.from_json, remembered.get("sources", []))
+    declared = {declaration.name: declaration for declaration in before}
+    names = [declaration.name for declaration in sources]
+    for name in names:
+        if names.count(name) > 1 or name in remove:
+            raise UserError(f"source {name!r} is named twice in this command; name each source once")
+    for name in remove:
+        if declared.pop(name, None) is None:
+            there = ", ".join(declared) or "none"
+            raise UserError(f"{root}: no source {name!r} to remove; the sources are: {there}")
+    for declaration in sources:
+        absolute = Path(os.path.abspath(declaration.root))
+        declared[declaration.name] = dataclasses.replace(declaration, root=absolute)
+    if not declared:
+        raise UserError(f"{root}: no source declared; name at least one folder or table of images")
+    if settings is None:
+        settings = ShardSettings(**remembered.get("settings", {}))
+    if ratio is None:
+        ratio = remembered.get("ratio", DEFAULT_RATIO)
+    exclusions = (
+        read_exclusions(exclude)
+        if exclude is not None
+        else [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
+    )
+    return _Recipe(tuple(declared.values()), settings, check_ratio(ratio), tuple(exclusions))
+
+
+def _discover(recipe: _Recipe, asked: set[str]) -> tuple[list[tuple[SourceDeclaration, RawImage]], list[str]]:
+    images: list[tuple[SourceDeclaration, RawImage]] = []
+    warnings: list[str] = []
+    for declaration in recipe.sources:
+        if declaration.name not in asked and not declaration.root.exists():
+            raise UserError(
+                f"{declaration.root}: the images of source {declaration.name!r} are gone; bring them back, "
+                f"declare the source again where they are now, or take it out with remove={declaration.name}"
+            )
+        found = survey(declaration)
+        images += [(declaration, image) for image in found.images]
+        warnings += found.warnings
+    return images, warnings
+
+
+def _scan(
+    recipe: _Recipe,
+    images: Sequence[tuple[SourceDeclaration, RawImage]],
+    before: Sequence[Sample],
+    workers: int,
+    progress: bool,
+) -> list[Sample]:
+    """A row for every image that came in, the unreadable and the hidden already excluded."""
+    known = {row.id: _remembered_facts(row) for row in before}
+    paths = [declaration.folder / image.path for declaration, image in images]
+    samples = []
+    for (declaration, image), file in zip(images, scan(paths, known, workers, progress), strict=True):
+        facts = file.facts
+        group = group_name(declaration.name, image.group, file.id)
+        row = Sample(
+            id=file.id,
+            source=declaration.name,
+            domain=image.domain,
+            path=image.path,
+            source_label=image.source_label,
+            cell_type=image.cell_type,
+            group=group,
+            split=split_of(group, recipe.ratio),
+            fold=fold_of(group),
+            perceptual_hash=facts.perceptual_hash,
+            width=facts.width,
+            height=facts.height,
+            microns_per_pixel=image.microns_per_pixel,
+        )
+        if facts.problem:
+            row.exclude("unreadable", facts.problem)
+        elif image.hidden:
+            row.exclude("hidden file")
+        samples.append(row)
+    return samples
+
+
+def _remembered_facts(row: Sample) -> ImageFacts:
+    problem = row.reason.partition(": ")[2] if row.perceptual_hash is None else ""
+    return ImageFacts(row.width, row.height, row.perceptual_hash, problem)
+
+
+def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:
+    """Expert's list first: an expert may settle a conflict of labels by taking one side out."""
+    unmatched = apply_exclusions(samples, recipe.exclusions)
+    exclude_duplicates(samples, [declaration.name for declaration in recipe.sources])
+    if not unmatched:
+        return []
+    examples = ", ".join(exclusion.path or exclusion.id for exclusion in unmatched[:3])
+    return [f"{len(unmatched)} line(s) of the exclusion list match no image (the first: {examples})"]
+
+
+def _write(
+    root: Path,
+    recipe: _Recipe,
+    planned: Sequence[PlannedShard],
+    standing: Mapping[str, tuple[str, dict[str, Any]]],
+    before: Sequence[Sample],
+    workers: int,
+    progress: bool,
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Write the shards that are not there yet and enter in each sample where it lies.
+
+    The shard table {name: {samples, bytes, sha256, plan}}, and how many were written.
+    """
+    folder = root / SHARD_FOLDER
+    folder.mkdir(exist_ok=True)
+    stored = {row.id: row for row in before if row.kept}
+    shards: dict[str, dict[str, Any]] = {}
+    tasks = []
+    raw_folders = {declaration.name: declaration.folder for declaration in recipe.sources}
+    for shard in planned:
+        if shard.plan not in standing:
+            tasks.append(ShardTask(folder, shard, raw_folders[shard.samples[0].source], recipe.settings))
+            continue
+        name, facts = standing[shard.plan]
+        shards[name] = facts
+        for row in shard.samples:
+            there = stored[row.id]
+            assert there.offset is not None
+            assert there.size is not None
+            assert there.crc32 is not None
+            _enter(row, name, StoredImage(there.offset, there.size, there.crc32))
+    total = sum(len(task.shard.samples) for task in tasks)
+    with tqdm(total=total, desc="writing shards", unit="image", disable=not progress or not tasks) as bar:
+        for task, result in zip(tasks, process_map(write_shard, tasks, workers), strict=True):
+            shards[result.name] = {
+                "samples": len(task.shard.samples),
+                "bytes": result.bytes,
+                "sha256": result.sha256,
+                "plan": task.shard.plan,
+            }
+            for row, image in zip(task.shard.samples, result.images, strict=True):
+                _enter(row, result.name, image)
+            bar.update(len(task.shard.samples))
+    return dict(sorted(shards.items())), len(tasks)
+
+
+def _enter(row: Sample, shard: str, image: StoredImage) -> None:
+    row.shard, row.key = shard, row.id
+    row.offset, row.size, row.crc32 = image.offset, image.size, image.crc32
+
+
+def _standing_shards(old: Dataset) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Shards of the old data set that are on disk whole, by plan; the others are written anew."""
+    standing = {}
+    for name, facts in old.metadata["shards"].items():
+        path = old.shard_path(name)
+        index = path.with_name(index_name(name))
+        if path.is_file() and path.stat().st_size == facts["bytes"] and index.is_file():
+            standing[facts["plan"]] = (name, facts)
+    return standing
+
+
+def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[str, Any]:
+    """What the catalogue carries besides its rows. Nothing in it tells how many builds led here."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "made_by": "build_shards",
+        "parents": [],
+        "sources": [declaration.to_json() for declaration in recipe.sources],
+        "settings": dataclasses.asdict(recipe.settings),
+        "ratio": list(recipe.ratio),
+        "exclusions": [dataclasses.asdict(exclusion) for exclusion in recipe.exclusions],
+        "shards": dict(shards),
+        "content_hash": hashed,
+    }

@@ -1,0 +1,90 @@
+"""What a build did, as a dictionary for build_report.json and as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from data_pipeline.catalog import SPLITS, Sample
+from data_pipeline.cell_types import CELL_TYPES
+
+UNLABELLED = "unlabelled"
+
+
+def reason_kind(row: Sample) -> str:
+    """The kind of a reason, without what it says of the one image."""
+    return row.reason.partition(": ")[0]
+
+
+def count_samples(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
+    """Kept samples as {domain: {cell type: {split: count}}}, unlabelled ones under their own name."""
+    counted = Counter((row.domain, row.cell_type or UNLABELLED, row.split) for row in samples if row.kept)
+    domains = sorted({domain for domain, _, _ in counted})
+    present = {(domain, cell_type) for domain, cell_type, _ in counted}
+    return {
+        domain: {
+            cell_type: {split: counted[domain, cell_type, split] for split in SPLITS}
+            for cell_type in (*CELL_TYPES, UNLABELLED)
+            if (domain, cell_type) in present
+        }
+        for domain in domains
+    }
+
+
+def make_report(
+    samples: Sequence[Sample],
+    *,
+    written: int,
+    kept: int,
+    removed: int,
+    content_hash: str,
+    warnings: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    """The report of a build; every number in it is a count of samples or shards, `seconds` apart."""
+    reasons = Counter(reason_kind(row) for row in samples if not row.kept)
+    return {
+        "shards_written": written,
+        "shards_kept": kept,
+        "shards_removed": removed,
+        "samples": sum(row.kept for row in samples),
+        "excluded": reasons.total(),
+        "excluded_by_reason": dict(sorted(reasons.items())),
+        "counts": count_samples(samples),
+        "content_hash": content_hash,
+        "warnings": list(warnings),
+        "seconds": round(seconds, 2),
+    }
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text: a table of cell types by split for each domain, exclusions by reason, warnings."""
+    blocks = []
+    for domain, by_type in report["counts"].items():
+        rows = [[domain, *SPLITS, "all"]]
+        for cell_type, by_split in by_type.items():
+            rows.append([cell_type, *(str(by_split[split]) for split in SPLITS), str(sum(by_split.values()))])
+        totals = [sum(by_split[split] for by_split in by_type.values()) for split in SPLITS]
+        rows.append(["all", *map(str, totals), str(sum(totals))])
+        blocks.append(_aligned(rows))
+    if report["excluded"]:
+        reasons = [[kind, str(count)] for kind, count in report["excluded_by_reason"].items()]
+        blocks.append(_aligned([["excluded", ""], *reasons, ["all", str(report["excluded"])]]))
+    if report["warnings"]:
+        blocks.append("\n".join(f"warning: {warning}" for warning in report["warnings"]))
+    blocks.append(
+        f"{report['samples']} samples; shards: {report['shards_written']} written, "
+        f"{report['shards_kept']} kept, {report['shards_removed']} removed; {report['seconds']} s"
+    )
+    return "\n\n".join(blocks)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        numbers = [value.rjust(width) for value, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])

@@ -1,0 +1,9 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """A user's mistake. Its message is one line that says what, where and what to do.
+
+    Launchers print the message alone and leave with exit code 2; every other
+    exception is a bug and keeps its traceback.
+    """

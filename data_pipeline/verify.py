@@ -1,0 +1,66 @@
+"""Check every byte of a data set against its catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import tarfile
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
+from data_pipeline.errors import UserError
+from data_pipeline.shards import index_name, index_text
+
+_MEND = "delete this file and build the data set again"
+
+
+def verify_dataset(root: Path, progress: bool = True) -> None:
+    """Read the whole data set: size and SHA-256 of every shard, every index, every stored image's CRC-32.
+
+    UserError names the first shard that is not as it was committed, and the first bad sample in it.
+    """
+    dataset = Dataset.open(root)
+    samples = from_table(dataset.table)
+    if content_hash(samples) != dataset.content_hash:
+        raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
+    check_invariants(samples, dataset.metadata["shards"])
+    by_shard: dict[str, list[Sample]] = defaultdict(list)
+    for row in samples:
+        if row.kept:
+            by_shard[row.shard].append(row)
+    total = sum(facts["bytes"] for facts in dataset.metadata["shards"].values())
+    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar:
+        for name, facts in sorted(dataset.metadata["shards"].items()):
+            _verify_shard(dataset.shard_path(name), facts["sha256"], by_shard[name])
+            bar.update(facts["bytes"])
+
+
+def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:
+    rows.sort(key=lambda row: row.offset or 0)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for row in rows:
+            assert row.offset is not None
+            assert row.size is not None
+            if zlib.crc32(content[row.offset : row.offset + row.size]) != row.crc32:
+                sample = f"{row.id} ({row.source}:{row.path})"
+                raise UserError(f"{path}: bytes changed, first in sample {sample}; {_MEND}")
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path}: bytes changed outside the images (labels or facts); {_MEND}")
+    index = path.with_name(index_name(path.name))
+    if not index.is_file() or index.read_text(encoding="ascii", errors="replace") != _index_of(path):
+        raise UserError(f"{index}: missing or not the index of the shard beside it; {_MEND}")
+
+
+def _index_of(path: Path) -> str:
+    """The index of a tar, from its headers."""
+    samples: dict[str, list[str]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            part = f"{extension} {member.offset_data} {member.size} {member.name}"
+            samples.setdefault(key, []).append(part)
+    return index_text([" ".join(parts) for parts in samples.values()])

@@ -1,0 +1,124 @@
+"""Make a data set of shards from raw images, add to it, take away from it, or check it.
+
+usage:
+  python launchers/build_shards.py shards=DIR [source ...] [option=value ...]
+    sources (remembered by the data set; run again with one more to add it)
+      barcelona=RAW                        PBC_dataset_normal_DIB as downloaded
+      munich=RAW                           AML-Cytomorphology_LMU as downloaded
+      folder=RAW name=N domain=D           one sub-folder per cell type
+      table=FILE name=N domain=D           a CSV: image,label[,patient,slide,domain]
+      unlabelled=RAW name=N domain=D       any images below RAW: they serve the stain models
+    options
+      labels=MAPPING       a CSV label,cell_type for foreign label names (folder and table)
+      promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
+      exclude=FILE         an expert's CSV: id or path[, source][, reason]
+      remove=N             take a source away again
+      verify=true          read every byte of every shard and compare with the catalogue
+      ratio=[0.63,0.07,0.3]  shares of groups for train, validation and test
+      codec=jpeg|png  quality=95  stored_size=256  max_samples=1024  workers=N
+  With no source, the remembered ones are looked through again; only shards that change are written.
+
+example:
+  python launchers/build_shards.py shards=data/blood barcelona=raw/PBC_dataset_normal_DIB \\
+      munich=raw/AML-Cytomorphology_LMU
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.build import build_dataset
+from data_pipeline.build_report import format_report
+from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.cell_types import PromyelocyteReading
+from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardSettings
+from data_pipeline.sources import SourceDeclaration
+from data_pipeline.sources.declaration import SourceKind
+from data_pipeline.sources.labels import read_label_mapping
+from data_pipeline.verify import verify_dataset
+from launchers.console import launch, read_config
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """The arguments of build_shards.py; null for what is not given."""
+
+    shards: str | None = None
+    barcelona: str | None = None
+    munich: str | None = None
+    folder: str | None = None
+    table: str | None = None
+    unlabelled: str | None = None
+    name: str | None = None
+    domain: str | None = None
+    labels: str | None = None
+    promyelocytes: PromyelocyteReading = "immature granulocyte"
+    exclude: str | None = None
+    remove: str | None = None
+    verify: bool = False
+    codec: str | None = None
+    quality: int | None = None
+    stored_size: int | None = None
+    max_samples: int | None = None
+    ratio: list[float] | None = None
+    workers: int | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(BuildConfig, "build_shards", arguments)
+    if not config.shards:
+        raise UserError("no shards=DIR given: say where the data set is, or is to be")
+    root = Path(config.shards)
+    if config.verify:
+        verify_dataset(root)
+        print(f"{root}: every shard, index and image is as it was written")
+        return
+    report = build_dataset(
+        root,
+        _declarations(config),
+        remove=[config.remove] if config.remove else [],
+        exclude=Path(config.exclude) if config.exclude else None,
+        settings=_settings(config, root),
+        ratio=config.ratio,
+        workers=config.workers or len(os.sched_getaffinity(0)),
+    )
+    print(format_report(report))
+    print((root / "build_report.json").resolve())
+
+
+def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
+    mapping = read_label_mapping(Path(config.labels)) if config.labels else {}
+    public: tuple[SourceKind, ...] = ("barcelona", "munich")
+    sources = [
+        SourceDeclaration(kind, kind, Path(getattr(config, kind)), kind, {}, config.promyelocytes)
+        for kind in public
+        if getattr(config, kind)
+    ]
+    users: tuple[SourceKind, ...] = ("folder", "table", "unlabelled")
+    own = [kind for kind in users if getattr(config, kind)]
+    if len(own) > 1:
+        raise UserError(f"{own[0]}= and {own[1]}= in one command share one name=: give them one after the other")
+    if own and not (config.name and config.domain):
+        raise UserError(f"{own[0]}={getattr(config, own[0])} needs name=N (of the source) and domain=D (of its stain)")
+    if not own and (config.name or config.domain or config.labels):
+        raise UserError("name=, domain= and labels= go with folder=RAW, table=FILE or unlabelled=RAW")
+    for kind in own:
+        root = Path(getattr(config, kind))
+        sources.append(SourceDeclaration(kind, str(config.name), root, str(config.domain), mapping))
+    return sources
+
+
+def _settings(config: BuildConfig, root: Path) -> ShardSettings | None:
+    """What the command says of storage, over what the data set remembers; None when it says nothing."""
+    asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not asked:
+        return None
+    remembered = Dataset.read_catalog(root).metadata["settings"] if (root / CATALOG_FILE).exists() else {}
+    return ShardSettings(**{**remembered, **asked})
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

@@ -1,0 +1,89 @@
+"""Train a blood-cell classifier, score it on its test split, write a report.
+
+usage:
+  accelerate launch launchers/train_classifier.py
+      renders the phantom data set, trains a small network on it: the five-minute tour
+  accelerate launch launchers/train_classifier.py shards=DIR run=DIR [model=NAME] [key=value ...]
+      shards=DIR            a data set made by build_shards.py
+      run=DIR               where the run is written; the same command goes on after a stop
+      model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154, timm (with model.timm_name=...)
+      data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
+      train.epochs=200      train.global_batch=64      train.precision=fp16
+      optimizer.learning_rate=0.001
+  every key with its default: configs/train_classifier.yaml and the dataclasses it names
+
+example:
+  accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_classifier.py \\
+      shards=data/blood run=runs/senet154 model=senet154_ge train.global_batch=64 train.micro_batch=16
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+
+from data_pipeline.build import build_dataset
+from data_pipeline.errors import UserError
+from data_pipeline.sources import SourceDeclaration
+from data_pipeline.sources.phantom import render_phantoms
+from launchers.console import launch, read_config
+from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.topology import join_processes
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """The rendered data set of the quickstart. size: side in pixels."""
+
+    folder: str = "runs/quickstart/phantoms"
+    per_type: int = 150
+    slides: int = 40
+    size: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuickstartConfig(ClassifierRunConfig):
+    """A classifier's run on phantoms that are rendered first."""
+
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    quickstart = not any(argument.startswith("shards=") for argument in arguments)
+    config: ClassifierRunConfig
+    if quickstart:
+        config = read_config(QuickstartConfig, "quickstart", arguments)
+    else:
+        config = read_config(ClassifierRunConfig, "train_classifier", arguments)
+    if not config.run:
+        raise UserError("no run=DIR given: say where the run is to be written")
+    topology = join_processes()
+    if isinstance(config, QuickstartConfig):
+        with PartialState().main_process_first():
+            if topology.rank == 0:
+                _make_phantom_dataset(config)
+    report = train_classifier(config, topology)
+    if topology.rank == 0:
+        print(report.resolve())
+
+
+def _make_phantom_dataset(config: QuickstartConfig) -> None:
+    phantom = config.phantom
+    table = render_phantoms(
+        Path(phantom.folder),
+        phantom.per_type,
+        slides=phantom.slides,
+        size=phantom.size,
+        seed=phantom.seed,
+        workers=1,
+        paired=False,
+    )
+    source = SourceDeclaration(kind="table", name="phantom", root=table, domain="phantom")
+    build_dataset(Path(str(config.shards)), [source], workers=len(os.sched_getaffinity(0)))
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

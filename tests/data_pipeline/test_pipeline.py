@@ -1,0 +1,90 @@
+"""If these fail, what the network sees is not what augment.py says."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from data_pipeline.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, draw_parameters
+from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
+
+SIZE = 32
+
+
+@pytest.fixture
+def image() -> npt.NDArray[np.uint8]:
+    coarse = np.random.default_rng(0).integers(20, 250, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
+def run_graph(
+    image: npt.NDArray[np.uint8],
+    affine: npt.NDArray[np.float32] | None = None,
+    matrix: npt.NDArray[np.float32] | None = None,
+    offset: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """The graph's output as intensities 0..255, [SIZE, SIZE, 3]."""
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG")
+    encoded = np.frombuffer(data.getvalue(), np.uint8)
+    config = GraphConfig(SIZE, affine is not None, matrix is not None, 1, 1, 1, False)
+    parameters = AugmentParameters(
+        affine=np.eye(2, 3, dtype=np.float32)[None] if affine is None else affine[None],
+        density_matrix=np.eye(3, dtype=np.float32)[None] if matrix is None else matrix[None],
+        density_offset=np.zeros((1, 3), np.float32) if offset is None else offset[None],
+    )
+    pipeline = build_graph(config, lambda: GraphInputs([encoded], parameters), None)
+    return (pipeline.run()[0].as_array()[0].transpose(1, 2, 0) + 1) * 127.5
+
+
+def test_an_image_comes_through_unchanged_when_nothing_moves(image: npt.NDArray[np.uint8]) -> None:
+    assert np.abs(run_graph(image) - image).max() < 0.01
+    assert np.abs(run_graph(image, np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32)) - image).max() < 0.6
+
+
+def test_stain_augmentation_is_the_matrix_and_offset_in_optical_density(image: npt.NDArray[np.uint8]) -> None:
+    generator = np.random.default_rng(1)
+    matrix = (np.eye(3) + 0.15 * generator.standard_normal((3, 3))).astype(np.float32)
+    offset = (0.05 * generator.standard_normal(3)).astype(np.float32)
+    density = -np.log((image.astype(np.float64) + 1) / 256)
+    expected = 256 * np.exp(-np.maximum(density @ matrix.T + offset, 0)) - 1
+    assert np.abs(run_graph(image, matrix=matrix, offset=offset) - expected.clip(0, 255)).max() < 0.1
+
+
+def test_a_mirror_and_a_quarter_turn_are_exact(image: npt.NDArray[np.uint8]) -> None:
+    mirror = np.array([[-1, 0, SIZE], [0, 1, 0]], np.float32)
+    assert np.abs(run_graph(image, mirror) - image[:, ::-1]).max() < 0.6
+    turn = np.array([[0, -1, SIZE], [1, 0, 0]], np.float32)
+    assert np.abs(run_graph(image, turn) - np.rot90(image, axes=(0, 1))).max() < 0.6
+
+
+def test_geometry_turns_about_the_middle_and_scales_by_the_drawn_factor() -> None:
+    config = AugmentConfig(rotation=180, scale=1.5, shift=0.0)
+    affine = draw_parameters(config, 3, np.arange(200), SIZE).affine.astype(np.float64)
+    centre = np.array([SIZE / 2, SIZE / 2, 1])
+    assert np.abs(affine @ centre - SIZE / 2).max() < 1e-4
+    areas = np.abs(np.linalg.det(affine[:, :, :2]))
+    assert areas.min() > 1.5**-2 - 1e-6
+    assert areas.max() < 1.5**2 + 1e-6
+    assert areas.std() > 0.2
+    assert 60 < (np.linalg.det(affine[:, :, :2]) < 0).sum() < 140  # about half are mirrored
+
+
+def test_dyes_are_scaled_apart_from_each_other() -> None:
+    """More methylene blue must move colours along its own vector and no other."""
+    config = AugmentConfig(dye_amount=0.3)
+    parameters = draw_parameters(config, 3, np.arange(50), SIZE)
+    for dye in STAIN_VECTORS:
+        moved = parameters.density_matrix @ dye.astype(np.float32)
+        along = moved @ dye / (dye @ dye)
+        assert np.abs(moved - along[:, None] * dye).max() < 1e-5
+    assert (parameters.density_offset == 0).all()
+
+
+def test_stain_probability_leaves_the_others_alone() -> None:
+    config = AugmentConfig(channel_gain=0.3, channel_mixing=0.1, density_offset=0.1, stain_probability=0.25)
+    matrices = draw_parameters(config, 3, np.arange(2000), SIZE).density_matrix
+    untouched = np.abs(matrices - np.eye(3)).max(axis=(1, 2)) < 1e-5
+    assert 0.7 < untouched.mean() < 0.8

@@ -1,0 +1,99 @@
+"""Checkpoints: complete, written aside and renamed, named by their content, refused when damaged (contract C12)."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import UserError
+
+_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file: its step and the first 16 hex digits of its SHA-256 stand in its name."""
+
+    path: Path
+    step: int
+    digest: str
+
+    def load(self) -> dict[str, Any]:
+        """The saved state, tensors on the CPU; no pickled code is run. UserError when damaged."""
+        try:
+            damaged = _digest(self.path) != self.digest
+        except OSError as error:
+            raise UserError(f"{self.path}: checkpoint cannot be read ({error.strerror})") from error
+        if damaged:
+            raise UserError(
+                f"{self.path}: checkpoint is damaged (its bytes are not those that were written): "
+                "delete it and run the same command again to go on from the one before"
+            )
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        return state
+
+
+class CheckpointStore:
+    """The checkpoints of one run: the last few, and the best one."""
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = directory
+        self._keep = keep
+
+    def save(self, step: int, state: dict[str, Any], *, best: bool = False) -> None:
+        """Write a state so that a kill at any moment leaves the older ones whole; then drop the oldest."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        partial = self.directory / f"partial-{os.getpid()}"
+        try:
+            torch.save(state, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"{self.directory}: checkpoint of step {step} cannot be written ({error}): free some space "
+                "and run the same command again to go on from the one before"
+            ) from error
+        digest = _digest(partial)
+        path = self.directory / f"step-{step:09d}-{digest}.pt"
+        partial.rename(path)
+        if best:
+            self._link_best(path, step, digest)
+        self._drop_old()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None before the first."""
+        return max(self._found("step"), key=lambda found: found.step, default=None)
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint that scored best on validation, or None before the first epoch's end."""
+        return max(self._found("best"), key=lambda found: found.step, default=None)
+
+    def _found(self, kind: str) -> list[Checkpoint]:
+        matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(self.directory.glob("*.pt"))]
+        return [
+            Checkpoint(path, int(match["step"]), match["digest"])
+            for path, match in matches
+            if match is not None and match["kind"] == kind
+        ]
+
+    def _link_best(self, path: Path, step: int, digest: str) -> None:
+        best = self.directory / f"best-{step:09d}-{digest}.pt"
+        if not best.exists():
+            best.hardlink_to(path)
+
+    def _drop_old(self) -> None:
+        for partial in self.directory.glob("partial-*"):
+            partial.unlink(missing_ok=True)
+        for kind, keep in (("step", self._keep), ("best", 1)):
+            for old in sorted(self._found(kind), key=lambda found: found.step)[:-keep]:
+                old.path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,238 @@
+"""Training a classifier from its configuration to its scored, reported run directory."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key
+from data_pipeline.shards import ShardSettings
+from data_pipeline.stream import Stream, StreamConfig, Topology
+from models.classifiers import ClassifierConfig, ModelError, build_classifier
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.configuration import typed
+from trainer.evaluation import evaluate, scoring_stream, validation_scores
+from trainer.fit import FitConfig, fit
+from trainer.games.classification import Classification
+from trainer.metrics.evaluation import save_evaluation
+from trainer.player import OptimizerConfig, Player
+from trainer.report import write_run_report
+from trainer.topology import resolve_precision
+
+
+@dataclass(frozen=True)
+class ClassifierRunConfig:
+    """Everything a classifier's run follows from. shards: the data set. run: where the run is written."""
+
+    shards: str | None = None
+    run: str | None = None
+    seed: int = 0
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    data: StreamConfig = field(default_factory=StreamConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: FitConfig = field(default_factory=FitConfig)
+
+
+# Settings that change neither what is learned nor the order of the samples, so a run may go on with others.
+_FREE_SETTINGS = (
+    "shards",
+    "run",
+    "data.threads",
+    "data.prefetch",
+    "train.micro_batch",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.patience",
+)
+
+
+def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
+    """Train, score the test split with the best checkpoint, write the report; returns the report's path.
+
+    A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
+    """
+    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    precision = resolve_precision(config.train.precision, topology.device)
+    cell_types = known_cell_types(dataset, config.data)
+    stream = Stream(
+        dataset,
+        config.data,
+        splits=["train"],
+        cell_types=cell_types,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+    )
+    held_out = scoring_stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None),
+        splits=["validation"],
+        cell_types=cell_types,
+        batch=scoring_batch(config.train),
+        topology=topology,
+    )
+    torch.manual_seed(derive_key(config.seed, "weights"))
+    epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
+    classifier = Player(
+        "classifier",
+        _build_network(config.model, len(cell_types), config.data.image_size),
+        config.optimizer,
+        precision=precision,
+        total_steps=config.train.epochs * epoch_steps,
+        synchronize_batch_norm=config.train.synchronize_batch_norm,
+    )
+    game = Classification(
+        classifier,
+        label_smoothing=config.train.label_smoothing,
+        global_batch=config.train.global_batch,
+        world_size=topology.world_size,
+    )
+
+    def validate() -> dict[str, float]:
+        classifier.share_buffers()
+        return validation_scores(classifier.average, held_out)
+
+    fingerprint = _fingerprint(config, dataset, cell_types, precision)
+    if topology.rank == 0:
+        _write_config(run, config, dataset, cell_types)
+    fit(
+        game,
+        stream,
+        validate,
+        config.train,
+        run=run,
+        seed=config.seed,
+        topology=topology,
+        precision=precision,
+        fingerprint=fingerprint,
+    )
+    trained = load_classifier(run)
+    result, frame = evaluate(
+        trained.network.to(topology.device),
+        trained.checkpoint,
+        dataset,
+        config.data,
+        splits=["test"],
+        cell_types=cell_types,
+        batch=scoring_batch(config.train),
+        topology=topology,
+    )
+    if topology.rank != 0:
+        return run / "report.html"
+    save_evaluation(run, result, frame, own_test=True)
+    return write_run_report(run)
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A run's best network, on the CPU in evaluation mode, and what it was made from.
+
+    storage: how the images of its data set are stored; raw images go the same way before prediction.
+    """
+
+    network: nn.Module
+    checkpoint: Checkpoint
+    config: ClassifierRunConfig
+    cell_types: tuple[str, ...]
+    storage: ShardSettings
+
+
+def load_classifier(run: Path) -> TrainedClassifier:
+    """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
+    path = run / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{run}: no config.yaml there, so no run: give run=DIR of train_classifier.py")
+    content = yaml.safe_load(path.read_text())
+    cell_types = tuple(content.pop("cell_types"))
+    storage = ShardSettings(**content.pop("storage"))
+    del content["dataset_hash"]
+    config = typed(ClassifierRunConfig, content, str(path))
+    checkpoint = CheckpointStore(run / "checkpoints").best()
+    if checkpoint is None:
+        raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
+    state = checkpoint.load()["players"]["classifier"]
+    network = _build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
+    try:
+        network.load_state_dict(state["average"] or state["module"])
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(
+            f"{checkpoint.path}: checkpoint of another model than {path} describes ({first[:160]}): "
+            "put the run's own config.yaml and checkpoints back together"
+        ) from error
+    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, storage)
+
+
+def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
+    """The types a classifier learns: those with training images, in the order of CELL_TYPES."""
+    present = set(
+        dataset.samples(splits=["train"], domains=config.domains, cell_types=config.cell_types, columns=["cell_type"])[
+            "cell_type"
+        ]
+    )
+    missing = [name for name in config.cell_types or [] if name not in present]
+    if missing:
+        raise UserError(f"{dataset.root}: no training image of {', '.join(missing)}: see data.cell_types")
+    known = tuple(name for name in CELL_TYPES if name in present)
+    if len(known) < 2:
+        raise UserError(
+            f"{dataset.root}: training images of {len(known)} cell types in domains {config.domains or 'all'}: "
+            "a classifier needs two at least; see the counts in build_report.json"
+        )
+    return known
+
+
+def _build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
+    try:
+        return build_classifier(config, number_of_types, image_size)
+    except ModelError as error:
+        raise UserError(str(error)) from error
+
+
+def scoring_batch(config: FitConfig) -> int:
+    """Images a process scores at a time: scoring keeps no gradients, so what training fits fits here."""
+    return config.micro_batch or min(config.global_batch, 128)
+
+
+def _write_config(run: Path, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> None:
+    path = run / "config.yaml"
+    if path.exists():
+        return  # the run goes on; the checkpoint's fingerprint decides whether it may
+    content = {
+        **_settings(config),
+        "cell_types": list(cell_types),
+        "dataset_hash": dataset.content_hash,
+        "storage": dataset.metadata["settings"],
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}): give another run=DIR") from error
+
+
+def _settings(config: ClassifierRunConfig) -> dict[str, Any]:
+    """The configuration as plain values, without what a subclass adds for its launcher."""
+    names = [field.name for field in dataclasses.fields(ClassifierRunConfig)]
+    values = dataclasses.asdict(config)
+    return {name: values[name] for name in names}
+
+
+def _fingerprint(
+    config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...], precision: str
+) -> dict[str, Any]:
+    flat = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
+    for section, values in _settings(config).items():
+        entries = values.items() if isinstance(values, dict) else [("", values)]
+        flat |= {f"{section}.{name}".rstrip("."): str(value) for name, value in entries}
+    return {key: value for key, value in flat.items() if key not in _FREE_SETTINGS}

@@ -1,0 +1,83 @@
+"""Frozen dataclasses as configuration: their schema for Hydra, and typed objects back from plain values.
+
+OmegaConf checks names and types but knows neither Literal nor how to change a frozen
+dataclass. So it is given a plain twin of each dataclass, in which a Literal is a string; the
+choices are checked when the values become the dataclass itself.
+"""
+
+import copy
+import dataclasses
+import functools
+import types
+import typing
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_pipeline.errors import UserError
+
+Config = TypeVar("Config")
+
+
+def schema_of(kind: Any) -> type:
+    """The dataclass's twin for OmegaConf and Hydra: same names, types and defaults."""
+    hints = get_type_hints(kind)
+    defaults = kind()
+    fields = []
+    for field in dataclasses.fields(kind):
+        value = getattr(defaults, field.name)
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            twin = schema_of(typing.cast(type, hint))
+            fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
+        else:
+            plain = list(value) if isinstance(value, tuple | list) else value
+            factory = dataclasses.field(default_factory=functools.partial(copy.copy, plain))
+            fields.append((field.name, _without_literal(hint), factory))
+    return dataclasses.make_dataclass(kind.__name__, fields)
+
+
+def typed(kind: type[Config], values: Any, where: str) -> Config:
+    """The dataclass filled with `values`. UserError, one line, for an unknown name, type or choice."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema_of(kind)), values)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {first_line(error)}") from error
+    return _build(kind, OmegaConf.to_container(merged, resolve=True), where, "")
+
+
+def first_line(error: BaseException) -> str:
+    """What OmegaConf says of an error, and of which key, in one line."""
+    lines = str(error).strip().splitlines()
+    key = next((line.split(":", 1)[1].strip() for line in lines if "full_key:" in line), "")
+    return f"{key}: {lines[0]}" if key else lines[0]
+
+
+def _build(kind: type[Config], values: Any, where: str, prefix: str) -> Config:
+    hints = get_type_hints(kind)
+    arguments = {}
+    for name, value in values.items():
+        hint, key = hints[name], f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            value = _build(typing.cast(type, hint), value, where, f"{key}.")
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            choices = ", ".join(map(str, get_args(hint)))
+            raise UserError(f"{where}: {key}={value} is none of {choices}")
+        elif get_origin(hint) is tuple:
+            value = tuple(value)
+        arguments[name] = value
+    try:
+        return kind(**arguments)
+    except ValueError as error:  # a dataclass's own check of its values
+        raise UserError(f"{where}: {error}") from error
+
+
+def _without_literal(hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return str
+    if get_origin(hint) is types.UnionType:
+        return typing.Union[tuple(_without_literal(part) for part in get_args(hint))]  # noqa: UP007
+    if get_origin(hint) is tuple:
+        return list[get_args(hint)[0]]  # type: ignore[misc]
+    return hint

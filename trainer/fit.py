@@ -1,0 +1,308 @@
+"""The loop: step after step, an epoch's end now and then, and a checkpoint to go on from."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import distributed
+
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key
+from data_pipeline.stream import MicroBatch, Stream, Topology
+from trainer.checkpoint import CheckpointStore
+from trainer.player import Player
+from trainer.progress import RunLog
+from trainer.topology import Precision, PrecisionChoice
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long and in what portions to train.
+
+    epochs: passes over the data, or portions of `iterations_per_epoch` global batches (the thesis: 200
+    of 256). global_batch: images per optimiser step over all processes. micro_batch: most images a
+    device holds at once; null takes a process's whole slice. precision: see resolve_precision.
+    select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
+    one after which training stops; null never stops early. checkpoint_every, log_every: in steps.
+    synchronize_batch_norm: one set of batch statistics over all GPUs.
+    """
+
+    epochs: int = 200
+    iterations_per_epoch: int | None = None
+    global_batch: int = 64
+    micro_batch: int | None = None
+    precision: PrecisionChoice = "auto"
+    label_smoothing: float = 0.1
+    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
+    patience: int | None = None
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    synchronize_batch_norm: bool = False
+
+
+class Game(Protocol):
+    """An algorithm (contract C9): its players, and one iteration on one global batch."""
+
+    players: dict[str, Player]
+
+    def step(self, batch: Iterable[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One iteration; returns `loss` and `correct` summed over this process's images, `gradient_norm`."""
+
+
+@dataclass
+class _Progress:
+    """Where a run stands: what a checkpoint holds beside the players."""
+
+    step: int = 0
+    best_score: float = float("-inf")
+    best_epoch: int = -1
+    loss: float = 0.0
+    correct: float = 0.0
+    images: int = 0
+    stopped: bool = False
+
+
+def fit(
+    game: Game,
+    stream: Stream,
+    validate: Callable[[], dict[str, float]],
+    config: FitConfig,
+    *,
+    run: Path,
+    seed: int,
+    topology: Topology,
+    precision: Precision,
+    fingerprint: dict[str, Any],
+) -> None:
+    """Train to the end, from the run's newest checkpoint if there is one.
+
+    validate: scores the players on validation: `loss`, `accuracy`, `balanced_accuracy`, the same
+    numbers on every process. fingerprint: what a checkpoint must have been made with, the model's
+    settings say. Raises UserError for a checkpoint of another model, a damaged one, or a loss that
+    is not finite.
+    """
+    epoch_steps = config.iterations_per_epoch or stream.batches_per_epoch
+    total_steps = config.epochs * epoch_steps
+    store = CheckpointStore(run / "checkpoints", config.keep_checkpoints)
+    progress = _resume(store, game, fingerprint)
+    log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
+    watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
+    clock = _Clock()
+    micro_batches = stream.read(first_batch=progress.step)
+    # Sums so far of this epoch, all processes together, go on in the first one.
+    so_far = [progress.loss, progress.correct] if topology.rank == 0 else [0.0, 0.0]
+    sums = torch.tensor(so_far, dtype=torch.float64, device=topology.device)
+    while progress.step < total_steps and not progress.stopped:
+        # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
+        torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
+        batch_images = len(stream.rows(progress.step))
+        result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
+        progress.step += 1
+        progress.images += batch_images
+        sums += torch.stack([result["loss"], result["correct"]])
+        clock.images += batch_images
+        at_epoch_end = progress.step % epoch_steps == 0
+        saving = at_epoch_end or progress.step % config.checkpoint_every == 0
+        bad_step = watch.see(progress.step, result["loss"], result["gradient_norm"])
+        if saving and bad_step is None:
+            bad_step = watch.finish()
+        if bad_step is not None:
+            raise _not_finite(bad_step, stream, run, topology)
+        if progress.step % config.log_every == 0:
+            loss = _sum_over_processes(result["loss"].double()).item() / batch_images
+            player = next(iter(game.players.values()))
+            log.record(
+                "step",
+                progress.step,
+                epoch=(progress.step - 1) // epoch_steps,
+                images=progress.step * stream.global_batch,
+                loss=loss,
+                learning_rate=player.learning_rate,
+                gradient_norm=result["gradient_norm"].item(),
+                **clock.lap(),
+            )
+        log.advance()
+        better = False
+        if at_epoch_end:
+            better = _end_epoch(progress, sums, validate, config, log, clock, epoch_steps)
+            sums.zero_()
+        if saving:
+            progress.loss, progress.correct = _sum_over_processes(sums.clone()).tolist()
+            _save(store, game, progress, fingerprint, topology, best=better)
+        if at_epoch_end:
+            clock.restart()
+    log.close()
+
+
+def _end_epoch(
+    progress: _Progress,
+    sums: torch.Tensor,
+    validate: Callable[[], dict[str, float]],
+    config: FitConfig,
+    log: RunLog,
+    clock: "_Clock",
+    epoch_steps: int,
+) -> bool:
+    """Validate, log the epoch, decide whether it is the best so far and whether to stop."""
+    epoch = progress.step // epoch_steps - 1
+    loss, correct = _sum_over_processes(sums.clone()).tolist()
+    speed = clock.epoch()
+    scores = validate()
+    log.record(
+        "epoch",
+        progress.step,
+        epoch=epoch,
+        train_loss=loss / progress.images,
+        train_accuracy=correct / progress.images,
+        **{f"validation_{name}": value for name, value in scores.items()},
+        **speed,
+    )
+    log.say(
+        f"epoch {epoch + 1}/{config.epochs}: train loss {loss / progress.images:.3f}, validation loss "
+        f"{scores['loss']:.3f}, accuracy {scores['accuracy']:.1%}, balanced {scores['balanced_accuracy']:.1%}"
+    )
+    score = -scores["loss"] if config.select_by == "loss" else scores[config.select_by]
+    better = score >= progress.best_score
+    if better:
+        progress.best_score, progress.best_epoch = score, epoch
+    progress.stopped = config.patience is not None and epoch - progress.best_epoch >= config.patience
+    progress.images = 0
+    return better
+
+
+def _resume(store: CheckpointStore, game: Game, fingerprint: dict[str, Any]) -> _Progress:
+    checkpoint = store.latest()
+    if checkpoint is None:
+        return _Progress()
+    state = checkpoint.load()
+    if state["fingerprint"] != fingerprint:
+        changed = sorted(
+            key
+            for key in state["fingerprint"].keys() | fingerprint.keys()
+            if state["fingerprint"].get(key) != fingerprint.get(key)
+        )
+        was, now = state["fingerprint"].get(changed[0]), fingerprint.get(changed[0])
+        raise UserError(
+            f"{checkpoint.path}: checkpoint of another run ({changed[0]} was {was}, is now {now}): "
+            "give the old settings to go on, or another run=DIR to begin anew"
+        )
+    for name, player in game.players.items():
+        player.load_state_dict(state["players"][name])
+    return _Progress(**state["progress"])
+
+
+def _save(
+    store: CheckpointStore,
+    game: Game,
+    progress: _Progress,
+    fingerprint: dict[str, Any],
+    topology: Topology,
+    *,
+    best: bool,
+) -> None:
+    if topology.rank == 0:
+        players = {name: player.state_dict() for name, player in game.players.items()}
+        state = {"players": players, "progress": vars(progress), "fingerprint": fingerprint}
+        store.save(progress.step, state, best=best)
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
+
+
+def _not_finite(step: int, stream: Stream, run: Path, topology: Topology) -> UserError:
+    ids = stream.ids(step - 1)
+    listing = run / "non_finite_batch.json"
+    if topology.rank == 0:
+        listing.write_text(json.dumps({"step": step, "ids": ids}, indent=1))
+    return UserError(
+        f"the loss is not finite since step {step}, batch of ids {', '.join(ids[:4])}, ... (all {len(ids)} in "
+        f"{listing}): lower optimizer.learning_rate, or look at these images"
+    )
+
+
+class LossWatch:
+    """Notices the first loss that is not finite, without making the host wait for the device each step.
+
+    The step number is noted on the device and copied to the host in passing; it is read a step or
+    two later, when the copy has arrived anyway. Under fp16 an overflowing gradient is the loss
+    scale's business, so only the loss counts there.
+    """
+
+    def __init__(self, device: torch.device, *, gradients_may_overflow: bool) -> None:
+        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self._on_cuda = device.type == "cuda"
+        self._arrived = torch.full((), -1, dtype=torch.int64, pin_memory=self._on_cuda)
+        self._copied = torch.cuda.Event() if self._on_cuda else None
+        self._loss_only = gradients_may_overflow
+
+    def see(self, step: int, loss: torch.Tensor, gradient_norm: torch.Tensor) -> int | None:
+        """Note one step's loss; returns the first bad step once known."""
+        bad = ~torch.isfinite(loss)
+        if not self._loss_only:
+            bad = bad | ~torch.isfinite(gradient_norm)
+        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+        if self._copied is None:
+            return self.finish()
+        known = int(self._arrived) if self._copied.query() else -1
+        if self._copied.query():
+            self._arrived.copy_(self._first_bad, non_blocking=True)
+            self._copied.record()
+        return known if known >= 0 else None
+
+    def finish(self) -> int | None:
+        """Wait for the device; returns the first bad step, or None."""
+        bad = int(self._first_bad)
+        return bad if bad >= 0 else None
+
+
+class _Clock:
+    """Times the loop: how fast, and what share of the time the loop waited for data."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._lap_images = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.images = self._lap_images = 0
+        self._start = self._lap_start = time.perf_counter()
+        self._waited = self._lap_waited = 0.0
+
+    def waiting(self, batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+        """The same batches, the time spent waiting for each counted."""
+        iterator = iter(batches)
+        while True:
+            before = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def lap(self) -> dict[str, float]:
+        """Speed since the last lap."""
+        now = time.perf_counter()
+        seconds, images = now - self._lap_start, self.images - self._lap_images
+        waited = self._waited - self._lap_waited
+        self._lap_start, self._lap_images, self._lap_waited = now, self.images, self._waited
+        return {"images_per_second": images / seconds, "data_wait": waited / seconds}
+
+    def epoch(self) -> dict[str, float]:
+        """Speed since the last restart."""
+        seconds = time.perf_counter() - self._start
+        return {
+            "seconds": seconds,
+            "images_per_second": self.images / seconds,
+            "data_wait": self._waited / seconds,
+        }

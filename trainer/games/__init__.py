@@ -1,0 +1,1 @@
+"""One file per algorithm: its players, its losses and one `step`."""

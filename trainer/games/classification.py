@@ -1,0 +1,56 @@
+"""Supervised classification: one player, cross entropy with label smoothing (thesis section 3.7)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.nn import functional
+
+from data_pipeline.stream import MicroBatch
+from trainer.player import Player
+
+
+class Classification:
+    """The classifier's game: one labelled global batch, one move."""
+
+    def __init__(self, classifier: Player, *, label_smoothing: float, global_batch: int, world_size: int) -> None:
+        self.players = {"classifier": classifier}
+        self._classifier = classifier
+        self._label_smoothing = label_smoothing
+        # The engine averages gradients over processes, whose slices may differ in size: each image
+        # therefore weighs world_size / global_batch, and the average is the joined batch's mean.
+        self._weight = world_size / global_batch
+
+    def step(self, batch: Iterable[MicroBatch]) -> dict[str, torch.Tensor]:
+        """One move on this process's micro-batches of one global batch.
+
+        Returns scalars on the device: `loss` and `correct` summed over this process's images,
+        `gradient_norm` of the joined batch.
+        """
+        classifier = self._classifier
+        classifier.engine.train()
+        loss_sum = torch.zeros((), device=classifier.device)
+        correct = torch.zeros((), device=classifier.device)
+        for number, part in enumerate(batch, start=1):
+            with classifier.part_of_step(last=number == part.parts):
+                with classifier.autocast():
+                    logits = classifier.engine(part.images)
+                loss = functional.cross_entropy(
+                    logits.float(), part.labels, label_smoothing=self._label_smoothing, reduction="sum"
+                )
+                classifier.backward(loss * self._weight)
+            loss_sum += loss.detach()
+            correct += (logits.argmax(dim=1) == part.labels).sum()
+        return {"loss": loss_sum, "correct": correct, "gradient_norm": classifier.step()}
+
+
+@torch.no_grad()
+def predict(classifier: torch.nn.Module, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities float32 [n, types] and rows int64 [n] of all images in `batches`, on the CPU."""
+    classifier.eval()
+    probabilities, rows = [], []
+    for batch in batches:
+        probabilities.append(classifier(batch.images).float().softmax(dim=1).cpu())
+        rows.append(torch.from_numpy(batch.rows))
+    if not rows:
+        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+    return torch.cat(probabilities), torch.cat(rows)

@@ -1,0 +1,1 @@
+"""Scores of trained models, and how they are kept in a run directory."""

@@ -1,0 +1,181 @@
+"""A player: one network that learns, with everything that is its own (contract C8)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import distributed, nn
+
+from data_pipeline.errors import UserError
+from trainer.topology import Precision
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How a player's weights move.
+
+    learning_rate: its peak. schedule: `cosine` to zero, `linear` to zero in the second half, or
+    `constant`; `warmup` is the share of all steps over which it rises from zero first.
+    weight_decay: spares biases and normalisation. momentum is SGD's; betas are Adam's.
+    clip_norm: largest L2 norm of the whole gradient; null clips nothing.
+    average_decay: of the exponential moving average of the weights that is scored; 0 keeps none.
+    """
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    betas: list[float] | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.05
+    clip_norm: float | None = 5.0
+    average_decay: float = 0.0
+
+
+class Player:
+    """A network, its optimiser, schedule, loss scale, data-parallel engine and running average.
+
+    module: the bare network. engine: the same network, data-parallel; losses go through it.
+    average: the network to score with (the running average, or the bare network where none is kept).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        config: OptimizerConfig,
+        *,
+        precision: Precision,
+        total_steps: int,
+        synchronize_batch_norm: bool = False,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.steps = 0
+        self._total_steps = total_steps
+        # One Accelerator per player: its gradient scaler then is the player's own.
+        self._accelerator = Accelerator(
+            mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
+        )
+        if synchronize_batch_norm:
+            if self._accelerator.device.type != "cuda":
+                raise UserError("train.synchronize_batch_norm=true works on GPUs only: leave it out on the CPU")
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self.module = module.to(self._accelerator.device)
+        optimizer = _make_optimizer(self.module, config, self._accelerator.device)
+        self.engine, self._optimizer = self._accelerator.prepare(self.module, optimizer)
+        self._average = None
+        if config.average_decay > 0:
+            self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
+
+    @property
+    def average(self) -> nn.Module:
+        return self.module if self._average is None else self._average.module
+
+    @property
+    def device(self) -> torch.device:
+        return self._accelerator.device
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return self.config.learning_rate * schedule_factor(self.config, self.steps, self._total_steps)
+
+    def autocast(self) -> Any:
+        """The context in which the player's forward passes run in its precision."""
+        return self._accelerator.autocast()
+
+    def part_of_step(self, last: bool) -> Any:
+        """The context for one part's forward and backward pass; only the `last` joins the processes."""
+        return nullcontext() if last else self._accelerator.no_sync(self.engine)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradient to the step's; averaged over the processes."""
+        self._accelerator.backward(loss)
+
+    def step(self) -> torch.Tensor:
+        """Move the weights once along the accumulated gradient, which is then cleared.
+
+        Returns the gradient's L2 norm before clipping (scalar on the device). A gradient that
+        overflowed the loss scale moves nothing and lowers this player's scale alone.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
+        norm = self._accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.steps += 1
+        if self._average is not None:
+            self._average.update(self.module, self.steps)
+        return norm.detach()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While another player moves: this one's parameters take no gradient."""
+        self.module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.module.requires_grad_(True)
+
+    def share_buffers(self) -> None:
+        """Give every process the first one's buffers, so that all score with the same network."""
+        if distributed.is_initialized():
+            for buffer in self.average.buffers():
+                distributed.broadcast(buffer, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        scaler = self._accelerator.scaler
+        return {
+            "module": self.module.state_dict(),
+            "average": None if self._average is None else self._average.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state. Raises RuntimeError or KeyError when it is another network's."""
+        self.module.load_state_dict(state["module"])
+        if self._average is not None:
+            self._average.module.load_state_dict(state["average"] or state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._accelerator.scaler is not None and state["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
+
+
+def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """The share of the peak learning rate at a step; a function of the step alone, so it needs no state."""
+    warmup_steps = config.warmup * total_steps
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if config.schedule == "linear":
+        return max(0.0, min(1.0, 2 * (1 - progress)))
+    return 1.0
+
+
+def _make_optimizer(module: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = device.type == "cuda"
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
+        )
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    betas = tuple(config.betas or (0.9, 0.999))
+    return kind(groups, lr=config.learning_rate, betas=(betas[0], betas[1]), fused=fused)

@@ -1,0 +1,88 @@
+"""What a run says while it works: a progress bar, `metrics.jsonl`, and TensorBoard as a view of it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# A log file or a pipe gets a line now and then instead of a bar redrawn ten times a second.
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class RunLog:
+    """The log of one run; only the first process keeps one (`enabled`), on the others every call is empty.
+
+    Opened at the step a run goes on from: records of later steps are cut away, so that no step
+    stands in the log twice however often the run was killed.
+    """
+
+    def __init__(self, run: Path, *, step: int, total_steps: int, enabled: bool, description: str) -> None:
+        self._enabled = enabled
+        if not enabled:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        records = [record for record in read_records(run) if record["step"] <= step]
+        cut = run / "metrics.jsonl.cut"
+        cut.write_text("".join(json.dumps(record) + "\n" for record in records))
+        cut.rename(run / "metrics.jsonl")
+        self._file = (run / "metrics.jsonl").open("a")
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(run / "tensorboard"))
+        for record in records:
+            self._show_on_board(record)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            desc=description,
+            unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
+            dynamic_ncols=True,
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._enabled:
+            self._bar.update()
+
+    def record(self, kind: str, step: int, **values: Any) -> None:
+        """Append one record: kind `step` or `epoch`, and its numbers."""
+        if not self._enabled:
+            return
+        line = {"kind": kind, "step": step, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        self._show_on_board(line)
+        if kind == "step":
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{values['images_per_second']:.0f}")
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches, above the bar."""
+        if self._enabled:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._enabled:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+    def _show_on_board(self, record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            if name not in ("kind", "step") and isinstance(value, int | float):
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`; a last line that was cut short by a kill is left out."""
+    path = run / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records

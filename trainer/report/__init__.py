@@ -1,0 +1,6 @@
+"""Pages that show what a run learned and how it was scored: one self-contained HTML file each."""
+
+from trainer.report.gallery import write_prediction_gallery
+from trainer.report.run_report import write_run_report
+
+__all__ = ["write_prediction_gallery", "write_run_report"]

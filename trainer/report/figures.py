@@ -1,0 +1,188 @@
+"""The report's drawings: matplotlib figures turned into inline SVG that takes its colours from the page."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Stand-ins that `_svg` replaces by the page's own colours, so that a figure is legible on light and on dark.
+INK, MUTED, LINE, PAPER = "#000001", "#000002", "#000003", "#000004"
+SERIES = ("#000011", "#000012", "#000013")
+_PAGE_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    PAPER: "var(--paper)",
+    SERIES[0]: "var(--first)",
+    SERIES[1]: "var(--second)",
+    SERIES[2]: "var(--third)",
+}
+_STYLE: Any = {  # matplotlib types its keys one by one
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
+    """Figure 51: accuracy and loss of training and validation after each epoch.
+
+    epochs: the "epoch" lines of metrics.jsonl.
+    """
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, loss = drawing.subplots(1, 2)
+        _curve(accuracy, epochs, "train_accuracy", "training", SERIES[0])
+        _curve(accuracy, epochs, "validation_accuracy", "validation", SERIES[1])
+        _curve(accuracy, epochs, "validation_balanced_accuracy", "validation, balanced", SERIES[2], "--")
+        _curve(loss, epochs, "train_loss", "training", SERIES[0])
+        _curve(loss, epochs, "validation_loss", "validation", SERIES[1])
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        loss.set_ylim(bottom=0)
+        for axes, title in ((accuracy, "Accuracy"), (loss, "Loss")):
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if axes.has_data():
+                axes.legend()
+        return _svg(drawing, "training")
+
+
+def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
+    """Figures 53 and 54: accuracy, sensitivity and specificity of each type with their intervals.
+
+    scores: what `trainer.metrics.classification.score` returned; name: unique in the page.
+    """
+    types = [cell_type for cell_type, row in scores["per_type"].items() if row["count"]]
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(11, 4.3), layout="constrained")
+        axes = drawing.subplots()
+        axes.grid(axis="x", visible=False)
+        for number, measure in enumerate(("accuracy", "sensitivity", "specificity")):
+            rows = [scores["per_type"][cell_type][measure] for cell_type in types]
+            places = np.arange(len(types)) + (number - 1) * 0.27
+            values = [np.nan if row["value"] is None else 100 * row["value"] for row in rows]
+            axes.bar(places, values, 0.24, color=SERIES[number], label=measure)
+            for place, row in zip(places, rows, strict=True):
+                if row["low"] is not None:
+                    axes.plot([place, place], [100 * row["low"], 100 * row["high"]], color=INK, linewidth=1.1)
+        counts = [scores["per_type"][cell_type]["count"] for cell_type in types]
+        names = [cell_type.replace(" ", "\n") for cell_type in types]
+        labels = [f"{name}\nn={count}" for name, count in zip(names, counts, strict=True)]
+        axes.set_xticks(range(len(types)), labels, fontsize=9)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 100)
+        axes.set_yticks(range(0, 101, 10))
+        axes.set_ylabel("per cent")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        return _svg(drawing, f"types-{name}")
+
+
+def reliability_diagram(scores: Mapping[str, Any], name: str) -> Markup:
+    """Accuracy against confidence, and the number of predictions, in the bins of the calibration error."""
+    bins = [row for row in scores["reliability"] if row["count"]]
+    middle = [(row["low"] + row["high"]) / 2 for row in scores["reliability"]]
+    width = 1 / len(middle)
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
+        accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
+        accuracy.plot(
+            [row["confidence"] for row in bins],
+            [row["accuracy"] for row in bins],
+            color=SERIES[0], marker="o", markersize=5, label="this model",
+        )  # fmt: skip
+        accuracy.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", title="Accuracy at each confidence")
+        accuracy.xaxis.set_major_formatter(PercentFormatter(1.0))
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+        accuracy.legend(loc="upper left")
+        counts.bar(middle, [row["count"] for row in scores["reliability"]], 0.86 * width, color=SERIES[0])
+        counts.set(xlim=(0, 1), xlabel="confidence", title="Predictions at each confidence")
+        counts.xaxis.set_major_formatter(PercentFormatter(1.0))
+        counts.grid(axis="x", visible=False)
+        return _svg(drawing, f"reliability-{name}")
+
+
+def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
+    """Images per second and the share of each step spent waiting for data. steps: the "step" lines."""
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(11, 2.9), layout="constrained")
+        speed, wait = drawing.subplots(1, 2)
+        _curve(speed, steps, "images_per_second", "", SERIES[0], key="step", thin=True)
+        _curve(wait, steps, "data_wait", "", SERIES[1], key="step", thin=True)
+        speed.set(title="Images per second", xlabel="step")
+        speed.set_ylim(bottom=0)
+        wait.set(title="Share of the step spent waiting for data", xlabel="step")
+        wait.set_ylim(0, max(0.05, min(1.0, wait.get_ylim()[1])))
+        wait.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        for axes in (speed, wait):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(drawing, "throughput")
+
+
+def _curve(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    measure: str,
+    label: str,
+    colour: str,
+    style: str = "-",
+    key: str = "epoch",
+    thin: bool = False,
+) -> None:
+    """Draw rows[measure] over rows[key]; missing and non-finite values are left out, long series thinned."""
+    values = [(row[key], row.get(measure)) for row in rows]
+    points = [(x, y) for x, y in values if isinstance(y, int | float) and math.isfinite(y)]
+    if not points:
+        return
+    if len(points) > 600:  # more points than the drawing has pixels only make the file large
+        blocks = np.array_split(np.array(points, dtype=float), 600)
+        points = [(float(block[:, 0].mean()), float(block[:, 1].mean())) for block in blocks]
+    xs, ys = zip(*points, strict=True)
+    marker = "o" if len(points) <= 30 and not thin else ""
+    axes.plot(xs, ys, style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.1 if thin else 1.8)
+
+
+def _svg(drawing: Drawing, name: str) -> Markup:
+    """The drawing as inline SVG: no prologue, no metadata, ids of its own, the page's colours and font."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
+    text = re.sub(r'font-family: [^;"]*', "font-family: inherit", text)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML needs none
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return Markup(text)  # drawn here; matplotlib has escaped its words
