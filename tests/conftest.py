@@ -1,8 +1,6 @@
 """What all tests share: a tiny data set, the launchers as a user starts them, the real images where they are."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +12,20 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
+from tests.launching import ROOT, Finished, Launched
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
+
+# One compute thread: equal sums whatever else the machine does, and room for two processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The time of one example says nothing on a busy machine.
 settings.register_profile("steady", deadline=None, max_examples=50)
 settings.load_profile("steady")
 
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+Launch = Callable[..., Finished]
+Start = Callable[..., Launched]
 
 
 @pytest.fixture(scope="session")
@@ -48,32 +51,21 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(folder / "data")
 
 
-def launch_command(name: str, *arguments: str, processes: int = 1) -> list[str]:
-    """The command line of a launcher; several processes are started as torchrun starts them."""
-    script = str(ROOT / "launchers" / f"{name}.py")
-    if processes == 1:
-        return [sys.executable, script, *arguments]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*torchrun, script, *arguments]
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """Start a launcher in a folder of its own and go on."""
 
+    def run(name: str, *arguments: str, processes: int = 1, **environment: str) -> Launched:
+        return Launched(tmp_path, name, arguments, processes, environment)
 
-def launch_environment() -> dict[str, str]:
-    """One compute thread per process: equal sums whatever else the machine does."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return run
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Launch:
+def launch(start: Start) -> Launch:
     """Run a launcher to its end, in a folder of its own."""
 
-    def run(name: str, *arguments: str, processes: int = 1, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            launch_command(name, *arguments, processes=processes),
-            cwd=tmp_path,
-            env={**launch_environment(), **environment},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+    def run(name: str, *arguments: str, processes: int = 1, **environment: str) -> Finished:
+        return start(name, *arguments, processes=processes, **environment).finish()
 
     return run

@@ -40,8 +40,9 @@ def schema_of(kind: Any) -> type:
 
 def typed(kind: type[Config], values: Any, where: str) -> Config:
     """The dataclass filled with `values`. UserError, one line, for an unknown name, type or choice."""
+    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema_of(kind)), values)
+        merged = OmegaConf.merge(OmegaConf.structured(schema_of(kind)), plain)
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {first_line(error)}") from error
     return _build(kind, OmegaConf.to_container(merged, resolve=True), where, "")

@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -98,46 +99,46 @@ def fit(
     # Sums so far of this epoch, all processes together, go on in the first one.
     so_far = [progress.loss, progress.correct] if topology.rank == 0 else [0.0, 0.0]
     sums = torch.tensor(so_far, dtype=torch.float64, device=topology.device)
-    while progress.step < total_steps and not progress.stopped:
-        # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
-        torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
-        batch_images = len(stream.rows(progress.step))
-        result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
-        progress.step += 1
-        progress.images += batch_images
-        sums += torch.stack([result["loss"], result["correct"]])
-        clock.images += batch_images
-        at_epoch_end = progress.step % epoch_steps == 0
-        saving = at_epoch_end or progress.step % config.checkpoint_every == 0
-        bad_step = watch.see(progress.step, result["loss"], result["gradient_norm"])
-        if saving and bad_step is None:
-            bad_step = watch.finish()
-        if bad_step is not None:
-            raise _not_finite(bad_step, stream, run, topology)
-        if progress.step % config.log_every == 0:
-            loss = _sum_over_processes(result["loss"].double()).item() / batch_images
-            player = next(iter(game.players.values()))
-            log.record(
-                "step",
-                progress.step,
-                epoch=(progress.step - 1) // epoch_steps,
-                images=progress.step * stream.global_batch,
-                loss=loss,
-                learning_rate=player.learning_rate,
-                gradient_norm=result["gradient_norm"].item(),
-                **clock.lap(),
-            )
-        log.advance()
-        better = False
-        if at_epoch_end:
-            better = _end_epoch(progress, sums, validate, config, log, clock, epoch_steps)
-            sums.zero_()
-        if saving:
-            progress.loss, progress.correct = _sum_over_processes(sums.clone()).tolist()
-            _save(store, game, progress, fingerprint, topology, best=better)
-        if at_epoch_end:
-            clock.restart()
-    log.close()
+    with closing(log):  # the bar is off the screen before an error is printed
+        while progress.step < total_steps and not progress.stopped:
+            # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
+            torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
+            batch_images = len(stream.rows(progress.step))
+            result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
+            progress.step += 1
+            progress.images += batch_images
+            sums += torch.stack([result["loss"], result["correct"]])
+            clock.images += batch_images
+            at_epoch_end = progress.step % epoch_steps == 0
+            saving = at_epoch_end or progress.step % config.checkpoint_every == 0
+            bad_step = watch.see(progress.step, result["loss"], result["gradient_norm"])
+            if saving and bad_step is None:
+                bad_step = watch.finish()
+            if bad_step is not None:
+                raise _not_finite(bad_step, stream, run, topology)
+            if progress.step % config.log_every == 0:
+                loss = _sum_over_processes(result["loss"].double()).item() / batch_images
+                player = next(iter(game.players.values()))
+                log.record(
+                    "step",
+                    progress.step,
+                    epoch=(progress.step - 1) // epoch_steps,
+                    images=progress.step * stream.global_batch,
+                    loss=loss,
+                    learning_rate=player.learning_rate,
+                    gradient_norm=result["gradient_norm"].item(),
+                    **clock.lap(),
+                )
+            log.advance()
+            better = False
+            if at_epoch_end:
+                better = _end_epoch(progress, sums, validate, config, log, clock, epoch_steps)
+                sums.zero_()
+            if saving:
+                progress.loss, progress.correct = _sum_over_processes(sums.clone()).tolist()
+                _save(store, game, progress, fingerprint, topology, best=better)
+            if at_epoch_end:
+                clock.restart()
 
 
 def _end_epoch(

@@ -3,9 +3,8 @@
 import itertools
 import json
 import random
-import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 from data_pipeline.catalog import Dataset
-from tests.conftest import Launch, launch_command, launch_environment
+from tests.conftest import Launch, Start
+from tests.launching import Launched
 from trainer.checkpoint import CheckpointStore
 from trainer.progress import read_records
 
@@ -57,18 +57,19 @@ def test_two_processes_train_to_the_weights_of_one(tiny_dataset: Dataset, launch
             torch.testing.assert_close(final_state(tmp_path / name)[weights], alone[weights], rtol=1e-4, atol=1e-5)
 
 
-def kill_when(process: "subprocess.Popen[str]", condition: Any, deadline: float = 120) -> None:
+def kill_when(launched: Launched, condition: Callable[[], bool], deadline: float = 120) -> None:
     """SIGKILL as soon as the condition holds."""
     end = time.monotonic() + deadline
     while not condition():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert launched.running, "the run ended before it could be killed"
         assert time.monotonic() < end, "the run never came to where it was to be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        time.sleep(0.001)
+    launched.kill()
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_bits(
+    tiny_dataset: Dataset, launch: Launch, start: Start, tmp_path: Path
+) -> None:
     """Killed twice within one epoch, then at an epoch's boundary; no step stands in the log twice."""
     arguments = [
         f"shards={tiny_dataset.root}",
@@ -100,16 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny_dataset: Dataset, launch: La
         lambda: logged(within + 1) and saved(epoch_steps),
         lambda: saved(2 * epoch_steps),
     ):
-        command = launch_command("train_classifier", *arguments, "run=killed")
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=launch_environment(),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        kill_when(process, condition)
+        kill_when(start("train_classifier", *arguments, "run=killed"), condition)
     finished = launch("train_classifier", *arguments, "run=killed")
     assert finished.returncode == 0, finished.stderr
 

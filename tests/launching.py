@@ -1,0 +1,90 @@
+"""Launchers as processes of their own, forked from a server that has already imported what they import.
+
+Importing torch, torchvision and torchmetrics takes longer than a tiny training; a forked process is
+as real as a started one: it has its own memory, joins others over gloo and can be killed.
+"""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 240.0
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["launchers.train_classifier", "launchers.evaluate", "launchers.predict", "launchers.build_shards"]
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a launcher ended."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+class Launched:
+    """A launcher at work in one or more processes."""
+
+    def __init__(
+        self, folder: Path, name: str, arguments: tuple[str, ...], processes: int, environment: dict[str, str]
+    ):
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self._processes = []
+        for rank in range(processes):
+            joined = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            variables = {**(joined if processes > 1 else {}), **environment}
+            process = _CONTEXT.Process(target=_run, args=(name, arguments, folder, variables, rank))
+            process.start()
+            self._processes.append(process)
+
+    @property
+    def running(self) -> bool:
+        return any(process.is_alive() for process in self._processes)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut or the kernel would."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+
+    def finish(self) -> Finished:
+        """Wait for the end; the first process that failed gives the exit code."""
+        for process in self._processes:
+            process.join(TIMEOUT)
+        if self.running:
+            self.kill()
+            raise TimeoutError(f"still running after {TIMEOUT} s:\n{self._text('stderr')}")
+        codes = [process.exitcode for process in self._processes]
+        return Finished(next((code for code in codes if code), 0), self._text("stdout"), self._text("stderr"))
+
+    def _text(self, stream: str) -> str:
+        return "".join((self._folder / f"{stream}-{rank}").read_text() for rank in range(len(self._processes)))
+
+
+def _run(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    for stream, descriptor in (("stdout", 1), ("stderr", 2)):
+        target = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(target, descriptor)
+    sys.argv = [f"launchers/{name}.py", *arguments]
+    runpy.run_path(str(ROOT / "launchers" / f"{name}.py"), run_name="__main__")
