@@ -6,11 +6,10 @@ the augmentation parameters of each sample, to the DALI graph.
 """
 
 import os
-import zlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +28,8 @@ from data_pipeline.sampling import (
     WindowedOrder,
     rank_slice,
 )
+from data_pipeline.shard_bytes import ShardBytes
 
-# Linux maps 65,530 files a process at most; a map is cheap to open again.
-_OPEN_SHARDS = 4096
 # Orders are computed for this many positions at a time: numpy's cost per call then vanishes.
 _ORDER_BLOCK = 4096
 
@@ -145,7 +143,7 @@ class Stream:
         self._order = self._make_order()
         self._order_block: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
         self.parts = self._count_parts(micro_batch)
-        self._source = _ShardBytes(dataset, self.samples)
+        self._source = ShardBytes(dataset, self.samples)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -273,44 +271,3 @@ class _Reading:
             return GraphInputs(encoded)
         config = stream.config
         return GraphInputs(encoded, draw_parameters(config.augment, stream._seed, positions, config.image_size))
-
-
-class _ShardBytes:
-    """Encoded images at their offsets in memory-mapped shards, each checked when first read."""
-
-    def __init__(self, dataset: Dataset, samples: Any) -> None:
-        self._dataset = dataset
-        self._shard, self._names = samples["shard"].factorize()
-        self._offset, self._size = samples["offset"].to_numpy(), samples["size"].to_numpy()
-        self._crc, self._ids = samples["crc32"].to_numpy(), samples["id"]
-        self._checked = np.zeros(len(samples), dtype=bool)
-        self._maps: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
-
-    def read(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
-        """Encoded bytes of each row, as views into the mapped shards."""
-        found = []
-        for row in rows:
-            start, size = self._offset[row], self._size[row]
-            encoded = self._map(self._shard[row])[start : start + size]
-            if not self._checked[row]:
-                if len(encoded) != size or zlib.crc32(encoded.data) != self._crc[row]:
-                    raise UserError(
-                        f"{self._dataset.shard_path(self._names[self._shard[row]])}: the bytes of sample "
-                        f"{self._ids.iloc[row]} at offset {start} are not those that were written: check the "
-                        "disk, then run build_shards.py with verify=true and build again"
-                    )
-                self._checked[row] = True
-            found.append(encoded)
-        return found
-
-    def _map(self, shard: int) -> npt.NDArray[np.uint8]:
-        mapped = self._maps.get(shard)
-        if mapped is None:
-            if len(self._maps) >= _OPEN_SHARDS:
-                self._maps.popitem(last=False)
-            path = self._dataset.shard_path(self._names[shard])
-            try:
-                mapped = self._maps[shard] = np.memmap(path, dtype=np.uint8, mode="r")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: shard cannot be read ({error}): build the data set again") from error
-        return mapped

@@ -8,7 +8,7 @@ usage:
                     gallery.html, and unreadable.csv when a file was no image
 
 example:
-  python launchers/predict.py run=runs/quickstart/run images=slides/today out=predictions/today
+  python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
 """
 
 from collections.abc import Sequence

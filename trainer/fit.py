@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch, Stream, Topology
 from trainer.checkpoint import CheckpointStore
+from trainer.loss_watch import LossWatch
 from trainer.player import Player
 from trainer.progress import RunLog
+from trainer.step_clock import StepClock
 from trainer.topology import Precision, PrecisionChoice
 
 
@@ -94,7 +95,7 @@ def fit(
     progress = _resume(store, game, fingerprint)
     log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
     watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
-    clock = _Clock()
+    clock = StepClock()
     micro_batches = stream.read(first_batch=progress.step)
     # Sums so far of this epoch, all processes together, go on in the first one.
     so_far = [progress.loss, progress.correct] if topology.rank == 0 else [0.0, 0.0]
@@ -103,12 +104,11 @@ def fit(
         while progress.step < total_steps and not progress.stopped:
             # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
             torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
-            batch_images = len(stream.rows(progress.step))
             result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
             progress.step += 1
-            progress.images += batch_images
+            progress.images += stream.global_batch
             sums += torch.stack([result["loss"], result["correct"]])
-            clock.images += batch_images
+            clock.images += stream.global_batch
             at_epoch_end = progress.step % epoch_steps == 0
             saving = at_epoch_end or progress.step % config.checkpoint_every == 0
             bad_step = watch.see(progress.step, result["loss"], result["gradient_norm"])
@@ -117,7 +117,7 @@ def fit(
             if bad_step is not None:
                 raise _not_finite(bad_step, stream, run, topology)
             if progress.step % config.log_every == 0:
-                loss = _sum_over_processes(result["loss"].double()).item() / batch_images
+                loss = _sum_over_processes(result["loss"].double()).item() / stream.global_batch
                 player = next(iter(game.players.values()))
                 log.record(
                     "step",
@@ -147,7 +147,7 @@ def _end_epoch(
     validate: Callable[[], dict[str, float]],
     config: FitConfig,
     log: RunLog,
-    clock: "_Clock",
+    clock: StepClock,
     epoch_steps: int,
 ) -> bool:
     """Validate, log the epoch, decide whether it is the best so far and whether to stop."""
@@ -230,80 +230,3 @@ def _not_finite(step: int, stream: Stream, run: Path, topology: Topology) -> Use
         f"the loss is not finite since step {step}, batch of ids {', '.join(ids[:4])}, ... (all {len(ids)} in "
         f"{listing}): lower optimizer.learning_rate, or look at these images"
     )
-
-
-class LossWatch:
-    """Notices the first loss that is not finite, without making the host wait for the device each step.
-
-    The step number is noted on the device and copied to the host in passing; it is read a step or
-    two later, when the copy has arrived anyway. Under fp16 an overflowing gradient is the loss
-    scale's business, so only the loss counts there.
-    """
-
-    def __init__(self, device: torch.device, *, gradients_may_overflow: bool) -> None:
-        self._first_bad = torch.full((), -1, dtype=torch.int64, device=device)
-        self._on_cuda = device.type == "cuda"
-        self._arrived = torch.full((), -1, dtype=torch.int64, pin_memory=self._on_cuda)
-        self._copied = torch.cuda.Event() if self._on_cuda else None
-        self._loss_only = gradients_may_overflow
-
-    def see(self, step: int, loss: torch.Tensor, gradient_norm: torch.Tensor) -> int | None:
-        """Note one step's loss; returns the first bad step once known."""
-        bad = ~torch.isfinite(loss)
-        if not self._loss_only:
-            bad = bad | ~torch.isfinite(gradient_norm)
-        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
-        if self._copied is None:
-            return self.finish()
-        known = int(self._arrived) if self._copied.query() else -1
-        if self._copied.query():
-            self._arrived.copy_(self._first_bad, non_blocking=True)
-            self._copied.record()
-        return known if known >= 0 else None
-
-    def finish(self) -> int | None:
-        """Wait for the device; returns the first bad step, or None."""
-        bad = int(self._first_bad)
-        return bad if bad >= 0 else None
-
-
-class _Clock:
-    """Times the loop: how fast, and what share of the time the loop waited for data."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._lap_images = 0
-        self.restart()
-
-    def restart(self) -> None:
-        self.images = self._lap_images = 0
-        self._start = self._lap_start = time.perf_counter()
-        self._waited = self._lap_waited = 0.0
-
-    def waiting(self, batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
-        """The same batches, the time spent waiting for each counted."""
-        iterator = iter(batches)
-        while True:
-            before = time.perf_counter()
-            batch = next(iterator, None)
-            self._waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    def lap(self) -> dict[str, float]:
-        """Speed since the last lap."""
-        now = time.perf_counter()
-        seconds, images = now - self._lap_start, self.images - self._lap_images
-        waited = self._waited - self._lap_waited
-        self._lap_start, self._lap_images, self._lap_waited = now, self.images, self._waited
-        return {"images_per_second": images / seconds, "data_wait": waited / seconds}
-
-    def epoch(self) -> dict[str, float]:
-        """Speed since the last restart."""
-        seconds = time.perf_counter() - self._start
-        return {
-            "seconds": seconds,
-            "images_per_second": self.images / seconds,
-            "data_wait": self._waited / seconds,
-        }

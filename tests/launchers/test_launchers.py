@@ -103,7 +103,7 @@ def test_the_tour_from_nothing_to_a_report_to_predictions(launch: Launch, tmp_pa
     assert "<html" in report.read_text()
 
     (tmp_path / "runs/quickstart/phantoms/giemsa/broken.png").write_text("no image")
-    done = launch("predict", "run=runs/quickstart/run", "images=runs/quickstart/phantoms/giemsa", "out=predictions")
+    done = launch("predict", "run=runs/quickstart/classifier", "images=runs/quickstart/phantoms/giemsa", "out=predictions")
     assert done.returncode == 0, done.stderr
     frame = pd.read_csv(tmp_path / "predictions/predictions.csv")
     assert frame.columns[:3].tolist() == ["path", "type", "confidence"]
