@@ -40,6 +40,12 @@ class AugmentConfig:
     density_offset: float = 0.0
     stain_probability: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.scale < 1:
+            raise ValueError(f"data.augment.scale={self.scale}: a factor of at least 1")
+        if not 0 <= self.stain_probability <= 1:
+            raise ValueError(f"data.augment.stain_probability={self.stain_probability}: must be from 0 to 1")
+
     @property
     def moves_stain(self) -> bool:
         """Whether any image's colour is changed at all."""

@@ -48,7 +48,9 @@ class ShardBytes:
 
     def _map(self, shard: int) -> npt.NDArray[np.uint8]:
         mapped = self._maps.get(shard)
-        if mapped is None:
+        if mapped is not None:
+            self._maps.move_to_end(shard)
+        else:
             if len(self._maps) >= _OPEN_SHARDS:
                 self._maps.popitem(last=False)
             path = self._dataset.shard_path(self._names[shard])

@@ -58,6 +58,13 @@ class StreamConfig:
     deterministic: bool = False
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "window", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"data.threads={self.threads}: must be at least 1, or null")
+
     @property
     def usable_threads(self) -> int:
         """DALI's threads of this process."""

@@ -1,11 +1,12 @@
 """How every launcher starts and ends: arguments to a typed configuration, a user's mistake to one line."""
 
+import errno
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -17,6 +18,8 @@ from trainer.configuration import first_line, schema_of, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Config = TypeVar("Config")
+# Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
+_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> None:
@@ -34,9 +37,18 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     try:
         main(arguments)
     except UserError as error:
-        sys.stdout.flush()
-        print(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in _USERS_ERRORS:
+            raise
+        place = error.filename or "a file"
+        _refuse(f"{place}: {error.strerror}: make room, or name a folder that you may write to")
+
+
+def _refuse(message: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def read_config(kind: type[Config], name: str, overrides: Sequence[str]) -> Config:

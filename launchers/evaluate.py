@@ -26,7 +26,7 @@ from trainer.evaluation import evaluate, refuse_training_images
 from trainer.metrics.classification import format_scores
 from trainer.metrics.evaluation import save_evaluation
 from trainer.report import write_run_report
-from trainer.topology import join_processes
+from trainer.topology import join_processes, leave_processes
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ def main(arguments: Sequence[str]) -> None:
         batch=scoring_batch(trained.config.train),
         topology=topology,
     )
+    leave_processes()
     if topology.rank != 0:
         return
-    same_data = dataset.content_hash == own.content_hash
+    same_data = dataset.content_hash == trained.dataset_hash
     own_test = same_data and config.split == "test" and domains == trained.config.data.domains
     path = save_evaluation(run, result, frame, own_test=own_test)
     print(format_scores(result["scores"]))

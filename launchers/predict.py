@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{source}: no such file or folder")
     paths = [source] if source.is_file() else [source / name for name in list_images(source)[0]]
     topology = join_processes()
+    if topology.world_size > 1:
+        raise UserError("predict.py is one process: start it with python, not with several processes")
     batch = scoring_batch(trained.config.train)
     stream = FileStream(paths, trained.storage, trained.config.data, batch, topology)
     batches = tqdm(stream.read(), desc="predicting", unit="batch", total=-(-len(paths) // batch))

@@ -29,7 +29,7 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from launchers.console import launch, read_config
 from trainer.classifier_training import ClassifierRunConfig, train_classifier
-from trainer.topology import join_processes
+from trainer.topology import join_processes, leave_processes
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,21 @@ class QuickstartConfig(ClassifierRunConfig):
 
 
 def main(arguments: Sequence[str]) -> None:
-    quickstart = not any(argument.startswith("shards=") for argument in arguments)
+    quickstart = not any(argument.startswith(("shards=", "run=")) for argument in arguments)
     config: ClassifierRunConfig
     if quickstart:
         config = read_config(QuickstartConfig, "quickstart", arguments)
     else:
         config = read_config(ClassifierRunConfig, "train_classifier", arguments)
-    if not config.run:
-        raise UserError("no run=DIR given: say where the run is to be written")
+    if not config.shards or not config.run:
+        raise UserError("train_classifier.py needs shards=DIR and run=DIR, or no argument for the tour on phantoms")
     topology = join_processes()
     if isinstance(config, QuickstartConfig):
         with PartialState().main_process_first():
             if topology.rank == 0:
                 _make_phantom_dataset(config)
     report = train_classifier(config, topology)
+    leave_processes()
     if topology.rank == 0:
         print(report.resolve())
 

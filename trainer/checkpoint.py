@@ -31,7 +31,8 @@ class Checkpoint:
         if damaged:
             raise UserError(
                 f"{self.path}: checkpoint is damaged (its bytes are not those that were written): "
-                "delete it and run the same command again to go on from the one before"
+                "delete it and run the same command again to go on from the one before, or where it is the only "
+                "one, train again in another run=DIR"
             )
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         return state
@@ -59,10 +60,9 @@ class CheckpointStore:
                 "and run the same command again to go on from the one before"
             ) from error
         digest = _digest(partial)
-        path = self.directory / f"step-{step:09d}-{digest}.pt"
-        partial.rename(path)
-        if best:
-            self._link_best(path, step, digest)
+        if best:  # first: a kill in between leaves a best checkpoint of an epoch that is done again
+            self._link_best(partial, step, digest)
+        partial.rename(self.directory / f"step-{step:09d}-{digest}.pt")
         self._drop_old()
 
     def latest(self) -> Checkpoint | None:

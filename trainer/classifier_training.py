@@ -19,7 +19,7 @@ from models.classifiers import ClassifierConfig, ModelError, build_classifier
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.evaluation import evaluate, scoring_stream, validation_scores
-from trainer.fit import FitConfig, fit
+from trainer.fit import FitConfig, fit, resume
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
 from trainer.player import OptimizerConfig, Player
@@ -73,13 +73,17 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         training=True,
         topology=topology,
     )
-    held_out = scoring_stream(
-        dataset,
-        dataclasses.replace(config.data, cell_types=None),
-        splits=["validation"],
-        cell_types=cell_types,
-        batch=scoring_batch(config.train),
-        topology=topology,
+    # The test split too is opened now: that it cannot be scored is better known before the training.
+    held_out, _ = (
+        scoring_stream(
+            dataset,
+            dataclasses.replace(config.data, cell_types=None),
+            splits=[split],
+            cell_types=cell_types,
+            batch=scoring_batch(config.train),
+            topology=topology,
+        )
+        for split in ("validation", "test")
     )
     torch.manual_seed(derive_key(config.seed, "weights"))
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
@@ -103,6 +107,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         return validation_scores(classifier.average, held_out)
 
     fingerprint = _fingerprint(config, dataset, cell_types, precision)
+    progress = resume(run, game, fingerprint)
     if topology.rank == 0:
         _write_config(run, config, dataset, cell_types)
     fit(
@@ -115,6 +120,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         topology=topology,
         precision=precision,
         fingerprint=fingerprint,
+        progress=progress,
     )
     trained = load_classifier(run)
     result, frame = evaluate(
@@ -137,13 +143,15 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
 class TrainedClassifier:
     """A run's best network, on the CPU in evaluation mode, and what it was made from.
 
-    storage: how the images of its data set are stored; raw images go the same way before prediction.
+    dataset_hash: content hash of the data set that it was trained on.
+    storage: how the images of that data set are stored; raw images go the same way before prediction.
     """
 
     network: nn.Module
     checkpoint: Checkpoint
     config: ClassifierRunConfig
     cell_types: tuple[str, ...]
+    dataset_hash: str
     storage: ShardSettings
 
 
@@ -152,10 +160,12 @@ def load_classifier(run: Path) -> TrainedClassifier:
     path = run / "config.yaml"
     if not path.exists():
         raise UserError(f"{run}: no config.yaml there, so no run: give run=DIR of train_classifier.py")
-    content = yaml.safe_load(path.read_text())
-    cell_types = tuple(content.pop("cell_types"))
-    storage = ShardSettings(**content.pop("storage"))
-    del content["dataset_hash"]
+    try:
+        content = yaml.safe_load(path.read_text())
+        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
+        storage = ShardSettings(**content.pop("storage"))
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged, or not written by train_classifier.py ({error})") from error
     config = typed(ClassifierRunConfig, content, str(path))
     checkpoint = CheckpointStore(run / "checkpoints").best()
     if checkpoint is None:
@@ -170,7 +180,7 @@ def load_classifier(run: Path) -> TrainedClassifier:
             f"{checkpoint.path}: checkpoint of another model than {path} describes ({first[:160]}): "
             "put the run's own config.yaml and checkpoints back together"
         ) from error
-    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, storage)
+    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, dataset_hash, storage)
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
@@ -205,20 +215,17 @@ def scoring_batch(config: FitConfig) -> int:
 
 
 def _write_config(run: Path, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> None:
-    path = run / "config.yaml"
-    if path.exists():
-        return  # the run goes on; the checkpoint's fingerprint decides whether it may
     content = {
         **_settings(config),
+        "shards": str(dataset.root.resolve()),
         "cell_types": list(cell_types),
         "dataset_hash": dataset.content_hash,
         "storage": dataset.metadata["settings"],
     }
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}): give another run=DIR") from error
+    run.mkdir(parents=True, exist_ok=True)
+    aside = run / "config.yaml.new"
+    aside.write_text(yaml.safe_dump(content, sort_keys=False))
+    aside.replace(run / "config.yaml")
 
 
 def _settings(config: ClassifierRunConfig) -> dict[str, Any]:

@@ -27,7 +27,13 @@ def scoring_stream(
     batch: int,
     topology: Topology,
 ) -> Stream:
-    """A stream that shows each image of the splits once, `batch` per process at a time."""
+    """A stream that shows each image of the splits once, `batch` per process at a time.
+
+    UserError when there is none, or a synthetic one among them: those are never scored.
+    """
+    origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
+    if (origins == "synthetic").any():
+        raise UserError(f"{dataset.root}: split {'/'.join(splits)} holds synthetic images, which are never scored")
     return Stream(
         dataset,
         config,
@@ -80,8 +86,6 @@ def evaluate(
     Returns the evaluation as it is written to JSON, and one row of probabilities per image.
     """
     everything = dataset.samples(splits=splits, domains=config.domains, columns=["cell_type", "origin"])
-    if (everything["origin"] == "synthetic").any():
-        raise UserError(f"{dataset.root}: split {'/'.join(splits)} holds synthetic images, which are never scored")
     counts = everything["cell_type"].replace("", "unlabelled").value_counts()
     not_scored = {name: int(count) for name, count in counts.items() if name not in cell_types}
     stream = scoring_stream(

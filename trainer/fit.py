@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from trainer.player import Player
 from trainer.progress import RunLog
 from trainer.step_clock import StepClock
 from trainer.topology import Precision, PrecisionChoice
+
+# A scale this small multiplies losses by less than one: no gradient of any use overflows there.
+_SMALLEST_LOSS_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,14 @@ class FitConfig:
     log_every: int = 10
     synchronize_batch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("iterations_per_epoch", "micro_batch", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1, or null")
+
 
 class Game(Protocol):
     """An algorithm (contract C9): its players, and one iteration on one global batch."""
@@ -58,8 +70,11 @@ class Game(Protocol):
 
 
 @dataclass
-class _Progress:
-    """Where a run stands: what a checkpoint holds beside the players."""
+class Progress:
+    """Where a run stands: what a checkpoint holds beside the players.
+
+    loss, correct, images: sums over the images of the epoch so far, all processes together.
+    """
 
     step: int = 0
     best_score: float = float("-inf")
@@ -67,7 +82,6 @@ class _Progress:
     loss: float = 0.0
     correct: float = 0.0
     images: int = 0
-    stopped: bool = False
 
 
 def fit(
@@ -81,18 +95,17 @@ def fit(
     topology: Topology,
     precision: Precision,
     fingerprint: dict[str, Any],
+    progress: Progress,
 ) -> None:
-    """Train to the end, from the run's newest checkpoint if there is one.
+    """Train from where `progress` (see `resume`) stands to the end.
 
     validate: scores the players on validation: `loss`, `accuracy`, `balanced_accuracy`, the same
-    numbers on every process. fingerprint: what a checkpoint must have been made with, the model's
-    settings say. Raises UserError for a checkpoint of another model, a damaged one, or a loss that
-    is not finite.
+    numbers on every process. fingerprint: what a checkpoint of this run must have been made with.
+    Raises UserError for a loss that is not finite.
     """
     epoch_steps = config.iterations_per_epoch or stream.batches_per_epoch
     total_steps = config.epochs * epoch_steps
     store = CheckpointStore(run / "checkpoints", config.keep_checkpoints)
-    progress = _resume(store, game, fingerprint)
     log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
     watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
     clock = StepClock()
@@ -101,9 +114,10 @@ def fit(
     so_far = [progress.loss, progress.correct] if topology.rank == 0 else [0.0, 0.0]
     sums = torch.tensor(so_far, dtype=torch.float64, device=topology.device)
     with closing(log):  # the bar is off the screen before an error is printed
-        while progress.step < total_steps and not progress.stopped:
+        while progress.step < total_steps and not _out_of_patience(progress, config, epoch_steps):
             # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
             torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
+            learning_rates = [player.learning_rate for player in game.players.values()]
             result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
             progress.step += 1
             progress.images += stream.global_batch
@@ -118,17 +132,19 @@ def fit(
                 raise _not_finite(bad_step, stream, run, topology)
             if progress.step % config.log_every == 0:
                 loss = _sum_over_processes(result["loss"].double()).item() / stream.global_batch
-                player = next(iter(game.players.values()))
+                gradient_norm = result["gradient_norm"].item()
                 log.record(
                     "step",
                     progress.step,
                     epoch=(progress.step - 1) // epoch_steps,
                     images=progress.step * stream.global_batch,
                     loss=loss,
-                    learning_rate=player.learning_rate,
-                    gradient_norm=result["gradient_norm"].item(),
+                    learning_rate=learning_rates[0],
+                    # Infinite where fp16 overflowed and the step was left out; JSON has no word for it.
+                    gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
                     **clock.lap(),
                 )
+                _refuse_lost_scale(game, progress.step)
             log.advance()
             better = False
             if at_epoch_end:
@@ -142,7 +158,7 @@ def fit(
 
 
 def _end_epoch(
-    progress: _Progress,
+    progress: Progress,
     sums: torch.Tensor,
     validate: Callable[[], dict[str, float]],
     config: FitConfig,
@@ -169,18 +185,26 @@ def _end_epoch(
         f"{scores['loss']:.3f}, accuracy {scores['accuracy']:.1%}, balanced {scores['balanced_accuracy']:.1%}"
     )
     score = -scores["loss"] if config.select_by == "loss" else scores[config.select_by]
-    better = score >= progress.best_score
+    better = score > progress.best_score
     if better:
         progress.best_score, progress.best_epoch = score, epoch
-    progress.stopped = config.patience is not None and epoch - progress.best_epoch >= config.patience
     progress.images = 0
     return better
 
 
-def _resume(store: CheckpointStore, game: Game, fingerprint: dict[str, Any]) -> _Progress:
-    checkpoint = store.latest()
+def _out_of_patience(progress: Progress, config: FitConfig, epoch_steps: int) -> bool:
+    last_epoch = progress.step // epoch_steps - 1
+    return config.patience is not None and last_epoch - progress.best_epoch >= config.patience
+
+
+def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
+    """Put the players where the run's newest checkpoint left them; a fresh run starts at step 0.
+
+    Raises UserError for a damaged checkpoint, or one made with another fingerprint.
+    """
+    checkpoint = CheckpointStore(run / "checkpoints").latest()
     if checkpoint is None:
-        return _Progress()
+        return Progress()
     state = checkpoint.load()
     if state["fingerprint"] != fingerprint:
         changed = sorted(
@@ -195,13 +219,13 @@ def _resume(store: CheckpointStore, game: Game, fingerprint: dict[str, Any]) -> 
         )
     for name, player in game.players.items():
         player.load_state_dict(state["players"][name])
-    return _Progress(**state["progress"])
+    return Progress(**state["progress"])
 
 
 def _save(
     store: CheckpointStore,
     game: Game,
-    progress: _Progress,
+    progress: Progress,
     fingerprint: dict[str, Any],
     topology: Topology,
     *,
@@ -221,11 +245,23 @@ def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def _refuse_lost_scale(game: Game, step: int) -> None:
+    for name, player in game.players.items():
+        scale = player.loss_scale
+        if scale is not None and scale < _SMALLEST_LOSS_SCALE:
+            raise UserError(
+                f"at step {step} the loss scale of the {name} is down to {scale:g}, its gradients overflow fp16 at "
+                "every step: lower optimizer.learning_rate, or set train.precision=fp32"
+            )
+
+
 def _not_finite(step: int, stream: Stream, run: Path, topology: Topology) -> UserError:
+    # Any process may be the one that notices; all of them can say which images it was.
     ids = stream.ids(step - 1)
     listing = run / "non_finite_batch.json"
-    if topology.rank == 0:
-        listing.write_text(json.dumps({"step": step, "ids": ids}, indent=1))
+    aside = listing.with_suffix(f".{topology.rank}")
+    aside.write_text(json.dumps({"step": step, "ids": ids}, indent=1))
+    aside.replace(listing)
     return UserError(
         f"the loss is not finite since step {step}, batch of ids {', '.join(ids[:4])}, ... (all {len(ids)} in "
         f"{listing}): lower optimizer.learning_rate, or look at these images"

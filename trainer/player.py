@@ -1,13 +1,12 @@
 """A player: one network that learns, with everything that is its own (contract C8)."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from timm.utils import ModelEmaV3
 from torch import distributed, nn
 
@@ -36,6 +35,15 @@ class OptimizerConfig:
     clip_norm: float | None = 5.0
     average_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+        if self.betas is not None and len(self.betas) != 2:
+            raise ValueError(f"optimizer.betas={list(self.betas)}: give two numbers, [0.9, 0.999] say")
+        for name in ("warmup", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}={getattr(self, name)}: must be at least 0 and below 1")
+
 
 class Player:
     """A network, its optimiser, schedule, loss scale, data-parallel engine and running average.
@@ -60,7 +68,7 @@ class Player:
         self._total_steps = total_steps
         # One Accelerator per player: its gradient scaler then is the player's own.
         self._accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision, cpu=not torch.cuda.is_available()
+            mixed_precision="no" if precision == "fp32" else precision, cpu=PartialState().device.type == "cpu"
         )
         if synchronize_batch_norm:
             if self._accelerator.device.type != "cuda":
@@ -85,6 +93,12 @@ class Player:
     def learning_rate(self) -> float:
         """The rate of the next step."""
         return self.config.learning_rate * schedule_factor(self.config, self.steps, self._total_steps)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What fp16 losses are multiplied by; None in other precisions. Waits for the device."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else float(scaler.get_scale())
 
     def autocast(self) -> Any:
         """The context in which the player's forward passes run in its precision."""
@@ -114,15 +128,6 @@ class Player:
         if self._average is not None:
             self._average.update(self.module, self.steps)
         return norm.detach()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While another player moves: this one's parameters take no gradient."""
-        self.module.requires_grad_(False)
-        try:
-            yield
-        finally:
-            self.module.requires_grad_(True)
 
     def share_buffers(self) -> None:
         """Give every process the first one's buffers, so that all score with the same network."""

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
 from data_pipeline.errors import UserError
@@ -18,9 +19,28 @@ _BF16_CAPABILITY = 8
 
 
 def join_processes() -> Topology:
-    """Join the processes that `accelerate launch` or `torchrun` started; alone, a topology of one."""
-    # Accelerate joins processes on the CPU only when told that there is no GPU.
-    device = PartialState(cpu=not torch.cuda.is_available()).device
+    """Join the processes that `accelerate launch` or `torchrun` started; alone, a topology of one.
+
+    Raises UserError for more processes than GPUs, and for engines that the players do not know.
+    """
+    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{engine}"):
+            raise UserError(
+                f"the launch configuration asks for {engine.lower()}, which this project does not run under: "
+                "use one of configs/accelerate/"
+            )
+    # Accelerate joins processes on the CPU only when told that there is no GPU to use.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not on_cpu and processes_here > torch.cuda.device_count():
+        raise UserError(
+            f"{processes_here} processes on {torch.cuda.device_count()} GPUs: start fewer processes, or give "
+            "CUDA_VISIBLE_DEVICES= in front of the command to compute on the CPU"
+        )
+    if on_cpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        # `accelerate launch` leaves one compute thread to a process that was not given more.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_here))
+    device = PartialState(cpu=on_cpu).device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     rank = distributed.get_rank() if distributed.is_initialized() else 0
@@ -28,12 +48,19 @@ def join_processes() -> Topology:
     return Topology(rank, world_size, device)
 
 
+def leave_processes() -> None:
+    """Part from the other processes at the end of the work."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
     """The precision to compute in (contract C13: the config owns it).
 
     `auto` takes what the launch configuration states, else bf16 where the GPU has it, fp16 on
     older GPUs, fp32 on the CPU. A launch configuration that states another precision, or
-    accumulation or compilation of its own, raises UserError. Accelerate's "no" counts as silence,
+    accumulation or compilation of its own, raises UserError, as does fp16 without a GPU. Accelerate's "no" counts as
+    silence,
     because `accelerate launch` without a configuration says it too.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -44,17 +71,22 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
             f"the launch configuration asks for mixed_precision={launched}, the run for "
             f"train.precision={choice}: leave it out of the launch configuration or set train.precision"
         )
-    if accumulation not in ("1", "auto"):
+    if accumulation != "1":
         raise UserError(
             f"the launch configuration asks for gradient_accumulation_steps={accumulation}: leave it out, "
             "accumulation follows from train.global_batch and train.micro_batch"
         )
     if compiler.lower() != "no":
         raise UserError(f"the launch configuration asks for dynamo backend {compiler}: leave it out")
+    precision: Precision
     if choice != "auto":
-        return choice
-    if launched != "no":
-        return "fp16" if launched == "fp16" else "bf16"
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= _BF16_CAPABILITY else "fp16"
+        precision = choice
+    elif launched != "no":
+        precision = "fp16" if launched == "fp16" else "bf16"
+    elif device.type != "cuda":
+        precision = "fp32"
+    else:
+        precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= _BF16_CAPABILITY else "fp16"
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError("fp16 needs a GPU and none is seen: look at nvidia-smi, or set train.precision=fp32")
+    return precision

@@ -1,5 +1,6 @@
 """If these fail, a run on more processes or after a power cut is another run."""
 
+import functools
 import itertools
 import json
 import random
@@ -88,8 +89,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     run = tmp_path / "killed"
     store = CheckpointStore(run / "checkpoints")
 
-    def logged(step: int) -> bool:
-        return any(record["step"] >= step for record in read_records(run))
+    def opened() -> int:
+        """Changes when a process has cut the log and goes on with it."""
+        log = run / "metrics.jsonl"
+        return log.stat().st_ino if log.exists() else 0
+
+    def logged(step: int, before: int) -> bool:
+        return opened() != before and any(record["step"] >= step for record in read_records(run))
 
     def saved(step: int) -> bool:
         checkpoint = store.latest()
@@ -97,11 +103,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
     within = epoch_steps + random.Random(0).randint(1, 3)
     for condition in (
-        lambda: logged(within),
-        lambda: logged(within + 1) and saved(epoch_steps),
-        lambda: saved(2 * epoch_steps),
+        lambda before: logged(within, before),
+        lambda before: logged(within + 1, before),
+        lambda before: saved(2 * epoch_steps),
     ):
-        kill_when(start("train_classifier", *arguments, "run=killed"), condition)
+        log_before = opened()
+        kill_when(start("train_classifier", *arguments, "run=killed"), functools.partial(condition, log_before))
     finished = launch("train_classifier", *arguments, "run=killed")
     assert finished.returncode == 0, finished.stderr
 

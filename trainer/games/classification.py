@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import functional
 
+from data_pipeline.errors import UserError
 from data_pipeline.stream import MicroBatch
 from trainer.player import Player
 
@@ -32,8 +33,7 @@ class Classification:
         correct = torch.zeros((), device=classifier.device)
         for number, part in enumerate(batch, start=1):
             with classifier.part_of_step(last=number == part.parts):
-                with classifier.autocast():
-                    logits = classifier.engine(part.images)
+                logits = self._logits(part.images)
                 loss = functional.cross_entropy(
                     logits.float(), part.labels, label_smoothing=self._label_smoothing, reduction="sum"
                 )
@@ -41,6 +41,19 @@ class Classification:
             loss_sum += loss.detach()
             correct += (logits.argmax(dim=1) == part.labels).sum()
         return {"loss": loss_sum, "correct": correct, "gradient_norm": classifier.step()}
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        try:
+            with self._classifier.autocast():
+                logits: torch.Tensor = self._classifier.engine(images)
+                return logits
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "a micro-batch of one image is too few for this model's batch normalisation: "
+                "raise train.micro_batch or train.global_batch"
+            ) from error
 
 
 @torch.no_grad()
