@@ -1,6 +1,5 @@
 """What all tests share: a tiny data set, the launchers as a user starts them, the real images where they are."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,9 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
-from tests.launching import ROOT, Finished, Launched
+from tests.launching import ROOT, Finished, Launched, start_server
 
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
-
-# One compute thread: equal sums whatever else the machine does, and room for two processes.
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # The time of one example says nothing on a busy machine.
 settings.register_profile("steady", deadline=None, max_examples=50)
@@ -69,3 +64,7 @@ def launch(start: Start) -> Launch:
         return start(name, *arguments, processes=processes, **environment).finish()
 
     return run
+
+
+def pytest_sessionstart() -> None:
+    start_server()

@@ -10,15 +10,24 @@ import runpy
 import socket
 import sys
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240.0
 
+# One compute thread: equal sums whatever else the machine does, and room for two processes.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["launchers.train_classifier", "launchers.evaluate", "launchers.predict", "launchers.build_shards"]
-)
+_PRELOADED = ["launchers.train_classifier", "launchers.evaluate", "launchers.predict", "launchers.build_shards"]
+
+
+def start_server() -> None:
+    """Before any test: there is one such server to a process, and who starts it decides what it has imported."""
+    _CONTEXT.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
