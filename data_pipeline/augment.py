@@ -1,6 +1,7 @@
 """Per-sample augmentation parameters, drawn by position in the global order (contracts C6, C7)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import numpy.typing as npt
 from data_pipeline.randomness import derive_key, normal, uniform
 
 FloatArray = npt.NDArray[np.float32]
+Geometry = Literal["none", "mirror", "affine"]
 
 # Optical density of methylene blue and eosin in Giemsa, per unit of dye, in red, green and blue
 # (Ruifrok and Johnston 2001, vectors of the colour deconvolution plugin); the third row is what
@@ -22,7 +24,8 @@ STAIN_VECTORS = np.stack([_METHYLENE_BLUE, _EOSIN, _RESIDUAL])
 class AugmentConfig:
     """How far a training image may be moved. Every default of 0 leaves that part alone.
 
-    Geometry: `rotation` degrees either way; `scale` as a factor, drawn log-uniformly from
+    Geometry: `rotation` degrees either way, in multiples of `rotation_step` where that is above 0 (quarter
+    turns interpolate nothing); `scale` as a factor, drawn log-uniformly from
     [1/scale, scale]; `shift` as a fraction of the image's side; `flip` mirrors half of the images.
     Stain, in optical density: `dye_amount` is the standard deviation of the log amount of each
     dye; `channel_gain` and `channel_mixing` those of the diagonal and off-diagonal of a random
@@ -32,6 +35,7 @@ class AugmentConfig:
 
     flip: bool = True
     rotation: float = 180.0
+    rotation_step: float = 0.0
     scale: float = 1.15
     shift: float = 0.04
     dye_amount: float = 0.0
@@ -47,6 +51,13 @@ class AugmentConfig:
             raise ValueError(f"data.augment.stain_probability={self.stain_probability}: must be from 0 to 1")
 
     @property
+    def geometry(self) -> Geometry:
+        """What is to be done to pixels' places; mirroring alone interpolates nothing and costs next to nothing."""
+        if self.rotation > 0 or self.scale > 1 or self.shift > 0:
+            return "affine"
+        return "mirror" if self.flip else "none"
+
+    @property
     def moves_stain(self) -> bool:
         """Whether any image's colour is changed at all."""
         amounts = (self.dye_amount, self.channel_gain, self.channel_mixing, self.density_offset)
@@ -57,12 +68,14 @@ class AugmentConfig:
 class AugmentParameters:
     """Parameters of n samples.
 
-    affine: float32 [n, 2, 3], maps an output pixel (x, y) to the input pixel it is taken from.
+    affine: float32 [n, 2, 3], maps an output pixel (x, y) to the input pixel it is taken from. mirror: int32
+    [n], 1 where that includes a mirroring from left to right.
     density_matrix: float32 [n, 3, 3] and density_offset: float32 [n, 3], so that
     OD' = density_matrix @ OD + density_offset, channels in the order red, green, blue.
     """
 
     affine: FloatArray
+    mirror: npt.NDArray[np.int32]
     density_matrix: FloatArray
     density_offset: FloatArray
 
@@ -70,23 +83,30 @@ class AugmentParameters:
 def draw_parameters(config: AugmentConfig, seed: int, positions: npt.ArrayLike, image_size: int) -> AugmentParameters:
     """Parameters for the samples at these positions of the global order (not of the process)."""
     return AugmentParameters(
-        _affine(config, derive_key(seed, "geometry"), positions, image_size),
+        *_geometry(config, derive_key(seed, "geometry"), positions, image_size),
         *_density(config, derive_key(seed, "stain"), positions),
     )
 
 
-def _affine(config: AugmentConfig, key: int, positions: npt.ArrayLike, image_size: int) -> FloatArray:
+def _geometry(
+    config: AugmentConfig, key: int, positions: npt.ArrayLike, image_size: int
+) -> tuple[FloatArray, npt.NDArray[np.int32]]:
     draws = uniform(key, positions, 6)
-    angle = np.deg2rad(config.rotation) * (2 * draws[:, 0] - 1)
+    degrees = config.rotation * (2 * draws[:, 0] - 1)
+    if config.rotation_step > 0:
+        degrees = config.rotation_step * np.round(degrees / config.rotation_step)
+    angle = np.deg2rad(degrees)
     zoom = config.scale ** (2 * draws[:, 1] - 1)
     shift = config.shift * image_size * (2 * draws[:, 2:4] - 1)
-    mirror = np.where((draws[:, 4] < 0.5) & config.flip, -1.0, 1.0)
+    mirrored = (draws[:, 4] < 0.5) & config.flip
+    mirror = np.where(mirrored, -1.0, 1.0)
     cosine, sine = np.cos(angle) / zoom, np.sin(angle) / zoom
     linear = np.stack([np.stack([mirror * cosine, -sine], -1), np.stack([mirror * sine, cosine], -1)], 1)
     # Pixel centres lie at half-integers, so the image's centre is at image_size / 2.
     centre = np.full(2, image_size / 2)
     translation = centre + shift - linear @ centre
-    return np.concatenate([linear, translation[..., None]], axis=2).astype(np.float32)
+    affine = np.concatenate([linear, translation[..., None]], axis=2).astype(np.float32)
+    return affine, mirrored.astype(np.int32)
 
 
 def _density(config: AugmentConfig, key: int, positions: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:

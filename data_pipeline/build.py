@@ -16,12 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.build_files import build_lock, collect_leftovers, commit, cut_short_is_whole
+from data_pipeline.build_files import BUILT, build_lock, collect_leftovers, commit, cut_short_is_whole
 from data_pipeline.build_report import make_report
 from data_pipeline.catalog import (
-    CATALOG_FILE,
     FORMAT_VERSION,
-    SHARD_FOLDER,
     Dataset,
     Sample,
     check_invariants,
@@ -44,6 +42,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts
 from data_pipeline.parallel import process_map
 from data_pipeline.scan import scan
+from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import (
     PlannedShard,
     ShardSettings,
@@ -86,8 +85,7 @@ def build_dataset(
     """
     started = time.monotonic()
     root = Path(os.path.abspath(root))
-    with build_lock(root), cut_short_is_whole(root):
-        old = Dataset.read_catalog(root) if (root / CATALOG_FILE).exists() else None
+    with build_lock(root), cut_short_is_whole(root) as old:
         recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
@@ -112,7 +110,7 @@ def build_dataset(
             seconds=time.monotonic() - started,
         )
         commit(root, samples, metadata, report)
-        collect_leftovers(root, shards)
+        collect_leftovers(root, metadata)
     return report
 
 
@@ -286,7 +284,7 @@ def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[s
     """What the catalogue carries besides its rows. Nothing in it tells how many builds led here."""
     return {
         "format_version": FORMAT_VERSION,
-        "made_by": "build_shards",
+        "made_by": BUILT,
         "parents": [],
         "sources": [declaration.to_json() for declaration in recipe.sources],
         "settings": dataclasses.asdict(recipe.settings),

@@ -8,21 +8,31 @@ import filecmp
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import CATALOG_FILE, SHARD_FOLDER, Dataset, Sample, write_catalog
+from data_pipeline.attachments import ATTACHMENT_FOLDER
+from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, write_catalog
+from data_pipeline.disk import TEMPORARY_PREFIX, sync_folder, write_through
 from data_pipeline.errors import UserError
-from data_pipeline.shards import TEMPORARY_PREFIX, index_name, write_through
+from data_pipeline.shard_location import SHARD_FOLDER
+from data_pipeline.shards import index_name
 
 DATASET_FILE = "dataset.json"
 REPORT_FILE = "build_report.json"
 _LOCK_FILE = ".lock"
+# What a data set of raw images says in `made_by`; a derived one says more.
+BUILT = "build_shards"
 
-# Only files with names that this project gives are ever removed.
-_SHARD_NAME = re.compile(r".+-(train|validation|test)-(root|[01]+)-[0-9a-f]{16}\.(tar|idx)")
+# Only files with names that this project gives are ever removed: shards, journals of a derivation, attachments.
+_OWN_NAMES = {
+    SHARD_FOLDER: re.compile(
+        r".+-(train|validation|test)-(root|[01]+)-[0-9a-f]{16}\.(tar|idx)|\.made-[0-9a-f]{64}\.json"
+    ),
+    ATTACHMENT_FOLDER: re.compile(r".+-[0-9a-f]{16}(\..*)?"),
+}
 
 # What a disk says when it does not take bytes, or may not, or when a file is where a folder should be.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -36,7 +46,7 @@ def build_lock(root: Path) -> Iterator[None]:
     When the build inside fails and the folder was not there before, it is gone again afterwards.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    with _refusal_is_users(root):
+    with refusal_is_users(root):
         root.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(root)
         lock = os.open(root / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -45,7 +55,7 @@ def build_lock(root: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{root}: another build is at work here; wait until it has ended") from None
-        with _refusal_is_users(root):
+        with refusal_is_users(root):
             yield
     except BaseException:
         if made:
@@ -57,20 +67,26 @@ def build_lock(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def cut_short_is_whole(root: Path) -> Iterator[None]:
-    """However the build inside ends before its time, what it left is removed and the old data set stays."""
+def cut_short_is_whole(root: Path) -> Iterator[Dataset | None]:
+    """Yield the data set that is there, if any; UserError for one that was not built from raw images.
+
+    However the build inside ends before its time, what it left is removed and the old data set stays.
+    """
+    old = Dataset.read_catalog(root) if (root / CATALOG_FILE).exists() else None
+    if old is not None and old.metadata["made_by"] != BUILT:
+        raise UserError(f"{root}: was derived from another data set; name another folder, or build that one again")
     try:
-        yield
+        yield old
     except BaseException:
         # The catalogue on disk says which shards count, whether the commit had happened or not.
-        shards: Collection[str] | None = ()
+        named: Mapping[str, Any] | None = {}
         if (root / CATALOG_FILE).exists():
             try:
-                shards = Dataset.read_catalog(root).metadata["shards"]
+                named = Dataset.read_catalog(root).metadata
             except UserError:
-                shards = None  # damaged: nobody can say what is left over
-        if shards is not None:
-            collect_leftovers(root, shards)
+                named = None  # damaged: nobody can say what is left over
+        if named is not None:
+            collect_leftovers(root, named)
         raise
 
 
@@ -84,30 +100,42 @@ def commit(root: Path, samples: Sequence[Sample], metadata: dict[str, Any], repo
     write_catalog(new[CATALOG_FILE], samples, metadata)
     write_through(new[DATASET_FILE], mirror.encode())
     write_through(new[REPORT_FILE], (json.dumps(report, indent=2) + "\n").encode())
-    _sync_folder(root / SHARD_FOLDER)
+    for folder in _OWN_NAMES:
+        if (root / folder).is_dir():
+            sync_folder(root / folder)
     for name, temporary in new.items():
         if name == CATALOG_FILE and (root / name).exists() and filecmp.cmp(temporary, root / name, shallow=False):
             temporary.unlink()
             continue
         os.replace(temporary, root / name)
-        _sync_folder(root)
+        sync_folder(root)
 
 
-def collect_leftovers(root: Path, shards: Collection[str]) -> None:
-    """Remove shards that the data set does not name, and temporary files; nothing that others put here."""
+def leftovers(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """What the data set's metadata does not name, and temporary files; nothing that others put here."""
+    shards = [name for name, facts in metadata.get("shards", {}).items() if "folder" not in facts]
     named = {*shards, *map(index_name, shards)}
-    for folder in (root, root / SHARD_FOLDER):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            ours = folder.name == SHARD_FOLDER and _SHARD_NAME.fullmatch(path.name) and path.name not in named
-            if ours or path.name.startswith(TEMPORARY_PREFIX):
-                path.unlink(missing_ok=True)
+    named |= {facts["file"] for facts in metadata.get("attachments", {}).values()}
+    found = []
+    for folder, own_name in {".": None, **_OWN_NAMES}.items():
+        for path in (root / folder).iterdir() if (root / folder).is_dir() else ():
+            unnamed = own_name is not None and own_name.fullmatch(path.name) and path.name not in named
+            if unnamed or path.name.startswith(TEMPORARY_PREFIX):
+                found.append(path)
+    return found
+
+
+def collect_leftovers(root: Path, metadata: Mapping[str, Any]) -> None:
+    """Remove them."""
+    for path in leftovers(root, metadata):
+        path.unlink(missing_ok=True)
 
 
 def _refuse_foreign(root: Path) -> None:
     """UserError for a folder that holds something else: a data set is never mixed into raw images, say."""
     if (root / CATALOG_FILE).exists():
         return
-    own = {_LOCK_FILE, SHARD_FOLDER, DATASET_FILE, REPORT_FILE}
+    own = {_LOCK_FILE, SHARD_FOLDER, ATTACHMENT_FOLDER, DATASET_FILE, REPORT_FILE}
     names = sorted(path.name for path in root.iterdir())
     foreign = [name for name in names if name not in own and not name.startswith(TEMPORARY_PREFIX)]
     if foreign:
@@ -115,7 +143,7 @@ def _refuse_foreign(root: Path) -> None:
 
 
 @contextmanager
-def _refusal_is_users(root: Path) -> Iterator[None]:
+def refusal_is_users(root: Path) -> Iterator[None]:
     """What the disk refuses is the user's to mend: one line instead of a traceback."""
     try:
         yield
@@ -136,11 +164,3 @@ def _remove_empty(folders: Sequence[Path]) -> None:
         except OSError:
             if folder.exists():
                 return
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,13 +20,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline.attachments import check_attachment
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
+from data_pipeline.shard_location import check_shard, shard_location
 
 FORMAT_VERSION = 1
 CATALOG_FILE = "catalog.parquet"
-SHARD_FOLDER = "shards"
 SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _METADATA_KEY = b"hemaforge"
@@ -52,7 +53,7 @@ _CONTENT = (
 
 CATALOG_SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # SHA-256 of the raw file, hex
+        pa.field("id", pa.string(), nullable=False),  # SHA-256 of the raw file, of a made image as stored; hex
         pa.field("source", pa.string(), nullable=False),
         pa.field("domain", pa.string(), nullable=False),  # the stain
         pa.field("path", pa.string(), nullable=False),  # relative to the source's folder, posix
@@ -149,7 +150,7 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
         assert row.split in SPLITS, f"{row.path}: split {row.split!r}"
         assert 0 <= row.fold < FOLDS, f"{row.path}: fold {row.fold}"
         assert row.cell_type in ("", *CELL_TYPES), f"{row.path}: cell type {row.cell_type!r}"
-        if row.origin == "real":
+        if row.origin != "synthetic":  # a made image is where its parent is, or the test would be trained on
             split = split_of_group.setdefault(row.group, row.split)
             assert split == row.split, f"group {row.group} in two splits"
         if row.kept:
@@ -191,11 +192,7 @@ class Dataset:
         """
         dataset = cls.read_catalog(root)
         for name, facts in dataset.metadata["shards"].items():
-            shard = dataset.shard_path(name)
-            found = shard.stat().st_size if shard.is_file() else None
-            if found != facts["bytes"]:
-                what = "is missing" if found is None else f"has {found} bytes, not {facts['bytes']}"
-                raise UserError(f"{shard}: the shard {what}; build the data set again to write it anew")
+            check_shard(dataset.root, name, facts)
         return dataset
 
     @classmethod
@@ -232,22 +229,29 @@ class Dataset:
         domains: Sequence[str] | None = None,
         cell_types: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        folds: Sequence[int] | None = None,
     ) -> pd.DataFrame:
         """The kept rows, sorted by id, index from 0; None takes all ('' in cell_types: the unlabelled).
 
-        UserError for a split, domain or cell type that there cannot be.
+        UserError for a split, domain, cell type or fold that there cannot be.
         """
         chosen = self._kept
         domains_here = sorted(set(chosen["domain"]))
-        present = {"split": SPLITS, "domain": domains_here, "cell_type": ("", *CELL_TYPES)}
-        for column, wanted in (("split", splits), ("domain", domains), ("cell_type", cell_types)):
+        present: dict[str, Sequence[Any]] = {
+            "split": SPLITS,
+            "domain": domains_here,
+            "cell_type": ("", *CELL_TYPES),
+            "fold": range(FOLDS),
+        }
+        asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
+        for column, wanted in asked.items():
             if wanted is None:
                 continue
             if isinstance(wanted, str):
                 raise TypeError(f"{column}: a sequence of names, not {wanted!r}")
             unknown = [name for name in wanted if name not in present[column]]
             if unknown:
-                known = ", ".join(name for name in present[column] if name)
+                known = ", ".join(str(name) for name in present[column] if name != "")
                 kind = column.replace("_", " ")
                 raise UserError(f"{self.root}: no {kind} {unknown[0]!r} here; use one of {known}")
             chosen = chosen[chosen[column].isin(list(wanted))]
@@ -256,8 +260,18 @@ class Dataset:
         return chosen.reset_index(drop=True)
 
     def shard_path(self, name: str) -> Path:
-        """Where a shard of the catalogue lies."""
-        return self.root / SHARD_FOLDER / name
+        """Where a shard of the catalogue, or its index, lies: here, or in a data set that this one comes from."""
+        facts = self.metadata["shards"].get(f"{name.rpartition('.')[0]}.tar", {})
+        return shard_location(self.root, name, facts)
+
+    def attachment_path(self, name: str) -> Path:
+        """Where the file lies that was attached under this name; UserError when there is none, or its bytes changed."""
+        attachments = self.metadata.get("attachments", {})
+        if name not in attachments:
+            raise UserError(
+                f"{self.root}: no {name} goes with this data set; it has: {', '.join(attachments) or 'none'}"
+            )
+        return check_attachment(self.root, attachments[name])
 
     def read_encoded(self, row: Any) -> bytes:
         """The stored image of a row (of `samples`: a Series, or a tuple of `itertuples`), still encoded.

@@ -117,10 +117,10 @@ def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -
     starts = np.flatnonzero(np.diff(component[order], prepend=-1))
     for members in np.split(order, starts[1:]):
         if len(members) > 1:
-            _settle([rows[member] for member in members], rank)
+            settle([rows[member] for member in members], rank)
 
 
-def _settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
+def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
     """Keep one of these images of the same thing, or exclude all when they carry different labels."""
     rows.sort(
         key=lambda row: (

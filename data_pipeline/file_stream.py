@@ -11,7 +11,7 @@ from torch.utils.dlpack import from_dlpack
 from data_pipeline.images import UnreadableImage
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 from data_pipeline.shards import ShardSettings, encode_image
-from data_pipeline.stream import MicroBatch, StreamConfig, Topology
+from data_pipeline.stream import MicroBatch, StreamConfig, Topology, check_crop
 
 
 class FileStream:
@@ -22,24 +22,37 @@ class FileStream:
     """
 
     def __init__(
-        self, paths: Sequence[Path], storage: ShardSettings, config: StreamConfig, batch: int, topology: Topology
+        self,
+        paths: Sequence[Path],
+        storage: ShardSettings,
+        config: StreamConfig,
+        batch: int,
+        topology: Topology,
+        crop: float = 1.0,
     ) -> None:
+        """`crop`: the share of each image's sides that is kept, in the middle; what the files' domain has in data.crop.
+
+        ValueError for a crop outside (0, 1].
+        """
+        check_crop("crop", crop)
         self.unreadable: dict[Path, str] = {}
         self._paths = paths
         self._storage = storage
         self._topology = topology
+        self._crop = crop
         self._graph = GraphConfig(
             image_size=config.image_size,
-            move_geometry=False,
+            geometry="none",
             move_stain=False,
             batch_size=batch,
             threads=config.usable_threads,
             prefetch=config.prefetch,
             deterministic=config.deterministic,
+            crop=crop != 1,
         )
 
     def read(self) -> Iterator[MicroBatch]:
-        """Micro-batches whose rows are indices into the given paths; labels are -1."""
+        """Micro-batches whose rows and positions are indices into the given paths; labels are -1."""
         rows_handed_over: deque[list[int]] = deque()
         readable = self._encoded()
 
@@ -53,7 +66,7 @@ class FileStream:
             if not rows:
                 raise StopIteration
             rows_handed_over.append(rows)
-            return GraphInputs(encoded)
+            return GraphInputs(encoded, crop=np.full(len(rows), self._crop, np.float32))
 
         pipeline = build_graph(self._graph, source, self._topology.gpu)
         number = 0
@@ -65,7 +78,7 @@ class FileStream:
             images = from_dlpack(output.as_tensor())
             rows = np.asarray(rows_handed_over.popleft(), dtype=np.int64)
             labels = torch.full((len(rows),), -1, device=images.device)
-            yield MicroBatch(images, labels, rows, number, parts=1)
+            yield MicroBatch(images, labels, rows, rows, number, parts=1)
             number += 1
 
     def _encoded(self) -> Iterator[tuple[int, bytes]]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from data_pipeline.augment import AugmentParameters
+from data_pipeline.augment import AugmentParameters, Geometry
 
 # OD = -log((I + 1) / 256) of an 8-bit intensity lies in [0, log 256] (contract C7).
 DENSITY_OF_INTENSITY: npt.NDArray[np.float32] = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
@@ -27,15 +27,19 @@ _DENSITY_STEPS_PER_UNIT = 65535 / (2 * float(DENSITY_OF_INTENSITY[0]))
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """What the graph does to an image. `image_size`: side in pixels of the square output."""
+    """What the graph does to an image. `image_size`: side in pixels of the square output.
+
+    `crop`: whether any image is cut to its middle before it is resized.
+    """
 
     image_size: int
-    move_geometry: bool
+    geometry: Geometry
     move_stain: bool
     batch_size: int
     threads: int
     prefetch: int
     deterministic: bool
+    crop: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,12 @@ class GraphInputs:
     """One batch for the graph: a list entry per image, of at most `batch_size` images.
 
     encoded: uint8 [bytes] each. parameters: those of the images; a graph that moves nothing needs none.
+    crop: float32 [n], the share of each image's sides that is kept, in (0, 1]; only for a graph that crops.
     """
 
     encoded: list[npt.NDArray[np.uint8]]
     parameters: AugmentParameters | None = None
+    crop: npt.NDArray[np.float32] | None = None
 
 
 def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_id: int | None) -> Pipeline:
@@ -55,13 +61,16 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
     `source` gives the next batch and raises StopIteration at the end.
     `device_id`: the GPU to work on, or None for the CPU.
     """
-    decoder = "cpu" if device_id is None else "mixed"
-    geometry = ["affine"] if config.move_geometry else []
+    geometry = [] if config.geometry == "none" else [config.geometry]
     stain = ["density_matrix", "density_offset"] if config.move_stain else []
 
     def columns() -> list[list[Any]]:
         inputs = source()
-        return [inputs.encoded, *(list(getattr(inputs.parameters, name)) for name in geometry + stain)]
+        moves = [list(getattr(inputs.parameters, name)) for name in geometry + stain]
+        if config.crop:
+            assert inputs.crop is not None
+            moves.append(list(np.repeat(inputs.crop[:, None], 2, axis=1)))  # of width and height
+        return [inputs.encoded, *moves]
 
     @pipeline_def(
         batch_size=config.batch_size,
@@ -71,23 +80,35 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
         exec_dynamic=True,
     )
     def graph() -> Any:
-        count = 1 + len(geometry) + len(stain)
+        count = 1 + len(geometry) + len(stain) + config.crop
         encoded, *moves = fn.external_source(source=columns, num_outputs=count, batch=True)
-        # The hardware JPEG decoder's last bits differ from nvJPEG's, and which images it gets varies.
-        hardware_load = 0.0 if config.deterministic else 0.65  # DALI's default share
-        images = fn.decoders.image(encoded, device=decoder, output_type=types.RGB, hw_decoder_load=hardware_load)
+        images = _decode(config, encoded, moves.pop() if config.crop else None, device_id)
         images = fn.resize(images, size=[config.image_size, config.image_size], antialias=True)
-        if config.move_geometry:
+        if config.geometry == "affine":
             images = fn.warp_affine(images, matrix=moves[0], fill_value=None, inverse_map=True)
         if config.move_stain:
             images = _move_stain(images, *moves[-2:])
+        mirror = moves[0] if config.geometry == "mirror" else 0
         return fn.crop_mirror_normalize(
-            images, dtype=types.FLOAT, output_layout="CHW", mean=[127.5] * 3, std=[127.5] * 3
+            images, mirror=mirror, dtype=types.FLOAT, output_layout="CHW", mean=[127.5] * 3, std=[127.5] * 3
         )
 
     pipeline = graph()
     pipeline.build()
     return pipeline
+
+
+def _decode(config: GraphConfig, encoded: Any, crop: Any, device_id: int | None) -> Any:
+    """RGB images uint8 [H, W, 3]; with `crop` only the middle of each, which spares decoding the rest."""
+    options = {
+        "device": "cpu" if device_id is None else "mixed",
+        "output_type": types.RGB,
+        # The hardware JPEG decoder's last bits differ from nvJPEG's, and which images it gets varies.
+        "hw_decoder_load": 0.0 if config.deterministic else 0.65,  # DALI's default share
+    }
+    if crop is None:
+        return fn.decoders.image(encoded, **options)
+    return fn.decoders.image_slice(encoded, rel_start=(1 - crop) / 2, rel_shape=crop, **options)
 
 
 def _move_stain(images: Any, density_matrix: Any, density_offset: Any) -> Any:

@@ -88,13 +88,15 @@ class ClassBalancedOrder:
 
     The draws of a class walk through random permutations of its rows, so a class of fifteen
     images repeats them evenly and a class of thousands repeats none before all were seen.
+    Which class stands at a position depends on the seed, the number of classes and the epoch's
+    size alone: orders over different rows that share these three are matched by class.
     """
 
-    def __init__(self, labels: npt.ArrayLike, seed: int) -> None:
-        """`labels`: the class index of each row, all >= 0."""
+    def __init__(self, labels: npt.ArrayLike, seed: int, epoch_size: int | None = None) -> None:
+        """`labels`: the class index of each row, all >= 0. `epoch_size`: positions of an epoch; None: the rows'."""
         labels = np.asarray(labels)
         self._rows_by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        self.epoch_size = len(labels)
+        self.epoch_size = len(labels) if epoch_size is None else epoch_size
         self._seed = seed
 
     def rows(self, epoch: int, positions: Rows) -> Rows:

@@ -18,17 +18,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from data_pipeline.images import decode_rgb
 from data_pipeline.scan import read_unchanged
 
 Codec = Literal["jpeg", "png"]
 
-TEMPORARY_PREFIX = ".writing-"
 # wds2idx of DALI writes this version.
 _INDEX_VERSION = "v1.2"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png"}
@@ -95,12 +97,25 @@ class ShardTask:
 
 
 def encode_image(raw: bytes, codec: Codec, stored_size: int | None, quality: int = 95) -> bytes:
-    """Decode a raw file of any kind to RGB and encode it as a data set stores it.
+    """Decode a raw file of any kind to RGB and encode it as a data set stores it (`encode_pixels`).
+
+    UnreadableImage for bytes that are no image.
+    """
+    return _encode(decode_rgb(raw), codec, stored_size, quality)
+
+
+def encode_pixels(pixels: npt.NDArray[np.uint8], settings: ShardSettings) -> bytes:
+    """Encode RGB pixels, uint8 [H, W, 3], as a data set stores an image.
 
     With stored_size the middle square is cut out and resized (Lanczos): squeezing would change the shape
-    of cells. JPEG without chroma subsampling, or lossless PNG. UnreadableImage for bytes that are no image.
+    of cells. JPEG without chroma subsampling, or lossless PNG.
     """
-    image = decode_rgb(raw)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"an image of {pixels.dtype} {list(pixels.shape)}, not uint8 [H, W, 3]")
+    return _encode(Image.fromarray(pixels), settings.codec, settings.stored_size, settings.quality)
+
+
+def _encode(image: Image.Image, codec: Codec, stored_size: int | None, quality: int) -> bytes:
     if stored_size is not None:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -204,19 +219,27 @@ class _TarWriter:
 
 
 def write_shard(task: ShardTask) -> WrittenShard:
-    """Write a shard and its index beside it: under temporary names first, renamed when they are on disk.
+    """Write the shard of raw files (`write_images`).
 
     UserError when a raw file is no longer the one that was scanned; OSError when the disk does not take it.
     """
-    temporary = task.folder / f"{TEMPORARY_PREFIX}{task.shard.stem}-{os.getpid()}"
+    images = ((row, _encode_sample(row, task)) for row in task.shard.samples)
+    return write_images(task.folder, task.shard.stem, task.settings.codec, images)
+
+
+def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[Sample, bytes]]) -> WrittenShard:
+    """Write a shard and its index beside it: under temporary names first, renamed when they are on disk.
+
+    stored: rows with their encoded images, none twice; each is named after its row's id.
+    """
+    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{os.getpid()}"
     tar, index = temporary.with_name(temporary.name + ".tar"), temporary.with_name(temporary.name + ".idx")
     writer = _TarWriter(tar)
     try:
         images: list[StoredImage] = []
         lines: list[str] = []
-        for row in task.shard.samples:
-            encoded = _encode_sample(row, task)
-            members = {_EXTENSIONS[task.settings.codec]: encoded}
+        for row, encoded in stored:
+            members = {_EXTENSIONS[codec]: encoded}
             if row.cell_type:
                 members["cls"] = str(CELL_TYPES.index(row.cell_type)).encode()
             members["json"] = json.dumps(_facts(row), sort_keys=True).encode()
@@ -235,9 +258,9 @@ def write_shard(task: ShardTask) -> WrittenShard:
         tar.unlink(missing_ok=True)
         index.unlink(missing_ok=True)
         raise
-    name = f"{task.shard.stem}-{sha256[:16]}.tar"
-    os.replace(index, task.folder / index_name(name))
-    os.replace(tar, task.folder / name)
+    name = f"{stem}-{sha256[:16]}.tar"
+    os.replace(index, folder / index_name(name))
+    os.replace(tar, folder / name)
     return WrittenShard(name, writer.bytes, sha256, tuple(images))
 
 
@@ -254,11 +277,3 @@ def index_name(shard: str) -> str:
 def index_text(lines: Sequence[str]) -> str:
     """An index as DALI's wds2idx writes it: per sample a line of `extension offset size name`, repeated."""
     return "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines, ""])
-
-
-def write_through(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

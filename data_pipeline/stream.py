@@ -17,8 +17,9 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from data_pipeline.augment import AugmentConfig, draw_parameters
-from data_pipeline.catalog import Dataset
+from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.global_batches import GlobalBatches
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 from data_pipeline.sampling import (
     ClassBalancedOrder,
@@ -30,9 +31,6 @@ from data_pipeline.sampling import (
 )
 from data_pipeline.shard_bytes import ShardBytes
 
-# Orders are computed for this many positions at a time: numpy's cost per call then vanishes.
-_ORDER_BLOCK = 4096
-
 
 @dataclass(frozen=True)
 class StreamConfig:
@@ -43,6 +41,8 @@ class StreamConfig:
     order: `global` reads any sample anywhere (local disks); `windowed` reads shards in sequence
     and shuffles `window` samples at a time (network stores).
     sampling: `uniform` shows every image once an epoch; `class_balanced` every type equally often.
+    crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
+    that is not named keeps all. Cells of two domains come to one scale by it.
     threads: DALI's CPU threads of each process; null takes the process's share of the cores.
     prefetch: batches prepared ahead. deterministic: the same pixels on every run of one GPU kind.
     """
@@ -56,6 +56,7 @@ class StreamConfig:
     threads: int | None = None
     prefetch: int = 2
     deterministic: bool = False
+    crop: dict[str, float] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -64,12 +65,20 @@ class StreamConfig:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"data.threads={self.threads}: must be at least 1, or null")
+        for domain, share in self.crop.items():
+            check_crop(f"data.crop.{domain}", share)
 
     @property
     def usable_threads(self) -> int:
         """DALI's threads of this process."""
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return self.threads or max(1, len(os.sched_getaffinity(0)) // processes_here)
+
+
+def check_crop(name: str, share: float) -> None:
+    """ValueError unless `share` can be the share of an image's sides that is kept."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{name}={share}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,8 @@ class MicroBatch:
 
     images: float32 [n, 3, S, S] in [-1, 1] on the device. labels: int64 [n] on the device, index
     into the stream's cell types. rows: int64 [n], rows of the stream's sample table.
+    positions: int64 [n], where the images stand in the order of all global batches, all processes
+    together: batch * global_batch + index. What is random about an image is keyed by it.
     batch: number of the global batch, counted from the start of training. parts: how many
     micro-batches make this process's slice.
     """
@@ -99,6 +110,7 @@ class MicroBatch:
     images: torch.Tensor
     labels: torch.Tensor
     rows: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
     batch: int
     parts: int
 
@@ -111,20 +123,27 @@ class Stream:
         dataset: Dataset,
         config: StreamConfig,
         *,
-        splits: Sequence[str],
+        splits: Sequence[str] | None,
         cell_types: Sequence[str],
+        folds: Sequence[int] | None = None,
+        ids: Sequence[str] | None = None,
         global_batch: int,
         micro_batch: int | None = None,
         seed: int = 0,
         training: bool,
         topology: Topology = Topology(),
+        epoch_size: int | None = None,
     ) -> None:
-        """A stream over the images of `cell_types` in `splits`.
+        """A stream over the images of `cell_types` in `splits` and `folds`, of `ids` alone where given; None takes all.
 
         training=True draws them in random order with augmentation, epoch after epoch, and drops
         each epoch's tail shorter than a global batch; training=False shows each exactly once.
         `micro_batch`: most images handed over at a time; null hands over the whole slice.
-        Raises UserError when nothing is selected or the batch does not fit.
+        `epoch_size`: draws of a class-balanced epoch in place of the number of images. Two streams,
+        of one domain each, with the same cell types, seed and epoch_size show the same cell type at
+        the same position: they are matched. Other orders leave it aside.
+        Raises UserError when nothing is selected, the batch does not fit, data.crop names a domain
+        that is not in the data set, or a type that is to be matched has no image.
         """
         self.config = config
         self.cell_types = tuple(cell_types)
@@ -133,41 +152,37 @@ class Stream:
         self._seed = seed
         self._topology = topology
         self._dataset = dataset
+        self._place = "/".join(splits or SPLITS) + (f", folds {', '.join(map(str, folds))}" if folds else "")
         self.samples = dataset.samples(
             splits=splits,
             domains=config.domains,
             cell_types=list(cell_types),
+            folds=folds,
             columns=["id", "domain", "cell_type", "group", "source", "path", "shard", "offset", "size", "crc32"],
         )
+        if ids is not None:
+            self.samples = self.samples[self.samples["id"].isin(list(ids))].reset_index(drop=True)
         if len(self.samples) == 0:
             raise UserError(
-                f"no image in {dataset.root} for split {'/'.join(splits)}, "
+                f"no image in {dataset.root} for split {self._place}, "
                 f"domains {config.domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: "
                 "see its counts in build_report.json"
             )
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
-        self._order = self._make_order()
-        self._order_block: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-        self.parts = self._count_parts(micro_batch)
+        self._batches = GlobalBatches(self._make_order(epoch_size), global_batch, keep_tail=not training)
+        self._crop = self._crop_of_rows()
+        self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches in one epoch."""
-        whole, tail = divmod(self._order.epoch_size, self.global_batch)
-        return whole if self.training or tail == 0 else whole + 1
+        return self._batches.per_epoch
 
     def rows(self, batch: int) -> npt.NDArray[np.int64]:
         """Rows of the sample table that form global batch number `batch`, all processes together."""
-        epoch, number = divmod(batch, self.batches_per_epoch)
-        start = number * self.global_batch
-        stop = min(start + self.global_batch, self._order.epoch_size)
-        pieces = [self._block(epoch, start // _ORDER_BLOCK)]
-        first = start // _ORDER_BLOCK * _ORDER_BLOCK
-        while first + sum(map(len, pieces)) < stop:
-            pieces.append(self._block(epoch, start // _ORDER_BLOCK + len(pieces)))
-        return np.concatenate(pieces)[start - first : stop - first]
+        return self._batches.rows(batch)
 
     def ids(self, batch: int) -> list[str]:
         """Ids of the samples of global batch number `batch`, all processes together."""
@@ -185,10 +200,10 @@ class Stream:
                 (output,) = pipeline.run()
             except StopIteration:
                 return
-            batch, rows = read.handed_over.popleft()
+            batch, rows, positions = read.handed_over.popleft()
             images = from_dlpack(output.as_tensor())
-            labels = torch.from_numpy(self.labels[rows])
-            yield MicroBatch(images, labels.to(images.device, non_blocking=True), rows, batch, self.parts)
+            labels = torch.from_numpy(self.labels[rows]).to(images.device, non_blocking=True)
+            yield MicroBatch(images, labels, rows, positions, batch, self.parts)
 
     def parts_of(self, batch: int) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """This process's micro-batches of a global batch: (rows, positions in the global order)."""
@@ -198,7 +213,7 @@ class Stream:
         cuts = [rank_slice(mine.stop - mine.start, part, self.parts) for part in range(self.parts)]
         return [(rows[mine][cut], positions[mine][cut]) for cut in cuts if cut.stop > cut.start]
 
-    def _make_order(self) -> Order:
+    def _make_order(self, epoch_size: int | None) -> Order:
         count = len(self.samples)
         if not self.training:
             return SequentialOrder(count)
@@ -207,50 +222,48 @@ class Stream:
                 raise UserError(
                     "data.sampling=class_balanced draws from all shards at once and needs data.order=global"
                 )
-            return ClassBalancedOrder(self.labels, self._seed)
+            if epoch_size is not None:
+                self._require_every_type()
+                # Whole batches: no draw goes with a tail, so a type's images come round evenly over epochs too.
+                epoch_size = epoch_size - epoch_size % self.global_batch or epoch_size
+            return ClassBalancedOrder(self.labels, self._seed, epoch_size)
         if self.config.order == "windowed":
             return WindowedOrder(self.samples["shard"].tolist(), self._seed, self.config.window)
         return UniformOrder(count, self._seed)
 
-    def _count_parts(self, micro_batch: int | None) -> int:
-        """How many micro-batches each process makes of its slice: the same number on every process."""
-        world = self._topology.world_size
-        if not self.training:
-            return -(-self.global_batch // (world * (micro_batch or self.global_batch)))
-        if self.global_batch > self._order.epoch_size:
+    def _require_every_type(self) -> None:
+        """A type that is missing here would shift the types at every position against the other stream's."""
+        missing = [name for number, name in enumerate(self.cell_types) if number not in self.labels]
+        if missing:
+            domains = "/".join(self.config.domains or ["any domain"])
             raise UserError(
-                f"train.global_batch={self.global_batch} is more than the {self._order.epoch_size} "
-                "training images: lower it or add images"
+                f"{self._dataset.root}: no image of {', '.join(missing)} in {domains}, split {self._place}: domains "
+                "are matched by types that both have; leave it out of data.cell_types, or add images"
             )
-        smallest, largest = self.global_batch // world, -(-self.global_batch // world)
-        parts = -(-largest // (micro_batch or largest))
-        if parts > smallest:
-            raise UserError(
-                f"train.global_batch={self.global_batch} over {world} processes cannot be cut into {parts} "
-                f"micro-batches with an image in each: raise train.global_batch or train.micro_batch"
-            )
-        return parts
 
-    def _block(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
-        """The order at positions [number, number + 1) * _ORDER_BLOCK of an epoch; the last one is kept."""
-        tag = epoch * (self._order.epoch_size // _ORDER_BLOCK + 1) + number
-        if self._order_block[0] != tag:
-            first = number * _ORDER_BLOCK
-            positions = np.arange(first, min(first + _ORDER_BLOCK, self._order.epoch_size))
-            self._order_block = (tag, self._order.rows(epoch, positions))
-        return self._order_block[1]
+    def _crop_of_rows(self) -> npt.NDArray[np.float32]:
+        """The share of its sides that each row's image keeps: float32 [rows]."""
+        crop = self.config.crop
+        here = set(self._dataset.samples(columns=["domain"])["domain"]) if crop else set()
+        unknown = sorted(set(crop) - here)
+        if unknown:
+            raise UserError(
+                f"data.crop.{unknown[0]}: no such domain in {self._dataset.root}; use {', '.join(sorted(here))}"
+            )
+        return self.samples["domain"].map(lambda domain: crop.get(domain, 1.0)).to_numpy(np.float32)
 
     def _graph_config(self) -> GraphConfig:
         augment = self.config.augment
         slice_size = -(-self.global_batch // self._topology.world_size)
         return GraphConfig(
             image_size=self.config.image_size,
-            move_geometry=self.training,
+            geometry=augment.geometry if self.training else "none",
             move_stain=self.training and augment.moves_stain,
             batch_size=-(-slice_size // self.parts),
             threads=self.config.usable_threads,
             prefetch=self.config.prefetch,
             deterministic=self.config.deterministic,
+            crop=bool((self._crop != 1).any()),
         )
 
 
@@ -258,7 +271,7 @@ class _Reading:
     """One pass over a stream: what DALI asks for, and which rows it was given and not yet gave back."""
 
     def __init__(self, stream: Stream, first_batch: int) -> None:
-        self.handed_over: deque[tuple[int, npt.NDArray[np.int64]]] = deque()
+        self.handed_over: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = deque()
         self._stream = stream
         self._batch = first_batch
         self._pending: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = deque()
@@ -273,8 +286,8 @@ class _Reading:
             self._batch += 1
         batch, rows, positions = self._pending.popleft()
         encoded = stream._source.read(rows)
-        self.handed_over.append((batch, rows))
-        if not stream.training:
-            return GraphInputs(encoded)
-        config = stream.config
-        return GraphInputs(encoded, draw_parameters(config.augment, stream._seed, positions, config.image_size))
+        self.handed_over.append((batch, rows, positions))
+        config, parameters = stream.config, None
+        if stream.training:
+            parameters = draw_parameters(config.augment, stream._seed, positions, config.image_size)
+        return GraphInputs(encoded, parameters, stream._crop[rows])

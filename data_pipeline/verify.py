@@ -11,23 +11,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_pipeline.attachments import check_attachment
 from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.shards import index_name, index_text
 
-_MEND = "delete this file and build the data set again"
+_MEND = "delete this file and build, or derive, the data set again"
 
 
 def verify_dataset(root: Path, progress: bool = True) -> None:
     """Read the whole data set: size and SHA-256 of every shard, every index, every stored image's CRC-32.
 
-    UserError names the first shard that is not as it was committed, and the first bad sample in it.
+    Of a derived data set also the shards that lie in others, and what is attached. UserError names the
+    first shard that is not as it was committed, and the first bad sample in it.
     """
     dataset = Dataset.open(root)
     samples = from_table(dataset.table)
     if content_hash(samples) != dataset.content_hash:
         raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
     check_invariants(samples, dataset.metadata["shards"])
+    for facts in dataset.metadata.get("attachments", {}).values():
+        check_attachment(root, facts)
     by_shard: dict[str, list[Sample]] = defaultdict(list)
     for row in samples:
         if row.kept:

@@ -6,6 +6,7 @@ usage:
       shards=DIR    the data set; default: the one that the run was trained on
       split=test    or validation, train, all; images that trained or chose the classifier are refused
       domain=NAME   only the images of this stain
+      folds=[0,1]   only the images of these folds, of the five that all images are dealt into
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else, and RUN/report.html.
 
@@ -37,6 +38,7 @@ class EvaluateConfig:
     shards: str | None = None
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
+    folds: list[int] | None = None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,12 +63,14 @@ def main(arguments: Sequence[str]) -> None:
         cell_types=trained.cell_types,
         batch=scoring_batch(trained.config.train),
         topology=topology,
+        normalizer=trained.normalizer,
+        folds=config.folds,
     )
     leave_processes()
     if topology.rank != 0:
         return
     same_data = dataset.content_hash == trained.dataset_hash
-    own_test = same_data and config.split == "test" and domains == trained.config.data.domains
+    own_test = same_data and config.split == "test" and domains == trained.config.data.domains and not config.folds
     path = save_evaluation(run, result, frame, own_test=own_test)
     print(format_scores(result["scores"]))
     print(f"{path.resolve()}\n{write_run_report(run).resolve()}")

@@ -1,18 +1,21 @@
 """Name the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR
+  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME]
       run=DIR       a run of train_classifier.py; its best checkpoint is used
       images=PATH   an image, or a folder of images at any depth
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
                     gallery.html, and unreadable.csv when a file was no image
+      domain=NAME   the images' stain. A classifier of normalised images carries its normaliser: the images
+                    go through it unless domain= names the stain that it normalises to; a crop set for
+                    the domain in training (data.crop) is made here too
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from data_pipeline.file_stream import FileStream
 from data_pipeline.sources.declaration import list_images
 from launchers.console import launch, read_config
 from trainer.classifier_training import load_classifier, scoring_batch
+from trainer.evaluation import NormalizedClassifier
 from trainer.games.classification import predict
 from trainer.report import write_prediction_gallery
 from trainer.topology import join_processes
@@ -36,6 +40,7 @@ class PredictConfig:
     run: str | None = None
     images: str | None = None
     out: str | None = None
+    domain: str | None = None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,9 +55,15 @@ def main(arguments: Sequence[str]) -> None:
     if topology.world_size > 1:
         raise UserError("predict.py is one process: start it with python, not with several processes")
     batch = scoring_batch(trained.config.train)
-    stream = FileStream(paths, trained.storage, trained.config.data, batch, topology)
+    network, data = trained.network, trained.config.data
+    crop = data.crop.get(config.domain or "", 1.0)
+    normalizer = trained.normalizer
+    if normalizer is not None and config.domain != normalizer.target:
+        network = NormalizedClassifier(network, normalizer, data.image_size)
+        data, crop = replace(data, image_size=normalizer.image_size), normalizer.crop
+    stream = FileStream(paths, trained.storage, data, batch, topology, crop=crop)
     batches = tqdm(stream.read(), desc="predicting", unit="batch", total=-(-len(paths) // batch))
-    probabilities, rows = predict(trained.network.to(topology.device), batches)
+    probabilities, rows = predict(network.to(topology.device), batches)
     if not len(rows):
         raise UserError(f"{source}: none of its {len(paths)} files is an image that can be read")
     frame = pd.DataFrame({"path": [str(paths[row]) for row in rows]})

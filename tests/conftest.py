@@ -46,6 +46,20 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(folder / "data")
 
 
+@pytest.fixture(scope="session")
+def two_stains(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """60 phantom cells of three types, each in both stains, 32 px, from ten slides; none is in tiny_dataset."""
+    folder = tmp_path_factory.mktemp("two-stains")
+    table = render_phantoms(
+        folder / "raw", 20, slides=10, size=32, seed=1, workers=1, cell_types=TINY_TYPES, progress=False
+    )
+    source = SourceDeclaration(kind="table", name="phantom", root=table, domain="phantom")
+    build_dataset(
+        folder / "data", [source], settings=ShardSettings(max_samples=16), ratio=(0.6, 0.2, 0.2), progress=False
+    )
+    return Dataset.open(folder / "data")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
     """Start a launcher in a folder of its own and go on."""

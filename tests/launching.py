@@ -21,7 +21,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["launchers.train_classifier", "launchers.evaluate", "launchers.predict", "launchers.build_shards"]
+_PRELOADED = [
+    "launchers.build_shards",
+    "launchers.evaluate",
+    "launchers.normalize_stains",
+    "launchers.predict",
+    "launchers.train_classifier",
+    "launchers.train_stain_gan",
+]
 
 
 def start_server() -> None:

@@ -1,12 +1,12 @@
 """Training a classifier from its configuration to its scored, reported run directory."""
 
 import dataclasses
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-import yaml
 from torch import nn
 
 from data_pipeline.catalog import Dataset
@@ -15,16 +15,39 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Stream, StreamConfig, Topology
-from models.classifiers import ClassifierConfig, ModelError, build_classifier
+from models.classifiers import ClassifierConfig, build_classifier
+from models.errors import ModelError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.evaluation import evaluate, scoring_stream, validation_scores
-from trainer.fit import FitConfig, fit, resume
+from trainer.fit import FitConfig, Selection, fit, resume
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
+from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_run_report
+from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
 from trainer.topology import resolve_precision
+
+
+@dataclass(frozen=True)
+class ClassifierFitConfig(FitConfig):
+    """How long and how to train a classifier.
+
+    select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
+    one after which training stops; null never stops early. synchronize_batch_norm: one set of batch
+    statistics over all GPUs.
+    """
+
+    label_smoothing: float = 0.1
+    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
+    patience: int | None = None
+    synchronize_batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 
 
 @dataclass(frozen=True)
@@ -37,21 +60,7 @@ class ClassifierRunConfig:
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: FitConfig = field(default_factory=FitConfig)
-
-
-# Settings that change neither what is learned nor the order of the samples, so a run may go on with others.
-_FREE_SETTINGS = (
-    "shards",
-    "run",
-    "data.threads",
-    "data.prefetch",
-    "train.micro_batch",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.patience",
-)
+    train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
 
 
 def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
@@ -102,25 +111,37 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         world_size=topology.world_size,
     )
 
-    def validate() -> dict[str, float]:
+    def validate(step: int) -> dict[str, float]:
         classifier.share_buffers()
-        return validation_scores(classifier.average, held_out)
+        with classifier.autocast():
+            return validation_scores(classifier.average, held_out)
 
-    fingerprint = _fingerprint(config, dataset, cell_types, precision)
-    progress = resume(run, game, fingerprint)
+    values = settings(config, ClassifierRunConfig)
+    facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
+    made_with = fingerprint(values, facts)
+    progress = resume(run, game, made_with)
     if topology.rank == 0:
-        _write_config(run, config, dataset, cell_types)
+        content = {
+            "shards": str(dataset.root.resolve()),
+            "cell_types": list(cell_types),
+            "dataset_hash": dataset.content_hash,
+            "storage": dataset.metadata["settings"],
+            "normalizer": _take_normalizer(dataset, run),
+        }
+        write_run_config(run, values | content)
     fit(
         game,
-        stream,
+        {"train": stream},
         validate,
         config.train,
+        epoch_steps=epoch_steps,
         run=run,
         seed=config.seed,
         topology=topology,
         precision=precision,
-        fingerprint=fingerprint,
+        fingerprint=made_with,
         progress=progress,
+        selection=Selection(config.train.select_by, config.train.patience),
     )
     trained = load_classifier(run)
     result, frame = evaluate(
@@ -145,6 +166,7 @@ class TrainedClassifier:
 
     dataset_hash: content hash of the data set that it was trained on.
     storage: how the images of that data set are stored; raw images go the same way before prediction.
+    normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
     """
 
     network: nn.Module
@@ -153,19 +175,18 @@ class TrainedClassifier:
     cell_types: tuple[str, ...]
     dataset_hash: str
     storage: ShardSettings
+    normalizer: NormalizerBundle | None
 
 
 def load_classifier(run: Path) -> TrainedClassifier:
     """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
-    path = run / "config.yaml"
-    if not path.exists():
-        raise UserError(f"{run}: no config.yaml there, so no run: give run=DIR of train_classifier.py")
+    path, content = run / CONFIG_FILE, read_run_config(run)
     try:
-        content = yaml.safe_load(path.read_text())
         cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
         storage = ShardSettings(**content.pop("storage"))
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged, or not written by train_classifier.py ({error})") from error
+        normalizer = content.pop("normalizer")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
     config = typed(ClassifierRunConfig, content, str(path))
     checkpoint = CheckpointStore(run / "checkpoints").best()
     if checkpoint is None:
@@ -180,7 +201,19 @@ def load_classifier(run: Path) -> TrainedClassifier:
             f"{checkpoint.path}: checkpoint of another model than {path} describes ({first[:160]}): "
             "put the run's own config.yaml and checkpoints back together"
         ) from error
-    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, dataset_hash, storage)
+    bundle = None if normalizer is None else load_bundle(run / normalizer)
+    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, dataset_hash, storage, bundle)
+
+
+def _take_normalizer(dataset: Dataset, run: Path) -> str | None:
+    """Copy the normaliser that comes with a data set into the run; its file name there, or None."""
+    if FILE not in dataset.metadata.get("attachments", {}):
+        return None
+    run.mkdir(parents=True, exist_ok=True)
+    aside = run / f"{FILE}.new"
+    shutil.copyfile(dataset.attachment_path(FILE), aside)
+    aside.replace(run / FILE)
+    return FILE
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
@@ -203,8 +236,11 @@ def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
 
 
 def _build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
+    weights = None
+    if config.weights is not None and (Path(config.weights) / CONFIG_FILE).exists():
+        weights = load_classifier(Path(config.weights)).network.state_dict()
     try:
-        return build_classifier(config, number_of_types, image_size)
+        return build_classifier(config, number_of_types, image_size, weights)
     except ModelError as error:
         raise UserError(str(error)) from error
 
@@ -212,34 +248,3 @@ def _build_network(config: ClassifierConfig, number_of_types: int, image_size: i
 def scoring_batch(config: FitConfig) -> int:
     """Images a process scores at a time: scoring keeps no gradients, so what training fits fits here."""
     return config.micro_batch or min(config.global_batch, 128)
-
-
-def _write_config(run: Path, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> None:
-    content = {
-        **_settings(config),
-        "shards": str(dataset.root.resolve()),
-        "cell_types": list(cell_types),
-        "dataset_hash": dataset.content_hash,
-        "storage": dataset.metadata["settings"],
-    }
-    run.mkdir(parents=True, exist_ok=True)
-    aside = run / "config.yaml.new"
-    aside.write_text(yaml.safe_dump(content, sort_keys=False))
-    aside.replace(run / "config.yaml")
-
-
-def _settings(config: ClassifierRunConfig) -> dict[str, Any]:
-    """The configuration as plain values, without what a subclass adds for its launcher."""
-    names = [field.name for field in dataclasses.fields(ClassifierRunConfig)]
-    values = dataclasses.asdict(config)
-    return {name: values[name] for name in names}
-
-
-def _fingerprint(
-    config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...], precision: str
-) -> dict[str, Any]:
-    flat = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
-    for section, values in _settings(config).items():
-        entries = values.items() if isinstance(values, dict) else [("", values)]
-        flat |= {f"{section}.{name}".rstrip("."): str(value) for name, value in entries}
-    return {key: value for key, value in flat.items() if key not in _FREE_SETTINGS}

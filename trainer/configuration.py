@@ -12,12 +12,14 @@ import types
 import typing
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.errors import UserError
 
 Config = TypeVar("Config")
+# `int | None` is the one, `Literal[...] | None` the other.
+_UNIONS = (types.UnionType, typing.Union)
 
 
 def schema_of(kind: Any) -> type:
@@ -32,10 +34,21 @@ def schema_of(kind: Any) -> type:
             twin = schema_of(typing.cast(type, hint))
             fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
         else:
-            plain = list(value) if isinstance(value, tuple | list) else value
+            plain = _plain(value, hint)
             factory = dataclasses.field(default_factory=functools.partial(copy.copy, plain))
             fields.append((field.name, _without_literal(hint), factory))
     return dataclasses.make_dataclass(kind.__name__, fields)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """The default as OmegaConf takes it."""
+    if isinstance(value, dict):
+        # Its keys are the user's to name: Hydra closes every other node to names that are not there yet.
+        key, element = get_args(hint)
+        return DictConfig(
+            value, key_type=key, element_type=element, ref_type=hint, is_optional=False, flags={"struct": False}
+        )
+    return list(value) if isinstance(value, tuple | list) else value
 
 
 def typed(kind: type[Config], values: Any, where: str) -> Config:
@@ -62,8 +75,8 @@ def _build(kind: type[Config], values: Any, where: str, prefix: str) -> Config:
         hint, key = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
             value = _build(typing.cast(type, hint), value, where, f"{key}.")
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            choices = ", ".join(map(str, get_args(hint)))
+        elif not _is_choice(value, hint):
+            choices = ", ".join(map(str, get_args(_literal_of(hint))))
             raise UserError(f"{where}: {key}={value} is none of {choices}")
         elif get_origin(hint) is tuple:
             value = tuple(value)
@@ -74,10 +87,22 @@ def _build(kind: type[Config], values: Any, where: str, prefix: str) -> Config:
         raise UserError(f"{where}: {error}") from error
 
 
+def _literal_of(hint: Any) -> Any:
+    """The Literal in a hint, which may be optional; None where there is none."""
+    parts = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+    return next((part for part in parts if get_origin(part) is Literal), None)
+
+
+def _is_choice(value: Any, hint: Any) -> bool:
+    literal = _literal_of(hint)
+    may_be_none = get_origin(hint) in _UNIONS and type(None) in get_args(hint)
+    return literal is None or value in get_args(literal) or (value is None and may_be_none)
+
+
 def _without_literal(hint: Any) -> Any:
     if get_origin(hint) is Literal:
         return str
-    if get_origin(hint) is types.UnionType:
+    if get_origin(hint) in _UNIONS:
         return typing.Union[tuple(_without_literal(part) for part in get_args(hint))]  # noqa: UP007
     if get_origin(hint) is tuple:
         return list[get_args(hint)[0]]  # type: ignore[misc]

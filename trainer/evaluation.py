@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import distributed, nn
@@ -16,6 +17,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import predictions_frame
+from trainer.normalizers.bundle import NormalizerBundle
 
 
 def scoring_stream(
@@ -26,6 +28,7 @@ def scoring_stream(
     cell_types: Sequence[str],
     batch: int,
     topology: Topology,
+    folds: Sequence[int] | None = None,
 ) -> Stream:
     """A stream that shows each image of the splits once, `batch` per process at a time.
 
@@ -42,6 +45,7 @@ def scoring_stream(
         global_batch=batch * topology.world_size,
         training=False,
         topology=topology,
+        folds=folds,
     )
 
 
@@ -70,6 +74,25 @@ def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]
     }
 
 
+class NormalizedClassifier(nn.Module):
+    """A classifier of normalised images, for raw ones: normaliser, resizing, classifier."""
+
+    def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self._normalizer = normalizer
+        self._image_size = image_size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images float32 [n, 3, S, S] in [-1, 1], S the normaliser's -> logits [n, types]."""
+        normalized = self._normalizer.normalizer(images)
+        if normalized.shape[-1] != self._image_size:
+            size = (self._image_size, self._image_size)
+            normalized = functional.interpolate(normalized, size, mode="bilinear", antialias=True)
+        logits: torch.Tensor = self.classifier(normalized)
+        return logits
+
+
 def evaluate(
     classifier: nn.Module,
     checkpoint: Checkpoint,
@@ -80,39 +103,84 @@ def evaluate(
     cell_types: Sequence[str],
     batch: int,
     topology: Topology,
+    normalizer: NormalizerBundle | None = None,
+    folds: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Score real images of the types the classifier knows; count those it does not.
 
+    normalizer: what the classifier's training images went through; raw images of its source domain go
+    through it first.
     Returns the evaluation as it is written to JSON, and one row of probabilities per image.
     """
-    everything = dataset.samples(splits=splits, domains=config.domains, columns=["cell_type", "origin"])
+    domains_here = set(dataset.samples(columns=["domain"])["domain"])
+    crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
+    config = replace(config, cell_types=None, crop=crop)
+    everything = dataset.samples(
+        splits=splits, domains=config.domains, folds=folds, columns=["cell_type", "origin", "domain"]
+    )
+    _refuse_label_normalized(dataset, everything)
     counts = everything["cell_type"].replace("", "unlabelled").value_counts()
     not_scored = {name: int(count) for name, count in counts.items() if name not in cell_types}
-    stream = scoring_stream(
-        dataset,
-        replace(config, cell_types=None),
-        splits=splits,
-        cell_types=cell_types,
-        batch=batch,
-        topology=topology,
-    )
-    probabilities = predict_all(classifier, stream).numpy()
-    samples = stream.samples
+    raw = normalizer.source if normalizer is not None else None
+    here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
+    passes: list[tuple[nn.Module, StreamConfig]] = []
+    if normalizer is not None and raw in here:
+        seen = replace(
+            config,
+            domains=[normalizer.source],
+            image_size=normalizer.image_size,
+            crop={normalizer.source: normalizer.crop},
+        )
+        passes.append((NormalizedClassifier(classifier, normalizer, config.image_size), seen))
+    plain = sorted(here - {raw})
+    if plain or not passes:
+        passes.append((classifier, replace(config, domains=plain or config.domains)))
+    tables, probabilities = [], []
+    for network, seen in passes:
+        stream = scoring_stream(
+            dataset, seen, splits=splits, cell_types=cell_types, batch=batch, topology=topology, folds=folds
+        )
+        probabilities.append(predict_all(network, stream).numpy())
+        tables.append(stream.samples)
+    samples, answers = pd.concat(tables, ignore_index=True), np.concatenate(probabilities)
+    labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
+    split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
     result = {
         "dataset": {
             "path": str(dataset.root.resolve()),
             "content_hash": dataset.content_hash,
-            "split": "+".join(splits),
+            "split": split,
             "domains": sorted(samples["domain"].unique().tolist()),
             "count": len(samples),
         },
         "checkpoint": {"file": checkpoint.path.name, "step": checkpoint.step, "sha256": checkpoint.digest},
-        "normalizer": None,
+        "normalizer": _normalizer_of(dataset, samples, everything, normalizer),
         "cell_types": list(cell_types),
         "not_scored": not_scored,
-        "scores": score(probabilities, stream.labels, samples["group"].tolist(), cell_types),
+        "scores": score(answers, labels, samples["group"].tolist(), cell_types),
     }
-    return result, predictions_frame(samples, probabilities, cell_types)
+    return result, predictions_frame(samples, answers, cell_types)
+
+
+def _normalizer_of(
+    dataset: Dataset, samples: pd.DataFrame, everything: pd.DataFrame, normalizer: NormalizerBundle | None
+) -> dict[str, Any] | None:
+    """What normalised the images that were scored: on the way to the classifier, or in the data set."""
+    if normalizer is not None and normalizer.source in set(samples["domain"]):
+        return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
+    if (everything["origin"] == "normalized").any():
+        return dict(dataset.metadata["made_by"])
+    return None
+
+
+def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
+    made_by = dataset.metadata["made_by"]
+    needs_label = isinstance(made_by, dict) and made_by.get("policy") == "thesis"
+    if needs_label and (rows["origin"] == "normalized").any():
+        raise UserError(
+            f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
+            "are never scored; score split=test, or a data set normalised by policy=to_a"
+        )
 
 
 def refuse_training_images(
@@ -124,13 +192,24 @@ def refuse_training_images(
 ) -> None:
     """UserError when a group that the run trained or was chosen on stands among the images to be scored."""
     learned = run_dataset.samples(
-        splits=["train", "validation"], domains=trained.domains, cell_types=trained.cell_types, columns=["id", "group"]
+        splits=["train", "validation"],
+        domains=trained.domains,
+        cell_types=trained.cell_types,
+        columns=["id", "parent", "group"],
     )
-    scored = dataset.samples(splits=splits, domains=scored_domains, columns=["id", "group"])
-    same_data = run_dataset.content_hash == dataset.content_hash
-    seen = scored["id"].isin(learned["id"]) | (same_data & scored["group"].isin(learned["group"]))
+    scored = dataset.samples(splits=splits, domains=scored_domains, columns=["id", "parent", "group"])
+    # An image and what a normaliser made of it are one image; groups are named within one family of data sets.
+    known = set(learned["id"]) | set(learned["parent"]) - {""}
+    seen = scored["id"].isin(known) | scored["parent"].isin(known)
+    if _family(run_dataset) & _family(dataset):
+        seen |= scored["group"].isin(learned["group"])
     if seen.any():
         raise UserError(
             f"{int(seen.sum())} of the {len(scored)} images of split {'/'.join(splits)} in {dataset.root} were "
             "used to train or choose this classifier: score split=test, or name a domain it was not trained on"
         )
+
+
+def _family(dataset: Dataset) -> set[str]:
+    """Content hashes of the data set and of those it was made from."""
+    return {dataset.content_hash, *(parent["content_hash"] for parent in dataset.metadata["parents"])}

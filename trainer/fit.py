@@ -3,11 +3,11 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import distributed
@@ -24,18 +24,18 @@ from trainer.topology import Precision, PrecisionChoice
 
 # A scale this small multiplies losses by less than one: no gradient of any use overflows there.
 _SMALLEST_LOSS_SCALE = 1e-3
+# Numbers under such a name come at logged steps only, so they have no sum over an epoch.
+DETAIL = "detail/"
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How long and in what portions to train.
 
-    epochs: passes over the data, or portions of `iterations_per_epoch` global batches (the thesis: 200
-    of 256). global_batch: images per optimiser step over all processes. micro_batch: most images a
-    device holds at once; null takes a process's whole slice. precision: see resolve_precision.
-    select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
-    one after which training stops; null never stops early. checkpoint_every, log_every: in steps.
-    synchronize_batch_norm: one set of batch statistics over all GPUs.
+    epochs: passes over the data, or portions of `iterations_per_epoch` steps (the thesis: 200 of 256).
+    global_batch: images per optimiser step over all processes. micro_batch: most images a device holds
+    at once; null takes a process's whole slice. precision: see resolve_precision. checkpoint_every,
+    log_every: in steps.
     """
 
     epochs: int = 200
@@ -43,158 +43,251 @@ class FitConfig:
     global_batch: int = 64
     micro_batch: int | None = None
     precision: PrecisionChoice = "auto"
-    label_smoothing: float = 0.1
-    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
-    patience: int | None = None
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 10
-    synchronize_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("iterations_per_epoch", "micro_batch", "patience"):
+        for name in ("iterations_per_epoch", "micro_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1, or null")
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which score of an epoch's end chooses the best checkpoint, and when to give up.
+
+    score: among those that `score_epoch` returns; `loss` is better when lower, others when higher.
+    patience: epochs without a better one after which training stops; None never stops early.
+    """
+
+    score: str
+    patience: int | None = None
+
+
+@dataclass
+class StepResult:
+    """What one step tells: scalars on the device.
+
+    sums: over this process's images of one global batch (a loss, a count of right answers).
+    norms: the same on every process (a gradient norm). `detailed` numbers of either kind
+    come at the steps that are logged only.
+    """
+
+    sums: dict[str, torch.Tensor]
+    norms: dict[str, torch.Tensor]
+
+
+# The global batches of each stream still to come, each as its micro-batches of this process, all to be taken.
+Batches = Mapping[str, Iterator[Iterable[MicroBatch]]]
+
+
 class Game(Protocol):
-    """An algorithm (contract C9): its players, and one iteration on one global batch."""
+    """An algorithm (contract C9): its players, and one iteration.
+
+    takes: how many global batches one step takes from each stream, all of the same size.
+    """
 
     players: dict[str, Player]
+    takes: dict[str, int]
 
-    def step(self, batch: Iterable[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One iteration; returns `loss` and `correct` summed over this process's images, `gradient_norm`."""
+    def step(self, batches: Batches, *, detailed: bool) -> StepResult:
+        """One iteration. `detailed`: also what costs time to know."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on beside the players; the same on every process."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a saved state."""
+
+
+class Stateless:
+    """A game that keeps nothing beside its players."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 @dataclass
 class Progress:
-    """Where a run stands: what a checkpoint holds beside the players.
+    """Where a run stands: what a checkpoint holds beside the game.
 
-    loss, correct, images: sums over the images of the epoch so far, all processes together.
+    sums: StepResult.sums over the epoch so far, all processes together.
     """
 
     step: int = 0
     best_score: float = float("-inf")
     best_epoch: int = -1
-    loss: float = 0.0
-    correct: float = 0.0
-    images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
 
 
 def fit(
     game: Game,
-    stream: Stream,
-    validate: Callable[[], dict[str, float]],
+    streams: Mapping[str, Stream],
+    score_epoch: Callable[[int], dict[str, float]],
     config: FitConfig,
     *,
+    epoch_steps: int,
     run: Path,
     seed: int,
     topology: Topology,
     precision: Precision,
     fingerprint: dict[str, Any],
     progress: Progress,
+    selection: Selection | None = None,
 ) -> None:
     """Train from where `progress` (see `resume`) stands to the end.
 
-    validate: scores the players on validation: `loss`, `accuracy`, `balanced_accuracy`, the same
-    numbers on every process. fingerprint: what a checkpoint of this run must have been made with.
+    streams: what the game takes from. score_epoch: called with the step at an epoch's end; its scores
+    are the same numbers on every process. fingerprint: what a checkpoint of this run must have been
+    made with. Without a selection there is no best checkpoint.
     Raises UserError for a loss that is not finite.
     """
-    epoch_steps = config.iterations_per_epoch or stream.batches_per_epoch
     total_steps = config.epochs * epoch_steps
+    images_per_step = config.global_batch * sum(game.takes.values())
     store = CheckpointStore(run / "checkpoints", config.keep_checkpoints)
     log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
     watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
     clock = StepClock()
-    micro_batches = stream.read(first_batch=progress.step)
-    # Sums so far of this epoch, all processes together, go on in the first one.
-    so_far = [progress.loss, progress.correct] if topology.rank == 0 else [0.0, 0.0]
-    sums = torch.tensor(so_far, dtype=torch.float64, device=topology.device)
+    batches = {
+        name: _global_batches(clock.waiting(stream.read(progress.step * game.takes[name])), stream.parts)
+        for name, stream in streams.items()
+    }
+    sums = _Sums(progress.sums if topology.rank == 0 else {}, topology.device)
     with closing(log):  # the bar is off the screen before an error is printed
-        while progress.step < total_steps and not _out_of_patience(progress, config, epoch_steps):
+        while progress.step < total_steps and not _out_of_patience(progress, selection, epoch_steps):
             # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
             torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
-            learning_rates = [player.learning_rate for player in game.players.values()]
-            result = game.step(itertools.islice(clock.waiting(micro_batches), stream.parts))
+            learning_rates = {name: player.learning_rate for name, player in game.players.items()}
+            logging = (progress.step + 1) % config.log_every == 0
+            result = game.step(batches, detailed=logging)
             progress.step += 1
-            progress.images += stream.global_batch
-            sums += torch.stack([result["loss"], result["correct"]])
-            clock.images += stream.global_batch
+            sums.add(result.sums)
+            clock.images += images_per_step
             at_epoch_end = progress.step % epoch_steps == 0
             saving = at_epoch_end or progress.step % config.checkpoint_every == 0
-            bad_step = watch.see(progress.step, result["loss"], result["gradient_norm"])
+            bad_step = watch.see(progress.step, _total(result.sums), _total(result.norms))
             if saving and bad_step is None:
                 bad_step = watch.finish()
             if bad_step is not None:
-                raise _not_finite(bad_step, stream, run, topology)
-            if progress.step % config.log_every == 0:
-                loss = _sum_over_processes(result["loss"].double()).item() / stream.global_batch
-                gradient_norm = result["gradient_norm"].item()
+                raise _not_finite(bad_step, game, streams, run, topology)
+            if logging:
                 log.record(
                     "step",
                     progress.step,
                     epoch=(progress.step - 1) // epoch_steps,
-                    images=progress.step * stream.global_batch,
-                    loss=loss,
-                    learning_rate=learning_rates[0],
+                    images=progress.step * images_per_step,
+                    **{name: value / config.global_batch for name, value in _over_processes(result.sums).items()},
+                    **_named("learning_rate", learning_rates),
                     # Infinite where fp16 overflowed and the step was left out; JSON has no word for it.
-                    gradient_norm=gradient_norm if math.isfinite(gradient_norm) else None,
+                    **{name: _finite(norm.item()) for name, norm in result.norms.items()},
                     **clock.lap(),
                 )
                 _refuse_lost_scale(game, progress.step)
             log.advance()
             better = False
             if at_epoch_end:
-                better = _end_epoch(progress, sums, validate, config, log, clock, epoch_steps)
-                sums.zero_()
+                means = {
+                    f"train_{name}": value / (config.global_batch * epoch_steps)
+                    for name, value in sums.over_processes().items()
+                }
+                better = _end_epoch(progress, means, score_epoch, selection, config.epochs, log, clock, epoch_steps)
+                sums = _Sums({}, topology.device)
             if saving:
-                progress.loss, progress.correct = _sum_over_processes(sums.clone()).tolist()
+                progress.sums = sums.over_processes()
                 _save(store, game, progress, fingerprint, topology, best=better)
             if at_epoch_end:
                 clock.restart()
 
 
+def _global_batches(micro_batches: Iterable[MicroBatch], parts: int) -> Iterator[Iterable[MicroBatch]]:
+    iterator = iter(micro_batches)
+    while True:
+        yield itertools.islice(iterator, parts)
+
+
+class _Sums:
+    """Running totals of named scalars, on the device: adding to them makes no process wait."""
+
+    def __init__(self, start: Mapping[str, float], device: torch.device) -> None:
+        self._device = device
+        self._totals = {name: self._scalar(value) for name, value in start.items()}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            if not name.startswith(DETAIL):
+                self._totals[name] = self._totals.get(name, self._scalar(0.0)) + value.double()
+
+    def over_processes(self) -> dict[str, float]:
+        return _over_processes(self._totals)
+
+    def _scalar(self, value: float) -> torch.Tensor:
+        return torch.full((), value, dtype=torch.float64, device=self._device)
+
+
+def _over_processes(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Totals over all processes, in one exchange."""
+    if not values:
+        return {}
+    joined = torch.stack([value.double() for value in values.values()])
+    if distributed.is_initialized():
+        distributed.all_reduce(joined)
+    return dict(zip(values, joined.tolist(), strict=True))
+
+
+def _total(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Not finite as soon as one of them is not."""
+    return torch.stack([value for name, value in values.items() if not name.startswith(DETAIL)]).sum()
+
+
+def _named(name: str, by_player: Mapping[str, float]) -> dict[str, float]:
+    """`name` alone where one player plays, `name/player` where there are several."""
+    if len(by_player) == 1:
+        return {name: next(iter(by_player.values()))}
+    return {f"{name}/{player}": value for player, value in by_player.items()}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _end_epoch(
     progress: Progress,
-    sums: torch.Tensor,
-    validate: Callable[[], dict[str, float]],
-    config: FitConfig,
+    means: dict[str, float],
+    score_epoch: Callable[[int], dict[str, float]],
+    selection: Selection | None,
+    epochs: int,
     log: RunLog,
     clock: StepClock,
     epoch_steps: int,
 ) -> bool:
-    """Validate, log the epoch, decide whether it is the best so far and whether to stop."""
+    """Score, log the epoch, decide whether it is the best so far."""
     epoch = progress.step // epoch_steps - 1
-    loss, correct = _sum_over_processes(sums.clone()).tolist()
     speed = clock.epoch()
-    scores = validate()
-    log.record(
-        "epoch",
-        progress.step,
-        epoch=epoch,
-        train_loss=loss / progress.images,
-        train_accuracy=correct / progress.images,
-        **{f"validation_{name}": value for name, value in scores.items()},
-        **speed,
-    )
-    log.say(
-        f"epoch {epoch + 1}/{config.epochs}: train loss {loss / progress.images:.3f}, validation loss "
-        f"{scores['loss']:.3f}, accuracy {scores['accuracy']:.1%}, balanced {scores['balanced_accuracy']:.1%}"
-    )
-    score = -scores["loss"] if config.select_by == "loss" else scores[config.select_by]
+    scores = score_epoch(progress.step)
+    numbers = means | {f"validation_{name}": value for name, value in scores.items()}
+    log.record("epoch", progress.step, epoch=epoch, **numbers, **speed)
+    told = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items())
+    log.say(f"epoch {epoch + 1}/{epochs}: {told}")
+    if selection is None:
+        return False
+    score = -scores["loss"] if selection.score == "loss" else scores[selection.score]
     better = score > progress.best_score
     if better:
         progress.best_score, progress.best_epoch = score, epoch
-    progress.images = 0
     return better
 
 
-def _out_of_patience(progress: Progress, config: FitConfig, epoch_steps: int) -> bool:
-    last_epoch = progress.step // epoch_steps - 1
-    return config.patience is not None and last_epoch - progress.best_epoch >= config.patience
+def _out_of_patience(progress: Progress, selection: Selection | None, epoch_steps: int) -> bool:
+    if selection is None or selection.patience is None:
+        return False
+    return progress.step // epoch_steps - 1 - progress.best_epoch >= selection.patience
 
 
 def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
@@ -219,6 +312,7 @@ def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
         )
     for name, player in game.players.items():
         player.load_state_dict(state["players"][name])
+    game.load_state_dict(state["game"])
     return Progress(**state["progress"])
 
 
@@ -233,16 +327,15 @@ def _save(
 ) -> None:
     if topology.rank == 0:
         players = {name: player.state_dict() for name, player in game.players.items()}
-        state = {"players": players, "progress": vars(progress), "fingerprint": fingerprint}
+        state = {
+            "players": players,
+            "game": game.state_dict(),
+            "progress": vars(progress),
+            "fingerprint": fingerprint,
+        }
         store.save(progress.step, state, best=best)
     if distributed.is_initialized():
         distributed.barrier()
-
-
-def _sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    if distributed.is_initialized():
-        distributed.all_reduce(values)
-    return values
 
 
 def _refuse_lost_scale(game: Game, step: int) -> None:
@@ -251,18 +344,21 @@ def _refuse_lost_scale(game: Game, step: int) -> None:
         if scale is not None and scale < _SMALLEST_LOSS_SCALE:
             raise UserError(
                 f"at step {step} the loss scale of the {name} is down to {scale:g}, its gradients overflow fp16 at "
-                "every step: lower optimizer.learning_rate, or set train.precision=fp32"
+                "every step: lower its learning rate, or set train.precision=fp32"
             )
 
 
-def _not_finite(step: int, stream: Stream, run: Path, topology: Topology) -> UserError:
+def _not_finite(step: int, game: Game, streams: Mapping[str, Stream], run: Path, topology: Topology) -> UserError:
     # Any process may be the one that notices; all of them can say which images it was.
-    ids = stream.ids(step - 1)
+    ids = []
+    for name, stream in streams.items():
+        for batch in range((step - 1) * game.takes[name], step * game.takes[name]):
+            ids += stream.ids(batch)
     listing = run / "non_finite_batch.json"
     aside = listing.with_suffix(f".{topology.rank}")
     aside.write_text(json.dumps({"step": step, "ids": ids}, indent=1))
     aside.replace(listing)
     return UserError(
         f"the loss is not finite since step {step}, batch of ids {', '.join(ids[:4])}, ... (all {len(ids)} in "
-        f"{listing}): lower optimizer.learning_rate, or look at these images"
+        f"{listing}): lower the learning rate, or look at these images"
     )

@@ -1,7 +1,8 @@
 """A player: one network that learns, with everything that is its own (contract C8)."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,7 +49,8 @@ class OptimizerConfig:
 class Player:
     """A network, its optimiser, schedule, loss scale, data-parallel engine and running average.
 
-    module: the bare network. engine: the same network, data-parallel; losses go through it.
+    module: the bare network. engine: the same network, data-parallel; losses go through it. Both compute
+    in the player's precision inside `autocast()` only.
     average: the network to score with (the running average, or the bare network where none is kept).
     """
 
@@ -77,6 +79,9 @@ class Player:
         self.module = module.to(self._accelerator.device)
         optimizer = _make_optimizer(self.module, config, self._accelerator.device)
         self.engine, self._optimizer = self._accelerator.prepare(self.module, optimizer)
+        # Accelerate writes its autocast into the module itself; the bare one must compute in the precision
+        # of the context it is called in, or penalties would be taken in half precision (contract C10).
+        self._accelerator.unwrap_model(self.engine, keep_fp32_wrapper=False)
         self._average = None
         if config.average_decay > 0:
             self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
@@ -103,6 +108,18 @@ class Player:
     def autocast(self) -> Any:
         """The context in which the player's forward passes run in its precision."""
         return self._accelerator.autocast()
+
+    @contextmanager
+    def frozen(self) -> Iterator[nn.Module]:
+        """The bare network while another player moves: gradients pass through it and stay out of its weights."""
+        moving = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        for parameter in moving:
+            parameter.requires_grad_(False)
+        try:
+            yield self.module
+        finally:
+            for parameter in moving:
+                parameter.requires_grad_(True)
 
     def part_of_step(self, last: bool) -> Any:
         """The context for one part's forward and backward pass; only the `last` joins the processes."""

@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 # A log file or a pipe gets a line now and then instead of a bar redrawn ten times a second.
 _SECONDS_BETWEEN_LINES = 15.0
+# Of all that a game tells, what stands beside the bar.
+_SHOWN = ("loss", "critic", "adversarial", "cycle")
 
 
 class RunLog:
@@ -57,7 +59,8 @@ class RunLog:
         self._file.flush()
         self._show_on_board(line)
         if kind == "step":
-            self._bar.set_postfix(loss=f"{values['loss']:.3f}", images_per_second=f"{values['images_per_second']:.0f}")
+            shown = {name: f"{values[name]:.3f}" for name in _SHOWN if name in values}
+            self._bar.set_postfix({**shown, "images_per_second": f"{values['images_per_second']:.0f}"})
 
     def say(self, text: str) -> None:
         """A line for the person who watches, above the bar."""

@@ -3,6 +3,8 @@
 import os
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -52,6 +54,32 @@ def leave_processes() -> None:
     """Part from the other processes at the end of the work."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def gather_images(images: torch.Tensor, positions: npt.NDArray[np.int64]) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+    """The images [n, 3, H, W] of all processes, and their positions in the global order, sorted by them.
+
+    Processes hold slices of a global batch that differ by a few images at most.
+    """
+    if not distributed.is_initialized():
+        order = positions.argsort()
+        return images[torch.from_numpy(order)], positions[order]
+    world_size = distributed.get_world_size()
+    held = torch.tensor([len(images)], device=images.device)
+    counts = [torch.empty_like(held) for _ in range(world_size)]
+    distributed.all_gather(counts, held)
+    most = int(torch.stack(counts).max())
+    padded = images.new_zeros((most, *images.shape[1:]))
+    padded[: len(images)] = images
+    numbers = torch.full((most,), -1, device=images.device)
+    numbers[: len(positions)] = torch.from_numpy(positions).to(images.device)
+    all_images = [torch.empty_like(padded) for _ in range(world_size)]
+    all_numbers = [torch.empty_like(numbers) for _ in range(world_size)]
+    distributed.all_gather(all_images, padded)
+    distributed.all_gather(all_numbers, numbers)
+    joined, places = torch.cat(all_numbers).sort()
+    filled = places[joined >= 0]
+    return torch.cat(all_images)[filled], joined[joined >= 0].cpu().numpy()
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:

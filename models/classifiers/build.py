@@ -1,6 +1,7 @@
 """From a ClassifierConfig to a network."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.classifiers.config import ClassifierConfig, ModelError
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.senet_ge import SENetGE
 from models.classifiers.weights import load_weights, read_weights
+from models.errors import ModelError
 
 
 class Renormalized(nn.Module):
@@ -34,11 +36,17 @@ class Renormalized(nn.Module):
         return logits
 
 
-def build_classifier(config: ClassifierConfig, number_of_types: int, image_size: int | None = None) -> nn.Module:
+def build_classifier(
+    config: ClassifierConfig,
+    number_of_types: int,
+    image_size: int | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
     """The network: float images [n, 3, S, S] in [-1, 1] -> logits float [n, number_of_types].
 
     Images are normalised with mean and deviation 0.5. image_size S is needed only by timm models of a fixed
-    input size (transformers). The network's structure and the names in its state dict do not depend on
+    input size (transformers). weights: to begin with, in place of the file that `config.weights` names.
+    The network's structure and the names in its state dict do not depend on
     `config.weights`: to fill it from a checkpoint, build it with `dataclasses.replace(config, weights=None)`.
     ModelError for whatever cannot be built or loaded.
     """
@@ -58,7 +66,7 @@ def build_classifier(config: ClassifierConfig, number_of_types: int, image_size:
         weights = pretrained_weights(config, image_size)
         load_weights(network, weights, f"timm {config.timm_name}", classifiers, ("attention",))
     elif config.weights is not None:
-        weights = read_weights(Path(config.weights))
+        weights = read_weights(Path(config.weights)) if weights is None else weights
         if all(name.startswith("network.") for name in weights):  # a Renormalized network was saved
             weights = {name.removeprefix("network."): value for name, value in weights.items()}
         load_weights(network, weights, config.weights, classifiers, ("attention",))

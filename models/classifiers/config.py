@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-
-class ModelError(ValueError):
-    """A model that cannot be built as asked. Its message is one line: what, where, what to do."""
+from models.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,8 @@ class ClassifierConfig:
     # A timm model. For "timm" the network itself; for "senet" the one whose pretrained weights fit the trunk.
     # Named in either case, images are re-normalised inside the network to that model's mean and deviation.
     timm_name: str = "legacy_senet154"
-    weights: str | None = None  # None, "pretrained" (timm's, downloaded) or a .safetensors / .pt / .pth file
+    # None, "pretrained" (timm's, downloaded), a .safetensors / .pt / .pth file, or a run of train_classifier.py
+    weights: str | None = None
     dropout: float = 0.2  # before the last layer
 
     # The trunk ("senet"): one entry of layers and widths per stage, each stage at half the resolution.

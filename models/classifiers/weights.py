@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.classifiers.config import ModelError
+from models.errors import ModelError
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -58,7 +58,10 @@ def from_memory(
                 GraphInputs(
                     [encoded[index] for index in chosen],
                     AugmentParameters(
-                        parameters.affine[chosen], parameters.density_matrix[chosen], parameters.density_offset[chosen]
+                        parameters.affine[chosen],
+                        parameters.mirror[chosen],
+                        parameters.density_matrix[chosen],
+                        parameters.density_offset[chosen],
                     ),
                 )
                 for chosen in _batches(len(encoded), setting.batch)

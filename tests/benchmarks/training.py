@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -38,7 +39,8 @@ class OnDevice(Stream):
         while True:
             rows = self.rows(batch)
             labels = torch.from_numpy(self.labels[rows]).to(device)
-            yield MicroBatch(images, labels, rows, batch, self.parts)
+            positions = batch * self.global_batch + np.arange(len(rows))
+            yield MicroBatch(images, labels, rows, positions, batch, self.parts)
             batch += 1
 
 
@@ -114,9 +116,10 @@ def _train(
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
         fit(
             game,
-            stream,
-            lambda: {"loss": 0.0, "accuracy": 0.0, "balanced_accuracy": 0.0},
+            {"train": stream},
+            lambda step: {},
             length,
+            epoch_steps=steps,
             run=run,
             seed=0,
             topology=topology,

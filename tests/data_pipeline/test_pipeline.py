@@ -24,18 +24,23 @@ def run_graph(
     affine: npt.NDArray[np.float32] | None = None,
     matrix: npt.NDArray[np.float32] | None = None,
     offset: npt.NDArray[np.float32] | None = None,
+    crop: float | None = None,
 ) -> npt.NDArray[np.float32]:
     """The graph's output as intensities 0..255, [SIZE, SIZE, 3]."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     encoded = np.frombuffer(data.getvalue(), np.uint8)
-    config = GraphConfig(SIZE, affine is not None, matrix is not None, 1, 1, 1, False)
+    config = GraphConfig(
+        SIZE, "none" if affine is None else "affine", matrix is not None, 1, 1, 1, False, crop is not None
+    )
     parameters = AugmentParameters(
         affine=np.eye(2, 3, dtype=np.float32)[None] if affine is None else affine[None],
+        mirror=np.zeros(1, np.int32),
         density_matrix=np.eye(3, dtype=np.float32)[None] if matrix is None else matrix[None],
         density_offset=np.zeros((1, 3), np.float32) if offset is None else offset[None],
     )
-    pipeline = build_graph(config, lambda: GraphInputs([encoded], parameters), None)
+    kept = None if crop is None else np.array([crop], np.float32)
+    pipeline = build_graph(config, lambda: GraphInputs([encoded], parameters, kept), None)
     return (pipeline.run()[0].as_array()[0].transpose(1, 2, 0) + 1) * 127.5
 
 
@@ -58,6 +63,17 @@ def test_a_mirror_and_a_quarter_turn_are_exact(image: npt.NDArray[np.uint8]) -> 
     assert np.abs(run_graph(image, mirror) - image[:, ::-1]).max() < 0.6
     turn = np.array([[0, -1, SIZE], [1, 0, 0]], np.float32)
     assert np.abs(run_graph(image, turn) - np.rot90(image, axes=(0, 1))).max() < 0.6
+
+
+@pytest.mark.parametrize(("crop", "kept"), [(1.0, slice(0, 32)), (0.8, slice(3, 29)), (0.5, slice(8, 24))])
+def test_a_crop_keeps_the_middle_before_anything_moves(image: npt.NDArray[np.uint8], crop: float, kept: slice) -> None:
+    """Off the middle or by another factor, the cells of two domains would not come to one scale."""
+    middle = np.ascontiguousarray(image[kept, kept])
+    assert (run_graph(image, crop=crop) == run_graph(middle)).all()
+    mirror = np.array([[-1, 0, SIZE], [0, 1, 0]], np.float32)
+    matrix = np.diag([1.1, 0.9, 1.2]).astype(np.float32)
+    moved = run_graph(image, mirror, matrix, crop=crop)
+    assert (moved == run_graph(middle, mirror, matrix)).all(), "the crop was fed as a move"
 
 
 def test_geometry_turns_about_the_middle_and_scales_by_the_drawn_factor() -> None:

@@ -97,6 +97,23 @@ def test_balanced_order_shows_every_class_equally_and_its_images_evenly(labels: 
     assert classes == len(counts)
 
 
+mixes = st.lists(st.integers(1, 40), min_size=4, max_size=4)
+
+
+@given(mixes, mixes, st.integers(1, 90), st.integers(0, 3))
+def test_orders_of_two_mixes_show_the_same_classes(one: list[int], other: list[int], size: int, seed: int) -> None:
+    """Else the stain model learns to turn one cell type into another, or never sees some images."""
+    labels = [np.repeat(np.arange(4), counts) for counts in (one, other)]
+    orders = [ClassBalancedOrder(rows, seed, size) for rows in labels]
+    drawn = [np.concatenate([order.rows(epoch, np.arange(size)) for epoch in range(4)]) for order in orders]
+    assert (labels[0][drawn[0]] == labels[1][drawn[1]]).all()
+    for rows, found in zip(labels, drawn, strict=True):
+        shown = np.bincount(found, minlength=len(rows))
+        for label in range(4):
+            of_class = shown[rows == label]
+            assert of_class.max() - of_class.min() <= 1, "an image came again before all of its class were seen"
+
+
 @given(st.integers(0, 500), st.integers(1, 9))
 def test_rank_slices_cover_a_batch_once_in_even_parts(size: int, world_size: int) -> None:
     slices = [rank_slice(size, rank, world_size) for rank in range(world_size)]

@@ -6,11 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipeline.augment import AugmentConfig
+from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.file_stream import FileStream
+from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Stream, StreamConfig, Topology
+from tests.data_pipeline.raw_images import folder_source, write_classes
 
 TYPES = ("basophil", "eosinophil", "lymphocyte")
 STAIN = AugmentConfig(dye_amount=0.2, channel_gain=0.2, channel_mixing=0.1, density_offset=0.05)
@@ -19,6 +25,31 @@ STAIN = AugmentConfig(dye_amount=0.2, channel_gain=0.2, channel_mixing=0.1, dens
 @pytest.fixture(scope="module")
 def dataset(tiny_dataset: Dataset) -> Dataset:
     return tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def two_domains(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The same types in opposite mixes, all for training; one type in one domain alone."""
+    folder = tmp_path_factory.mktemp("domains")
+    first = write_classes(folder / "a", {"basophil": 3, "eosinophil": 17, "lymphocyte": 1, "platelet": 2}, 0)
+    second = write_classes(folder / "b", {"basophil": 11, "eosinophil": 1, "lymphocyte": 6}, 100)
+    sources = [folder_source(first, "a", domain="violet"), folder_source(second, "b", domain="pink")]
+    build_dataset(folder / "data", sources, ratio=(1, 0, 0), progress=False)
+    return Dataset.open(folder / "data")
+
+
+def open_domain(dataset: Dataset, domain: str, epoch_size: int | None, batch: int, **changes: object) -> Stream:
+    """A class-balanced stream of one domain."""
+    arguments: dict[str, object] = {"cell_types": TYPES, "seed": 4, **changes}
+    return Stream(
+        dataset,
+        StreamConfig(image_size=24, domains=[domain], sampling="class_balanced", threads=1),
+        splits=["train"],
+        global_batch=batch,
+        training=True,
+        epoch_size=epoch_size,
+        **arguments,  # type: ignore[arg-type]
+    )
 
 
 def open_stream(dataset: Dataset, rank: int = 0, world_size: int = 1, **changes: object) -> Stream:
@@ -137,6 +168,102 @@ def test_balanced_batches_hold_every_type_equally(dataset: Dataset) -> None:
     stream = open_stream(dataset, sampling="class_balanced", global_batch=12)
     counts = np.bincount(stream.labels[stream.rows(3)], minlength=3)
     assert counts.tolist() == [4, 4, 4]
+
+
+@given(st.integers(2, 9), st.integers(9, 60), st.integers(1, 3), st.integers(0, 5))
+def test_two_domains_show_the_same_type_at_the_same_position(
+    two_domains: Dataset, batch: int, epoch_size: int, world_size: int, seed: int
+) -> None:
+    """Else training stains rewards turning one cell type into another; over epochs, on any number of processes."""
+    world_size = min(world_size, batch)
+    shown: dict[str, list[str]] = {}
+    for domain in ("violet", "pink"):
+        ranks = [
+            open_domain(two_domains, domain, epoch_size, batch, seed=seed, topology=Topology(rank, world_size))
+            for rank in range(world_size)
+        ]
+        assert ranks[0].batches_per_epoch == epoch_size // batch
+        batches = range(3 * ranks[0].batches_per_epoch)
+        parts = [part for number in batches for stream in ranks for part in stream.parts_of(number)]
+        rows, positions = (np.concatenate(column) for column in zip(*parts, strict=True))
+        assert positions.tolist() == list(range(len(batches) * batch))
+        shown[domain] = ranks[0].samples["cell_type"].iloc[rows].tolist()
+        times = np.bincount(rows, minlength=len(ranks[0].samples))
+        for label in range(len(TYPES)):
+            of_type = times[ranks[0].labels == label]
+            assert of_type.max() - of_type.min() <= 1, "an image came again before all of its type were seen"
+    assert shown["violet"] == shown["pink"]
+
+
+def test_a_type_that_one_domain_lacks_cannot_be_matched(two_domains: Dataset) -> None:
+    types = (*TYPES, "platelet")
+    open_domain(two_domains, "violet", 20, 4, cell_types=types)
+    with pytest.raises(UserError, match="no image of platelet in pink, split train"):
+        open_domain(two_domains, "pink", 20, 4, cell_types=types)
+    with pytest.raises(UserError, match="global_batch=30 is more than the 20"):
+        open_domain(two_domains, "pink", 20, 30)
+    alone = open_domain(two_domains, "pink", None, 4, cell_types=types)
+    assert alone.batches_per_epoch == 18 // 4, "without a match the images decide"
+
+
+def test_every_image_tells_its_place_in_the_global_order(dataset: Dataset) -> None:
+    """What a trainer draws for an image is keyed by it, whatever the number of processes."""
+    found: dict[int, str] = {}
+    for rank in range(2):
+        stream = open_stream(dataset, rank, 2, micro_batch=2)
+        for part in stream.read(3):
+            if part.batch == 5:
+                break
+            found |= dict(zip(part.positions.tolist(), stream.samples["id"].iloc[part.rows], strict=True))
+    expected = open_stream(dataset)
+    assert [found[position] for position in range(30, 50)] == [*expected.ids(3), *expected.ids(4)]
+
+
+def scored(dataset: Dataset, crop: dict[str, float]) -> dict[str, torch.Tensor]:
+    config = StreamConfig(image_size=24, crop=crop, threads=1)
+    stream = Stream(dataset, config, splits=["train"], cell_types=TYPES, global_batch=8, training=False)
+    ids = stream.samples["id"]
+    return {
+        ids[row]: image for part in stream.read() for row, image in zip(part.rows, part.images.clone(), strict=True)
+    }
+
+
+def test_a_crop_acts_on_its_domain_alone_in_scoring_and_training(two_domains: Dataset) -> None:
+    whole, cropped = scored(two_domains, {}), scored(two_domains, {"pink": 0.6, "violet": 1.0})
+    domains = two_domains.samples().set_index("id")["domain"]
+    for identity, image in cropped.items():
+        assert torch.equal(image, whole[identity]) == (domains[identity] == "violet")
+    still = AugmentConfig(flip=False, rotation=0, scale=1, shift=0)
+    config = StreamConfig(image_size=24, crop={"pink": 0.6}, threads=1, augment=still)
+    stream = Stream(two_domains, config, splits=["train"], cell_types=TYPES, global_batch=8, training=True)
+    part = next(stream.read())
+    for row, image in zip(part.rows, part.images, strict=True):
+        assert (image - cropped[stream.samples["id"][row]]).abs().max() < 0.01, "training saw another part"
+
+
+def test_a_file_is_cropped_as_its_domain_is(two_domains: Dataset) -> None:
+    expected = scored(two_domains, {"pink": 0.6})
+    rows = two_domains.samples(domains=["pink"], cell_types=TYPES)
+    paths = [two_domains.root.parent / "b" / path for path in rows["path"]]
+    storage = ShardSettings(**two_domains.metadata["settings"])
+    config = StreamConfig(image_size=24, threads=1)
+    read = FileStream(paths, storage, config, 5, Topology(), crop=0.6).read()
+    for part in read:
+        assert (part.positions == part.rows).all()
+        for row, image in zip(part.rows, part.images, strict=True):
+            assert torch.equal(image, expected[rows["id"][row]])
+    with pytest.raises(ValueError, match=r"crop=0\.0"):
+        FileStream(paths, storage, config, 5, Topology(), crop=0.0)
+
+
+def test_a_crop_that_cannot_be_is_refused(two_domains: Dataset) -> None:
+    with pytest.raises(UserError, match=r"data\.crop\.munich: no such domain in .*; use pink, violet"):
+        scored(two_domains, {"munich": 0.5})
+    for share in (0.0, -0.5, 1.01):
+        with pytest.raises(ValueError, match=r"data\.crop\.pink=.*: must be above 0 and at most 1"):
+            StreamConfig(crop={"pink": share})
+    config = StreamConfig(crop={"violet": 0.5}, domains=["pink"])
+    Stream(two_domains, config, splits=["train"], cell_types=TYPES, global_batch=4, training=True)
 
 
 def test_images_handed_over_stay_as_they_were_while_later_ones_are_made(dataset: Dataset) -> None:

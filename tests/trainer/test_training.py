@@ -135,6 +135,16 @@ def test_a_finished_run_is_not_trained_again(tiny_dataset: Dataset, launch: Laun
     assert again.stdout.strip().splitlines()[-1] == str(tmp_path / "once" / "report.html")
 
 
+def test_a_run_begins_with_the_weights_of_another(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
+    arguments = [f"shards={tiny_dataset.root}", "model=senet_tiny_ge", "train.epochs=1", *TINY]
+    assert launch("train_classifier", *arguments, "run=first").returncode == 0
+    done = launch("train_classifier", *arguments, "run=second", "model.weights=first", "optimizer.learning_rate=1e-12")
+    assert done.returncode == 0, done.stderr
+    first, second = (final_state(tmp_path / name) for name in ("first", "second"))
+    name = next(name for name, value in first["average"].items() if value.ndim == 4)
+    torch.testing.assert_close(second["module"][name], first["average"][name], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "another model", "other settings"])
 def test_a_checkpoint_that_does_not_fit_is_refused(
     tiny_dataset: Dataset, launch: Launch, tmp_path: Path, damage: str

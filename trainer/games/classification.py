@@ -7,31 +7,29 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream import MicroBatch
+from trainer.fit import Batches, Stateless, StepResult
 from trainer.player import Player
 
 
-class Classification:
+class Classification(Stateless):
     """The classifier's game: one labelled global batch, one move."""
 
     def __init__(self, classifier: Player, *, label_smoothing: float, global_batch: int, world_size: int) -> None:
         self.players = {"classifier": classifier}
+        self.takes = {"train": 1}
         self._classifier = classifier
         self._label_smoothing = label_smoothing
         # The engine averages gradients over processes, whose slices may differ in size: each image
         # therefore weighs world_size / global_batch, and the average is the joined batch's mean.
         self._weight = world_size / global_batch
 
-    def step(self, batch: Iterable[MicroBatch]) -> dict[str, torch.Tensor]:
-        """One move on this process's micro-batches of one global batch.
-
-        Returns scalars on the device: `loss` and `correct` summed over this process's images,
-        `gradient_norm` of the joined batch.
-        """
+    def step(self, batches: Batches, *, detailed: bool) -> StepResult:
+        """One move on one global batch: `loss` and `accuracy` (a count of right answers), `gradient_norm`."""
         classifier = self._classifier
         classifier.engine.train()
         loss_sum = torch.zeros((), device=classifier.device)
         correct = torch.zeros((), device=classifier.device)
-        for number, part in enumerate(batch, start=1):
+        for number, part in enumerate(next(batches["train"]), start=1):
             with classifier.part_of_step(last=number == part.parts):
                 logits = self._logits(part.images)
                 loss = functional.cross_entropy(
@@ -40,7 +38,7 @@ class Classification:
                 classifier.backward(loss * self._weight)
             loss_sum += loss.detach()
             correct += (logits.argmax(dim=1) == part.labels).sum()
-        return {"loss": loss_sum, "correct": correct, "gradient_norm": classifier.step()}
+        return StepResult({"loss": loss_sum, "accuracy": correct}, {"gradient_norm": classifier.step()})
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         try:

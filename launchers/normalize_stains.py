@@ -1,0 +1,41 @@
+"""Make a data set in which the images of one stain have the look of another.
+
+usage:
+  accelerate launch launchers/normalize_stains.py shards=DIR out=DIR run=RUN [policy=to_a]
+  accelerate launch launchers/normalize_stains.py shards=DIR out=DIR method=NAME a=DOMAIN b=DOMAIN [policy=to_a]
+      shards=DIR         a data set with images of two stains; it is not changed
+      out=DIR            the new data set: normalised images, and all others by reference to shards=
+      run=RUN            a run of train_stain_gan.py
+      method=NAME        reinhard, reinhard_domain or macenko, fitted on training images
+      policy=to_a        b's images take the stain of a; to_b: the reverse; thesis: for each cell type the
+                         domain with fewer takes the other's, training images only, since it needs the label
+      image_size=256     of the normalised images, for method= (a run has its own)
+  Killed, the same command goes on where it stopped. A normalised image keeps its split and names its parent; its
+  domain is <old>_as_<new>. A classifier trained on the new data set carries the normaliser with it:
+  predict.py and evaluate.py then apply it to raw images.
+
+example:
+  accelerate launch launchers/normalize_stains.py shards=data/blood run=runs/stain out=data/normalized
+"""
+
+from collections.abc import Sequence
+
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.normalization import NormalizeConfig, normalize_dataset
+from trainer.topology import join_processes, leave_processes
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(NormalizeConfig, "normalize_stains", arguments)
+    if not config.shards or not config.out:
+        raise UserError("normalize_stains.py needs shards=DIR and out=DIR; see --help")
+    topology = join_processes()
+    report = normalize_dataset(config, topology)
+    leave_processes()
+    if topology.rank == 0:
+        print(f"{report['samples']} images, {report['shards_written']} shards written: {config.out}")
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

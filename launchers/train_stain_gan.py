@@ -1,0 +1,41 @@
+"""Train the networks that give one stain's images the colours of another (W-CycleGAN-GP and its rivals).
+
+usage:
+  accelerate launch launchers/train_stain_gan.py shards=DIR run=DIR [model=NAME] [a=DOMAIN b=DOMAIN] [key=value ...]
+      shards=DIR          a data set of build_shards.py with images of two stains
+      run=DIR             where the run is written; the same command goes on where it stopped
+      model=NAME          w_cyclegan_gp (default), w_cyclegan_gp_thesis, cyclegan, pix2pix, or
+                          stain_student model.teacher=RUN, a fast pixelwise copy of a trained generator
+      a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
+      matching=cell_type  or none: draw images as they come, unlabelled ones too
+      data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
+  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and sheets of cells to RUN/samples
+  at the end of each epoch. Then: launchers/normalize_stains.py.
+
+example:
+  accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_stain_gan.py \\
+      shards=data/blood run=runs/stain a=barcelona b=munich train.global_batch=8
+"""
+
+from collections.abc import Sequence
+
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.stain_config import StainRunConfig
+from trainer.stain_training import train_stain_model
+from trainer.topology import join_processes, leave_processes
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(StainRunConfig, "train_stain_gan", arguments)
+    if not config.shards or not config.run:
+        raise UserError("train_stain_gan.py needs shards=DIR and run=DIR; see --help")
+    topology = join_processes()
+    run = train_stain_model(config, topology)
+    leave_processes()
+    if topology.rank == 0:
+        print(run.resolve())
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

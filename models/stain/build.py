@@ -1,0 +1,93 @@
+"""From a GeneratorConfig or a CriticConfig to a network."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import ModelError
+from models.stain.config import CriticConfig, GeneratorConfig
+from models.stain.layers import initialise
+from models.stain.patch_critic import PatchCritic
+from models.stain.resnet_generator import ResNetGenerator
+from models.stain.student import Student
+from models.stain.unet import UNet
+
+BODIES: dict[str, type[UNet] | type[ResNetGenerator] | type[Student]] = {
+    "unet": UNet,
+    "resnet": ResNetGenerator,
+    "student": Student,
+}
+
+# A quarter of a grey level of 8 bits below 1: black and white come back as they were, and tanh is not yet flat.
+BRIGHTEST = 1 - 0.25 * 2 / 255
+
+
+class Generator(nn.Module):
+    """A body and its tanh: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
+
+    residual: the body's last layer starts at zero and its output is added to the image before the tanh, so
+    the network starts as the identity, off by at most a quarter of an 8-bit grey level. Both are computed in
+    float32 whatever the body's precision: bfloat16 has steps of 1/256 below 1, half a grey level.
+    """
+
+    def __init__(self, body: UNet | ResNetGenerator | Student, residual: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.residual = residual
+        if residual:
+            for parameter in body.last.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, images: Tensor) -> Tensor:
+        change: Tensor = self.body(images).float()
+        if self.residual:
+            change = change + torch.atanh(images.float().clamp(-BRIGHTEST, BRIGHTEST))
+        return torch.tanh(change)
+
+
+def build_generator(config: GeneratorConfig, image_size: int | tuple[int, int]) -> Generator:
+    """The network: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
+
+    image_size: pixels, of a square's side or (H, W). The structure does not depend on it: the weights serve
+    every size that `config.size_multiple` divides. ModelError for a size that the network cannot take.
+    """
+    check_size(config, image_size)
+    body = BODIES[config.architecture](config)
+    if config.architecture != "student" and not config.residual:
+        # A student has no norms, and signals would fade behind weights this small; torch's defaults serve it.
+        initialise(body)
+    return Generator(body, config.residual)
+
+
+def check_size(config: GeneratorConfig, image_size: int | tuple[int, int]) -> None:
+    """ModelError where height or width is not one that the generator takes."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    said = f"images of {height} x {width} pixels do not fit generator.architecture={config.architecture}"
+    if config.architecture == "resnet" and min(height, width) < 8:  # reflection needs a quarter of 2 pixels
+        raise ModelError(f"{said}: each side must be at least 8; give larger images")
+    if height < 1 or width < 1 or height % config.size_multiple or width % config.size_multiple:
+        advice = "give images of such a size"
+        if config.architecture == "unet":
+            said += f" with generator.depth={config.depth}"
+            common = math.gcd(height, width)
+            deepest = (common & -common).bit_length() - 1  # the largest power of two in both
+            advice += f" or generator.depth={deepest}" if deepest > 0 else ""
+        raise ModelError(f"{said}: each side must be a multiple of {config.size_multiple}; {advice}")
+
+
+def build_critic(config: CriticConfig, image_size: int | tuple[int, int], in_channels: int = 3) -> PatchCritic:
+    """The network: float [n, in_channels, H, W] -> one score per patch, float [n, 1, h, w], no sigmoid.
+
+    image_size: pixels, of a square's side or (H, W). in_channels is 6 where the critic sees an image beside
+    its condition. ModelError where the image is too small for one score.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < config.smallest_image:
+        raise ModelError(
+            f"images of {height} x {width} pixels are too small for critic.layers={config.layers}: each side must "
+            f"be at least {config.smallest_image}; give critic.layers a lower number or larger images"
+        )
+    critic = PatchCritic(config, in_channels)
+    initialise(critic)
+    return critic

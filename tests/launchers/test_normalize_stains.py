@@ -1,0 +1,121 @@
+"""If these fail, a normalised data set is not what it says, or a classifier sees raw slides unprepared."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.verify import verify_dataset
+from tests.conftest import Launch
+from tests.trainer.test_stain_training import DEPTH, TINY
+
+METHOD = ("a=giemsa", "b=violet", "image_size=32")
+
+
+@pytest.fixture
+def stain_run(two_stains: Dataset, launch: Launch, tmp_path: Path) -> Path:
+    done = launch("train_stain_gan", f"shards={two_stains.root}", "run=stain", *TINY, DEPTH)
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "stain"
+
+
+def test_normalised_images_keep_split_and_parent_and_the_others_are_shared(
+    two_stains: Dataset, stain_run: Path, launch: Launch, tmp_path: Path
+) -> None:
+    for processes, name in ((1, "one"), (2, "two")):
+        done = launch(
+            "normalize_stains", f"shards={two_stains.root}", f"run={stain_run}", f"out={name}", processes=processes
+        )
+        assert done.returncode == 0, done.stderr
+    verify_dataset(tmp_path / "one", progress=False)
+    derived = Dataset.open(tmp_path / "one")
+    assert derived.content_hash == Dataset.open(tmp_path / "two").content_hash
+    rows, parents = derived.samples(), two_stains.samples().set_index("id")
+    assert rows["domain"].value_counts().to_dict() == {"giemsa": 60, "violet_as_giemsa": 60}
+    made = rows[rows["origin"] == "normalized"]
+    assert set(made["parent"]) == set(parents[parents["domain"] == "violet"].index)
+    for column in ("split", "fold", "group", "cell_type"):
+        assert made[column].tolist() == parents.loc[made["parent"], column].tolist()
+    by_reference = rows[rows["origin"] == "real"]
+    assert all(derived.shard_path(name).parent == two_stains.root / "shards" for name in by_reference["shard"])
+
+
+def test_thesis_policy_needs_labels_so_it_stays_out_of_held_out_splits(
+    two_stains: Dataset, tiny_dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    done = launch(
+        "normalize_stains", f"shards={two_stains.root}", "out=out", "method=reinhard", "policy=thesis", *METHOD
+    )
+    assert done.returncode == 0, done.stderr
+    rows = Dataset.open(tmp_path / "out").samples()
+    assert set(rows[rows["origin"] == "normalized"]["split"]) == {"train"}
+    train = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12"]
+    assert launch("train_classifier", "shards=out", "run=run", *train).returncode == 0
+    assert launch("train_classifier", f"shards={tiny_dataset.root}", "run=other", *train).returncode == 0
+    refused = launch("evaluate", "run=other", "shards=out", "split=train", "domain=giemsa_as_violet")
+    assert refused.returncode == 2
+    assert "normalised by policy=thesis, which needed their labels" in refused.stderr
+
+
+def test_a_classifier_of_normalised_images_takes_raw_ones_through_its_normaliser(
+    two_stains: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    done = launch("normalize_stains", f"shards={two_stains.root}", "out=out", "method=reinhard_domain", *METHOD)
+    assert done.returncode == 0, done.stderr
+    done = launch(
+        "train_classifier",
+        "shards=out",
+        "run=run",
+        "model=senet_tiny_ge",
+        "data.image_size=32",
+        "data.threads=1",
+        "train.epochs=2",
+        "train.global_batch=12",
+    )
+    assert done.returncode == 0, done.stderr
+    assert launch("evaluate", "run=run", "domain=violet_as_giemsa").returncode == 0
+    raw = launch("evaluate", "run=run", f"shards={two_stains.root}", "domain=violet")
+    assert raw.returncode == 0, raw.stderr
+    folder = tmp_path / "run/evaluation"
+    stored = pd.read_parquet(folder / "out-test-violet_as_giemsa.parquet").set_index("path").sort_index()
+    through = pd.read_parquet(folder / "data-test-violet.parquet").set_index("path").sort_index()
+    columns = [name for name in stored if name.startswith("p:")]
+    # One more turn through the codec is all that lies between them.
+    np.testing.assert_allclose(stored[columns], through[columns], atol=0.05)
+    record = json.loads((folder / "data-test-violet.json").read_text())
+    assert record["normalizer"]["name"] == "reinhard_domain"
+    assert record["normalizer"]["images_it_learned_from"] == 0
+    image = two_stains.root.parent / "raw" / two_stains.samples(domains=["violet"])["path"].iloc[0]
+    for domain, out in (("violet", "normalized"), ("giemsa", "raw")):
+        done = launch("predict", "run=run", f"images={image}", f"out={out}", f"domain={domain}")
+        assert done.returncode == 0, done.stderr
+    answers = [pd.read_csv(tmp_path / out / "predictions.csv") for out in ("normalized", "raw")]
+    assert not np.allclose(answers[0][columns], answers[1][columns], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method=reinhard"], "needs run=RUN, or method="),
+        (["method=reinhard", "a=giemsa", "b=purple"], "no domain 'purple' here"),
+        (["run=classifier"], "not a run of train_stain_gan.py"),
+        (["run=nowhere"], "no config.yaml there"),
+        (["method=vahadane"], "method=vahadane is none of reinhard, reinhard_domain, macenko"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    two_stains: Dataset, launch: Launch, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    if "run=classifier" in arguments:
+        (tmp_path / "classifier").mkdir()
+        (tmp_path / "classifier/config.yaml").write_text(
+            "model: {name: senet_tiny_ge}\ncell_types: [basophil]\ndataset_hash: x\n"
+        )
+    done = launch("normalize_stains", f"shards={two_stains.root}", "out=out", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,88 @@
+"""If these fail, a setting that the documentation shows is refused, or a wrong one is taken."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from data_pipeline.errors import UserError
+from data_pipeline.stream import StreamConfig
+from launchers.console import read_config
+from trainer.configuration import typed
+from trainer.stain_config import StainRunConfig
+from trainer.stain_run import build_critics, build_generators
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run's settings, of which only the data's are looked at."""
+
+    data: StreamConfig = field(default_factory=StreamConfig)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """configs/run.yaml, with Barcelona's images cropped."""
+    monkeypatch.setattr("launchers.console.CONFIGS", tmp_path)
+    file = tmp_path / "run.yaml"
+    file.write_text("defaults: [schema_RunConfig, _self_]\ndata:\n  crop:\n    barcelona: 0.8\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("overrides", "crop"),
+    [
+        ([], {"barcelona": 0.8}),
+        (["data.crop={munich:1}"], {"barcelona": 0.8, "munich": 1.0}),
+        (["data.crop.barcelona=0.5"], {"barcelona": 0.5}),
+        (["data.crop.munich=0.5"], {"barcelona": 0.8, "munich": 0.5}),
+        (["+data.crop.munich=0.5"], {"barcelona": 0.8, "munich": 0.5}),
+    ],
+)
+def test_a_table_of_names_is_read_from_file_and_command_line(
+    config_file: Path, overrides: list[str], crop: dict[str, float]
+) -> None:
+    found = read_config(RunConfig, "run", overrides).data.crop
+    assert found == crop
+    assert all(type(share) is float for share in found.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.crop={munich:x}", "data.crop.munich: Value 'x'"),
+        ("data.crop=0.5", "data.crop: Cannot assign float"),
+        ("data.crop.munich=2", "data.crop.munich=2.0: must be above 0 and at most 1"),
+        ("data.crops={munich:1}", "data.crops: Key 'crops' not in"),
+    ],
+)
+def test_a_wrong_entry_in_a_table_is_one_line(config_file: Path, override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says) as caught:
+        read_config(RunConfig, "run", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stored_table_comes_back_and_defaults_stay_apart() -> None:
+    assert typed(RunConfig, {"data": {"crop": {"a": 1, "b": 0.5}}}, "config.yaml").data.crop == {"a": 1.0, "b": 0.5}
+    assert typed(RunConfig, {}, "config.yaml").data.crop == {}
+    with pytest.raises(UserError, match=r"config.yaml: data.crop.a: Value 'x'"):
+        typed(RunConfig, {"data": {"crop": {"a": "x"}}}, "config.yaml")
+
+
+GAME_CONFIGS = [
+    path.stem
+    for path in sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
+    if "game" in yaml.safe_load(path.read_text())
+]
+
+
+@pytest.mark.parametrize("name", GAME_CONFIGS)
+def test_every_stain_config_names_a_game_that_can_be_built(name: str) -> None:
+    """`model=NAME` on the command line must not fail for a file that ships with the project."""
+    config = read_config(StainRunConfig, "train_stain_gan", [f"model={name}"])
+    with torch.device("meta"):
+        generators = build_generators(config.model, config.data.image_size)
+        assert sum(parameter.numel() for parameter in generators.parameters()) > 1000
+        build_critics(config.model, config.data.image_size)

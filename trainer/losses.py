@@ -1,0 +1,90 @@
+"""The thesis's equations, each under its number. Every function returns one number per image, float32 [n].
+
+Games weigh and sum them: an image's weight does not depend on which process or micro-batch it came in.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.nn import functional
+
+Critic = Callable[[torch.Tensor], torch.Tensor]
+# What a change of an image is measured by: see `gradient_penalty`.
+PenaltyMetric = Literal["euclidean", "root_mean_square"]
+
+
+def score(patch_map: torch.Tensor) -> torch.Tensor:
+    """A critic's score of each image: the mean over its patch map [n, 1, h, w]."""
+    return patch_map.float().flatten(1).mean(dim=1)
+
+
+def wasserstein_critic(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """What a critic minimises without its penalty, from scores [n]: D(generated) - D(real) (eq. 24, 26)."""
+    return generated - real
+
+
+def wasserstein_generator(generated: torch.Tensor) -> torch.Tensor:
+    """What a generator minimises, from its critic's scores [n]: -D(G(x)) (eq. 25, 27)."""
+    return -generated
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: torch.Tensor,
+    generated: torch.Tensor,
+    points: torch.Tensor,
+    metric: PenaltyMetric = "euclidean",
+) -> torch.Tensor:
+    """(|D'(x)| - 1)^2 at points between real and generated images (eq. 26, 28; Gulrajani et al. 2017).
+
+    critic: the bare network, images -> patch map; real, generated: [n, 3, H, W]; points [n] in [0, 1],
+    the share of the real image. Computed in fp32 with one score per image, the map averaged first:
+    differentiating the map's sum would shrink the usable slope by the number of patches.
+
+    metric: how far apart two images are, which is what a critic's slope is measured against.
+    `euclidean` is the thesis's: |D(x) - D(y)| <= |x - y|, whose pull on a single pixel does not fall as
+    images grow, while that of a mean L1 loss does. `root_mean_square` measures the distance per pixel,
+    |x - y| / sqrt(3HW), so that critic and mean L1 losses keep their balance at every resolution.
+    """
+    share = points.float().view(-1, 1, 1, 1)
+    between = (share * real.detach().float() + (1 - share) * generated.detach().float()).requires_grad_(True)
+    with torch.autocast(between.device.type, enabled=False):
+        (slope,) = torch.autograd.grad(score(critic(between)).sum(), between, create_graph=True)
+    squares = slope.flatten(1).square()
+    total = squares.sum(dim=1)
+    if metric == "root_mean_square":
+        total = total * squares.shape[1]
+    # The root's derivative at zero is infinite; a critic starts with slopes that small.
+    return (torch.sqrt(total + 1e-12) - 1).square()
+
+
+def cycle_consistency(image: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference between an image and itself gone there and back (eq. 20-22)."""
+    return _mean_absolute(image, reconstructed)
+
+
+def identity(image: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference between an image of the target domain and what its generator makes of it (eq. 23)."""
+    return _mean_absolute(image, mapped)
+
+
+def least_squares(patch_map: torch.Tensor, target: float) -> torch.Tensor:
+    """CycleGAN's adversarial loss: squared distance of each patch's answer from `target` (Zhu et al. 2017, 2.1)."""
+    return (patch_map.float() - target).square().flatten(1).mean(dim=1)
+
+
+def cross_entropy_of_patches(patch_map: torch.Tensor, target: float) -> torch.Tensor:
+    """pix2pix's adversarial loss: binary cross entropy of each patch's logit (Isola et al. 2017, eq. 1)."""
+    logits = patch_map.float()
+    targets = torch.full_like(logits, target)
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1).mean(dim=1)
+
+
+def reconstruction(image: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference to a known answer: pix2pix's L1 (Isola et al. 2017, eq. 3), a student's lesson."""
+    return _mean_absolute(image, generated)
+
+
+def _mean_absolute(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first.float() - second.float()).abs().flatten(1).mean(dim=1)

@@ -1,0 +1,134 @@
+"""What distances between sets of images are measured in: Inception's features, or those of a classifier of cells."""
+
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from data_pipeline.errors import UserError
+from models.classifiers.build import Renormalized
+from models.classifiers.senet_ge import SENetGE
+
+if TYPE_CHECKING:
+    from trainer.classifier_training import TrainedClassifier
+
+# Score -> (its name in Inception's features, the name of the same formula in any others).
+_NAMES = {
+    "frechet": ("FID", "Fréchet distance"),
+    "kernel": ("KID", "kernel distance"),
+    "inception": ("inception score", "inception-type score"),
+}
+
+
+class FeatureSpace(nn.Module):
+    """Frozen network: images float32 [n, 3, H, W] in [-1, 1] -> features float32 [n, d], probabilities [n, k].
+
+    name: what the features are of. is_inception: whether scores in them may bear the published names.
+    """
+
+    name: str
+    is_inception: bool
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def score_name(self, score: str) -> str:
+        """The name of "frechet", "kernel" or "inception": "FID", but "Fréchet distance [classifier x]"."""
+        published, general = _NAMES[score]
+        return published if self.is_inception else f"{general} [{self.name}]"
+
+
+class InceptionFeatures(FeatureSpace):
+    """The Inception-v3 of the published FID, KID and inception score: d = 2,048 features, k = 1,008 classes.
+
+    torch-fidelity's port of TensorFlow's network of 2015-12-05, with TensorFlow's resizing to 299 px; images are
+    rounded to 8 bits first. weights: that network's file (...inception-2015-12-05-6726825d.pth); None takes the
+    one in torch's cache, fetched when it is not there. UserError when there is no such file or it is another's.
+    """
+
+    name = "Inception"
+    is_inception = True
+
+    def __init__(self, weights: Path | None = None) -> None:
+        super().__init__()
+        path = _inception_weights(weights)
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run pickled code
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        except Exception as error:  # whatever a damaged or foreign file makes of the reader
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{path}: not the weights of the Inception network of FID ({type(error).__name__}: {reason}): "
+                f"give the file {_FILE}"
+            ) from error
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        intensities = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        features, logits = self.network(intensities)
+        return features, logits.softmax(dim=1)
+
+
+_FILE = Path(URL_INCEPTION_V3).name
+
+
+def _inception_weights(weights: Path | None) -> Path:
+    if weights is not None:
+        if not weights.is_file():
+            raise UserError(f"{weights}: no such file: give the Inception network's weights, {_FILE}")
+        return weights
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / _FILE
+    if not cached.is_file():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), progress=False)
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"the Inception network's weights cannot be fetched ({error}): get {URL_INCEPTION_V3} elsewhere "
+                f"and put it at {cached}, or score in a classifier's features instead"
+            ) from error
+    return cached
+
+
+class ClassifierFeatures(FeatureSpace):
+    """What a classifier of cells has just before its last layer, and its probabilities.
+
+    network: one of models.classifiers, images in [-1, 1] -> logits. name: of the network and its weights, short.
+    image_size: side of its images in pixels; others are resized (bilinear, antialiased).
+    """
+
+    is_inception = False
+
+    def __init__(self, network: nn.Module, name: str, image_size: int) -> None:
+        super().__init__()
+        self.name = f"classifier {name}"
+        self.image_size = image_size
+        self.network = network.eval().requires_grad_(False)
+
+    @classmethod
+    def of(cls, trained: "TrainedClassifier") -> "ClassifierFeatures":
+        """Those of a trained run; the name is the model's and the first digits of its checkpoint's hash."""
+        name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
+        return cls(trained.network, name, trained.config.data.image_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        size = (self.image_size, self.image_size)
+        if images.shape[2:] != size:
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+        features, logits = _penultimate(self.network, images)
+        return features, logits.softmax(dim=1)
+
+
+def _penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of the last layer [n, d], and logits [n, k], of one of the project's classifiers."""
+    if isinstance(network, Renormalized):
+        return _penultimate(network.network, images * network.scale + network.offset)
+    if isinstance(network, SENetGE):
+        features = network.features(images).mean((2, 3))
+        return features, network.last_linear(features)
+    timm_model: Any = network
+    maps = timm_model.forward_features(images)
+    return timm_model.forward_head(maps, pre_logits=True).flatten(1), timm_model.forward_head(maps)

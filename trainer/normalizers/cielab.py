@@ -1,0 +1,44 @@
+"""sRGB to CIELAB (white D65, observer of 2 degrees) and back, on batches of images."""
+
+import torch
+from torch import Tensor
+
+# Linear sRGB to XYZ relative to the white point (IEC 61966-2-1); rows X, Y, Z.
+_WHITE = torch.tensor([0.95047, 1.0, 1.08883], dtype=torch.float64)
+_XYZ_OF_RGB = (
+    torch.tensor(
+        [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]],
+        dtype=torch.float64,
+    )
+    / _WHITE[:, None]
+)
+# L*, a*, b* are linear in the compressed X, Y, Z: L* = 116 y - 16, a* = 500 (x - y), b* = 200 (y - z).
+_LAB_OF_COMPRESSED = torch.tensor([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]], dtype=torch.float64)
+_OFFSET = 16.0
+_DELTA = 6 / 29  # where the cube root gives way to a line (CIE 15:2004, section 8.2.1)
+
+
+def rgb_to_lab(images: Tensor) -> Tensor:
+    """Images float [n, 3, H, W] in [-1, 1] -> L* in [0, 100], a* and b* about [-100, 100], same shape."""
+    encoded = (images.clamp(-1, 1) + 1) / 2
+    linear = torch.where(encoded > 0.04045, ((encoded + 0.055) / 1.055) ** 2.4, encoded / 12.92)
+    xyz = _mix(_XYZ_OF_RGB, linear)
+    compressed = torch.where(xyz > _DELTA**3, xyz.clamp_min(_DELTA**3) ** (1 / 3), xyz / (3 * _DELTA**2) + 4 / 29)
+    lab = _mix(_LAB_OF_COMPRESSED, compressed)
+    lab[:, 0] -= _OFFSET
+    return lab
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """The inverse; colours that sRGB does not have are clipped to [-1, 1] in each channel."""
+    offset = torch.tensor([_OFFSET, 0.0, 0.0], dtype=lab.dtype, device=lab.device).view(3, 1, 1)
+    compressed = _mix(torch.linalg.inv(_LAB_OF_COMPRESSED), lab + offset)
+    xyz = torch.where(compressed > _DELTA, compressed**3, 3 * _DELTA**2 * (compressed - 4 / 29))
+    linear = _mix(torch.linalg.inv(_XYZ_OF_RGB), xyz).clamp(0, 1)
+    encoded = torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return (encoded * 2 - 1).clamp(-1, 1)
+
+
+def _mix(matrix: Tensor, images: Tensor) -> Tensor:
+    """matrix [3, 3] applied to the channels of images [n, 3, H, W]."""
+    return torch.einsum("ij,njhw->nihw", matrix.to(images), images)

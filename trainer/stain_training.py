@@ -1,0 +1,209 @@
+"""Training the networks of stain normalisation, from their configuration to a run directory."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key
+from data_pipeline.stream import Stream, Topology
+from trainer.fit import Game, fit, resume
+from trainer.games.cyclegan import CycleGan
+from trainer.games.pix2pix import Pix2Pix
+from trainer.games.stain_student import StainStudent
+from trainer.games.w_cyclegan_gp import WCycleGanGp
+from trainer.player import OptimizerConfig, Player
+from trainer.run_directory import fingerprint, settings, write_run_config
+from trainer.stain_config import StainRunConfig
+from trainer.stain_run import build_critics, build_generators, load_stain_model
+from trainer.stain_sheets import StainSheets
+from trainer.topology import Precision, resolve_precision
+
+
+def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
+    """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
+    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    config = _with_domains(dataset, config)
+    precision = resolve_precision(config.train.precision, topology.device)
+    cell_types = _shared_cell_types(dataset, config, topology)
+    streams = _streams(dataset, config, cell_types, topology)
+    epoch_steps = config.train.iterations_per_epoch or min(stream.batches_per_epoch for stream in streams.values())
+    game = _make_game(config, precision, config.train.epochs * epoch_steps, topology)
+    facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
+    values = settings(config, StainRunConfig)
+    made_with = fingerprint(values, facts, free=("samples_per_type.",))
+    progress = resume(run, game, made_with)
+    if topology.rank == 0:
+        content = {
+            "shards": str(dataset.root.resolve()),
+            "cell_types": list(cell_types),
+            "dataset_hash": dataset.content_hash,
+        }
+        write_run_config(run, values | content)
+    sheets = StainSheets(dataset, config, cell_types, run) if topology.rank == 0 else None
+
+    def score_epoch(step: int) -> dict[str, float]:
+        if sheets is not None:
+            generators = game.players["generators"]
+            with generators.autocast():
+                sheets.draw(generators.average, generators.device, step)
+        return {}
+
+    fit(
+        game,
+        streams,
+        score_epoch,
+        config.train,
+        epoch_steps=epoch_steps,
+        run=run,
+        seed=config.seed,
+        topology=topology,
+        precision=precision,
+        fingerprint=made_with,
+        progress=progress,
+    )
+    return run
+
+
+def _with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
+    """The configuration with both domains named. UserError unless the data set has them."""
+    counts = dataset.samples(columns=["domain"])["domain"].value_counts()
+    here = ", ".join(sorted(counts.index))
+    if len(counts) < 2:
+        raise UserError(
+            f"{dataset.root}: images of one domain only ({here}): add a source stained differently with "
+            "build_shards.py, domain=NAME"
+        )
+    for name in (config.a, config.b):
+        if name is not None and name not in counts.index:
+            raise UserError(f"{dataset.root}: no domain {name!r} here; a and b are two of {here}")
+    if config.a is None and config.b is None:
+        if len(counts) > 2:
+            raise UserError(f"{dataset.root}: images of {len(counts)} domains ({here}): name two of them, a= and b=")
+        return dataclasses.replace(config, a=str(counts.index[0]), b=str(counts.index[1]))
+    if config.a is None or config.b is None or config.a == config.b:
+        raise UserError(f"a={config.a} b={config.b}: name two different domains of {here}, or neither")
+    return config
+
+
+def _shared_cell_types(dataset: Dataset, config: StainRunConfig, topology: Topology) -> tuple[str, ...]:
+    """The types shown: with matching those that both domains have, and a word on those left out."""
+    present = {
+        domain: set(
+            dataset.samples(
+                splits=_splits(config, domain),
+                domains=[domain],
+                cell_types=config.data.cell_types,
+                folds=config.folds.get(domain),
+                columns=["cell_type"],
+            )["cell_type"]
+        )
+        for domain in (str(config.a), str(config.b))
+    }
+    if config.matching == "none":
+        return tuple(name for name in (*CELL_TYPES, "") if any(name in types for types in present.values()))
+    shared = tuple(name for name in CELL_TYPES if all(name in types for types in present.values()))
+    if not shared:
+        raise UserError(
+            f"{dataset.root}: no cell type has training images in both {config.a} and {config.b}: "
+            "use matching=none to train on unmatched images"
+        )
+    for domain, types in present.items():
+        for name in CELL_TYPES:
+            if topology.rank == 0 and name in types and name not in shared:
+                print(f"{name}: training images in {domain} only, so this type is left out", file=sys.stderr)
+    return shared
+
+
+def _splits(config: StainRunConfig, domain: str) -> list[str] | None:
+    """Training images only, or where folds are named for the domain, all splits of those folds."""
+    return None if domain in config.folds else ["train"]
+
+
+def _streams(
+    dataset: Dataset, config: StainRunConfig, cell_types: Sequence[str], topology: Topology
+) -> dict[str, Stream]:
+    matched = config.matching == "cell_type"
+    sizes = [
+        len(
+            dataset.samples(
+                splits=_splits(config, domain),
+                domains=[domain],
+                cell_types=cell_types,
+                folds=config.folds.get(domain),
+                columns=["id"],
+            )
+        )
+        for domain in (str(config.a), str(config.b))
+    ]
+    return {
+        name: Stream(
+            dataset,
+            dataclasses.replace(
+                config.data,
+                domains=[domain],
+                cell_types=None,
+                sampling="class_balanced" if matched else config.data.sampling,
+            ),
+            splits=_splits(config, domain),
+            cell_types=cell_types,
+            folds=config.folds.get(domain),
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            seed=config.seed,
+            training=True,
+            topology=topology,
+            epoch_size=max(sizes) if matched else None,
+        )
+        for name, domain in (("a", str(config.a)), ("b", str(config.b)))
+    }
+
+
+def _make_game(config: StainRunConfig, precision: Precision, steps: int, topology: Topology) -> Game:
+    model, size = config.model, config.data.image_size
+    torch.manual_seed(derive_key(config.seed, "weights"))
+
+    def player(name: str, module: nn.Module, optimizer: OptimizerConfig, moves: int) -> Player:
+        return Player(name, module, optimizer, precision=precision, total_steps=moves)
+
+    generators = player("generators", build_generators(model, size), model.generator_optimizer, steps)
+    batch = {"global_batch": config.train.global_batch}
+    if model.game == "stain_student":
+        if model.teacher is None:
+            raise UserError("model=stain_student needs model.teacher=RUN, a run of train_stain_gan.py to learn from")
+        teacher = load_stain_model(Path(model.teacher))
+        if (teacher.a, teacher.b) != (config.a, config.b):
+            raise UserError(
+                f"{model.teacher}: taught {teacher.a} and {teacher.b}, not {config.a} and {config.b}: set a= and b="
+            )
+        return StainStudent(generators, teacher.to_a, teacher.to_b, world_size=topology.world_size, **batch)
+    moves = steps if model.game == "pix2pix" else steps * model.critic_steps
+    critics = player("critics", build_critics(model, size), model.critic_optimizer, moves)
+    if model.game == "pix2pix":
+        return Pix2Pix(generators, critics, l1_weight=model.l1_weight, world_size=topology.world_size, **batch)
+    if model.game == "cyclegan":
+        return CycleGan(
+            generators,
+            critics,
+            model.weights,
+            critic_steps=model.critic_steps,
+            seed=config.seed,
+            topology=topology,
+            pool_size=model.pool_size,
+            **batch,
+        )
+    return WCycleGanGp(
+        generators,
+        critics,
+        model.weights,
+        critic_steps=model.critic_steps,
+        seed=config.seed,
+        topology=topology,
+        **batch,
+    )
