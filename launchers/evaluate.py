@@ -1,17 +1,20 @@
-"""Score a trained classifier on real images of a data set, and renew its report.
+"""Score a run on real images of a data set, and renew its report.
 
 usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
-      run=DIR       a run of train_classifier.py; its best checkpoint is scored
+      run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py
       shards=DIR    the data set; default: the one that the run was trained on
-      split=test    or validation, train, all; images that trained or chose the classifier are refused
+      split=test    or validation, train, all; images that trained or chose a classifier are refused
       domain=NAME   only the images of this stain
       folds=[0,1]   only the images of these folds, of the five that all images are dealt into
+      features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
+                    features=inception [inception_weights=FILE], the network of FID
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else, and RUN/report.html.
 
-example:
+examples:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich
+  python launchers/evaluate.py run=runs/stain features=runs/barcelona
 """
 
 from collections.abc import Sequence
@@ -21,12 +24,17 @@ from typing import Literal
 
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.stream import Topology
 from launchers.console import launch, read_config
 from trainer.classifier_training import load_classifier, scoring_batch
 from trainer.evaluation import evaluate, refuse_training_images
 from trainer.metrics.classification import format_scores
-from trainer.metrics.evaluation import save_evaluation
-from trainer.report import write_run_report
+from trainer.metrics.evaluation import save_evaluation, save_record
+from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
+from trainer.report import write_run_report, write_stain_report
+from trainer.run_directory import read_run_config
+from trainer.stain_evaluation import evaluate_stain_model
+from trainer.stain_run import load_stain_model
 from trainer.topology import join_processes, leave_processes
 
 
@@ -39,13 +47,47 @@ class EvaluateConfig:
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
     folds: list[int] | None = None
+    features: str | None = None
+    inception_weights: str | None = None
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(EvaluateConfig, "evaluate", arguments)
     if not config.run:
-        raise UserError("no run=DIR given: name a run of train_classifier.py")
+        raise UserError("no run=DIR given: name a run of train_classifier.py or train_stain_gan.py")
     run, topology = Path(config.run), join_processes()
+    if "game" in read_run_config(run).get("model", {}):
+        _score_stain_run(run, config, topology)
+    else:
+        _score_classifier(run, config, topology)
+
+
+def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
+    if topology.world_size > 1:
+        raise UserError("a stain run is scored by one process: start evaluate.py with python")
+    if config.split == "all" or config.domain is not None or config.folds is not None:
+        raise UserError(f"{run}: a stain run is scored on one split of both its domains: leave out domain= and folds=")
+    if config.features is None:
+        raise UserError(
+            f"{run}: give features=RUN, a run of train_classifier.py whose features are compared, or features=inception"
+        )
+    trained = load_stain_model(run)
+    dataset = Dataset.open(Path(config.shards or str(trained.config.shards)))
+    space: FeatureSpace
+    if config.features == "inception":
+        space = InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
+    else:
+        space = ClassifierFeatures.of(load_classifier(Path(config.features)))
+    result = evaluate_stain_model(trained, dataset, space.to(topology.device), split=config.split, topology=topology)
+    own_test = dataset.content_hash == trained.dataset_hash and config.split == "test"
+    path = save_record(run, result, own_test=own_test)
+    for name, scores in result["directions"].items():
+        measures = ", ".join(f"{key} {each['value']:.4g}" for key, each in scores["generated"]["scores"].items())
+        print(f"{name}: {measures}, structure {scores['structure']['mean']:.3f}, {scores['count']} images")
+    print(f"{path.resolve()}\n{write_stain_report(run).resolve()}")
+
+
+def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     trained = load_classifier(run)
     own = Dataset.open(Path(str(trained.config.shards)))
     dataset = own if config.shards is None else Dataset.open(Path(config.shards))

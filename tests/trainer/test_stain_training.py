@@ -1,5 +1,6 @@
 """If these fail, a stain run on more processes or after a power cut is another run, or learns the wrong thing."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,31 @@ def test_a_run_writes_sheets_losses_and_pulls_and_a_student_learns_from_it(
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         assert load_stain_model(tmp_path / "student").to_a(images).shape == images.shape
+    score = launch("evaluate", "run=student")
+    assert score.returncode == 2
+    assert "give features=RUN" in score.stderr
+
+
+def test_scores_know_the_truth_and_name_their_features(two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
+    """A run that has learned nothing yet is the identity: before and after are then the same image."""
+    resting = [f"model.{player}_optimizer.learning_rate=1e-12" for player in ("generator", "critic")]
+    assert launch("train_stain_gan", f"shards={two_stains.root}", "run=run", *TINY, DEPTH, *resting).returncode == 0
+    classifier = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1"]
+    arguments = ["train_classifier", f"shards={two_stains.root}", "run=judge", "train.global_batch=12", *classifier]
+    assert launch(*arguments).returncode == 0
+    done = launch("evaluate", "run=run", "features=judge")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    scores = record["directions"]["violet_as_giemsa"]
+    assert scores["count"] == len(two_stains.samples(splits=["test"], domains=["violet"]))
+    assert all(name.endswith("]") and "[classifier senet_tiny_ge" in name for name in scores["generated"]["scores"])
+    assert scores["truth_ciede2000_before"]["mean"] > 5
+    for name in ("psnr", "ssim", "ciede2000"):
+        before, after = (scores[f"truth_{name}_{when}"]["mean"] for when in ("before", "after"))
+        assert after == pytest.approx(before, rel=0.02)
+    assert scores["structure"]["mean"] > 0.99
+    report = (tmp_path / "run/report.html").read_text()
+    assert report.count("data:image/png;base64") == 2
 
 
 @pytest.mark.parametrize(

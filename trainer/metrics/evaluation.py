@@ -52,12 +52,16 @@ def save_evaluation(run: Path, record: dict[str, Any], predictions: pd.DataFrame
     again replaces its file; where a name is taken by other data (another content hash or normaliser), the
     content hash, and then a number, is put behind it. Each file is renamed into place whole.
     """
-    folder = run / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = _free_path(folder, record, own_test)
+    target = _free_path(run / "evaluation", record, own_test)
     _replace(target.with_suffix(".parquet"), lambda path: predictions.to_parquet(path, index=False))
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    _replace(target, lambda path: path.write_text(text, encoding="utf-8"))
+    _write_record(target, record)
+    return target
+
+
+def save_record(run: Path, record: dict[str, Any], own_test: bool) -> Path:
+    """As save_evaluation, for scores that are not of single images."""
+    target = _free_path(run / "evaluation", record, own_test)
+    _write_record(target, record)
     return target
 
 
@@ -71,6 +75,7 @@ def load_evaluations(run: Path) -> list[Evaluation]:
 
 
 def _free_path(folder: Path, record: dict[str, Any], own_test: bool) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     data = record["dataset"]
     words = [Path(data["path"]).name, data["split"], "+".join(data["domains"])]
     stem = "-".join(re.sub(r"[^A-Za-z0-9.+_]+", "_", word) or "all" for word in words)
@@ -88,6 +93,11 @@ def _data_of(record: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two evaluations scores of the same thing."""
     data = record["dataset"]
     return data["content_hash"], data["split"], tuple(data["domains"]), json.dumps(record["normalizer"])
+
+
+def _write_record(target: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    _replace(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _replace(target: Path, write: Any) -> None:

@@ -2,5 +2,6 @@
 
 from trainer.report.gallery import write_prediction_gallery
 from trainer.report.run_report import write_run_report
+from trainer.report.stain_report import write_stain_report
 
-__all__ = ["write_prediction_gallery", "write_run_report"]
+__all__ = ["write_prediction_gallery", "write_run_report", "write_stain_report"]

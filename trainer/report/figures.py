@@ -147,6 +147,20 @@ def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
         return _svg(drawing, "throughput")
 
 
+def loss_terms(steps: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Markup:
+    """Figure 40: numbers of a game at each logged step, a small drawing for each. steps: the "step" lines."""
+    columns = 3
+    rows = -(-len(names) // columns)
+    with matplotlib.rc_context(_STYLE):
+        drawing = Drawing(figsize=(11, 2.4 * rows), layout="constrained")
+        for number, name in enumerate(names, start=1):
+            axes = drawing.add_subplot(rows, columns, number)
+            _curve(axes, steps, name, "", SERIES[(number - 1) % len(SERIES)], key="step", thin=True)
+            axes.set_title(name.rpartition("/")[2].replace("_", " ") if "norm" not in name else name.replace("_", " "))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        return _svg(drawing, title)
+
+
 def _curve(
     axes: Axes,
     rows: Sequence[Mapping[str, Any]],
