@@ -12,7 +12,7 @@ usage:
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else, and RUN/report.html.
 
-examples:
+example:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich
   python launchers/evaluate.py run=runs/stain features=runs/barcelona
 """

@@ -57,7 +57,14 @@ def main() -> None:
         results = [job.result() for job in jobs]
     report = {
         "machine": describe_machine(),
-        "settings": {**arguments, "size": size, "epochs": epochs, "stain_epochs": stain_epochs, "ours": list(OURS)},
+        # Results are committed: where the folders lay does not count.
+        "settings": {
+            **{name: Path(value).name for name, value in arguments.items()},
+            "size": size,
+            "epochs": epochs,
+            "stain_epochs": stain_epochs,
+            "ours": list(OURS),
+        },
         "data": {"content_hash": Dataset.open(shards).content_hash},
         "runs": results,
     }

@@ -91,7 +91,8 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
     batches = [options.largest_batch // part for part in ((8, 4, 2, 1) if options.tune else (2,))]
     decoders = list(DECODERS if options.tune else DECODERS[:1])
     result: dict[str, Any] = {
-        "options": asdict(options),
+        # Results are committed: what they were measured on counts, not where it lay.
+        "options": asdict(options) | {"images": Path(options.images).name, "out": Path(options.out).name},
         "machine": describe_machine(),
         "peers": {"torch ImageFolder": True, **installed_peers()},
         "tried": {"workers": workers, "batches": batches, "decoders": decoders},
