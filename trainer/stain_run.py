@@ -86,7 +86,6 @@ def load_stain_model(run: Path) -> TrainedStainModel:
         raise UserError(f"{run / CONFIG_FILE}: not written by train_stain_gan.py ({error} is missing)") from error
     if "game" not in content.get("model", {}):
         raise UserError(f"{run}: not a run of train_stain_gan.py: give the folder of one")
-    content.pop("storage", None)
     config = typed(StainRunConfig, content, str(run / CONFIG_FILE))
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     if checkpoint is None:

@@ -1,6 +1,7 @@
 """Training the networks of stain normalisation, from their configuration to a run directory."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     game = _make_game(config, precision, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
     values = settings(config, StainRunConfig)
-    made_with = fingerprint(values, facts, free=("samples_per_type.",))
+    made_with = fingerprint(values, facts, free=("samples_per_type",))
     progress = resume(run, game, made_with)
     if topology.rank == 0:
         content = {
@@ -187,18 +188,8 @@ def _make_game(config: StainRunConfig, precision: Precision, steps: int, topolog
     critics = player("critics", build_critics(model, size), model.critic_optimizer, moves)
     if model.game == "pix2pix":
         return Pix2Pix(generators, critics, l1_weight=model.l1_weight, world_size=topology.world_size, **batch)
-    if model.game == "cyclegan":
-        return CycleGan(
-            generators,
-            critics,
-            model.weights,
-            critic_steps=model.critic_steps,
-            seed=config.seed,
-            topology=topology,
-            pool_size=model.pool_size,
-            **batch,
-        )
-    return WCycleGanGp(
+    play = functools.partial(CycleGan, pool_size=model.pool_size) if model.game == "cyclegan" else WCycleGanGp
+    return play(
         generators,
         critics,
         model.weights,

@@ -1,5 +1,6 @@
 """What distances between sets of images are measured in: Inception's features, or those of a classifier of cells."""
 
+from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ _NAMES = {
 }
 
 
-class FeatureSpace(nn.Module):
+class FeatureSpace(nn.Module, ABC):
     """Frozen network: images float32 [n, 3, H, W] in [-1, 1] -> features float32 [n, d], probabilities [n, k].
 
     name: what the features are of. is_inception: whether scores in them may bear the published names.
@@ -33,8 +34,9 @@ class FeatureSpace(nn.Module):
     name: str
     is_inception: bool
 
+    @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """As the class says."""
 
     def score_name(self, score: str) -> str:
         """The name of "frechet", "kernel" or "inception": "FID", but "Fréchet distance [classifier x]"."""

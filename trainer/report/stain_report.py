@@ -61,7 +61,7 @@ def _scores(record: dict[str, Any]) -> Section:
                 )
             )
     blocks.append(_thesis())
-    return Section(f"Scores on {data['split']}", "Real images that the run did not learn from.", blocks)
+    return Section(f"Scores on {data['split']}", "Real images of this split.", blocks)
 
 
 def _direction(name: str, scores: dict[str, Any]) -> Table:
