@@ -9,7 +9,9 @@ import numpy.typing as npt
 from data_pipeline.randomness import derive_key, normal, uniform
 
 FloatArray = npt.NDArray[np.float32]
-Geometry = Literal["none", "mirror", "affine"]
+# What is to be done to pixels' places: nothing; a mirroring; an upright or quarter-turned rectangle of the image
+# becomes the whole; any affine map. Each costs more than the one before it.
+Geometry = Literal["none", "mirror", "region", "affine"]
 
 # Optical density of methylene blue and eosin in Giemsa, per unit of dye, in red, green and blue
 # (Ruifrok and Johnston 2001, vectors of the colour deconvolution plugin); the third row is what
@@ -52,9 +54,11 @@ class AugmentConfig:
 
     @property
     def geometry(self) -> Geometry:
-        """What is to be done to pixels' places; mirroring alone interpolates nothing and costs next to nothing."""
-        if self.rotation > 0 or self.scale > 1 or self.shift > 0:
+        """The cheapest kind that holds every map that can be drawn."""
+        if self.rotation > 0 and (self.rotation_step == 0 or self.rotation_step % 90 != 0):
             return "affine"
+        if self.rotation > 0 or self.scale > 1 or self.shift > 0:
+            return "region"
         return "mirror" if self.flip else "none"
 
     @property
@@ -86,6 +90,29 @@ def draw_parameters(config: AugmentConfig, seed: int, positions: npt.ArrayLike, 
         *_geometry(config, derive_key(seed, "geometry"), positions, image_size),
         *_density(config, derive_key(seed, "stain"), positions),
     )
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Upright rectangles of n images, each of which becomes a whole output image.
+
+    start, end: float32 [n, 2], in shares of the image's height and width, of the corners that become the output's
+    first and last; an end before its start mirrors. transposed: bool [n], whether rows then become columns.
+    """
+
+    start: FloatArray
+    end: FloatArray
+    transposed: npt.NDArray[np.bool_]
+
+
+def regions_of(affine: FloatArray, image_size: int) -> Regions:
+    """The same maps as rectangles: `affine` float32 [n, 2, 3] with quarter turns only (Geometry "region")."""
+    linear, translation = affine[:, :, :2], affine[:, :, 2]
+    transposed = np.abs(linear[:, 0, 1]) > np.abs(linear[:, 0, 0])
+    # How far the input's x and y go along the output's side that they follow.
+    extent = np.where(transposed[:, None], linear[:, [0, 1], [1, 0]], linear[:, [0, 1], [0, 1]])
+    start = (translation / image_size)[:, ::-1]  # x, y -> height, width
+    return Regions(start.copy(), start + extent[:, ::-1], transposed)
 
 
 def _geometry(

@@ -3,7 +3,8 @@
 One graph for every device: with a GPU, decoding is `mixed` and the rest runs there; without,
 the same operators run on the CPU. Geometry stands before the stain because it ends in a smaller
 image; both act on single pixels' positions and single pixels' colours, so their order matters
-only to interpolation.
+only to interpolation. Zooms, shifts and quarter turns are the resize's own doing: it reads the
+rectangle that was drawn, so they cost nothing and interpolate nothing twice.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from nvidia.dali import fn, pipeline_def, types
-from nvidia.dali.pipeline import Pipeline
+from nvidia.dali.pipeline import Pipeline, do_not_convert
 
-from data_pipeline.augment import AugmentParameters, Geometry
+from data_pipeline.augment import AugmentParameters, Geometry, regions_of
 
 # OD = -log((I + 1) / 256) of an 8-bit intensity lies in [0, log 256] (contract C7).
 DENSITY_OF_INTENSITY: npt.NDArray[np.float32] = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
@@ -61,16 +62,12 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
     `source` gives the next batch and raises StopIteration at the end.
     `device_id`: the GPU to work on, or None for the CPU.
     """
-    geometry = [] if config.geometry == "none" else [config.geometry]
-    stain = ["density_matrix", "density_offset"] if config.move_stain else []
+    names = _columns_of(config)
 
     def columns() -> list[list[Any]]:
         inputs = source()
-        moves = [list(getattr(inputs.parameters, name)) for name in geometry + stain]
-        if config.crop:
-            assert inputs.crop is not None
-            moves.append(list(np.repeat(inputs.crop[:, None], 2, axis=1)))  # of width and height
-        return [inputs.encoded, *moves]
+        values = _columns(config, inputs)
+        return [inputs.encoded, *(list(values[name]) for name in names)]
 
     @pipeline_def(
         batch_size=config.batch_size,
@@ -78,24 +75,76 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
         device_id=device_id,
         prefetch_queue_depth=config.prefetch,
         exec_dynamic=True,
+        enable_conditionals=True,
     )
     def graph() -> Any:
-        count = 1 + len(geometry) + len(stain) + config.crop
-        encoded, *moves = fn.external_source(source=columns, num_outputs=count, batch=True)
-        images = _decode(config, encoded, moves.pop() if config.crop else None, device_id)
-        images = fn.resize(images, size=[config.image_size, config.image_size], antialias=True)
+        encoded, *rest = fn.external_source(source=columns, num_outputs=1 + len(names), batch=True)
+        given = _by_name(names, rest)
+        images = _resize(config, _decode(config, encoded, given.get("crop"), device_id), given)
         if config.geometry == "affine":
-            images = fn.warp_affine(images, matrix=moves[0], fill_value=None, inverse_map=True)
+            images = fn.warp_affine(images, matrix=given["affine"], fill_value=None, inverse_map=True)
         if config.move_stain:
-            images = _move_stain(images, *moves[-2:])
-        mirror = moves[0] if config.geometry == "mirror" else 0
+            images = _move_stain(images, given["density_matrix"], given["density_offset"])
         return fn.crop_mirror_normalize(
-            images, mirror=mirror, dtype=types.FLOAT, output_layout="CHW", mean=[127.5] * 3, std=[127.5] * 3
+            images,
+            mirror=given.get("mirror", 0),
+            dtype=types.FLOAT,
+            output_layout="CHW",
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
         )
 
     pipeline = graph()
     pipeline.build()
     return pipeline
+
+
+_GEOMETRY_COLUMNS: dict[Geometry, tuple[str, ...]] = {
+    "none": (),
+    "mirror": ("mirror",),
+    "region": ("start", "end", "transposed"),
+    "affine": ("affine",),
+}
+
+
+def _columns_of(config: GraphConfig) -> list[str]:
+    """What the graph is given beside each image's bytes."""
+    stain = ("density_matrix", "density_offset") if config.move_stain else ()
+    return [*_GEOMETRY_COLUMNS[config.geometry], *stain, *(("crop",) if config.crop else ())]
+
+
+@do_not_convert  # DALI rewrites what it calls for its conditionals, and knows no strict zip
+def _by_name(names: list[str], values: list[Any]) -> dict[str, Any]:
+    return dict(zip(names, values, strict=True))
+
+
+def _columns(config: GraphConfig, inputs: GraphInputs) -> dict[str, npt.NDArray[Any]]:
+    """One batch of it, by name: arrays [n, ...]."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    if inputs.parameters is not None:
+        columns |= vars(inputs.parameters)
+        # Densities leave the matrix in the steps of the table that turns them back (`_move_stain`).
+        columns["density_matrix"] = inputs.parameters.density_matrix * _DENSITY_STEPS_PER_UNIT
+        columns["density_offset"] = inputs.parameters.density_offset * _DENSITY_STEPS_PER_UNIT
+        if config.geometry == "region":
+            columns |= vars(regions_of(inputs.parameters.affine, config.image_size))
+    if inputs.crop is not None:
+        columns["crop"] = np.repeat(inputs.crop[:, None], 2, axis=1)  # of width and height
+    return columns
+
+
+def _resize(config: GraphConfig, images: Any, given: dict[str, Any]) -> Any:
+    """Images uint8 [S, S, 3]: the whole of each, or the rectangle that was drawn for it."""
+    size = [config.image_size, config.image_size]
+    if config.geometry != "region":
+        return fn.resize(images, size=size, antialias=True)
+    # A rectangle that goes past the border repeats the border's pixels.
+    images = fn.resize(
+        images, size=size, antialias=True, roi_start=given["start"], roi_end=given["end"], roi_relative=True
+    )
+    if given["transposed"]:
+        images = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
+    return images
 
 
 def _decode(config: GraphConfig, encoded: Any, crop: Any, device_id: int | None) -> Any:
@@ -112,11 +161,14 @@ def _decode(config: GraphConfig, encoded: Any, crop: Any, device_id: int | None)
 
 
 def _move_stain(images: Any, density_matrix: Any, density_offset: Any) -> Any:
-    """OD' = matrix @ OD + offset, by table look-ups both ways: exp and log would cost most on a CPU."""
+    """OD' = matrix @ OD + offset, by table look-ups both ways: exp and log would cost most on a CPU.
+
+    Matrix and offset give the new densities in steps of the second table.
+    """
     density_table, intensity_table = _look_up_tables()
     density = fn.lookup_table(images, keys=list(range(256)), values=density_table, dtype=types.FLOAT)
     moved = fn.coord_transform(density, M=density_matrix, T=density_offset)
-    steps = fn.cast(moved * _DENSITY_STEPS_PER_UNIT, dtype=types.UINT16)  # saturates at 0 and 65535
+    steps = fn.cast(moved, dtype=types.UINT16)  # saturates at 0 and 65535
     return fn.lookup_table(steps, keys=list(range(65536)), values=intensity_table, dtype=types.FLOAT)
 
 

@@ -1,6 +1,8 @@
 """Layers that the generators and the critic share."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from models.stain.config import Norm, Upsampling
 
@@ -27,9 +29,23 @@ def upsampling(kind: Upsampling, in_channels: int, out_channels: int, kernel: in
     if kind == "transposed":
         # output_padding makes up the pixel that an odd kernel falls short of 2H
         return nn.ConvTranspose2d(in_channels, out_channels, kernel, 2, 1, output_padding=kernel % 2, bias=bias)
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
-    )
+    return NearestUpsampling(in_channels, out_channels, bias)
+
+
+class NearestUpsampling(nn.Conv2d):
+    """Each pixel repeated to 2x2, then a 3x3 convolution: float [n, C, H, W] -> [n, out_channels, 2H, 2W].
+
+    Computed as one transposed convolution of stride 2, whose 4x4 kernel is the sum of the 3x3 kernel's four
+    shifts: the same numbers, with four multiplications for an output where nine were, and no map of repeated pixels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        turned = self.weight.flip(2, 3).transpose(0, 1)
+        shifts = [functional.pad(turned, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]
+        return functional.conv_transpose2d(features, torch.stack(shifts).sum(0), self.bias, stride=2, padding=1)
 
 
 def initialise(network: nn.Module) -> None:

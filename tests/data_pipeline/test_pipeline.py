@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from data_pipeline.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, draw_parameters
+from data_pipeline.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, Geometry, draw_parameters
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 
 SIZE = 32
@@ -25,13 +25,14 @@ def run_graph(
     matrix: npt.NDArray[np.float32] | None = None,
     offset: npt.NDArray[np.float32] | None = None,
     crop: float | None = None,
+    geometry: Geometry = "affine",
 ) -> npt.NDArray[np.float32]:
     """The graph's output as intensities 0..255, [SIZE, SIZE, 3]."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     encoded = np.frombuffer(data.getvalue(), np.uint8)
     config = GraphConfig(
-        SIZE, "none" if affine is None else "affine", matrix is not None, 1, 1, 1, False, crop is not None
+        SIZE, "none" if affine is None else geometry, matrix is not None, 1, 1, 1, False, crop is not None
     )
     parameters = AugmentParameters(
         affine=np.eye(2, 3, dtype=np.float32)[None] if affine is None else affine[None],
@@ -63,6 +64,56 @@ def test_a_mirror_and_a_quarter_turn_are_exact(image: npt.NDArray[np.uint8]) -> 
     assert np.abs(run_graph(image, mirror) - image[:, ::-1]).max() < 0.6
     turn = np.array([[0, -1, SIZE], [1, 0, 0]], np.float32)
     assert np.abs(run_graph(image, turn) - np.rot90(image, axes=(0, 1))).max() < 0.6
+
+
+def test_a_mirror_and_quarter_turns_read_as_a_region_are_exact(image: npt.NDArray[np.uint8]) -> None:
+    config = AugmentConfig(rotation_step=90, scale=1.0, shift=0.0)
+    affine = draw_parameters(config, 0, np.arange(60), SIZE).affine
+    found = set()
+    for matrix in np.unique(affine.round(4), axis=0):
+        turned = next(
+            (turns, mirrored) for turns in range(4) for mirrored in (False, True) if _maps(matrix, turns, mirrored)
+        )
+        found.add(turned)
+        expected = np.rot90(image[:, ::-1] if turned[1] else image, turned[0])
+        assert np.abs(run_graph(image, matrix, geometry="region") - expected).max() < 0.6
+    assert len(found) == 8
+
+
+def _maps(affine: npt.NDArray[np.float32], turns: int, mirrored: bool) -> bool:
+    """Whether an affine map takes each output pixel from where mirroring and turning take it."""
+    y, x = np.mgrid[:SIZE, :SIZE]
+    places = np.stack([x, y, np.ones_like(x)], -1) + np.array([0.5, 0.5, 0])
+    taken = places @ affine.T - 0.5
+    moved = [np.rot90(grid[:, ::-1] if mirrored else grid, turns) for grid in (x, y)]
+    return np.abs(taken - np.stack(moved, -1)).max() < 1e-3
+
+
+def test_a_region_shows_what_the_affine_map_shows(image: npt.NDArray[np.uint8]) -> None:
+    """Zoomed and shifted, also past the border: two ways of interpolating, the same place."""
+    config = AugmentConfig(rotation_step=90, scale=1.3, shift=0.1)
+    assert config.geometry == "region"
+    smooth = np.asarray(Image.fromarray(image).resize((4, 4)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    matrices = draw_parameters(config, 0, np.arange(12), SIZE).affine
+    for matrix in matrices:
+        difference = np.abs(run_graph(smooth, matrix, geometry="region") - run_graph(smooth, matrix))
+        assert difference.mean() < 2.0
+        assert difference.max() < 16.0
+
+
+@pytest.mark.parametrize(
+    ("config", "geometry"),
+    [
+        (AugmentConfig(flip=False, rotation=0, scale=1, shift=0), "none"),
+        (AugmentConfig(rotation=0, scale=1, shift=0), "mirror"),
+        (AugmentConfig(rotation=0), "region"),
+        (AugmentConfig(rotation_step=90), "region"),
+        (AugmentConfig(rotation_step=45), "affine"),
+        (AugmentConfig(), "affine"),
+    ],
+)
+def test_the_cheapest_geometry_is_taken_that_holds_every_map(config: AugmentConfig, geometry: Geometry) -> None:
+    assert config.geometry == geometry
 
 
 @pytest.mark.parametrize(("crop", "kept"), [(1.0, slice(0, 32)), (0.8, slice(3, 29)), (0.5, slice(8, 24))])

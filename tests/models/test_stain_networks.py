@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.errors import ModelError
 from models.stain import CriticConfig, DomainPair, GeneratorConfig, TwoWay, build_critic, build_generator
 from models.stain.config import Norm
+from models.stain.layers import NearestUpsampling
 
 MICRO = {
     "unet": GeneratorConfig(width=4, depth=3),
@@ -25,6 +27,15 @@ def _fixed_seed() -> None:
 
 def random_images(count: int, *size: int) -> Tensor:
     return torch.rand(count, 3, *size) * 2 - 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nearest_upsampling_is_a_convolution_of_repeated_pixels(bias: bool) -> None:
+    layer = NearestUpsampling(5, 7, bias).double()
+    features = torch.randn(2, 5, 6, 9, dtype=torch.float64)
+    repeated = functional.interpolate(features, scale_factor=2, mode="nearest")
+    expected = functional.conv2d(repeated, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(features), expected)
 
 
 @pytest.mark.parametrize("upsample", ["transposed", "nearest"])
