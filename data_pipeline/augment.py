@@ -111,8 +111,9 @@ def regions_of(affine: FloatArray, image_size: int) -> Regions:
     transposed = np.abs(linear[:, 0, 1]) > np.abs(linear[:, 0, 0])
     # How far the input's x and y go along the output's side that they follow.
     extent = np.where(transposed[:, None], linear[:, [0, 1], [1, 0]], linear[:, [0, 1], [0, 1]])
-    start = (translation / image_size)[:, ::-1]  # x, y -> height, width
-    return Regions(start.copy(), start + extent[:, ::-1], transposed)
+    start = translation / image_size
+    corners = [corner[:, ::-1].astype(np.float32) for corner in (start, start + extent)]  # x, y -> height, width
+    return Regions(corners[0], corners[1], transposed)
 
 
 def _geometry(

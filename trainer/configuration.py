@@ -22,16 +22,19 @@ Config = TypeVar("Config")
 _UNIONS = (types.UnionType, typing.Union)
 
 
-def schema_of(kind: Any) -> type:
-    """The dataclass's twin for OmegaConf and Hydra: same names, types and defaults."""
+def schema_of(kind: Any, defaults: Any = None) -> type:
+    """The dataclass's twin for OmegaConf and Hydra: same names, types and defaults.
+
+    defaults: a dataclass of this kind whose values are the twin's defaults; None takes the kind's own.
+    """
     hints = get_type_hints(kind)
-    defaults = kind()
+    defaults = kind() if defaults is None else defaults
     fields = []
     for field in dataclasses.fields(kind):
         value = getattr(defaults, field.name)
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            twin = schema_of(typing.cast(type, hint))
+            twin = schema_of(typing.cast(type, hint), value)
             fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
         else:
             plain = _plain(value, hint)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data_pipeline.augment import AugmentConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream import Stream, StreamConfig, Topology
+from models.stain import ColourStatistics, Generator
 from trainer.fit import Game, fit, resume
 from trainer.games.cyclegan import CycleGan
 from trainer.games.pix2pix import Pix2Pix
@@ -22,7 +25,7 @@ from trainer.games.w_cyclegan_gp import WCycleGanGp
 from trainer.player import OptimizerConfig, Player
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
-from trainer.stain_run import build_critics, build_generators, load_stain_model
+from trainer.stain_run import build_critics, build_generators, into_domains, load_stain_model
 from trainer.stain_sheets import StainSheets
 from trainer.topology import Precision, resolve_precision
 
@@ -35,7 +38,7 @@ def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     cell_types = _shared_cell_types(dataset, config, topology)
     streams = _streams(dataset, config, cell_types, topology)
     epoch_steps = config.train.iterations_per_epoch or min(stream.batches_per_epoch for stream in streams.values())
-    game = _make_game(config, precision, config.train.epochs * epoch_steps, topology)
+    game = _make_game(dataset, config, cell_types, precision, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
     values = settings(config, StainRunConfig)
     made_with = fingerprint(values, facts, free=("samples_per_type",))
@@ -146,12 +149,7 @@ def _streams(
     return {
         name: Stream(
             dataset,
-            dataclasses.replace(
-                config.data,
-                domains=[domain],
-                cell_types=None,
-                sampling="class_balanced" if matched else config.data.sampling,
-            ),
+            _stream_config(config, domain),
             splits=_splits(config, domain),
             cell_types=cell_types,
             folds=config.folds.get(domain),
@@ -166,14 +164,59 @@ def _streams(
     }
 
 
-def _make_game(config: StainRunConfig, precision: Precision, steps: int, topology: Topology) -> Game:
+def _stream_config(config: StainRunConfig, domain: str) -> StreamConfig:
+    sampling = "class_balanced" if config.matching == "cell_type" else config.data.sampling
+    return dataclasses.replace(config.data, domains=[domain], cell_types=None, sampling=sampling)
+
+
+# Images whose colours tell a domain's: the averages' errors are then a twentieth of one image's deviation.
+_IMAGES_FOR_COLOURS = 512
+
+
+def _typical_colours(
+    dataset: Dataset, config: StainRunConfig, domain: str, cell_types: Sequence[str], topology: Topology
+) -> ColourStatistics:
+    """The average colour statistics of a domain's training images, as training draws them; the same everywhere."""
+    batch = config.train.global_batch
+    stream = Stream(
+        dataset,
+        dataclasses.replace(_stream_config(config, domain), augment=AugmentConfig(False, 0.0, 0.0, 1.0, 0.0)),
+        splits=_splits(config, domain),
+        cell_types=cell_types,
+        folds=config.folds.get(domain),
+        global_batch=batch,
+        seed=config.seed,
+        training=True,
+        topology=Topology(device=topology.device),  # each process reads for itself
+    )
+    parts = itertools.islice(stream.read(), -(-_IMAGES_FOR_COLOURS // batch))
+    return ColourStatistics.typical(torch.cat([part.images for part in parts]))
+
+
+def _target_of(network: nn.Module) -> Generator:
+    (generator,) = (module for module in network.modules() if isinstance(module, Generator))
+    return generator
+
+
+def _make_game(
+    dataset: Dataset,
+    config: StainRunConfig,
+    cell_types: Sequence[str],
+    precision: Precision,
+    steps: int,
+    topology: Topology,
+) -> Game:
     model, size = config.model, config.data.image_size
     torch.manual_seed(derive_key(config.seed, "weights"))
 
     def player(name: str, module: nn.Module, optimizer: OptimizerConfig, moves: int) -> Player:
         return Player(name, module, optimizer, precision=precision, total_steps=moves)
 
-    generators = player("generators", build_generators(model, size), model.generator_optimizer, steps)
+    networks = build_generators(model, size)
+    if model.generator.start == "reinhard":
+        for domain, generator in zip((config.a, config.b), into_domains(model, networks), strict=True):
+            _target_of(generator).target = _typical_colours(dataset, config, str(domain), cell_types, topology)
+    generators = player("generators", networks, model.generator_optimizer, steps)
     batch = {"global_batch": config.train.global_batch}
     if model.game == "stain_student":
         if model.teacher is None:

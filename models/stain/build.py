@@ -1,13 +1,15 @@
 """From a GeneratorConfig or a CriticConfig to a network."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.stain.colour_statistics import ColourStatistics, restain
 from models.stain.config import CriticConfig, GeneratorConfig
-from models.stain.layers import initialise
+from models.stain.initialization import initialise
 from models.stain.patch_critic import PatchCritic
 from models.stain.resnet_generator import ResNetGenerator
 from models.stain.student import Student
@@ -26,22 +28,43 @@ BRIGHTEST = 1 - 0.25 * 2 / 255
 class Generator(nn.Module):
     """A body and its tanh: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
 
-    residual: the body's last layer starts at zero and its output is added to the image before the tanh, so
-    the network starts as the identity, off by at most a quarter of an 8-bit grey level. Both are computed in
-    float32 whatever the body's precision: bfloat16 has steps of 1/256 below 1, half a grey level.
+    start: with "identity" the body's last layer starts at zero and its output is added to the image before the
+    tanh, so the network starts as the identity, off by at most a quarter of an 8-bit grey level. With "reinhard"
+    the same is done to the image after Reinhard's transfer to the colours of `target`, which is all the body sees:
+    what tells one slide's tint from another's is gone before it. Both are computed in float32 whatever the body's
+    precision: bfloat16 has steps of 1/256 below 1, half a grey level.
     """
 
-    def __init__(self, body: UNet | ResNetGenerator | Student, residual: bool) -> None:
+    target_mean: Tensor
+    target_deviation: Tensor
+
+    def __init__(self, body: UNet | ResNetGenerator | Student, start: Literal["noise", "identity", "reinhard"]) -> None:
         super().__init__()
         self.body = body
-        self.residual = residual
-        if residual:
+        self.start = start
+        if start == "reinhard":
+            self.register_buffer("target_mean", torch.zeros(1, 3, 1, 1))
+            self.register_buffer("target_deviation", torch.ones(1, 3, 1, 1))
+        if start != "noise":
             for parameter in body.last.parameters():
                 nn.init.zeros_(parameter)
 
+    @property
+    def target(self) -> ColourStatistics:
+        """The colours that the images are given first; with start "reinhard" only."""
+        return ColourStatistics(self.target_mean, self.target_deviation)
+
+    @target.setter
+    def target(self, statistics: ColourStatistics) -> None:
+        self.target_mean.copy_(statistics.mean)
+        self.target_deviation.copy_(statistics.deviation)
+
     def forward(self, images: Tensor) -> Tensor:
+        if self.start == "reinhard":
+            with torch.autocast(images.device.type, enabled=False):
+                images = restain(images.float(), None, self.target)
         change: Tensor = self.body(images).float()
-        if self.residual:
+        if self.start != "noise":
             change = change + torch.atanh(images.float().clamp(-BRIGHTEST, BRIGHTEST))
         return torch.tanh(change)
 
@@ -54,10 +77,10 @@ def build_generator(config: GeneratorConfig, image_size: int | tuple[int, int]) 
     """
     check_size(config, image_size)
     body = BODIES[config.architecture](config)
-    if config.architecture != "student" and not config.residual:
+    if config.architecture != "student" and config.start == "noise":
         # A student has no norms, and signals would fade behind weights this small; torch's defaults serve it.
         initialise(body)
-    return Generator(body, config.residual)
+    return Generator(body, config.start)
 
 
 def check_size(config: GeneratorConfig, image_size: int | tuple[int, int]) -> None:

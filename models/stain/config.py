@@ -1,12 +1,10 @@
 """What a stain generator and its critic are, as plain typed values (configuration groups `generator`, `critic`)."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from models.errors import ModelError
-
-Norm = Literal["instance", "batch", "none"]
-Upsampling = Literal["transposed", "nearest"]
+from models.checks import check_at_least_one, check_choices
+from models.layers import Norm, Upsampling
 
 
 @dataclass(frozen=True)
@@ -19,8 +17,9 @@ class GeneratorConfig:
     blocks: int = 9  # resnet: residual blocks
     norm: Norm = "instance"  # unet, resnet. "batch" joins the statistics of all images of a call
     upsample: Upsampling = "transposed"  # unet, resnet. "nearest" and a 3x3 convolution leaves no checkerboard
-    # The network starts as the identity and learns a change: tanh(atanh(image) + change).
-    residual: bool = False
+    # The network learns an image; or a change, tanh(atanh(image) + change), that starts at none; or one of the image
+    # after Reinhard's transfer to its domain's colours (`Generator.target`).
+    start: Literal["noise", "identity", "reinhard"] = "noise"
 
     def __post_init__(self) -> None:
         check_choices(self, "generator")
@@ -62,17 +61,3 @@ class CriticConfig:
     def smallest_image(self) -> int:
         """The shortest side in pixels that still gives a score."""
         return 3 * 2**self.layers
-
-
-def check_choices(config: Any, group: str) -> None:
-    """ModelError where a field that is a Literal holds something else."""
-    for field, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, field) not in get_args(hint):
-            choices = ", ".join(get_args(hint))
-            raise ModelError(f"{group}.{field}={getattr(config, field)!r}: choose one of {choices}")
-
-
-def check_at_least_one(config: Any, group: str, field: str) -> None:
-    """ModelError where a count is below one."""
-    if getattr(config, field) < 1:
-        raise ModelError(f"{group}.{field}={getattr(config, field)}: must be at least 1")

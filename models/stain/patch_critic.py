@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from models.layers import SLOPE, normalization
 from models.stain.config import CriticConfig
-from models.stain.layers import SLOPE, normalization
 
 
 class PatchCritic(nn.Module):

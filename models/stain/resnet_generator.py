@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from models.stain.config import GeneratorConfig, Norm
-from models.stain.layers import normalization, upsampling
+from models.layers import Norm, normalization, upsampling
+from models.stain.config import GeneratorConfig
 
 
 class ResNetGenerator(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from models.layers import SLOPE, normalization, upsampling
 from models.stain.config import GeneratorConfig
-from models.stain.layers import SLOPE, normalization, upsampling
 
 
 class UNet(nn.Module):

@@ -12,6 +12,7 @@ usage: uv run --group peers python tests/benchmarks/loader.py images=PATH out=FI
   largest_batch=256       batch sizes tried are this, a half, a quarter and an eighth of it
   tune=true               false for a quick look: half the largest batch, a worker per core, nothing tried
   repeats=3 seconds=1.5   rounds through all contenders, and how long each is timed in a round
+  training_repeats=5 training_seconds=20   the same for training
 
 The rivals do the same work on the same stored bytes: decode, antialiased resize, random horizontal flip,
 normalise, shuffled. Each runs at its fastest of decoder (Pillow, torchvision), worker processes
@@ -55,6 +56,8 @@ class Options:
     tune: bool = True
     repeats: int = 3
     seconds: float = 1.5
+    training_repeats: int = 5
+    training_seconds: float = 20.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -134,8 +137,8 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
                 dataset,
                 overrides,
                 topology,
-                seconds=2 * options.seconds,
-                repeats=options.repeats,
+                seconds=options.training_seconds,
+                repeats=options.training_repeats,
                 scratch=scratch / name / "runs",
                 progress=progress,
             )

@@ -50,6 +50,8 @@ def test_the_loader_benchmark_measures_every_contender(tmp_path: Path) -> None:
         tune=False,
         repeats=1,
         seconds=0.01,
+        training_repeats=1,
+        training_seconds=0.02,
     )
     result = json.loads(json.dumps(run(options, progress=False)))
 

@@ -9,9 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import ModelError
-from models.stain import CriticConfig, DomainPair, GeneratorConfig, TwoWay, build_critic, build_generator
-from models.stain.config import Norm
-from models.stain.layers import NearestUpsampling
+from models.layers import NearestUpsampling, Norm
+from models.stain import (
+    ColourStatistics,
+    CriticConfig,
+    DomainPair,
+    GeneratorConfig,
+    TwoWay,
+    build_critic,
+    build_generator,
+    restain,
+)
+from models.stain.cielab import rgb_to_lab
 
 MICRO = {
     "unet": GeneratorConfig(width=4, depth=3),
@@ -103,7 +112,7 @@ def test_no_bias_is_left_before_a_norm() -> None:
 @pytest.mark.parametrize("architecture", ["unet", "resnet", "student"])
 def test_residual_generator_starts_as_the_identity(architecture: str, precision: torch.dtype) -> None:
     """Every 8-bit value comes back as itself under mixed precision too, and the network can leave that point."""
-    network = build_generator(dataclasses.replace(MICRO[architecture], residual=True), 16)
+    network = build_generator(dataclasses.replace(MICRO[architecture], start="identity"), 16)
     levels = torch.arange(256.0).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     images = levels / 127.5 - 1
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
@@ -113,6 +122,25 @@ def test_residual_generator_starts_as_the_identity(architecture: str, precision:
     out.sum().backward()
     last = list(network.body.last.parameters())
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in last)
+
+
+def test_generator_that_starts_as_reinhards_transfer_does_what_it_does_and_learns_through_it() -> None:
+    """Whatever tint an image has, the network starts with the target's; a flat image must not stop the training."""
+    network = build_generator(dataclasses.replace(MICRO["unet"], start="reinhard"), 16)
+    target = ColourStatistics.typical(random_images(4, 16, 16) * 0.2)
+    network.target = target
+    images = torch.cat([0.3 * random_images(3, 16, 16) + 0.2, torch.full((1, 3, 16, 16), -1.0)]).requires_grad_(True)
+    made = network(images)
+    torch.testing.assert_close(made, restain(images, None, target), atol=2 / 255, rtol=0)
+    found = ColourStatistics.of_each(rgb_to_lab(made[:3]))
+    torch.testing.assert_close(found.mean, target.mean.expand(3, -1, -1, -1), atol=0.5, rtol=0)
+    tinted = 0.8 * images[:1].detach() + 0.1
+    torch.testing.assert_close(network(tinted), made[:1], atol=0.05, rtol=0)
+    made.square().sum().backward()
+    assert images.grad is not None
+    assert torch.isfinite(images.grad).all()
+    assert images.grad[:3].abs().max() > 0
+    assert {"target_mean", "target_deviation"} <= network.state_dict().keys()
 
 
 def test_weights_start_as_in_the_papers() -> None:

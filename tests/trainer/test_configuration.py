@@ -22,6 +22,34 @@ class RunConfig:
     data: StreamConfig = field(default_factory=StreamConfig)
 
 
+@dataclass(frozen=True)
+class PortionConfig:
+    """How much."""
+
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class MealConfig:
+    """Two portions, one with a default of the meal's own."""
+
+    first: PortionConfig = field(default_factory=PortionConfig)
+    second: PortionConfig = field(default_factory=lambda: PortionConfig(size=7))
+
+
+def test_a_nested_dataclass_has_the_default_that_its_parent_gives_it() -> None:
+    assert typed(MealConfig, {}, "here") == MealConfig()
+    assert typed(MealConfig, {"first": {"size": 2}}, "here") == MealConfig(PortionConfig(2), PortionConfig(7))
+
+
+def test_the_thesis_preset_learns_by_the_optimiser_that_the_thesis_names() -> None:
+    model = read_config(StainRunConfig, "train_stain_gan", ["model=w_cyclegan_gp_thesis"]).model
+    for optimizer in (model.generator_optimizer, model.critic_optimizer):
+        assert (optimizer.name, optimizer.learning_rate, optimizer.betas) == ("adam", 1e-4, [0.5, 0.9])
+        assert (optimizer.weight_decay, optimizer.warmup, optimizer.schedule) == (0.0, 0.0, "linear")
+        assert optimizer.clip_norm is None
+
+
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """configs/run.yaml, with Barcelona's images cropped."""

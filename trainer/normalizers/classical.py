@@ -9,34 +9,7 @@ from torch import Tensor
 from torchstain.torch.normalizers import TorchMacenkoNormalizer
 
 from data_pipeline.errors import UserError
-from trainer.normalizers.cielab import lab_to_rgb, rgb_to_lab
-
-# An image of less contrast than this, in CIELAB units, is flat: a tenth of what one grey level in 255 makes.
-_FLAT = 0.04
-
-
-class ColourStatistics:
-    """Mean and standard deviation of L*, a*, b* over the pixels, each float32 [n, 3, 1, 1]."""
-
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        self.mean = mean
-        self.deviation = deviation
-
-    @classmethod
-    def of_each(cls, lab: Tensor) -> "ColourStatistics":
-        """Of each image [n, 3, H, W] in CIELAB."""
-        deviation, mean = torch.std_mean(lab, dim=(2, 3), correction=0, keepdim=True)
-        return cls(mean, deviation)
-
-    @classmethod
-    def typical(cls, images: Tensor) -> "ColourStatistics":
-        """The averages of the images' statistics, n = 1."""
-        each = cls.of_each(rgb_to_lab(images))
-        return cls(each.mean.mean(0, keepdim=True), each.deviation.mean(0, keepdim=True))
-
-    def as_lists(self) -> dict[str, list[float]]:
-        """Of a single image (n = 1), for JSON."""
-        return {"mean": self.mean.flatten().tolist(), "deviation": self.deviation.flatten().tolist()}
+from models.stain import ColourStatistics, restain
 
 
 class Reinhard:
@@ -57,8 +30,7 @@ class Reinhard:
         return cls(ColourStatistics.typical(target_images))
 
     def __call__(self, images: Tensor) -> Tensor:
-        lab = rgb_to_lab(images)
-        return _transfer(lab, ColourStatistics.of_each(lab), self._target)
+        return restain(images, None, self._target)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "target": self._target.as_lists()}
@@ -88,7 +60,7 @@ class ReinhardDomain:
         return cls(ColourStatistics.typical(source_images), ColourStatistics.typical(target_images))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return _transfer(rgb_to_lab(images), self._source, self._target)
+        return restain(images, self._source, self._target)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "source": self._source.as_lists(), "target": self._target.as_lists()}
@@ -108,11 +80,6 @@ class ReinhardDomain:
             ColourStatistics(state["source_mean"], state["source_deviation"]),
             ColourStatistics(state["target_mean"], state["target_deviation"]),
         )
-
-
-def _transfer(lab: Tensor, source: ColourStatistics, target: ColourStatistics) -> Tensor:
-    gain = target.deviation.to(lab) / source.deviation.to(lab).clamp_min(_FLAT)
-    return lab_to_rgb((lab - source.mean.to(lab)) * gain + target.mean.to(lab))
 
 
 class Macenko:

@@ -35,7 +35,9 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     compressed = _mix(torch.linalg.inv(_LAB_OF_COMPRESSED), lab + offset)
     xyz = torch.where(compressed > _DELTA, compressed**3, 3 * _DELTA**2 * (compressed - 4 / 29))
     linear = _mix(torch.linalg.inv(_XYZ_OF_RGB), xyz).clamp(0, 1)
-    encoded = torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    # The root's derivative at zero is infinite, and would not be a number where the line is taken.
+    root = linear.clamp_min(0.0031308) ** (1 / 2.4)
+    encoded = torch.where(linear > 0.0031308, 1.055 * root - 0.055, 12.92 * linear)
     return (encoded * 2 - 1).clamp(-1, 1)
 
 

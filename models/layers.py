@@ -1,10 +1,13 @@
-"""Layers that the generators and the critic share."""
+"""Layers that networks of several families share."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.stain.config import Norm, Upsampling
+Norm = Literal["instance", "batch", "none"]
+Upsampling = Literal["transposed", "nearest"]
 
 SLOPE = 0.2  # of every LeakyReLU
 
@@ -46,16 +49,3 @@ class NearestUpsampling(nn.Conv2d):
         turned = self.weight.flip(2, 3).transpose(0, 1)
         shifts = [functional.pad(turned, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]
         return functional.conv_transpose2d(features, torch.stack(shifts).sum(0), self.bias, stride=2, padding=1)
-
-
-def initialise(network: nn.Module) -> None:
-    """Normal weights of deviation 0.02, as pix2pix and CycleGAN start (Isola et al. 2017, section 6.2)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(module, nn.InstanceNorm2d | nn.BatchNorm2d):
-            nn.init.normal_(module.weight, mean=1.0, std=0.02)
-        else:
-            continue
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
