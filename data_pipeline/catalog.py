@@ -150,6 +150,7 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
         assert row.split in SPLITS, f"{row.path}: split {row.split!r}"
         assert 0 <= row.fold < FOLDS, f"{row.path}: fold {row.fold}"
         assert row.cell_type in ("", *CELL_TYPES), f"{row.path}: cell type {row.cell_type!r}"
+        assert row.split == "train" or row.origin != "synthetic", f"{row.path}: synthetic, yet held out for scores"
         if row.origin != "synthetic":  # a made image is where its parent is, or the test would be trained on
             split = split_of_group.setdefault(row.group, row.split)
             assert split == row.split, f"group {row.group} in two splits"

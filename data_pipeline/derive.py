@@ -56,6 +56,7 @@ def derive_dataset(
     made_by: dict[str, Any],
     settings: ShardSettings,
     attachments: Mapping[str, Path] | None = None,
+    warnings: Sequence[str] = (),
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] = lambda: None,
@@ -70,6 +71,7 @@ def derive_dataset(
     render: makes the images of one shard, uint8 RGB [H, W, 3], in the order of its samples.
     made_by: what made the images, as JSON; with another one every image is made again.
     attachments: name -> file that is copied into the data set (`Dataset.attachment_path`).
+    warnings: what the report says of the recipe.
     rank, world_size, barrier: of the processes that derive together; barrier returns when all have called it.
 
     A derived data set that is there already is replaced in one rename; one that this recipe made is left as it
@@ -83,7 +85,7 @@ def derive_dataset(
     old = _old_dataset(root, recipe)
     if old is not None and _is_finished(old, recipe):
         rows = from_table(old.table)
-        return _report(rows, old.metadata, written=0, removed=0, started=started)
+        return _report(rows, old.metadata, warnings, written=0, removed=0, started=started)
     # A process that fails leaves the others at a barrier: whoever started them together ends them together.
     with build_lock(root) if rank == 0 else refusal_is_users(root):
         folder = root / SHARD_FOLDER
@@ -102,7 +104,7 @@ def derive_dataset(
                 rows, own = from_table(old.table), _own_shards(old)
             else:
                 rows, own = _collect_rows(folder, recipe)
-            report = _commit(root, recipe, rows, own, old, missing, started)
+            report = _commit(root, recipe, rows, own, old, warnings, missing, started)
         barrier()  # the data set is there for all
     if rank != 0:
         report = json.loads((root / REPORT_FILE).read_text())
@@ -197,6 +199,7 @@ def _commit(
     rows: list[Sample],
     own: dict[str, dict[str, Any]],
     old: Dataset | None,
+    warnings: Sequence[str],
     written: int,
     started: float,
 ) -> dict[str, Any]:
@@ -217,14 +220,20 @@ def _commit(
     for name, path in recipe.files.items():
         copy_attachment(path, root, recipe.attachments[name])
     removed = set(_own_shards(old)) - set(own) if old else set()
-    report = _report(rows, metadata, written=written, removed=len(removed), started=started)
+    report = _report(rows, metadata, warnings, written=written, removed=len(removed), started=started)
     commit(root, rows, metadata, report)
     collect_leftovers(root, metadata)
     return report
 
 
 def _report(
-    rows: list[Sample], metadata: Mapping[str, Any], *, written: int, removed: int, started: float
+    rows: list[Sample],
+    metadata: Mapping[str, Any],
+    warnings: Sequence[str],
+    *,
+    written: int,
+    removed: int,
+    started: float,
 ) -> dict[str, Any]:
     """As a build's; the parent's shards count among the kept."""
     return make_report(
@@ -233,6 +242,6 @@ def _report(
         kept=len(metadata["shards"]) - written,
         removed=removed,
         content_hash=metadata["content_hash"],
-        warnings=[],
+        warnings=warnings,
         seconds=time.monotonic() - started,
     )

@@ -7,7 +7,7 @@ the augmentation parameters of each sample, to the DALI graph.
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,7 +42,8 @@ class StreamConfig:
     and shuffles `window` samples at a time (network stores).
     sampling: `uniform` shows every image once an epoch; `class_balanced` every type equally often.
     crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
-    that is not named keeps all. Cells of two domains come to one scale by it.
+    that is not named keeps all. Cells of two domains come to one scale by it. Generated images keep all:
+    they have the scale that their generator was shown.
     threads: DALI's CPU threads of each process; null takes the process's share of the cores.
     prefetch: batches prepared ahead. deterministic: the same pixels on every run of one GPU kind.
     """
@@ -133,6 +134,7 @@ class Stream:
         training: bool,
         topology: Topology = Topology(),
         epoch_size: int | None = None,
+        make_order: Callable[[npt.ArrayLike], Order] | None = None,
     ) -> None:
         """A stream over the images of `cell_types` in `splits` and `folds`, of `ids` alone where given; None takes all.
 
@@ -142,6 +144,7 @@ class Stream:
         `epoch_size`: draws of a class-balanced epoch in place of the number of images. Two streams,
         of one domain each, with the same cell types, seed and epoch_size show the same cell type at
         the same position: they are matched. Other orders leave it aside.
+        `make_order`: from the label of each row to the order they are drawn in, in place of config's.
         Raises UserError when nothing is selected, the batch does not fit, data.crop names a domain
         that is not in the data set, or a type that is to be matched has no image.
         """
@@ -158,7 +161,10 @@ class Stream:
             domains=config.domains,
             cell_types=list(cell_types),
             folds=folds,
-            columns=["id", "domain", "cell_type", "group", "source", "path", "shard", "offset", "size", "crc32"],
+            columns=[
+                *("id", "domain", "cell_type", "group", "source", "path", "origin"),
+                *("shard", "offset", "size", "crc32"),
+            ],
         )
         if ids is not None:
             self.samples = self.samples[self.samples["id"].isin(list(ids))].reset_index(drop=True)
@@ -170,7 +176,8 @@ class Stream:
             )
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
-        self._batches = GlobalBatches(self._make_order(epoch_size), global_batch, keep_tail=not training)
+        order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
+        self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
@@ -250,7 +257,8 @@ class Stream:
             raise UserError(
                 f"data.crop.{unknown[0]}: no such domain in {self._dataset.root}; use {', '.join(sorted(here))}"
             )
-        return self.samples["domain"].map(lambda domain: crop.get(domain, 1.0)).to_numpy(np.float32)
+        shares = self.samples["domain"].map(lambda domain: crop.get(domain, 1.0))
+        return shares.mask(self.samples["origin"] == "synthetic", 1.0).to_numpy(np.float32)
 
     def _graph_config(self) -> GraphConfig:
         augment = self.config.augment

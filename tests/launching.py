@@ -22,11 +22,15 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
+    "launchers.balance",
     "launchers.build_shards",
     "launchers.evaluate",
     "launchers.normalize_stains",
     "launchers.predict",
+    "launchers.synthesize",
     "launchers.train_classifier",
+    "launchers.train_conditional_gan",
+    "launchers.train_few_shot_gan",
     "launchers.train_stain_gan",
 ]
 

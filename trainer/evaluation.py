@@ -169,12 +169,20 @@ def _normalizer_of(
     if normalizer is not None and normalizer.source in set(samples["domain"]):
         return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
     if (everything["origin"] == "normalized").any():
-        return dict(dataset.metadata["made_by"])
+        return dict(_normalization(dataset))
     return None
 
 
-def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
+def _normalization(dataset: Dataset) -> Any:
+    """What made a data set, or the one that it was balanced from: that holds the same normalised images."""
     made_by = dataset.metadata["made_by"]
+    while isinstance(made_by, dict) and made_by.get("tool") == "balance":
+        made_by = made_by["parent"]
+    return made_by
+
+
+def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
+    made_by = _normalization(dataset)
     needs_label = isinstance(made_by, dict) and made_by.get("policy") == "thesis"
     if needs_label and (rows["origin"] == "normalized").any():
         raise UserError(

@@ -15,8 +15,8 @@ PenaltyMetric = Literal["euclidean", "root_mean_square"]
 
 
 def score(patch_map: torch.Tensor) -> torch.Tensor:
-    """A critic's score of each image: the mean over its patch map [n, 1, h, w]."""
-    return patch_map.float().flatten(1).mean(dim=1)
+    """A critic's score of each image: the mean over its patch map [n, 1, h, w]; where it has one score [n], that."""
+    return patch_map.float().reshape(len(patch_map), -1).mean(dim=1)
 
 
 def wasserstein_critic(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
@@ -81,9 +81,58 @@ def cross_entropy_of_patches(patch_map: torch.Tensor, target: float) -> torch.Te
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1).mean(dim=1)
 
 
+def cross_entropy_of_source(logits: torch.Tensor, target: float) -> torch.Tensor:
+    """Binary cross entropy of "is real", logits [n], with `target` 1 or 0 (Goodfellow et al. 2014, eq. 1)."""
+    targets = torch.full_like(logits, target, dtype=torch.float32)
+    return functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
+
+
+def classification(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of logits [n, classes] against int64 [n]: -log C(class | image) (thesis section 3.5).
+
+    AC-GAN's class loss (Odena et al. 2017, eq. 3) and, of the code that an image was made from, InfoGAN's
+    bound on the information that the image keeps of it (Chen et al. 2016, eq. 5).
+    """
+    return functional.cross_entropy(logits.float(), classes, reduction="none")
+
+
 def reconstruction(image: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference to a known answer: pix2pix's L1 (Isola et al. 2017, eq. 3), a student's lesson."""
+    """Mean absolute difference to a known answer: pix2pix's L1 (Isola et al. 2017, eq. 3), a student's lesson.
+
+    Also the few-shot encoder's loss: its input against one of its two reconstructions (eq. 41, 42).
+    """
     return _mean_absolute(image, generated)
+
+
+def relativistic_average(preferred: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """How far `preferred` is from looking more real than the mean of `other`, and the reverse, from logits [n] each.
+
+    The discriminator prefers real images (eq. 35, 36), the generator its own (eq. 38, 39). Those equations give the
+    generator log(1 - D(real)), which leads nowhere unless D is relative: so it is (Jolicoeur-Martineau 2018, eq. 7).
+    """
+    preferred, other = preferred.float(), other.float()
+    return functional.softplus(other.mean() - preferred) + functional.softplus(other - preferred.mean())
+
+
+# Below the reciprocal of the mode-seeking ratio (Mao et al. 2019's own code).
+_MODE_SEEKING_FLOOR = 1e-5
+
+
+def mode_seeking(
+    first: torch.Tensor, second: torch.Tensor, first_noise: torch.Tensor, second_noise: torch.Tensor
+) -> torch.Tensor:
+    """The reciprocal of (distance of two images / distance of their noise) (eq. 44; Mao et al. 2019, eq. 4).
+
+    Images [n, 3, H, W], noise [n, z]; distances are mean absolute differences. The ratio itself, minimised, would
+    reward one image for all noise.
+    """
+    ratio = _mean_absolute(first, second) / _mean_absolute(first_noise, second_noise)
+    return 1 / (ratio + _MODE_SEEKING_FLOOR)
+
+
+def hinge_discriminator(real: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
+    """FastGAN's discriminator wants logits [n] above 1 for real and below -1 for generated images (Lim and Ye 2017)."""
+    return functional.relu(1 - real.float()) + functional.relu(1 + generated.float())
 
 
 def _mean_absolute(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """A player: one network that learns, with everything that is its own (contract C8)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -128,6 +128,12 @@ class Player:
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss's gradient to the step's; averaged over the processes."""
         self._accelerator.backward(loss)
+
+    def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Make these, by parameter's name, the step's gradient, which no loss gave; averaged over the processes."""
+        averaged = self._accelerator.reduce(dict(gradients), "mean")
+        for name, parameter in self.module.named_parameters():
+            parameter.grad = averaged[name]
 
     def step(self) -> torch.Tensor:
         """Move the weights once along the accumulated gradient, which is then cleared.

@@ -16,7 +16,7 @@ from tests.conftest import Launch
 from tests.launching import ROOT, Finished
 from trainer.topology import resolve_precision
 
-LAUNCHERS = ("build_shards", "train_classifier", "evaluate", "predict", "train_stain_gan", "normalize_stains")
+LAUNCHERS = sorted(path.stem for path in (ROOT / "launchers").glob("*.py") if path.stem not in ("__init__", "console"))
 TINY = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=1")
 
 

@@ -1,0 +1,40 @@
+"""Draw images of cells from a trained generator into an image bank.
+
+usage:
+  accelerate launch launchers/synthesize.py run=RUN bank=DIR count=N [cell_types=[A,B]] [seed=0] [batch=64]
+      run=RUN            a run of train_conditional_gan.py or train_few_shot_gan.py
+      bank=DIR           the bank, a Zarr v3 group: images, latents, labels, and a SHA-256 of each image
+      count=N            images of each type; with a larger N the same command adds to a bank that is there
+      cell_types=[A,B]   default: all that the run can make
+      seed=0             an image follows from run, seed, type and its number in the type, whatever the batch
+                         and the number of processes
+      batch=64           images in the device at a time
+  Killed, the same command goes on where it stopped. Then: launchers/balance.py.
+
+example:
+  accelerate launch launchers/synthesize.py run=runs/conditional bank=data/conditional count=2000 \\
+      cell_types=[basophil,erythroblast]
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.synthesis import SynthesizeConfig, load_sampler, synthesize
+from trainer.topology import join_processes, leave_processes
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(SynthesizeConfig, "synthesize", arguments)
+    if not config.run or not config.bank or config.count is None:
+        raise UserError("synthesize.py needs run=RUN, bank=DIR and count=N; see --help")
+    topology = join_processes()
+    bank = synthesize(load_sampler(Path(config.run)), config, topology)
+    leave_processes()
+    if topology.rank == 0:
+        print(f"{len(bank)} images of {', '.join(bank.cell_types)}: {bank.root}")
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

@@ -1,0 +1,41 @@
+"""Train a generator of cells of a wanted type (C-WGAN-GP and its rivals).
+
+usage:
+  accelerate launch launchers/train_conditional_gan.py shards=DIR run=DIR [model=NAME] [key=value ...]
+      shards=DIR               a data set of build_shards.py or normalize_stains.py
+      run=DIR                  where the run is written; the same command goes on where it stopped
+      model=NAME               c_wgan_gp (default), cwgan_gp, ac_gan, cgan, info_gan or dcgan
+      data.cell_types=[A,B]    the types to make; default: basophil, eosinophil, erythroblast, immature granulocyte,
+                               lymphocyte, monocyte, myeloblast, platelet, of those with training images
+      data.domains=[A]         learn from the images of these stains only
+      data.image_size=128 train.epochs=100 train.global_batch=64 ...   see configs/train_conditional_gan.yaml
+  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and a sheet of real and generated
+  cells to RUN/samples at the end of each epoch. An epoch shows every model the same number of real images.
+
+example:
+  accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_conditional_gan.py \\
+      shards=data/normalized run=runs/cells "data.cell_types=[basophil,eosinophil,platelet]"
+"""
+
+from collections.abc import Sequence
+
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.conditional_config import ConditionalRunConfig
+from trainer.conditional_training import train_conditional_model
+from trainer.topology import join_processes, leave_processes
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(ConditionalRunConfig, "train_conditional_gan", arguments)
+    if not config.shards or not config.run:
+        raise UserError("train_conditional_gan.py needs shards=DIR and run=DIR; see --help")
+    topology = join_processes()
+    run = train_conditional_model(config, topology)
+    leave_processes()
+    if topology.rank == 0:
+        print(run.resolve())
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

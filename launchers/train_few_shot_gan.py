@@ -1,0 +1,44 @@
+"""Learn to make cells of rare types from a few images of each (the meta-learned encoder GAN and its rivals).
+
+usage:
+  accelerate launch launchers/train_few_shot_gan.py shards=DIR run=DIR [model=NAME] [key=value ...]
+      shards=DIR          a data set of build_shards.py, or one filled up by balance.py
+      run=DIR             where the run is written; the same command goes on where it stopped
+      model=NAME          few_shot_meta (default), few_shot_meta_thesis, figr, mine_gan, which learn from the rich
+                          types before, or fast_gan, diff_augment, which see a rare type alone
+      rare_types=[...]    cell types to adapt to; default: those with fewer than 100 training images
+      rich_types=[...]    cell types to learn from before; default: all others
+      origins=[real]      rich types' images of these origins only; default: real, normalized and synthetic
+      model.meta=false    few_shot_meta or figr from its initial weights, without meta-training
+      adaptation.images=80000   budget of each rare type, the same for every model
+      shots=8 data.image_size=128 train.epochs=8 train.global_batch=8 ...   see configs/train_few_shot_gan.yaml
+  Writes losses to RUN/metrics.jsonl and RUN/tensorboard, sheets of cells to RUN/samples, and for each rare type
+  weights and losses to RUN/adapted/TYPE. Then: launchers/synthesize.py.
+
+example:
+  accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_few_shot_gan.py \\
+      shards=data/filled run=runs/few_shot "rare_types=[monoblast,promyelocyte,smudge cell]"
+"""
+
+from collections.abc import Sequence
+
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.few_shot_training import train_few_shot_model
+from trainer.topology import join_processes, leave_processes
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(FewShotRunConfig, "train_few_shot_gan", arguments)
+    if not config.shards or not config.run:
+        raise UserError("train_few_shot_gan.py needs shards=DIR and run=DIR; see --help")
+    topology = join_processes()
+    run = train_few_shot_model(config, topology)
+    leave_processes()
+    if topology.rank == 0:
+        print(run.resolve())
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

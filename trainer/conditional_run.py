@@ -1,0 +1,167 @@
+"""The networks of a run that makes cells: built for training, and taken up again to make images."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key, normal
+from models.conditional import OfEachType, build_classifier, build_critic, build_generator
+from models.errors import ModelError
+from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.conditional_config import ConditionalModelConfig, ConditionalRunConfig
+from trainer.configuration import typed
+from trainer.games.ac_gan import AuxiliaryClassifierGan
+from trainer.games.c_wgan_gp import ClassifierWganGp
+from trainer.games.cgan import ConditionalGan
+from trainer.games.conditional import ConditionalGame
+from trainer.games.cwgan_gp import ConditionalWganGp
+from trainer.games.dcgan import DeepConvolutionalGan
+from trainer.games.info_gan import InfoGan, codes_of_types
+from trainer.run_directory import CONFIG_FILE, read_run_config
+
+GAMES: dict[str, type[ConditionalGame]] = {
+    "c_wgan_gp": ClassifierWganGp,
+    "ac_gan": AuxiliaryClassifierGan,
+    "cwgan_gp": ConditionalWganGp,
+    "info_gan": InfoGan,
+    "dcgan": DeepConvolutionalGan,
+    "cgan": ConditionalGan,
+}
+# What a run's config.yaml says it is.
+KIND = "conditional_gan"
+# Images are made this many at a time, always: matrix products of other shapes round otherwise, and an image
+# would then depend on how many are asked for with it.
+_CHUNK = 8
+
+
+def build_networks(model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
+    """A game's networks by their players' names, for so many types. UserError for a size that they cannot take."""
+    game = GAMES[model.game]
+    shown = types if game.critic_sees_types else 0
+    named = types if game.critic_names_types else 0
+    networks: dict[str, nn.Module] = {"generator": _build_generator(model, image_size, types)}
+    if game.pair_for_each_type:
+        networks["critic"] = OfEachType([build_critic(model.critic, image_size) for _ in range(types)])
+    else:
+        networks["critic"] = build_critic(model.critic, image_size, class_outputs=named, shown_classes=shown)
+    if game.has_classifier:
+        networks["classifier"] = build_classifier(model.classifier, image_size, types)
+    return networks
+
+
+def _build_generator(model: ConditionalModelConfig, image_size: int, types: int) -> nn.Module:
+    try:
+        if GAMES[model.game].pair_for_each_type:
+            return OfEachType([build_generator(model.generator, image_size, 0) for _ in range(types)])
+        return build_generator(model.generator, image_size, types)
+    except ModelError as error:
+        raise UserError(f"data.image_size={image_size}: {error}") from error
+
+
+def latents(seed: int, cell_type: str, indices: npt.NDArray[np.int64], size: int) -> torch.Tensor:
+    """Standard normal float32 [n, size], each row of (seed, cell type, index) alone."""
+    return torch.from_numpy(normal(derive_key(seed, "latent", cell_type), indices, size)).float()
+
+
+@torch.no_grad()
+def make_images(generator: nn.Module, condition: int, numbers: torch.Tensor) -> torch.Tensor:
+    """Images float32 [n, 3, S, S] in [-1, 1] from latents [n, latent_size], on their device.
+
+    generator: in evaluation mode; condition: what it is told of all of them.
+    """
+    conditions = torch.full((_CHUNK,), condition, device=numbers.device)
+    images = []
+    for some in numbers.split(_CHUNK):
+        padded = torch.cat([some, some.new_zeros(_CHUNK - len(some), some.shape[1])])
+        images.append(generator(padded, conditions)[: len(some)])
+    return torch.cat(images)
+
+
+class ConditionalSampler:
+    """What a run has learned, as an `ImageSampler` (trainer/synthesis.py); on the CPU until moved."""
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        conditions: Sequence[int],
+        config: ConditionalRunConfig,
+        cell_types: Sequence[str],
+        domain: str,
+        dataset_hash: str,
+        checkpoint: Checkpoint,
+    ) -> None:
+        """conditions: what the generator is told for each type, in the order of cell_types."""
+        self.cell_types = tuple(cell_types)
+        self.image_size = config.data.image_size
+        self.latent_size = config.model.generator.latent_size
+        self.domain = domain
+        self.device = torch.device("cpu")
+        self._generator = generator.eval()
+        self._conditions = dict(zip(cell_types, conditions, strict=True))
+        self._config = config
+        self._dataset_hash = dataset_hash
+        self._checkpoint = checkpoint
+
+    def to(self, device: torch.device) -> "ConditionalSampler":
+        """The sampler itself, from now on on this device."""
+        self._generator.to(device)
+        self.device = device
+        return self
+
+    def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ImageSampler.draw. UserError for a type that the run did not learn."""
+        if cell_type not in self._conditions:
+            raise UserError(f"no images of {cell_type!r} from this run: it learned {', '.join(self.cell_types)}")
+        if len(indices) == 0:
+            side = self.image_size
+            return torch.empty(0, 3, side, side, device=self.device), torch.empty(
+                0, self.latent_size, device=self.device
+            )
+        numbers = latents(seed, cell_type, indices, self.latent_size).to(self.device)
+        return make_images(self._generator, self._conditions[cell_type], numbers), numbers
+
+    def describe(self) -> dict[str, Any]:
+        """See ImageSampler.describe; `checkpoint` is the first 16 hex digits of its SHA-256."""
+        return {
+            "name": self._config.model.game,
+            "checkpoint": self._checkpoint.digest,
+            "step": self._checkpoint.step,
+            "dataset_hash": self._dataset_hash,
+            "config": dataclasses.asdict(self._config),
+        }
+
+
+def load_conditional_model(run: Path) -> ConditionalSampler:
+    """The newest checkpoint's averaged generator. UserError for a folder that holds none, or another kind of run."""
+    content = read_run_config(run)
+    if content.pop("kind", None) != KIND:
+        raise UserError(f"{run}: not a run of train_conditional_gan.py: give the folder of one")
+    try:
+        facts = {name: content.pop(name) for name in ("cell_types", "domain", "dataset_hash")}
+    except KeyError as error:
+        raise UserError(f"{run / CONFIG_FILE}: damaged ({error} is missing)") from error
+    config = typed(ConditionalRunConfig, content, str(run / CONFIG_FILE))
+    checkpoint = CheckpointStore(run / "checkpoints").latest()
+    if checkpoint is None:
+        raise UserError(f"{run}: no checkpoint yet: let train_conditional_gan.py go on first")
+    saved = checkpoint.load()
+    state, types = saved["players"]["generator"], facts["cell_types"]
+    generator = _build_generator(config.model, config.data.image_size, len(types))
+    try:
+        generator.load_state_dict(state["average"] or state["module"])
+    except RuntimeError as error:
+        raise UserError(
+            f"{checkpoint.path}: checkpoint of another model than {run / CONFIG_FILE} describes: put the run's own "
+            "config.yaml and checkpoints back together"
+        ) from error
+    conditions = list(range(len(types)))
+    if config.model.game == "info_gan":
+        conditions = codes_of_types(saved["game"]["answers"].tolist())
+    return ConditionalSampler(generator, conditions, config, types, facts["domain"], facts["dataset_hash"], checkpoint)

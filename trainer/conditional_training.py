@@ -1,0 +1,138 @@
+"""Training a generator of cells from its configuration to a run directory."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key
+from data_pipeline.stream import Stream, Topology
+from trainer.conditional_config import MODERATE_TYPES, ConditionalRunConfig
+from trainer.conditional_run import GAMES, KIND, build_networks
+from trainer.conditional_sheets import ConditionalSheets
+from trainer.fit import fit, resume
+from trainer.games.conditional import ConditionalGame
+from trainer.player import Player
+from trainer.run_directory import fingerprint, settings, write_run_config
+from trainer.topology import Precision, resolve_precision
+
+
+def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:
+    """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
+    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    precision = resolve_precision(config.train.precision, topology.device)
+    cell_types = _chosen_cell_types(dataset, config)
+    stream = _training_stream(dataset, config, cell_types, topology)
+    epoch_steps = config.train.iterations_per_epoch or max(1, stream.batches_per_epoch // config.model.critic_steps)
+    game = _make_game(config, len(cell_types), precision, config.train.epochs * epoch_steps, topology)
+    facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
+    values = settings(config, ConditionalRunConfig)
+    made_with = fingerprint(values, facts, free=("samples_per_type",))
+    progress = resume(run, game, made_with)
+    if topology.rank == 0:
+        content = {
+            "kind": KIND,
+            "shards": str(dataset.root.resolve()),
+            "cell_types": list(cell_types),
+            "domain": str(stream.samples["domain"].mode()[0]),
+            "dataset_hash": dataset.content_hash,
+        }
+        write_run_config(run, values | content)
+    sheets = ConditionalSheets(dataset, config, cell_types, run) if topology.rank == 0 else None
+
+    def score_epoch(step: int) -> dict[str, float]:
+        if sheets is not None:
+            generator = game.players["generator"]
+            sheets.draw(generator.average, game.conditions, generator.device, step)
+        return {}
+
+    fit(
+        game,
+        {"train": stream},
+        score_epoch,
+        config.train,
+        epoch_steps=epoch_steps,
+        run=run,
+        seed=config.seed,
+        topology=topology,
+        precision=precision,
+        fingerprint=made_with,
+        progress=progress,
+    )
+    return run
+
+
+def _chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[str, ...]:
+    """The types to make, in the order of CELL_TYPES. UserError for one without training images."""
+    rows = dataset.samples(
+        splits=["train"],
+        domains=config.data.domains,
+        cell_types=config.data.cell_types or MODERATE_TYPES,
+        columns=["cell_type"],
+    )
+    present = set(rows["cell_type"])
+    missing = [name for name in config.data.cell_types or [] if name not in present]
+    if missing:
+        raise UserError(
+            f"{dataset.root}: no training image of {', '.join(missing)} in domains {config.data.domains or 'all'}: "
+            "leave it out of data.cell_types, or add images"
+        )
+    if len(present) < 2:
+        raise UserError(
+            f"{dataset.root}: training images of {', '.join(present) or 'none'} of the chosen cell types: "
+            "a conditional generator needs two types at least; name them in data.cell_types"
+        )
+    return tuple(name for name in CELL_TYPES if name in present)
+
+
+def _training_stream(
+    dataset: Dataset, config: ConditionalRunConfig, cell_types: Sequence[str], topology: Topology
+) -> Stream:
+    return Stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None, sampling="class_balanced"),
+        splits=["train"],
+        cell_types=cell_types,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+    )
+
+
+def _make_game(
+    config: ConditionalRunConfig, types: int, precision: Precision, steps: int, topology: Topology
+) -> ConditionalGame:
+    model = config.model
+    torch.manual_seed(derive_key(config.seed, "weights"))
+    optimizers = {
+        "generator": model.generator_optimizer,
+        "critic": model.critic_optimizer,
+        "classifier": model.classifier_optimizer,
+    }
+    players = {
+        name: Player(
+            name,
+            network,
+            optimizers[name],
+            precision=precision,
+            total_steps=steps * (model.critic_steps if name == "critic" else 1),
+        )
+        for name, network in build_networks(model, config.data.image_size, types).items()
+    }
+    return GAMES[model.game](
+        players,
+        model.weights,
+        types=types,
+        latent_size=model.generator.latent_size,
+        critic_steps=model.critic_steps,
+        total_steps=steps,
+        global_batch=config.train.global_batch,
+        seed=config.seed,
+        topology=topology,
+    )

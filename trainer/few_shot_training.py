@@ -1,0 +1,198 @@
+"""Training a few-shot generator, from its configuration to a run directory: on rich types, then for each rare one."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key
+from data_pipeline.stream import Stream, Topology
+from trainer.episodes import EpisodeOrder, FewShotData, choose_data
+from trainer.few_shot_adaptation import Adaptation, begin_episode, saved_adaptation
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.few_shot_run import KIND, build_networks
+from trainer.few_shot_sheets import FewShotSheets
+from trainer.fit import Game, fit, resume
+from trainer.games.mine_gan import Pretraining
+from trainer.games.reptile import Reptile
+from trainer.player import Player
+from trainer.run_directory import fingerprint, settings, write_run_config
+from trainer.topology import Precision, leave_processes, resolve_precision
+
+# Settings that change no weights; of the training on rich types, those of the adaptation don't either.
+_FREE = ("sheet_columns", "rare_types")
+_OF_ADAPTATION = ("adaptation.images", "adaptation.average_decay")
+
+
+def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
+    """Train to the end, or go on where the run's checkpoints stand; returns the run directory.
+
+    The processes part before the adaptation, whose types are spread over them: this one returns when its own are done.
+    """
+    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    data = choose_data(
+        dataset,
+        domains=config.data.domains,
+        cell_types=config.data.cell_types,
+        rich=config.rich_types if config.model.learns_from_rich else [],
+        rare=config.rare_types,
+        origins=config.origins,
+    )
+    if config.model.learns_from_rich and not data.rich:
+        raise UserError(
+            f"{dataset.root}: no cell type beside the rare ones ({', '.join(data.rare)}) has training images to learn "
+            f"from before: add some, or name fewer rare_types=[...]"
+        )
+    precision = resolve_precision(config.train.precision, topology.device)
+    torch.manual_seed(derive_key(config.seed, "weights"))
+    networks = build_networks(config.model, config.data.image_size)
+    for network in networks.values():
+        network.to(topology.device)
+    values = settings(config, FewShotRunConfig) | {"rich_types": list(data.rich), "rare_types": list(data.rare)}
+    facts = {"data set": dataset.content_hash, "precision": precision}
+    adapted_with = fingerprint(values, facts, free=_FREE)
+    for cell_type in data.rare:
+        saved_adaptation(run, cell_type, adapted_with)
+    content = {
+        "kind": KIND,
+        "shards": str(dataset.root.resolve()),
+        "domain": data.rare_domain,
+        "dataset_hash": dataset.content_hash,
+    }
+    training = _Training(config, dataset, data, networks, precision, topology)
+    if config.model.learns_from_rich:
+        made_with = fingerprint(values, facts, free=(*_FREE, *_OF_ADAPTATION))
+        networks |= training.learn_from_rich(made_with, values | content)
+    elif topology.rank == 0:
+        write_run_config(run, values | content)
+    leave_processes()
+    for cell_type in data.rare[topology.rank :: topology.world_size]:
+        adaptation = Adaptation(cell_type, config, dataset, data, topology.device)
+        adaptation.play(networks, precision, run, adapted_with, training.sheets)
+    return run
+
+
+class _Training:
+    """The training on the rich types, which all processes share."""
+
+    def __init__(
+        self,
+        config: FewShotRunConfig,
+        dataset: Dataset,
+        data: FewShotData,
+        networks: Mapping[str, nn.Module],
+        precision: Precision,
+        topology: Topology,
+    ) -> None:
+        self._config, self._dataset, self._data = config, dataset, data
+        self._networks, self._precision, self._topology = dict(networks), precision, topology
+        self._run = Path(str(config.run))
+        self.sheets = FewShotSheets(config, self._run)
+
+    def learn_from_rich(self, made_with: dict[str, Any], content: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """Train to the end; returns the networks that learned. content: of the run's config.yaml."""
+        config, topology = self._config, self._topology
+        stream = self._episodes() if config.model.plays_episodes else self._batches()
+        epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
+        game = self._make_game(config.train.epochs * epoch_steps)
+        progress = resume(self._run, game, made_with)
+        if topology.rank == 0:
+            write_run_config(self._run, content)
+        adaptations: list[Adaptation] = []
+
+        def score_epoch(step: int) -> dict[str, float]:
+            if topology.rank == 0:
+                if not adaptations:
+                    adaptations.extend(
+                        Adaptation(name, config, self._dataset, self._data, topology.device) for name in self._data.rare
+                    )
+                for adaptation in adaptations:
+                    episode = adaptation.preview(self._learned(game), self._precision)
+                    moment = f"step-{step:09d}"
+                    self.sheets.draw(adaptation.cell_type, adaptation.images, episode.averages, moment)
+            return {}
+
+        fit(
+            game,
+            {"train": stream},
+            score_epoch,
+            config.train,
+            epoch_steps=epoch_steps,
+            run=self._run,
+            seed=config.seed,
+            topology=topology,
+            precision=self._precision,
+            fingerprint=made_with,
+            progress=progress,
+        )
+        return self._learned(game)
+
+    def _learned(self, game: Game) -> dict[str, nn.Module]:
+        """All networks, with the averaged weights of those that have learned and keep an average."""
+        return self._networks | {name: player.average for name, player in game.players.items()}
+
+    def _episodes(self) -> Stream:
+        """Each process's slice of a global batch is whole episodes."""
+        config, processes = self._config, self._topology.world_size
+        if config.train.global_batch % (config.shots * processes):
+            raise UserError(
+                f"train.global_batch={config.train.global_batch}: {processes} processes play whole episodes of "
+                f"shots={config.shots} images each; give a multiple of {config.shots * processes}"
+            )
+
+        def order(labels: npt.ArrayLike) -> EpisodeOrder:
+            return EpisodeOrder(labels, config.seed, config.shots, config.train.global_batch)
+
+        return self._stream(make_order=order)
+
+    def _batches(self) -> Stream:
+        """Every rich type equally often."""
+        return self._stream()
+
+    def _stream(self, **order: Any) -> Stream:
+        config = self._config
+        return Stream(
+            self._dataset,
+            dataclasses.replace(config.data, cell_types=None, sampling="class_balanced", order="global"),
+            splits=["train"],
+            cell_types=self._data.rich,
+            ids=self._data.rich_ids,
+            global_batch=config.train.global_batch,
+            micro_batch=config.train.micro_batch,
+            seed=config.seed,
+            training=True,
+            topology=self._topology,
+            **order,
+        )
+
+    def _make_game(self, steps: int) -> Game:
+        config, model = self._config, self._config.model
+        optimizer = model.scaled_optimizer(steps)
+        if model.plays_episodes:
+            # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
+            players = {
+                name: Player(name, network, optimizer, precision="fp32", total_steps=steps)
+                for name, network in self._networks.items()
+            }
+            begin = functools.partial(begin_episode, model, precision=self._precision)
+            return Reptile(players, begin, rounds=model.inner.rounds, shots=config.shots, seed=config.seed)
+        generator, discriminator = (
+            Player(name, self._networks[name], optimizer, precision=self._precision, total_steps=steps * moves)
+            for name, moves in (("generator", 1), ("discriminator", model.inner.discriminator_steps))
+        )
+        return Pretraining(
+            generator,
+            discriminator,
+            model.weights,
+            discriminator_steps=model.inner.discriminator_steps,
+            global_batch=config.train.global_batch,
+            seed=config.seed,
+            world_size=self._topology.world_size,
+        )

@@ -1,0 +1,31 @@
+"""CWGAN-GP: WGAN-GP (Gulrajani et al. 2017) whose critic is shown the type beside the image, the thesis's rival."""
+
+from functools import partial
+
+import torch
+
+from data_pipeline.randomness import derive_key, uniform
+from trainer import losses
+from trainer.games.conditional import ConditionalGame, Generated, Judged, Terms
+
+
+class ConditionalWganGp(ConditionalGame):
+    """The critic minimises D(generated) - D(real) + penalty (eq. 26), the generator -D(G(z, C)) (eq. 25)."""
+
+    critic_sees_types = True
+
+    def _critic_terms(self, judged: Judged) -> Terms:
+        part = judged.real
+        points = uniform(derive_key(self._seed, "penalty"), part.positions, 1)[:, 0]
+        penalty = losses.gradient_penalty(
+            # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+            partial(self._critic.module, types=part.labels),
+            part.images,
+            judged.generated,
+            torch.from_numpy(points).to(part.images.device),
+        )
+        distance = losses.wasserstein_critic(losses.score(judged.on_real), losses.score(judged.on_generated))
+        return {"critic": (1.0, distance), "penalty": (self._weights.penalty, penalty)}
+
+    def _generator_terms(self, made: Generated) -> Terms:
+        return {"adversarial": (1.0, losses.wasserstein_generator(losses.score(made.answers)))}

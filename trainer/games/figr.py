@@ -1,0 +1,24 @@
+"""FIGR (Clouatre and Demers 2019), the thesis's rival: Reptile over a Wasserstein GAN without encoder."""
+
+import torch
+
+from trainer import losses
+from trainer.games.few_shot import Draw, Episode, judge
+
+
+class Figr(Episode):
+    """Noise to images against a critic under a gradient penalty; played inside Reptile."""
+
+    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            generated = self._generate(images, draw)
+        critic = self.networks["discriminator"]
+        points = torch.from_numpy(draw.uniform("penalty", 1)[:, 0]).to(images.device)
+        return {
+            "discriminator": losses.wasserstein_critic(*judge(critic, images, generated)),
+            "penalty": losses.gradient_penalty(critic, images, generated, points, self._weights.penalty_metric),
+        }
+
+    def generator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+        logits = self.networks["discriminator"](self._generate(images, draw))
+        return {"adversarial": losses.wasserstein_generator(logits)}
