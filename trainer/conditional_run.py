@@ -17,6 +17,7 @@ from models.errors import ModelError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.conditional_config import ConditionalModelConfig, ConditionalRunConfig
 from trainer.configuration import typed
+from trainer.fixed_places import make_in_fixed_places
 from trainer.games.ac_gan import AuxiliaryClassifierGan
 from trainer.games.c_wgan_gp import ClassifierWganGp
 from trainer.games.cgan import ConditionalGan
@@ -36,9 +37,6 @@ GAMES: dict[str, type[ConditionalGame]] = {
 }
 # What a run's config.yaml says it is.
 KIND = "conditional_gan"
-# Images are made this many at a time, always: matrix products of other shapes round otherwise, and an image
-# would then depend on how many are asked for with it.
-_CHUNK = 8
 
 
 def build_networks(model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
@@ -70,18 +68,19 @@ def latents(seed: int, cell_type: str, indices: npt.NDArray[np.int64], size: int
     return torch.from_numpy(normal(derive_key(seed, "latent", cell_type), indices, size)).float()
 
 
-@torch.no_grad()
-def make_images(generator: nn.Module, condition: int, numbers: torch.Tensor) -> torch.Tensor:
+def make_images(
+    generator: nn.Module, condition: int, numbers: torch.Tensor, indices: npt.NDArray[np.int64]
+) -> torch.Tensor:
     """Images float32 [n, 3, S, S] in [-1, 1] from latents [n, latent_size], on their device.
 
-    generator: in evaluation mode; condition: what it is told of all of them.
+    generator: in evaluation mode; condition: what it is told of all of them. indices: see make_in_fixed_places.
     """
-    conditions = torch.full((_CHUNK,), condition, device=numbers.device)
-    images = []
-    for some in numbers.split(_CHUNK):
-        padded = torch.cat([some, some.new_zeros(_CHUNK - len(some), some.shape[1])])
-        images.append(generator(padded, conditions)[: len(some)])
-    return torch.cat(images)
+
+    def make(latents: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = generator(latents, torch.full((len(latents),), condition, device=latents.device))
+        return images
+
+    return make_in_fixed_places(make, numbers, indices)
 
 
 class ConditionalSampler:
@@ -125,7 +124,7 @@ class ConditionalSampler:
                 0, self.latent_size, device=self.device
             )
         numbers = latents(seed, cell_type, indices, self.latent_size).to(self.device)
-        return make_images(self._generator, self._conditions[cell_type], numbers), numbers
+        return make_images(self._generator, self._conditions[cell_type], numbers, indices), numbers
 
     def describe(self) -> dict[str, Any]:
         """See ImageSampler.describe; `checkpoint` is the first 16 hex digits of its SHA-256."""

@@ -28,8 +28,9 @@ class ConditionalSheets:
         """Write `step-<n>.png`. conditions: what the generator is told for each type."""
         count, size = self._config.samples_per_type, self._config.model.generator.latent_size
         generator.eval()
+        indices = np.arange(count)
         generated = [
-            make_images(generator, condition, latents(self._config.seed, name, np.arange(count), size).to(device))
+            make_images(generator, condition, latents(self._config.seed, name, indices, size).to(device), indices)
             for name, condition in zip(self._cell_types, conditions, strict=True)
         ]
         columns = [*torch.stack(self._real).unbind(1), *torch.stack(generated).unbind(1)]

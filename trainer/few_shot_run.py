@@ -19,15 +19,13 @@ from models.few_shot import Discriminator, Encoder, FeatureDecoder, Generator, M
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.few_shot_config import FewShotModelConfig, FewShotRunConfig
+from trainer.fixed_places import make_in_fixed_places
 from trainer.run_directory import CONFIG_FILE, read_run_config
 
 # What a run's config.yaml says it is.
 KIND = "few_shot_gan"
 # Of all networks, those that make images.
 _MAKERS = ("generator", "miner")
-# Images are made this many at a time, each in the place that its index gives: the shape of a matrix product and the
-# row in it decide how it rounds, and an image must not depend on what is asked for with it.
-_CHUNK = 8
 
 
 def build_networks(model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
@@ -68,27 +66,17 @@ def latents(
     return torch.cat([noise, features[torch.from_numpy((draws * len(features)).astype(np.int64))]], dim=1)
 
 
-@torch.no_grad()
 def make_images(makers: Mapping[str, nn.Module], numbers: torch.Tensor, indices: npt.NDArray[np.int64]) -> torch.Tensor:
     """Images float32 [n, 3, S, S] in [-1, 1] from latents [n, latent_size], n >= 1, on their device.
 
-    makers: the generator and, where there is one, the miner, in evaluation mode. indices: int64 [n]; the same latent
-    at the same index gives the same bits.
+    makers: the generator and, where there is one, the miner, in evaluation mode. indices: see make_in_fixed_places.
     """
-    made, order = [], []
-    for chunk in np.unique(indices // _CHUNK):
-        rows = np.flatnonzero(indices // _CHUNK == chunk)
-        places = indices[rows] % _CHUNK
-        filled = numbers.new_zeros(_CHUNK, numbers.shape[1])
-        filled[places] = numbers[rows]
-        if "miner" in makers:
-            filled = makers["miner"](filled)
-        made.append(makers["generator"](filled)[places])
-        order.append(rows)
-    joined = torch.cat(made)
-    images = torch.empty_like(joined)
-    images[np.concatenate(order)] = joined
-    return images
+
+    def make(latents: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = makers["generator"](makers["miner"](latents) if "miner" in makers else latents)
+        return images
+
+    return make_in_fixed_places(make, numbers, indices)
 
 
 @contextmanager

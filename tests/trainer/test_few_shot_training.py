@@ -37,6 +37,8 @@ TINY = (
     "model.inner.rounds=2",
     "adaptation.images=42",
 )
+# Rounds of three moves, 9 images, for tests of the loops around them.
+SHORT = ("model.inner.discriminator_steps=1", "model.inner.generator_steps=2")
 MODELS = {
     "few_shot_meta": {"discriminator", "adversarial", "encoder", "mode_seeking"},
     "figr": {"discriminator", "penalty", "adversarial"},
@@ -89,6 +91,7 @@ def test_two_processes_meta_train_as_one(tiny_dataset: Dataset, launch: Launch, 
     arguments = [
         f"shards={tiny_dataset.root}",
         *TINY,
+        *SHORT,
         "rare_types=[basophil,lymphocyte]",
         "train.global_batch=6",
         *(f"model.optimizer.{setting}" for setting in plain),
@@ -112,9 +115,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     arguments = [
         f"shards={tiny_dataset.root}",
         *TINY,
+        *SHORT,
         "train.epochs=2",
         "train.checkpoint_every=1",
-        "adaptation.images=252",
+        "adaptation.images=108",
     ]
     assert launch("train_few_shot_gan", *arguments, "run=undisturbed").returncode == 0
     run = tmp_path / "killed"
@@ -140,7 +144,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 def test_without_meta_training_the_same_network_is_adapted(
     tiny_dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
-    arguments = [f"shards={tiny_dataset.root}", "run=run", *TINY, "model.meta=false"]
+    arguments = [f"shards={tiny_dataset.root}", "run=run", *TINY, *SHORT, "model.meta=false"]
     assert launch("train_few_shot_gan", *arguments).returncode == 0
     run = tmp_path / "run"
     assert not (run / "checkpoints").exists()
@@ -158,7 +162,7 @@ def test_another_type_is_adapted_to_without_training_anew(
     tiny_dataset: Dataset, launch: Launch, tmp_path: Path
 ) -> None:
     """The rich types stay; what is adapted to and how much are free until it is done."""
-    arguments = [f"shards={tiny_dataset.root}", "run=run", *TINY, "rich_types=[eosinophil]"]
+    arguments = [f"shards={tiny_dataset.root}", "run=run", *TINY, *SHORT, "rich_types=[eosinophil]"]
     assert launch("train_few_shot_gan", *arguments).returncode == 0
     (checkpoint,) = (tmp_path / "run/checkpoints").glob("step-000000002-*.pt")
     written = checkpoint.stat().st_mtime_ns
