@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, from_table
+from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.curate import fold_of, group_name
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import NAME, ImageBank
-from data_pipeline.shard_location import holder_of
+from data_pipeline.lineage import lineage
 from data_pipeline.shards import ShardSettings
 
 # Real images whose stored size is looked at; ids are hashes, so the first ones are a random sample.
@@ -60,6 +60,12 @@ class _Bank:
     images: ImageBank
     side: int
 
+    @property
+    def crop(self) -> float:
+        """Share of the sides of its domain's images that its generator was shown."""
+        data = self.images.made_by.get("config", {}).get("data", {})
+        return float(data.get("crop", {}).get(self.images.domain, 1.0))
+
 
 def balance_dataset(
     config: BalanceConfig,
@@ -87,7 +93,12 @@ def balance_dataset(
         "tool": "balance",
         **{name: getattr(config, name) for name in ("per_type", "best", "domains")},
         "banks": [
-            {"name": bank.name, "content_hash": bank.images.content_hash, "made_by": bank.images.facts.generator}
+            {
+                "name": bank.name,
+                "content_hash": bank.images.content_hash,
+                "made_by": bank.images.facts.generator,
+                "crop": bank.crop,
+            }
             for bank in banks
         ],
         "parent": parent.metadata["made_by"],
@@ -131,22 +142,6 @@ def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def lineage(dataset: Dataset) -> set[str]:
-    """Content hashes of a data set and of those it was made from, as far back as they still lie where they were."""
-    hashes, waiting = {dataset.content_hash}, [dataset]
-    while waiting:
-        child = waiting.pop()
-        for entry in child.metadata["parents"]:
-            hashes.add(entry["content_hash"])
-            root = holder_of(child.root, {"folder": entry["path"]})
-            if (root / CATALOG_FILE).is_file():
-                parent = Dataset.read_catalog(root)
-                # One that has changed since may have other parents.
-                if parent.content_hash == entry["content_hash"]:
-                    waiting.append(parent)
-    return hashes
-
-
 def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None) -> list[_Bank]:
     """The banks, each of which may go with this data set; UserError for one that may not."""
     sources, ancestors = set(parent.samples(columns=["source"])["source"]), lineage(parent)
@@ -172,11 +167,11 @@ def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None)
             known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
             raise UserError(f"{root}: no score {config.best!r} of all images in this bank; it has {known}")
         sources.add(name)
-        banks.append(_Bank(name, images, stored_size or _stored_side(parent, images.domain)))
+        banks.append(_Bank(name, images, stored_size or stored_side(parent, images.domain)))
     return banks
 
 
-def _stored_side(dataset: Dataset, domain: str) -> int:
+def stored_side(dataset: Dataset, domain: str) -> int:
     """Median of the shorter side, in pixels, of the training images of a domain as they are stored."""
     rows = dataset.samples(splits=["train"], domains=[domain]).iloc[:_MEASURED]
     encoded = (dataset.read_encoded(row) for row in rows.itertuples(index=False))
@@ -192,6 +187,12 @@ def _choose(
         f"{bank.name}: its images of {bank.images.image_size} px are stored at {bank.side} px, as the real ones are"
         for bank in banks
         if bank.images.image_size != bank.side
+    ]
+    warnings += [
+        f"{bank.name}: its generator was shown images cropped to {bank.crop:g}: train with data.crop="
+        f"{{{bank.images.domain}: {bank.crop:g}}}, or its cells differ in size from the real ones"
+        for bank in banks
+        if bank.crop != 1
     ]
     per_type = int(config.per_type or 0)
     for cell_type, count in counts.items():

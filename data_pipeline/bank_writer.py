@@ -60,12 +60,13 @@ def fill_bank(
     another generator, seed or types among it, or when another command is at work there.
     """
     root = Path(os.path.abspath(root))
-    # Every process looks before any writes (the first barrier), so all come to the same end.
+    # Every process looks before any writes, so all come to the same end.
     _refuse_other(root, facts)
     finished = read_manifest(root)
     rows = count * len(facts.cell_types)
     if finished is not None and finished["images"] >= rows:
         return ImageBank.open(root)
+    barrier()  # all have looked
     root.mkdir(parents=True, exist_ok=True)
     with bank_lock(root) if rank == 0 else nullcontext():
         if rank == 0:

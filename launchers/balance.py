@@ -14,8 +14,7 @@ usage:
   goes on where it stopped. Then: launchers/train_classifier.py shards=OUT; its validation and test stay real.
 
 example:
-  accelerate launch launchers/balance.py shards=data/normalized banks=[data/conditional,data/few_shot] \\
-      out=data/balanced per_type=3000
+  python launchers/balance.py shards=data/normalized banks=[data/conditional] out=data/filled per_type=3000
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ usage:
       folds=[0,1]   only the images of these folds, of the five that all images are dealt into
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
                     features=inception [inception_weights=FILE], the network of FID
-  accelerate launch launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]
+  python launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]
       bank=DIR        images of synthesize.py, of the types that the data set has real images of
       classifier=RUN  the independent judge: a run of train_classifier.py that has seen real images alone
       features=RUN    what sets of images are compared in: another run, or inception; default: the classifier's

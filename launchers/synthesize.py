@@ -1,14 +1,13 @@
 """Draw images of cells from a trained generator into an image bank.
 
 usage:
-  accelerate launch launchers/synthesize.py run=RUN bank=DIR count=N [cell_types=[A,B]] [seed=0] [batch=64]
+  accelerate launch launchers/synthesize.py run=RUN bank=DIR count=N [cell_types=[A,B]] [seed=0]
       run=RUN            a run of train_conditional_gan.py or train_few_shot_gan.py
       bank=DIR           the bank, a Zarr v3 group: images, latents, labels, and a SHA-256 of each image
       count=N            images of each type; with a larger N the same command adds to a bank that is there
       cell_types=[A,B]   default: all that the run can make
-      seed=0             an image follows from run, seed, type and its number in the type, whatever the batch
-                         and the number of processes
-      batch=64           images in the device at a time
+      seed=0             an image follows from run, seed, type and its number in the type, whatever the number
+                         of processes
   Killed, the same command goes on where it stopped. Then: launchers/balance.py.
 
 example:

@@ -41,8 +41,10 @@ class ConditionalSheets:
 
 def _training_images(dataset: Dataset, config: ConditionalRunConfig, cell_type: str) -> torch.Tensor:
     """The type's first training images, float32 [samples_per_type, 3, S, S]; white where it has fewer."""
-    rows = dataset.samples(splits=["train"], domains=config.data.domains, cell_types=[cell_type], columns=["id"])
-    ids = rows["id"].tolist()[: config.samples_per_type]
+    rows = dataset.samples(
+        splits=["train"], domains=config.data.domains, cell_types=[cell_type], columns=["id", "origin"]
+    )
+    ids = rows["id"][rows["origin"] != "synthetic"].tolist()[: config.samples_per_type]
     stream = Stream(
         dataset,
         dataclasses.replace(config.data, cell_types=None),

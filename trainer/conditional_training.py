@@ -72,9 +72,9 @@ def _chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[
         splits=["train"],
         domains=config.data.domains,
         cell_types=config.data.cell_types or MODERATE_TYPES,
-        columns=["cell_type"],
+        columns=["cell_type", "origin"],
     )
-    present = set(rows["cell_type"])
+    present = set(rows["cell_type"][rows["origin"] != "synthetic"])
     missing = [name for name in config.data.cell_types or [] if name not in present]
     if missing:
         raise UserError(
@@ -92,11 +92,14 @@ def _chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[
 def _training_stream(
     dataset: Dataset, config: ConditionalRunConfig, cell_types: Sequence[str], topology: Topology
 ) -> Stream:
+    """Training images that no generator made, all types equally often."""
+    rows = dataset.samples(splits=["train"], domains=config.data.domains, columns=["id", "origin"])
     return Stream(
         dataset,
         dataclasses.replace(config.data, cell_types=None, sampling="class_balanced"),
         splits=["train"],
         cell_types=cell_types,
+        ids=rows["id"][rows["origin"] != "synthetic"].tolist(),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         seed=config.seed,

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.lineage import lineage
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict
@@ -209,15 +210,10 @@ def refuse_training_images(
     # An image and what a normaliser made of it are one image; groups are named within one family of data sets.
     known = set(learned["id"]) | set(learned["parent"]) - {""}
     seen = scored["id"].isin(known) | scored["parent"].isin(known)
-    if _family(run_dataset) & _family(dataset):
+    if lineage(run_dataset) & lineage(dataset):
         seen |= scored["group"].isin(learned["group"])
     if seen.any():
         raise UserError(
             f"{int(seen.sum())} of the {len(scored)} images of split {'/'.join(splits)} in {dataset.root} were "
             "used to train or choose this classifier: score split=test, or name a domain it was not trained on"
         )
-
-
-def _family(dataset: Dataset) -> set[str]:
-    """Content hashes of the data set and of those it was made from."""
-    return {dataset.content_hash, *(parent["content_hash"] for parent in dataset.metadata["parents"])}

@@ -121,7 +121,7 @@ class Adaptation:
         with closing(log):
             for done in self._rounds(episode, first, log, precision):
                 finished = done == self.rounds
-                if not finished and done % config.train.checkpoint_every:
+                if not self._saves(done):
                     continue
                 sheets.draw(self.cell_type, self.images, episode.averages, f"round-{done:09d}")
                 state = {
@@ -132,6 +132,10 @@ class Adaptation:
                     "fingerprint": dict(fingerprint),
                 }
                 store.save(done, state)
+
+    def _saves(self, done: int) -> bool:
+        """Whether there is a checkpoint after so many rounds."""
+        return done == self.rounds or done % self._config.train.checkpoint_every == 0
 
     def _rounds(self, episode: Episode, first: int, log: RunLog, precision: Precision) -> Iterator[int]:
         """Play and log the rounds from `first` on; yields how many are done."""
@@ -147,10 +151,12 @@ class Adaptation:
             clock.images += moves * self._batch
             loss = torch.stack(list(terms.values())).sum()
             bad = watch.see(number + 1, loss, loss)
+            if bad is None and self._saves(number + 1):
+                bad = watch.finish()
             if bad is not None:
                 raise UserError(
-                    f"adapting to {self.cell_type}, the loss is not finite since round {bad}: lower "
-                    "model.inner.learning_rate, or set train.precision=fp32"
+                    f"adapting to {self.cell_type}, the loss is not finite since round {bad}: in another run=DIR, "
+                    "lower model.inner.learning_rate or set train.precision=fp32"
                 )
             if (number + 1) % config.train.log_every == 0:
                 values = {name: term.item() for name, term in terms.items()}

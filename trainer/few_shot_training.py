@@ -14,6 +14,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, Topology
+from trainer.checkpoint import CheckpointStore
 from trainer.episodes import EpisodeOrder, FewShotData, choose_data
 from trainer.few_shot_adaptation import Adaptation, begin_episode, saved_adaptation
 from trainer.few_shot_config import FewShotRunConfig
@@ -70,8 +71,11 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
     if config.model.learns_from_rich:
         made_with = fingerprint(values, facts, free=(*_FREE, *_OF_ADAPTATION))
         networks |= training.learn_from_rich(made_with, values | content)
-    elif topology.rank == 0:
-        write_run_config(run, values | content)
+    else:
+        if CheckpointStore(run / "checkpoints").latest() is not None:
+            raise UserError(f"{run}: holds a run that was trained on rich types: give another run=DIR")
+        if topology.rank == 0:
+            write_run_config(run, values | content)
     leave_processes()
     for cell_type in data.rare[topology.rank :: topology.world_size]:
         adaptation = Adaptation(cell_type, config, dataset, data, topology.device)

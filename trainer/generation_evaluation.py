@@ -12,8 +12,9 @@ import numpy as np
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
-from data_pipeline.stream import Topology
-from trainer.classifier_training import TrainedClassifier
+from data_pipeline.lineage import lineage
+from data_pipeline.stream import StreamConfig, Topology
+from trainer.classifier_training import TrainedClassifier, load_classifier
 from trainer.evaluation import refuse_training_images
 from trainer.generation_images import ImageReader
 from trainer.generation_scores import (
@@ -30,6 +31,7 @@ from trainer.generation_sheets import draw_nearest, draw_samples
 from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import ImageFeatures
+from trainer.run_directory import CONFIG_FILE
 
 SPLIT = "test"  # of the real images that generated ones are compared with; copies are looked for in "train"
 
@@ -89,16 +91,8 @@ def check_classifier(trained: TrainedClassifier, reader: ImageReader) -> None:
             f"{name}: its data set {own.root} has changed since: whether it has seen generated images cannot be told; "
             "train it again"
         )
-    learned = own.samples(
-        splits=["train"], domains=config.data.domains, cell_types=config.data.cell_types, columns=["origin"]
-    )
-    synthetic = int((learned["origin"] == "synthetic").sum())
-    if synthetic:
-        raise UserError(
-            f"{name}: {synthetic} of the {len(learned)} images that it was trained on are synthetic: generated images "
-            "are judged by a classifier of real images alone"
-        )
-    refuse_training_images(own, config.data, reader.dataset, reader.config.domains, [SPLIT])
+    _check_training_images(own, config.data, reader, name)
+    _check_starting_weights(config.model.weights, reader, name)
     if trained.normalizer is not None and trained.normalizer.source == bank.domain:
         raise UserError(f"{name}: learned from normalised images of {bank.domain}: give one that learned from it as is")
     crops = [each.get(bank.domain, 1.0) for each in (config.data.crop, reader.config.crop)]
@@ -107,6 +101,26 @@ def check_classifier(trained: TrainedClassifier, reader: ImageReader) -> None:
             f"{name}: was trained with data.crop.{bank.domain}={crops[0]}, the bank's generator with {crops[1]}: their "
             "cells differ in scale; train it with the same crop"
         )
+
+
+def _check_training_images(own: Dataset, data: StreamConfig, reader: ImageReader, name: str) -> None:
+    learned = own.samples(splits=["train"], domains=data.domains, cell_types=data.cell_types, columns=["origin"])
+    synthetic = int((learned["origin"] == "synthetic").sum())
+    if synthetic:
+        raise UserError(
+            f"{name}: {synthetic} of the {len(learned)} images that it was trained on are synthetic: generated images "
+            "are judged by a classifier of real images alone"
+        )
+    refuse_training_images(own, data, reader.dataset, reader.config.domains, [SPLIT])
+
+
+def _check_starting_weights(weights: str | None, reader: ImageReader, name: str) -> None:
+    """What the runs had learned from that a classifier's weights began with."""
+    while weights is not None and (Path(weights) / CONFIG_FILE).is_file():
+        earlier = load_classifier(Path(weights)).config
+        own = Dataset.read_catalog(Path(str(earlier.shards)))
+        _check_training_images(own, earlier.data, reader, f"{name}, begun from {weights}")
+        weights = earlier.model.weights
 
 
 def _images_of_types(reader: ImageReader) -> Iterator[TypeImages]:
@@ -201,7 +215,7 @@ def _suspicious(records: list[dict[str, Any]], space: str) -> dict[str, Any] | N
 def _provenance(reader: ImageReader, judges: Judges, how: GenerationEvaluation) -> dict[str, Any]:
     """What the scores are of (contract C14)."""
     bank, dataset, trained = reader.bank, reader.dataset, judges.classifier
-    family = {dataset.content_hash, *(parent["content_hash"] for parent in dataset.metadata["parents"])}
+    family = lineage(dataset)
     domains = reader.config.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
     return {
         "bank": {

@@ -1,7 +1,6 @@
 """Generated and real images side by side, real ones read as the generator read them, generated ones as if stored."""
 
 import dataclasses
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import pandas as pd
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from data_pipeline.balance import stored_side
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
@@ -114,16 +114,11 @@ class ImageReader:
 
     @cached_property
     def _storage(self) -> ShardSettings:
-        """The data set's; where it stores images as they came, with the median side of real ones of the bank's domain.
-
-        So balance.py stores the bank's images.
-        """
+        """As balance.py stores the bank's images: the data set's, at the size that its images of that domain have."""
         settings = ShardSettings(**self.dataset.metadata["settings"])
         if settings.stored_size is not None:
             return settings
-        real = self.dataset.samples(domains=[self.bank.domain], columns=["origin", "width", "height"])
-        sides = real[real["origin"] != "synthetic"][["width", "height"]].min(axis=1)
-        return dataclasses.replace(settings, stored_size=statistics.median_low(sides.tolist()))
+        return dataclasses.replace(settings, stored_size=stored_side(self.dataset, self.bank.domain))
 
 
 def to_intensity(images: torch.Tensor) -> torch.Tensor:

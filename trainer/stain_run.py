@@ -80,12 +80,12 @@ def into_domains(model: StainModelConfig, generators: nn.Module) -> tuple[nn.Mod
 def load_stain_model(run: Path) -> TrainedStainModel:
     """The newest checkpoint of a stain run. UserError for a folder that holds none, or another kind of run."""
     content = read_run_config(run)
+    if "kind" in content or "game" not in content.get("model", {}):
+        raise UserError(f"{run}: not a run of train_stain_gan.py: give the folder of one")
     try:
         facts = {name: content.pop(name) for name in ("cell_types", "dataset_hash")}
     except KeyError as error:
         raise UserError(f"{run / CONFIG_FILE}: not written by train_stain_gan.py ({error} is missing)") from error
-    if "game" not in content.get("model", {}):
-        raise UserError(f"{run}: not a run of train_stain_gan.py: give the folder of one")
     config = typed(StainRunConfig, content, str(run / CONFIG_FILE))
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     if checkpoint is None:

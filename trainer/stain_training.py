@@ -190,7 +190,10 @@ def _typical_colours(
         topology=Topology(device=topology.device),  # each process reads for itself
     )
     parts = itertools.islice(stream.read(), -(-_IMAGES_FOR_COLOURS // batch))
-    return ColourStatistics.typical(torch.cat([part.images for part in parts]))
+    typical = [ColourStatistics.typical(part.images) for part in parts]
+    return ColourStatistics(
+        torch.stack([each.mean for each in typical]).mean(0), torch.stack([each.deviation for each in typical]).mean(0)
+    )
 
 
 def _target_of(network: nn.Module) -> Generator:

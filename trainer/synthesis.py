@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from data_pipeline.bank_writer import fill_bank
@@ -53,8 +54,7 @@ class SynthesizeConfig:
     """What is drawn from which generator.
 
     run: of train_conditional_gan.py or train_few_shot_gan.py. bank: the folder of the image bank. cell_types: those
-    to be made, all that the run can make where it is empty. count: images of each type. batch: images in the device
-    at a time; like the number of processes it changes no image.
+    to be made, all that the run can make where it is empty. count: images of each type.
     """
 
     run: str | None = None
@@ -62,13 +62,10 @@ class SynthesizeConfig:
     cell_types: list[str] = field(default_factory=list)
     count: int | None = None
     seed: int = 0
-    batch: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("count", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"count={self.count}: must be at least 1")
 
 
 def load_sampler(run: Path) -> ImageSampler:
@@ -104,17 +101,15 @@ def synthesize(sampler: ImageSampler, config: SynthesizeConfig, topology: Topolo
         image_size=sampler.image_size,
         latent_size=sampler.latent_size,
     )
+    if len(set(gather_object([facts.identity]))) > 1:
+        raise UserError(f"{config.run}: a checkpoint was written while it was read: wait until its training has ended")
     sampler = sampler.to(topology.device)
 
     @torch.no_grad()
     def draw(cell_type: str, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        images, latents = [], []
-        for first in range(0, len(indices), config.batch):
-            drawn, numbers = sampler.draw(cell_type, config.seed, indices[first : first + config.batch])
-            levels = ((drawn.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            images.append(levels.permute(0, 2, 3, 1).cpu().numpy())
-            latents.append(numbers.float().cpu().numpy())
-        return np.concatenate(images), np.concatenate(latents)
+        images, latents = sampler.draw(cell_type, config.seed, indices)
+        levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy(), latents.float().cpu().numpy()
 
     return fill_bank(
         Path(str(config.bank)),

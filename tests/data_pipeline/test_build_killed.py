@@ -28,18 +28,9 @@ import io, json, os, pathlib, signal, sys, time
 import data_pipeline.build as build
 from data_pipeline.images import inspect_image
 from data_pipeline.sources import SourceDeclaration
+from tests.data_pipeline.dying import die_before
 
 inspect_image(bytes.fromhex(sys.argv[1]))  # what the first image imports, once for all children
-calls = 0
-
-def dying(real, step):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **options)
-    return call
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -47,8 +38,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         if order["step"] is not None:
-            for module, name in ((os, "replace"), (os, "fsync"), (os, "mkdir"), (os, "unlink"), (os, "open")):
-                setattr(module, name, dying(getattr(module, name), order["step"]))
+            die_before(order["step"])
         sources = [SourceDeclaration.from_json(source) for source in order["sources"]]
         build.build_dataset(pathlib.Path(order["root"]), sources, progress=False)
         os._exit(0)

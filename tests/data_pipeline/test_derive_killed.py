@@ -18,20 +18,10 @@ from tests.data_pipeline.raw_images import files_below
 # Derives in children of one small process; a child is killed before its `step`-th call that changes or
 # secures something on disk.
 _KILLER = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, sys
 from data_pipeline.catalog import Dataset
+from tests.data_pipeline.dying import die_before
 from tests.data_pipeline.negatives import Renderer, derive
-
-calls = 0
-
-def dying(real, step):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **options)
-    return call
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -39,8 +29,7 @@ for line in sys.stdin:
     if child == 0:
         parent = Dataset.open(pathlib.Path(order["parent"]))
         if order["step"] is not None:
-            for name in ("replace", "fsync", "mkdir", "unlink", "open"):
-                setattr(os, name, dying(getattr(os, name), order["step"]))
+            die_before(order["step"])
         derive(
             pathlib.Path(order["root"]), parent, order["generator"],
             attachments={"normalizer.bin": pathlib.Path(order["attachment"])},

@@ -20,27 +20,16 @@ COUNT = 2 * INDICES_PER_SHARD + 5
 # Fills in children of one small process; a child is killed before its `step`-th call that changes or secures
 # something on disk. Zarr's arrays move into place by os.replace too.
 _KILLER = """
-import json, os, pathlib, signal, sys
+import json, os, pathlib, sys
+from tests.data_pipeline.dying import DISK_CALLS, die_before
 from tests.generated_images import Draw, bank_facts, make_bank
-
-calls = 0
-
-def dying(real, step):
-    def call(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **options)
-    return call
 
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
     if child == 0:
         if order["step"] is not None:
-            for name in ("replace", "fsync", "mkdir", "unlink"):
-                setattr(os, name, dying(getattr(os, name), order["step"]))
+            die_before(order["step"], DISK_CALLS[:4])
         draw = Draw(log=pathlib.Path(order["log"]))
         make_bank(pathlib.Path(order["root"]), order["count"], bank_facts(("basophil",)), draw)
         os._exit(0)

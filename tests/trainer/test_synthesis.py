@@ -24,9 +24,11 @@ def draw(root: Path, sampler: NoiseSampler = SAMPLER, count: int = 70, **changes
     return synthesize(sampler, config, Topology())
 
 
-def test_a_bank_holds_what_the_sampler_made_whatever_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bank_holds_what_the_sampler_made_whatever_is_drawn_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DRAWN", str(tmp_path / "drawn"))
-    bank = draw(tmp_path / "bank", seed=5, batch=48)
+    bank = draw(tmp_path / "bank", seed=5)
     assert bank.cell_types == ("basophil", "lymphocyte", "platelet"), "in the order of all types"
     assert bank.made_by == SAMPLER.describe() | {"seed": 5}
     assert len(bank) == 210
@@ -34,8 +36,8 @@ def test_a_bank_holds_what_the_sampler_made_whatever_the_batch(tmp_path: Path, m
         cell_type, index = bank.cell_types[bank.labels[row]], row // 3
         assert np.array_equal(bank.images([row])[0], image(5, cell_type, index))
         assert np.array_equal(bank.latents([row])[0], latent(5, cell_type, index))
-    assert set((tmp_path / "drawn").read_text().split()) == {"48", "16", "6"}  # 64 and 6 of each type
-    draw(tmp_path / "again", seed=5, batch=7)
+    assert set((tmp_path / "drawn").read_text().split()) == {"64", "6"}  # of each type
+    draw(tmp_path / "again", seed=5)
     assert files_below(tmp_path / "again") == files_below(tmp_path / "bank")
     assert draw(tmp_path / "other", seed=6).content_hash != bank.content_hash
 
@@ -77,7 +79,7 @@ def test_a_run_of_another_kind_is_one_line(tmp_path: Path, content: object, word
         load_sampler(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"count": 0}, {"batch": -1}])
+@pytest.mark.parametrize("changes", [{"count": 0}, {"count": -1}])
 def test_a_number_that_cannot_be_is_named(changes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))}=.*at least 1"):
         SynthesizeConfig(**changes)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """How different two images look: LPIPS where its network is at hand, else distances in a classifier's feature maps."""
 
+import copy
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -84,9 +85,10 @@ class ClassifierPerceptualDistance(PerceptualDistance):
         super().__init__()
         self.name = f"perceptual distance [classifier {name}]"
         self.image_size = image_size
-        self.network = network.eval().requires_grad_(False)
+        # A copy: whoever else runs the network would leave its maps here.
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._maps: list[Tensor] = []
-        for stage in _stages(network):
+        for stage in _stages(self.network):
             stage.register_forward_hook(lambda _, __, output: self._maps.append(_unit_length(output)))
 
     @classmethod
