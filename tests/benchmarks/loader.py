@@ -3,6 +3,7 @@
 usage: uv run --group peers python tests/benchmarks/loader.py images=PATH out=FILE.json [key=value ...]
   images=PATH             a folder per class (PBC_dataset_normal_DIB, say)
   out=FILE.json           where the numbers are written
+  measure=all             or loading, or training, alone
   count=1600              images used, evenly from all classes
   image_size=224          pixels of the square that is loaded, from images stored at their original size ...
   stored_size=256         ... and from images stored at this size
@@ -29,7 +30,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -45,6 +46,7 @@ class Options:
 
     images: str = ""
     out: str = ""
+    measure: Literal["all", "loading", "training"] = "all"
     count: int = 1600
     image_size: int = 224
     stored_size: int = 256
@@ -105,7 +107,7 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as temporary:
         scratch = Path(temporary)
         raw = choose_images(Path(options.images), options.count, scratch / "raw")
-        for stored_size in (None, options.stored_size):
+        for stored_size in (None, options.stored_size) if options.measure != "training" else ():
             name = _storage_name(stored_size)
             dataset = _build(raw, scratch / name / "dataset", stored_size, cores, progress)
             samples = dataset.samples()
@@ -130,7 +132,7 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
             f"data.image_size={options.training_size}",
             f"train.global_batch={options.training_batch}",
         ]
-        for stored_size in (None, options.training_stored_size):
+        for stored_size in (None, options.training_stored_size) if options.measure != "loading" else ():
             name = _storage_name(stored_size)
             dataset = _build(raw, scratch / name / "dataset", stored_size, cores, progress)
             result["training"][name] = training_throughput(

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
 from launchers.console import read_config
+from trainer import conditional_run, few_shot_run
+from trainer.conditional_config import ConditionalRunConfig
 from trainer.configuration import typed
-from trainer.stain_config import StainRunConfig
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.stain_config import StainModelConfig, StainRunConfig
 from trainer.stain_run import build_critics, build_generators
 
 
@@ -99,18 +103,26 @@ def test_a_stored_table_comes_back_and_defaults_stay_apart() -> None:
         typed(RunConfig, {"data": {"crop": {"a": "x"}}}, "config.yaml")
 
 
-GAME_CONFIGS = [
-    path.stem
+GAMES = {
+    path.stem: content["game"]
     for path in sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
-    if "game" in yaml.safe_load(path.read_text())
-]
+    if "game" in (content := yaml.safe_load(path.read_text()))
+}
 
 
-@pytest.mark.parametrize("name", GAME_CONFIGS)
-def test_every_stain_config_names_a_game_that_can_be_built(name: str) -> None:
+@pytest.mark.parametrize("name", GAMES)
+def test_every_model_config_names_a_game_that_can_be_built(name: str) -> None:
     """`model=NAME` on the command line must not fail for a file that ships with the project."""
-    config = read_config(StainRunConfig, "train_stain_gan", [f"model={name}"])
+    networks: list[torch.nn.Module]
     with torch.device("meta"):
-        generators = build_generators(config.model, config.data.image_size)
-        assert sum(parameter.numel() for parameter in generators.parameters()) > 1000
-        build_critics(config.model, config.data.image_size)
+        if GAMES[name] in get_args(get_type_hints(StainModelConfig)["game"]):
+            stain = read_config(StainRunConfig, "train_stain_gan", [f"model={name}"])
+            networks = [build_generators(stain.model, stain.data.image_size)]
+            build_critics(stain.model, stain.data.image_size)
+        elif GAMES[name] in conditional_run.GAMES:
+            conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
+            networks = list(conditional_run.build_networks(conditional.model, conditional.data.image_size, 8).values())
+        else:
+            few_shot = read_config(FewShotRunConfig, "train_few_shot_gan", [f"model={name}"])
+            networks = list(few_shot_run.build_networks(few_shot.model, few_shot.data.image_size).values())
+    assert all(sum(parameter.numel() for parameter in network.parameters()) > 1000 for network in networks)

@@ -185,6 +185,7 @@ def test_a_run_writes_sheets_losses_and_pulls_and_a_student_learns_from_it(
 def test_scores_know_the_truth_and_name_their_features(two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
     """A run that has learned nothing yet is the identity: before and after are then the same image."""
     resting = [f"model.{player}_optimizer.learning_rate=1e-12" for player in ("generator", "critic")]
+    resting.append("model.generator.start=identity")
     assert launch("train_stain_gan", f"shards={two_stains.root}", "run=run", *TINY, DEPTH, *resting).returncode == 0
     classifier = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1"]
     arguments = ["train_classifier", f"shards={two_stains.root}", "run=judge", "train.global_batch=12", *classifier]
