@@ -207,7 +207,7 @@ def judged(name: str, parts: Sequence[tuple[TrainedClassifier, pd.DataFrame, tor
     """Balanced accuracy and all scores of classifiers, each on its images, of the types that they know."""
     answers, labels, groups = [], [], []
     for judge, rows, images in parts:
-        chosen = rows["cell_type"].isin(judge.cell_types).to_numpy()
+        chosen = rows["cell_type"].isin(judge.cell_types).to_numpy(copy=True)
         with torch.no_grad():
             answers.append(torch.cat([judge.network(part).softmax(1) for part in images[chosen].split(128)]).numpy())
         labels.append(rows["cell_type"][chosen].map(judge.cell_types.index).to_numpy())
