@@ -3,11 +3,13 @@
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_pipeline.errors import UserError
 
@@ -36,6 +38,20 @@ class Checkpoint:
             )
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         return state
+
+    def fill(self, network: nn.Module, weights: Mapping[str, Any], described_by: Path) -> None:
+        """Give a network weights of this checkpoint. UserError when they are another's.
+
+        described_by: the configuration that the network was built from.
+        """
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise UserError(
+                f"{self.path}: checkpoint of another model than {described_by} describes ({first[:160]}): "
+                "put the run's own config.yaml and checkpoints back together"
+            ) from error
 
 
 class CheckpointStore:

@@ -193,14 +193,7 @@ def load_classifier(run: Path) -> TrainedClassifier:
         raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
     state = checkpoint.load()["players"]["classifier"]
     network = _build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
-    try:
-        network.load_state_dict(state["average"] or state["module"])
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(
-            f"{checkpoint.path}: checkpoint of another model than {path} describes ({first[:160]}): "
-            "put the run's own config.yaml and checkpoints back together"
-        ) from error
+    checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if normalizer is None else load_bundle(run / normalizer)
     return TrainedClassifier(network.eval(), checkpoint, config, cell_types, dataset_hash, storage, bundle)
 

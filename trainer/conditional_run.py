@@ -153,13 +153,7 @@ def load_conditional_model(run: Path) -> ConditionalSampler:
     saved = checkpoint.load()
     state, types = saved["players"]["generator"], facts["cell_types"]
     generator = _build_generator(config.model, config.data.image_size, len(types))
-    try:
-        generator.load_state_dict(state["average"] or state["module"])
-    except RuntimeError as error:
-        raise UserError(
-            f"{checkpoint.path}: checkpoint of another model than {run / CONFIG_FILE} describes: put the run's own "
-            "config.yaml and checkpoints back together"
-        ) from error
+    checkpoint.fill(generator, state["average"] or state["module"], run / CONFIG_FILE)
     conditions = list(range(len(types)))
     if config.model.game == "info_gan":
         conditions = codes_of_types(saved["game"]["answers"].tolist())

@@ -174,12 +174,7 @@ def _load_type(run: Path, config: FewShotRunConfig, cell_type: str) -> AdaptedTy
     makers = nn.ModuleDict({name: networks[name] for name in _MAKERS if name in networks})
     saved = state["episode"]["generators"]
     weights = saved["networks"] if saved["average"] is None else saved["average"]
-    try:
-        makers.load_state_dict({key: value for key, value in weights.items() if key.split(".")[0] in _MAKERS})
-    except RuntimeError as error:
-        raise UserError(
-            f"{checkpoint.path}: checkpoint of another model than {run / CONFIG_FILE} describes: put the run's own "
-            "config.yaml and checkpoints back together"
-        ) from error
+    made = {key: value for key, value in weights.items() if key.split(".")[0] in _MAKERS}
+    checkpoint.fill(makers, made, run / CONFIG_FILE)
     makers.eval()
     return AdaptedType(makers, state["features"], checkpoint)

@@ -92,13 +92,7 @@ def load_stain_model(run: Path) -> TrainedStainModel:
         raise UserError(f"{run}: no checkpoint yet: let train_stain_gan.py go on first")
     state = checkpoint.load()["players"]["generators"]
     generators = build_generators(config.model, config.data.image_size)
-    try:
-        generators.load_state_dict(state["average"] or state["module"])
-    except RuntimeError as error:
-        raise UserError(
-            f"{checkpoint.path}: checkpoint of another model than {run / CONFIG_FILE} describes: put the run's own "
-            "config.yaml and checkpoints back together"
-        ) from error
+    checkpoint.fill(generators, state["average"] or state["module"], run / CONFIG_FILE)
     to_a, to_b = into_domains(config.model, generators.eval())
     return TrainedStainModel(
         generators,

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -18,7 +16,6 @@ from data_pipeline.stream import MicroBatch
 from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer import losses
 from trainer.differentiable_augmentation import NUMBERS, augment
-from trainer.episodes import EpisodeOrder
 from trainer.few_shot_adaptation import EPISODES, begin_episode
 from trainer.few_shot_config import FewShotModelConfig
 from trainer.few_shot_run import build_networks
@@ -165,44 +162,6 @@ def test_the_rivals_from_scratch_judge_what_was_augmented() -> None:
             expected = functional.softplus(-critic(seen)) + functional.softplus(critic(made))
             torch.testing.assert_close(wanted, functional.softplus(-critic(made)))
         torch.testing.assert_close(terms["discriminator"], expected)
-
-
-# Augmentation
-
-
-def numbers(seed: int, count: int = SHOTS) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.random.default_rng(seed).random((count, NUMBERS))
-
-
-def test_an_augmentation_is_of_each_image_by_its_own_numbers() -> None:
-    drawn, changes = numbers(0), ("colour", "translation", "cutout")
-    whole = augment(images(0), drawn, changes)  # type: ignore[arg-type]
-    alone = augment(images(0)[1:2], drawn[1:2], changes)  # type: ignore[arg-type]
-    torch.testing.assert_close(whole[1:2], alone)
-    assert not torch.allclose(augment(images(0)[1:2], drawn[2:3], changes), alone)  # type: ignore[arg-type]
-
-
-def test_gradients_pass_through_every_change() -> None:
-    small = torch.rand(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    drawn = numbers(3, 2)
-    assert torch.autograd.gradcheck(lambda x: augment(x, drawn, ("colour", "translation", "cutout")), (small,))
-
-
-def test_changes_are_those_of_the_paper() -> None:
-    some = images(0, 1)
-    shift = np.full((1, NUMBERS), 0.999)  # as far right and down as it goes: an eighth of the side
-    moved = augment(some, shift, ("translation",))
-    torch.testing.assert_close(moved[..., 4:, 4:], some[..., :-4, :-4])
-    assert moved[..., :4, :].abs().max() == 0
-    middle = np.full((1, NUMBERS), 0.5)
-    cut = augment(some, middle, ("cutout",))
-    assert (cut == 0).all(dim=1).sum() == 16 * 16
-    assert cut[..., 8:24, 8:24].abs().max() == 0
-    torch.testing.assert_close(augment(some, middle, ("colour",)), some)  # no brightness, saturation and contrast of 1
-    colour = np.zeros((1, NUMBERS))
-    colour[0, :3] = 0.9, 0.0, 0.5
-    grey = (some + 0.4).mean(dim=1, keepdim=True).expand_as(some)
-    torch.testing.assert_close(augment(some, colour, ("colour",)), grey)
 
 
 # Episodes
@@ -387,31 +346,7 @@ def test_pretraining_moves_each_player_by_its_own_loss() -> None:
     assert moved == {"generator", "discriminator"}
 
 
-# What is shown, and how fast it is learned from
-
-
-@given(
-    counts=st.lists(st.integers(1, 30), min_size=1, max_size=5),
-    shots=st.integers(1, 8),
-    episodes=st.integers(1, 4),
-    seed=st.integers(0, 9),
-)
-def test_an_episode_is_one_type_and_types_come_round_evenly(
-    counts: list[int], shots: int, episodes: int, seed: int
-) -> None:
-    labels = np.repeat(np.arange(len(counts)), counts)
-    order = EpisodeOrder(labels, seed, shots, episodes * shots)
-    assert order.epoch_size % (episodes * shots) == 0
-    rows = np.concatenate([order.rows(epoch, np.arange(order.epoch_size)) for epoch in range(3)]).reshape(-1, shots)
-    types = labels[rows]
-    assert (types == types[:, :1]).all()
-    for episode, cell_type in zip(rows, types[:, 0], strict=True):
-        assert len(set(episode)) == min(shots, counts[cell_type])
-    whole = len(rows) // len(counts) * len(counts)
-    for turn in types[:whole, 0].reshape(-1, len(counts)):
-        assert sorted(turn) == list(range(len(counts)))
-    late = order.rows(2, np.arange(order.epoch_size)[-shots:])
-    assert (late == rows[-1]).all()
+# Settings
 
 
 def test_the_outer_rate_grows_where_there_are_fewer_steps() -> None:
