@@ -1,5 +1,7 @@
 """The generator (thesis, section 3.5, table 10)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,9 +17,9 @@ _LAST_GAIN = 0.5
 class Generator(nn.Module):
     """Latents float [n, latent_size] and types int64 [n] -> images float32 [n, 3, S, S] in [-1, 1].
 
-    The one-hot type is joined to the latents; with `classes` 0 the network knows no types. The table's last
-    row says 64 channels, which is no image: 3 here. At 128 pixels, eight types and the defaults, 9.78 million
-    parameters, as in table 22.
+    The one-hot type is joined to the latents, as long a vector as they are on average; with `classes` 0 the
+    network knows no types. The table's last row says 64 channels, which is no image: 3 here. At 128 pixels,
+    eight types and the defaults, 9.78 million parameters, as in table 22.
     """
 
     def __init__(self, config: GeneratorConfig, image_size: int, classes: int) -> None:
@@ -43,7 +45,9 @@ class Generator(nn.Module):
         if self.classes:
             if types is None:
                 raise TypeError("this generator makes images of types: give them")
-            inputs = torch.cat([latents, functional.one_hot(types, self.classes).to(latents.dtype)], dim=1)
+            # A 1 beside 128 normal numbers would say as little as one of them.
+            length = math.sqrt(latents.shape[1])
+            inputs = torch.cat([latents, length * functional.one_hot(types, self.classes).to(latents.dtype)], dim=1)
         features = self.linear(inputs).view(-1, *self._shape)
         # float32 whatever the precision: bfloat16 has steps of half a grey level near 1
         return torch.tanh(self.last(self.trunk(features)).float())

@@ -12,8 +12,6 @@ each. Interrupted, the same command goes on.
 """
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +27,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, StreamConfig
+from tests.benchmarks.launch import call
 from tests.benchmarks.machine import describe_machine
 from trainer.classifier_training import TrainedClassifier, load_classifier
 from trainer.metrics import image_distance
@@ -41,7 +40,6 @@ from trainer.normalizers.learned import LearnedNormalizer
 from trainer.progress import read_records
 from trainer.stain_run import load_stain_model
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH = 8
 # Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.
 MODELS = {
@@ -318,19 +316,6 @@ def facts(run: Path) -> dict[str, float]:
     """What a training took."""
     epochs = [record for record in read_records(run) if record["kind"] == "epoch"]
     return {"minutes": sum(record["seconds"] for record in epochs) / 60, "steps": epochs[-1]["step"]}
-
-
-def call(launcher: str, *arguments: str) -> None:
-    """Run a launcher on one thread; its output goes to a log beside its run."""
-    named = dict(argument.split("=", 1) for argument in arguments)
-    log = Path(named.get("run", named["shards"])).with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *arguments]
-    with log.open("w") as output:
-        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"{launcher}.py failed; see {log}")
 
 
 if __name__ == "__main__":

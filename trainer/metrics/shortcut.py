@@ -43,9 +43,7 @@ def detect_generated(real: Floats, real_groups: Sequence[str], generated: Floats
     probabilities = np.zeros((len(points), 2))
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for train, test in splitter.split(points, labels, groups):
-        model = HistGradientBoostingClassifier(
-            max_iter=60, min_samples_leaf=5, max_features=0.2, class_weight="balanced", random_state=seed
-        )
+        model = HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=5, max_features=0.2, random_state=seed)
         probabilities[test] = _both(model.fit(points[train], labels[train]), points[test])
     scores = score(probabilities, labels, groups, ("real", "generated"), seed=seed)
     return {
