@@ -11,9 +11,6 @@ from trainer.fit import FitConfig
 from trainer.games.few_shot import FewShotWeights, InnerLoopConfig
 from trainer.player import OptimizerConfig
 
-# A rate that is scaled to fewer steps grows by this factor at most.
-_LARGEST_SCALING = 100.0
-
 
 def _adam() -> OptimizerConfig:
     """The outer Adam of meta-training; its rate is for 20,000 steps."""
@@ -30,8 +27,8 @@ class FewShotModelConfig:
     see the rare type alone. meta: false adapts few_shot_meta or figr from its initial weights.
     encoder: of few_shot_meta. inner: how all of them learn from a few images.
     optimizer: of the training on the rich types (the outer loop, mine_gan's networks); rate_for_steps: the number of
-    steps that its learning rate is meant for, a shorter training takes a rate that is larger in proportion; null
-    takes it as it is.
+    steps that its learning rate is meant for, a shorter training takes a rate that is larger in proportion, up to
+    that of the inner loop; null takes it as it is.
     """
 
     game: Literal["few_shot_meta", "figr", "fast_gan", "diff_augment", "mine_gan"] = "few_shot_meta"
@@ -62,8 +59,12 @@ class FewShotModelConfig:
 
     def scaled_optimizer(self, steps: int) -> OptimizerConfig:
         """The optimiser of a training on the rich types of so many steps."""
-        factor = 1.0 if self.rate_for_steps is None else min(max(self.rate_for_steps / steps, 1.0), _LARGEST_SCALING)
-        return dataclasses.replace(self.optimizer, learning_rate=self.optimizer.learning_rate * factor)
+        rate = self.optimizer.learning_rate
+        if self.rate_for_steps is not None and steps < self.rate_for_steps:
+            # Adam moves every weight by its rate, however little an episode has moved it: a larger step than the inner
+            # loop's would overrun what the episode has learned.
+            rate = max(rate, min(rate * self.rate_for_steps / steps, self.inner.learning_rate))
+        return dataclasses.replace(self.optimizer, learning_rate=rate)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import SPLITS, Dataset
+from tests.benchmarks.launch import ROOT, call
 from tests.benchmarks.machine import describe_machine
 from trainer.metrics.classification import score
 from trainer.progress import read_records
 
-ROOT = Path(__file__).resolve().parents[2]
 BATCH = 32
 RIVAL = "legacy_seresnet18"
 # Chosen before any Munich image was scored; Barcelona's validation images had the last word.
@@ -46,7 +46,7 @@ def main() -> None:
     epochs, stain_epochs = int(arguments.get("epochs", 6)), int(arguments.get("stain_epochs", 20))
     seeds, threads = int(arguments.get("seeds", 2)), arguments.get("threads", "1")
     shards = work / "dataset"
-    _call("build_shards", f"shards={shards}", f"barcelona={arguments['barcelona']}", f"munich={arguments['munich']}")
+    call("build_shards", f"shards={shards}", f"barcelona={arguments['barcelona']}", f"munich={arguments['munich']}")
     place = {"work": work, "shards": shards, "size": size, "threads": threads}
     with ThreadPoolExecutor(2) as pool:
         jobs = []
@@ -81,7 +81,7 @@ def _ours(
     name: str, augment: str, seed: int, *, work: Path, shards: Path, size: int, epochs: int, threads: str
 ) -> dict[str, Any]:
     run = work / f"{name}-{seed}"
-    _call(
+    call(
         "train_classifier",
         f"shards={shards}",
         f"run={run}",
@@ -92,9 +92,9 @@ def _ours(
         f"data.threads={threads}",
         f"train.epochs={epochs}",
         threads=threads,
-        log=work / f"{name}-{seed}.log",
     )
-    _call("evaluate", f"run={run}", f"shards={shards}", "split=all", "domain=munich", threads=threads)
+    log = work / f"{name}-{seed}.evaluation.log"
+    call("evaluate", f"run={run}", f"shards={shards}", "split=all", "domain=munich", threads=threads, log=log)
     own = json.loads((run / "evaluation/metrics.json").read_text())
     munich = json.loads((run / "evaluation/dataset-train+validation+test-munich.json").read_text())
     records = [record for record in read_records(run) if record["kind"] == "epoch"]
@@ -151,15 +151,6 @@ def _run_rival(arguments: dict[str, str]) -> dict[str, Any]:
         for name, data in (("barcelona", splits["test"]), ("munich", munich))
     }
     return {"model": arguments["rival"], "seed": seed, **facts, **scores}
-
-
-def _call(launcher: str, *arguments: str, threads: str = "2", log: Path | None = None) -> None:
-    command = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    with open(log, "w") if log else open(os.devnull, "w") as output:
-        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"{launcher}.py failed; see {log}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 usage:
   uv run python -m tests.benchmarks.generation barcelona=RAW munich=RAW work=DIR out=FILE.json
-      [parts=conditional,few_shot,help] [images=64000] [rare_images=6000] [episodes=120] [seeds=3] [passes=15] [size=32]
+      [parts=conditional,few_shot,help] [images=64000] [rare_images=6000] [episodes=100] [seeds=3] [passes=15] [size=32]
 conditional: C-WGAN-GP and its five rivals learn from `images` of Barcelona's eight types; an independent classifier,
 trained on real images, says what their images show.
 few_shot: the meta-learned generator, the same network without meta-training, C-WGAN-GP and the other rivals learn
@@ -11,7 +11,8 @@ counts once for each. Those that learn from rich types before are shown the same
 help: of three types of Barcelona 90, 40 and 15 training images are left. A small classifier learns from what there
 is, with its types shown equally often, and with images of C-WGAN-GP and the few-shot generator, which learned from
 the same few; it is scored on real test images, for `seeds` seeds.
-Two trainings run at a time, one thread each. Interrupted, the same command goes on.
+Beside FILE.json goes a sheet of generated images of every model, for each of the first two parts. Two trainings run
+at a time, one thread each. Interrupted, the same command goes on.
 """
 
 import csv
@@ -23,13 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.image_bank import ImageBank
 from tests.benchmarks.launch import call
 from tests.benchmarks.machine import describe_machine
+from trainer.generation_images import to_intensity
 from trainer.metrics.classification import score
 from trainer.progress import read_records
+from trainer.report.sheets import draw_sheet
 
 TYPES = (
     "basophil",
@@ -50,6 +56,8 @@ CROP = "data.crop={barcelona: 0.8}"
 
 CONDITIONAL = ("c_wgan_gp", "cwgan_gp", "ac_gan", "cgan", "info_gan", "dcgan")
 BATCH = 32
+# DCGAN has a pair of networks for each of the eight types, whose batch norms need more than four images.
+BATCHES = {"dcgan": 128}
 # Networks small enough for a CPU, the same for all; few images ask for larger steps than the thesis's 20,000.
 SMALL = (
     "model.generator.width=32",
@@ -77,8 +85,10 @@ SHOTS = 8
 ROUNDS = 5  # of an episode: half the thesis's, so that twice as many episodes can be played
 # Moves of the players in a round.
 ROUND_MOVES = {"few_shot_meta": 7, "figr": 2}
-SMALL_FEW_SHOT = ("model.generator.width=16", "model.discriminator.width=16", f"model.inner.rounds={ROUNDS}")
-SMALL_ENCODER = "model.encoder.width=16"
+SMALL_FEW_SHOT = ("model.generator.width=8", "model.discriminator.width=16", f"model.inner.rounds={ROUNDS}")
+SMALL_ENCODER = "model.encoder.width=8"
+
+SHEET = 3  # images of each type and model on a sheet
 
 ARMS = ("as is", "class-balanced", "with generated images")
 CLASSIFIER = (
@@ -214,7 +224,7 @@ def main() -> None:
             for name, default in (
                 ("images", 64_000),
                 ("rare_images", 6_000),
-                ("episodes", 120),
+                ("episodes", 100),
                 ("seeds", 3),
                 ("passes", 15),
                 ("size", 32),
@@ -232,6 +242,15 @@ def main() -> None:
                 }
                 report[name] = {"machine": describe_machine(), "settings": settings} | part(benchmark, dataset, pool)
                 out.write_text(json.dumps(report, indent=1))
+    if "conditional" in parts:
+        draw(out.with_name(f"{out.stem}_conditional.png"), benchmark.work, CONDITIONAL, TYPES)
+    if "few_shot" in parts:
+        draw(
+            out.with_name(f"{out.stem}_few_shot.png"),
+            benchmark.work,
+            [*map(_rare_run, FEW_SHOT), "rare-c_wgan_gp"],
+            RARE,
+        )
 
 
 def conditional(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -> dict[str, Any]:
@@ -239,7 +258,9 @@ def conditional(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor
     data = benchmark.data(TYPES, "barcelona")
     judging = pool.submit(benchmark.train_classifier, dataset, "judge", data)
     training = {
-        model: pool.submit(benchmark.train_conditional, model, dataset, model, data, benchmark.images)
+        model: pool.submit(
+            benchmark.train_conditional, model, dataset, model, data, benchmark.images, BATCHES.get(model, BATCH)
+        )
         for model in CONDITIONAL
     }
     judge = judging.result()
@@ -263,8 +284,7 @@ def few_shot(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -
     )
     data = benchmark.data(None, *domains)
     training = {
-        name: pool.submit(benchmark.train_few_shot, name, dataset, f"rare-{name.replace(' ', '-')}", data, RARE)
-        for name in FEW_SHOT
+        name: pool.submit(benchmark.train_few_shot, name, dataset, _rare_run(name), data, RARE) for name in FEW_SHOT
     }
     # Four moves of three players, on images of each type in turn.
     images = len(RARE) * benchmark.rare_images * WASSERSTEIN_STEPS // (WASSERSTEIN_STEPS + 2)
@@ -327,6 +347,21 @@ def helps(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -> d
         for name, record in banks.items()
     }
     return {"data": _facts(thinned, judge) | {"left": THINNED}, "generators": made, "results": results}
+
+
+def draw(path: Path, work: Path, runs: Sequence[str], types: Sequence[str]) -> None:
+    """A sheet of the first images of each type (rows) that each run has made (columns). No image of it is real."""
+    columns, titles = [], []
+    for run in runs:
+        bank = ImageBank.open(work / f"bank-{run}")
+        first = np.stack([np.flatnonzero(bank.labels == bank.cell_types.index(name))[:SHEET] for name in types])
+        columns += [to_intensity(torch.from_numpy(bank.images(rows)).permute(0, 3, 1, 2)) for rows in first.T]
+        titles += [run.removeprefix("rare-"), *[""] * (SHEET - 1)]
+    draw_sheet(path, titles, columns, types)
+
+
+def _rare_run(name: str) -> str:
+    return f"rare-{name.replace(' ', '-')}"
 
 
 def _write_exclusions(dataset: Dataset, work: Path) -> Path:

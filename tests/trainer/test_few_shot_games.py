@@ -354,7 +354,7 @@ def test_the_outer_rate_grows_where_there_are_fewer_steps() -> None:
     assert scaled.scaled_optimizer(20_000).learning_rate == pytest.approx(1e-5)
     assert scaled.scaled_optimizer(40_000).learning_rate == pytest.approx(1e-5)
     assert scaled.scaled_optimizer(2_000).learning_rate == pytest.approx(1e-4)
-    assert scaled.scaled_optimizer(2).learning_rate == pytest.approx(1e-3)
+    assert scaled.scaled_optimizer(2).learning_rate == pytest.approx(2e-4)
     assert model_of("few_shot_meta").scaled_optimizer(2).learning_rate == pytest.approx(1e-5)
 
 
