@@ -7,7 +7,8 @@ conditional: C-WGAN-GP and its five rivals learn from `images` of Barcelona's ei
 trained on real images, says what their images show.
 few_shot: the meta-learned generator, the same network without meta-training, C-WGAN-GP and the other rivals learn
 to make three rare types, from `rare_images` shown of each. What is shown once to each of the players that move
-counts once for each. Those that learn from rich types before are shown the same number there, too.
+counts once for each. Those that learn from the rich types before are shown equally many of their images, as many as
+`episodes` of the meta-learned generator show.
 help: of three types of Barcelona 90, 40 and 15 training images are left. A small classifier learns from what there
 is, with its types shown equally often, and with images of C-WGAN-GP and the few-shot generator, which learned from
 the same few; it is scored on real test images, for `seeds` seeds.
@@ -48,8 +49,7 @@ TYPES = (
     "platelet",
 )
 RARE = ("monoblast", "promyelocyte", "smudge cell")
-# Images left of each thinned type; none was tried before, the choice is alphabetical but for the erythroblasts,
-# which the thesis has enough of.
+# Training images left of each thinned type: C-WGAN-GP makes more of the first, the few-shot generator of the others.
 THINNED = {"lymphocyte": 90, "basophil": 40, "eosinophil": 15}
 # The scale at which red cells are as large as Munich's, see stain.py.
 CROP = "data.crop={barcelona: 0.8}"
@@ -58,7 +58,7 @@ CONDITIONAL = ("c_wgan_gp", "cwgan_gp", "ac_gan", "cgan", "info_gan", "dcgan")
 BATCH = 32
 # DCGAN has a pair of networks for each of the eight types, whose batch norms need more than four images.
 BATCHES = {"dcgan": 128}
-# Networks small enough for a CPU, the same for all; few images ask for larger steps than the thesis's 20,000.
+# Networks small enough for a CPU, and a larger rate than in the configurations, for so few steps; the same for all.
 SMALL = (
     "model.generator.width=32",
     "model.generator.blocks=[1,1,1]",
@@ -178,11 +178,9 @@ class Benchmark:
         if name in ROUND_MOVES:
             episodes = rich_images // (ROUNDS * ROUND_MOVES[name] * SHOTS)
             options += [f"train.global_batch={SHOTS}", f"train.iterations_per_epoch={max(1, episodes // 4)}"]
-        elif name == "mine_gan":  # a step is a move of each of two players
-            options += [
-                f"train.global_batch={BATCH}",
-                f"train.iterations_per_epoch={max(1, rich_images // BATCH // 8)}",
-            ]
+        elif name == "mine_gan":
+            steps = rich_images // (2 * BATCH)  # a move of each of two players
+            options += [f"train.global_batch={BATCH}", f"train.iterations_per_epoch={max(1, steps // 4)}"]
         if "model=few_shot_meta" in options:
             options.append(SMALL_ENCODER)
         call(
@@ -237,9 +235,7 @@ def main() -> None:
     with ThreadPoolExecutor(2) as pool:
         for name, part in (("conditional", conditional), ("few_shot", few_shot), ("help", helps)):
             if name in parts:
-                settings = {
-                    key: getattr(benchmark, key) for key in ("images", "rare_images", "episodes", "passes", "size")
-                }
+                settings = {key: value for key, value in vars(benchmark).items() if isinstance(value, int)}
                 report[name] = {"machine": describe_machine(), "settings": settings} | part(benchmark, dataset, pool)
                 out.write_text(json.dumps(report, indent=1))
     if "conditional" in parts:
@@ -311,7 +307,10 @@ def few_shot(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -
 
 
 def helps(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -> dict[str, Any]:
-    """Sensitivity of types cut to few training images, with and without generated ones."""
+    """Sensitivity of types cut to few training images, with and without generated ones.
+
+    Generators and classifiers learned from the few; the judge of the generated images from all that there were.
+    """
     thinned = benchmark.build("thinned", f"exclude={_write_exclusions(dataset, benchmark.work)}")
     data = benchmark.data(TYPES, "barcelona")
     moderate, *rare = THINNED
@@ -319,7 +318,7 @@ def helps(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -> d
     rare_cells = pool.submit(benchmark.train_few_shot, "few_shot_meta", thinned, "help-few_shot", data, rare)
     judge = pool.submit(benchmark.train_classifier, dataset, "judge", data).result()
     banks = {
-        run.name: benchmark.score(run, dataset, judge, 300, types)
+        run.name: benchmark.score(run, thinned, judge, 300, types)
         for run, types in ((cells.result(), [moderate]), (rare_cells.result(), rare))
     }
     call(
@@ -420,7 +419,7 @@ def _facts(dataset: Dataset, judge: Path) -> dict[str, Any]:
 
 
 def _minutes(run: Path) -> float:
-    """Wall time of the training."""
+    """Wall time of a training's logged steps, as far as this machine did nothing else."""
     logs = [run, *sorted((run / "adapted").glob("*"))]
     return sum(_seconds(folder) for folder in logs) / 60
 
