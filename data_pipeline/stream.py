@@ -162,7 +162,7 @@ class Stream:
             cell_types=list(cell_types),
             folds=folds,
             columns=[
-                *("id", "domain", "cell_type", "group", "source", "path", "origin"),
+                *("id", "domain", "cell_type", "group", "source", "path", "origin", "parent"),
                 *("shard", "offset", "size", "crc32"),
             ],
         )

@@ -6,7 +6,9 @@ usage:
   accelerate launch launchers/train_classifier.py shards=DIR run=DIR [model=NAME] [key=value ...]
       shards=DIR            a data set made by build_shards.py
       run=DIR               where the run is written; the same command goes on after a stop
-      model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154, timm (with model.timm_name=...)
+      model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154; the rivals vgg19, resnet50, inception_v3,
+                            xception, efficientnet, resnext101, se_resnext50, sequential_cnn, naive_bayes;
+                            timm (any of its models, with model.timm_name=...)
       data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
       train.epochs=200      train.global_batch=64      train.precision=fp16
       optimizer.learning_rate=0.001

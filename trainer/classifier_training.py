@@ -2,9 +2,10 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,18 +17,20 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.evaluation import evaluate, scoring_stream, validation_scores
-from trainer.fit import FitConfig, Selection, fit, resume
+from trainer.fit import FitConfig, Selection, fit, resume, saved_state
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
+from trainer.naive_bayes import fit_naive_bayes
 from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_run_report
 from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
-from trainer.topology import resolve_precision
+from trainer.topology import Precision, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,13 @@ class ClassifierRunConfig:
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
 
 
-def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
+def train_classifier(
+    config: ClassifierRunConfig, topology: Topology, after_epoch: Callable[[int], None] | None = None
+) -> Path:
     """Train, score the test split with the best checkpoint, write the report; returns the report's path.
 
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
+    after_epoch: see `fit`.
     """
     dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
@@ -95,10 +101,87 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         for split in ("validation", "test")
     )
     torch.manual_seed(derive_key(config.seed, "weights"))
+    network = _build_network(config.model, len(cell_types), config.data.image_size)
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
+    values = settings(config, ClassifierRunConfig)
+    facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
+    made_with = fingerprint(values, facts)
+
+    def describe_run() -> None:
+        """To be called when it is known that an older run is not another one."""
+        if topology.rank == 0:
+            content = {
+                "shards": str(dataset.root.resolve()),
+                "cell_types": list(cell_types),
+                "dataset_hash": dataset.content_hash,
+                "storage": dataset.metadata["settings"],
+                "normalizer": _take_normalizer(dataset, run),
+            }
+            write_run_config(run, values | content)
+
+    if isinstance(network, NaiveBayes):
+        finished = saved_state(run, made_with) is not None
+        describe_run()
+        if not finished:
+            fit_naive_bayes(
+                network,
+                stream,
+                held_out,
+                steps=epoch_steps,
+                select_by=config.train.select_by,
+                run=run,
+                topology=topology,
+                fingerprint=made_with,
+                after_epoch=after_epoch,
+            )
+    else:
+        _train_by_gradient(
+            network,
+            stream,
+            held_out,
+            config,
+            epoch_steps=epoch_steps,
+            topology=topology,
+            precision=precision,
+            fingerprint=made_with,
+            describe_run=describe_run,
+            after_epoch=after_epoch,
+        )
+    trained = load_classifier(run)
+    result, frame = evaluate(
+        trained.network.to(topology.device),
+        trained.checkpoint,
+        dataset,
+        config.data,
+        splits=["test"],
+        cell_types=cell_types,
+        batch=scoring_batch(config.train),
+        topology=topology,
+    )
+    if topology.rank != 0:
+        return run / "report.html"
+    save_evaluation(run, result, frame, own_test=True)
+    return write_run_report(run)
+
+
+def _train_by_gradient(
+    network: nn.Module,
+    stream: Stream,
+    held_out: Stream,
+    config: ClassifierRunConfig,
+    *,
+    epoch_steps: int,
+    topology: Topology,
+    precision: Precision,
+    fingerprint: dict[str, Any],
+    describe_run: Callable[[], None],
+    after_epoch: Callable[[int], None] | None,
+) -> None:
+    """Train the network from where the run's newest checkpoint stands to the end."""
+    run = Path(str(config.run))
     classifier = Player(
         "classifier",
-        _build_network(config.model, len(cell_types), config.data.image_size),
+        network,
         config.optimizer,
         precision=precision,
         total_steps=config.train.epochs * epoch_steps,
@@ -116,19 +199,8 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         with classifier.autocast():
             return validation_scores(classifier.average, held_out)
 
-    values = settings(config, ClassifierRunConfig)
-    facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
-    made_with = fingerprint(values, facts)
-    progress = resume(run, game, made_with)
-    if topology.rank == 0:
-        content = {
-            "shards": str(dataset.root.resolve()),
-            "cell_types": list(cell_types),
-            "dataset_hash": dataset.content_hash,
-            "storage": dataset.metadata["settings"],
-            "normalizer": _take_normalizer(dataset, run),
-        }
-        write_run_config(run, values | content)
+    progress = resume(run, game, fingerprint)
+    describe_run()
     fit(
         game,
         {"train": stream},
@@ -139,25 +211,11 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology) -> Path:
         seed=config.seed,
         topology=topology,
         precision=precision,
-        fingerprint=made_with,
+        fingerprint=fingerprint,
         progress=progress,
         selection=Selection(config.train.select_by, config.train.patience),
+        after_epoch=after_epoch,
     )
-    trained = load_classifier(run)
-    result, frame = evaluate(
-        trained.network.to(topology.device),
-        trained.checkpoint,
-        dataset,
-        config.data,
-        splits=["test"],
-        cell_types=cell_types,
-        batch=scoring_batch(config.train),
-        topology=topology,
-    )
-    if topology.rank != 0:
-        return run / "report.html"
-    save_evaluation(run, result, frame, own_test=True)
-    return write_run_report(run)
 
 
 @dataclass(frozen=True)
@@ -176,6 +234,16 @@ class TrainedClassifier:
     dataset_hash: str
     storage: ShardSettings
     normalizer: NormalizerBundle | None
+
+    @property
+    def layers(self) -> nn.Module:
+        """The network, for what its layers see in an image. UserError where it has none."""
+        if isinstance(self.network, NaiveBayes):
+            raise UserError(
+                f"{self.config.run}: {self.config.model.name} has no layers whose features could be compared: give a "
+                "run of another model"
+            )
+        return self.network
 
 
 def load_classifier(run: Path) -> TrainedClassifier:

@@ -141,12 +141,14 @@ def fit(
     fingerprint: dict[str, Any],
     progress: Progress,
     selection: Selection | None = None,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """Train from where `progress` (see `resume`) stands to the end.
 
     streams: what the game takes from. score_epoch: called with the step at an epoch's end; its scores
     are the same numbers on every process. fingerprint: what a checkpoint of this run must have been
-    made with. Without a selection there is no best checkpoint.
+    made with. Without a selection there is no best checkpoint. after_epoch: called on every process with the
+    epoch's number, from 0, when its record and its checkpoint are written.
     Raises UserError for a loss that is not finite.
     """
     total_steps = config.epochs * epoch_steps
@@ -203,6 +205,8 @@ def fit(
                 progress.sums = sums.over_processes()
                 _save(store, game, progress, fingerprint, topology, best=better)
             if at_epoch_end:
+                if after_epoch is not None:
+                    after_epoch(progress.step // epoch_steps - 1)
                 clock.restart()
 
 
@@ -295,9 +299,20 @@ def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
 
     Raises UserError for a damaged checkpoint, or one made with another fingerprint.
     """
+    state = saved_state(run, fingerprint)
+    if state is None:
+        return Progress()
+    for name, player in game.players.items():
+        player.load_state_dict(state["players"][name])
+    game.load_state_dict(state["game"])
+    return Progress(**state["progress"])
+
+
+def saved_state(run: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
+    """What the run's newest checkpoint holds; None before the first. Raises UserError as `resume` does."""
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     if checkpoint is None:
-        return Progress()
+        return None
     state = checkpoint.load()
     if state["fingerprint"] != fingerprint:
         changed = sorted(
@@ -310,10 +325,7 @@ def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
             f"{checkpoint.path}: checkpoint of another run ({changed[0]} was {was}, is now {now}): "
             "give the old settings to go on, or another run=DIR to begin anew"
         )
-    for name, player in game.players.items():
-        player.load_state_dict(state["players"][name])
-    game.load_state_dict(state["game"])
-    return Progress(**state["progress"])
+    return state
 
 
 def _save(

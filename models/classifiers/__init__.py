@@ -1,4 +1,4 @@
-"""Classifiers of single blood cells: SENet-154-GE, its small relatives, and any timm model."""
+"""Classifiers of single blood cells: SENet-154-GE, its small relatives, and its rivals."""
 
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig

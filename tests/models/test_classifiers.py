@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from models.classifiers import ClassifierConfig, build_classifier
-from models.classifiers.build import Renormalized
+from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE, pool_to_grid
 from models.errors import ModelError
 
@@ -157,7 +157,7 @@ def test_without_ge_it_is_timms_legacy_senet154() -> None:
     torch.manual_seed(2)
     theirs = randomised(timm.create_model("legacy_senet154", num_classes=12))
     ours = build_classifier(ClassifierConfig(ge=False), 12).eval()
-    assert isinstance(ours, Renormalized)
+    assert isinstance(ours, InputAdapter)
     ours.network.load_state_dict(theirs.state_dict())
     images = torch.rand(1, 3, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -303,7 +303,7 @@ def test_no_evaluation_overwrites_another(tmp_path: Path) -> None:
     """Scoring a second data set of the same name must not lose the first one's scores."""
     probabilities, labels = draw(20)
     scores = score(probabilities, labels, own_groups(20), TYPES, 0)
-    names = ["id", "source", "path", "group", "domain"]
+    names = ["id", "parent", "source", "path", "group", "domain"]
     samples = pd.DataFrame({name: [f"{name} {i}" for i in range(20)] for name in names})
     samples["cell_type"] = [TYPES[label] for label in labels]
     frame = predictions_frame(samples, probabilities, TYPES)

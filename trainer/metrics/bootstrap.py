@@ -74,7 +74,7 @@ def resampled_measures(images: ScoredImages, resamples: int, seed: int) -> dict[
     rankings = [_ranking(images, kind) for kind in range(types)]
 
     parts: list[dict[str, Floats]] = []
-    for weights in _group_weights(images.number_of_groups, resamples, seed):
+    for weights in group_weights(images.number_of_groups, resamples, seed):
         part = measures_of_confusion((weights.T @ confusions).reshape(-1, types, types))
         part["calibration_error"] = np.abs(weights.T @ overconfidence).sum(axis=1) / (weights.T @ images_of_group)
         part["auroc"] = np.stack([_weighted_auroc(ranking, weights) for ranking in rankings], axis=1)
@@ -82,7 +82,7 @@ def resampled_measures(images: ScoredImages, resamples: int, seed: int) -> dict[
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _group_weights(number_of_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
+def group_weights(number_of_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
     """Yield [G, b] draws of each group for b resamples at a time, `resamples` in all."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, RESAMPLES_AT_ONCE):

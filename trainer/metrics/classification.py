@@ -202,7 +202,7 @@ def _estimate(
         # Its absolute values make a resampled error larger on average: take the spread, around the value.
         draws = np.maximum(0.0, draws - draws.mean() + value)
     is_proportion = name in ("accuracy", "type_accuracy", "sensitivity", "specificity", "precision")
-    return _interval(value, draws, np.array([behind]) if is_proportion else None)
+    return interval(value, draws, np.array([behind]) if is_proportion else None)
 
 
 def _macro_estimate(
@@ -218,10 +218,10 @@ def _macro_estimate(
     there = ~np.isnan(resampled[name])
     with np.errstate(invalid="ignore"):
         draws = np.where(there, resampled[name], 0.0).sum(axis=1) / there.sum(axis=1)
-    return _interval(value, draws, groups_of_types if name == "sensitivity" else None)
+    return interval(value, draws, groups_of_types if name == "sensitivity" else None)
 
 
-def _interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
+def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
     """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
     draws = draws[~np.isnan(draws)]
     if draws.size and np.ptp(draws) > 1e-12:

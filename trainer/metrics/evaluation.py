@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 
 OWN_TEST = "metrics.json"
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
-SAMPLE_COLUMNS = ("id", "source", "path", "group", "domain", "cell_type")
+SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 
 
 @dataclass(frozen=True)

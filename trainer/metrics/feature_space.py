@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from data_pipeline.errors import UserError
-from models.classifiers.build import Renormalized
+from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class ClassifierFeatures(FeatureSpace):
     def of(cls, trained: "TrainedClassifier") -> "ClassifierFeatures":
         """Those of a trained run; the name is the model's and the first digits of its checkpoint's hash."""
         name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.network, name, trained.config.data.image_size)
+        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (self.image_size, self.image_size)
@@ -126,8 +126,8 @@ class ClassifierFeatures(FeatureSpace):
 
 def _penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Input of the last layer [n, d], and logits [n, k], of one of the project's classifiers."""
-    if isinstance(network, Renormalized):
-        return _penultimate(network.network, images * network.scale + network.offset)
+    if isinstance(network, InputAdapter):
+        return _penultimate(network.network, network.adapted(images))
     if isinstance(network, SENetGE):
         features = network.features(images).mean((2, 3))
         return features, network.last_linear(features)

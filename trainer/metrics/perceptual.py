@@ -15,7 +15,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import permute
-from models.classifiers.build import Renormalized
+from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ClassifierPerceptualDistance(PerceptualDistance):
     def of(cls, trained: "TrainedClassifier") -> "ClassifierPerceptualDistance":
         """That of a trained run."""
         name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.network, name, trained.config.data.image_size)
+        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         pairs = zip(self._maps_of(images), self._maps_of(others), strict=True)
@@ -148,7 +148,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 def _stages(network: nn.Module) -> list[nn.Module]:
     """The modules whose outputs are the feature maps at each resolution."""
-    if isinstance(network, Renormalized):
+    if isinstance(network, InputAdapter):
         return _stages(network.network)
     if isinstance(network, SENetGE):
         return [network.get_submodule(name) for name in ("layer0", *network.stages)]

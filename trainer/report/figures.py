@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Stand-ins that `_svg` replaces by the page's own colours, so that a figure is legible on light and on dark.
+# Stand-ins that `svg` replaces by the page's own colours, so that a figure is legible on light and on dark.
 INK, MUTED, LINE, PAPER = "#000001", "#000002", "#000003", "#000004"
 SERIES = ("#000011", "#000012", "#000013")
 _PAGE_COLOURS = {
@@ -25,7 +25,7 @@ _PAGE_COLOURS = {
     SERIES[1]: "var(--second)",
     SERIES[2]: "var(--third)",
 }
-_STYLE: Any = {  # matplotlib types its keys one by one
+STYLE: Any = {  # matplotlib types its keys one by one
     "text.parse_math": False,
     "svg.fonttype": "none",
     "font.size": 10.5,
@@ -56,7 +56,7 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
 
     epochs: the "epoch" lines of metrics.jsonl.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 3.7), layout="constrained")
         accuracy, loss = drawing.subplots(1, 2)
         _curve(accuracy, epochs, "train_accuracy", "training", SERIES[0])
@@ -72,7 +72,7 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if axes.has_data():
                 axes.legend()
-        return _svg(drawing, "training")
+        return svg(drawing, "training")
 
 
 def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
@@ -81,7 +81,7 @@ def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
     scores: what `trainer.metrics.classification.score` returned; name: unique in the page.
     """
     types = [cell_type for cell_type, row in scores["per_type"].items() if row["count"]]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 4.3), layout="constrained")
         axes = drawing.subplots()
         axes.grid(axis="x", visible=False)
@@ -102,7 +102,7 @@ def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
         axes.set_yticks(range(0, 101, 10))
         axes.set_ylabel("per cent")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
-        return _svg(drawing, f"types-{name}")
+        return svg(drawing, f"types-{name}")
 
 
 def reliability_diagram(scores: Mapping[str, Any], name: str) -> Markup:
@@ -110,7 +110,7 @@ def reliability_diagram(scores: Mapping[str, Any], name: str) -> Markup:
     bins = [row for row in scores["reliability"] if row["count"]]
     middle = [(row["low"] + row["high"]) / 2 for row in scores["reliability"]]
     width = 1 / len(middle)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 3.7), layout="constrained")
         accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
         accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
@@ -127,12 +127,12 @@ def reliability_diagram(scores: Mapping[str, Any], name: str) -> Markup:
         counts.set(xlim=(0, 1), xlabel="confidence", title="Predictions at each confidence")
         counts.xaxis.set_major_formatter(PercentFormatter(1.0))
         counts.grid(axis="x", visible=False)
-        return _svg(drawing, f"reliability-{name}")
+        return svg(drawing, f"reliability-{name}")
 
 
 def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
     """Images per second and the share of each step spent waiting for data. steps: the "step" lines."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 2.9), layout="constrained")
         speed, wait = drawing.subplots(1, 2)
         _curve(speed, steps, "images_per_second", "", SERIES[0], key="step", thin=True)
@@ -144,21 +144,21 @@ def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
         wait.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         for axes in (speed, wait):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _svg(drawing, "throughput")
+        return svg(drawing, "throughput")
 
 
 def loss_terms(steps: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Markup:
     """Figure 40: numbers of a game at each logged step, a small drawing for each. steps: the "step" lines."""
     columns = 3
     rows = -(-len(names) // columns)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 2.4 * rows), layout="constrained")
         for number, name in enumerate(names, start=1):
             axes = drawing.add_subplot(rows, columns, number)
             _curve(axes, steps, name, "", SERIES[(number - 1) % len(SERIES)], key="step", thin=True)
             axes.set_title(name.rpartition("/")[2].replace("_", " ") if "norm" not in name else name.replace("_", " "))
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        return _svg(drawing, title)
+        return svg(drawing, title)
 
 
 def _curve(
@@ -184,10 +184,10 @@ def _curve(
     axes.plot(xs, ys, style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.1 if thin else 1.8)
 
 
-def _svg(drawing: Drawing, name: str) -> Markup:
+def svg(drawing: Drawing, name: str) -> Markup:
     """The drawing as inline SVG: no prologue, no metadata, ids of its own, the page's colours and font."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

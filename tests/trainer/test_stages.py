@@ -1,0 +1,217 @@
+"""If these fail, a night of training is done twice, or another's result is taken for one's own."""
+
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.balance import BalanceConfig
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from launchers.console import read_config
+from trainer.normalization import NormalizeConfig
+from trainer.orchestration.stages import Stage, describe, in_order, run_stage
+
+# Launchers that import torch from scratch take their time on a busy machine.
+pytestmark = pytest.mark.timeout(900)
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+REINHARD = ("method=reinhard", "a=giemsa", "b=violet", "image_size=32")
+CLASSIFIER = (
+    "model=senet_tiny_ge",
+    "data.image_size=32",
+    "data.threads=1",
+    "train.global_batch=8",
+    "train.epochs=12",
+    "train.iterations_per_epoch=2",
+    "train.checkpoint_every=1",
+    "train.log_every=1",
+)
+
+
+def normalized(shards: Path | Stage, *arguments: str, name: str = "normalized data") -> Stage:
+    return Stage(name, "normalize_stains", (*REINHARD, *arguments), {"shards": shards}, "out")
+
+
+def bank(shards: Path | Stage, *arguments: str, name: str = "cells") -> Stage:
+    run = Stage("cell GAN", "train_conditional_gan", arguments, {"shards": shards}, "run")
+    return Stage(name, "synthesize", ("count=3",), {"run": run}, "bank")
+
+
+def filled(shards: Path | Stage, *banks: Stage) -> Stage:
+    return Stage("filled data", "balance", ("per_type=9",), {"shards": shards, "banks": banks}, "out")
+
+
+@pytest.fixture
+def raw_table(two_stains: Dataset) -> Path:
+    """The table that `two_stains` was built from."""
+    return two_stains.root.parent / "raw/images.csv"
+
+
+@pytest.fixture
+def built(raw_table: Path) -> Stage:
+    """A stage that needs no network and so starts quickly."""
+    arguments = (f"table={raw_table}", "name=phantom", "domain=phantom", "workers=1")
+    return Stage("built data", "build_shards", arguments, {}, "shards")
+
+
+def start(stage: Stage, root: Path) -> BaseProcess:
+    """`run_stage` in a process of its own."""
+    process = _CONTEXT.Process(target=run_stage, args=(stage, root))
+    process.start()
+    return process
+
+
+def wait_until(condition: Callable[[], bool], deadline: float = 500) -> None:
+    end = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+def log_of(stage: Stage, root: Path) -> str:
+    return stage.folder(root).with_suffix(".log").read_text()
+
+
+def launches(stage: Stage, root: Path) -> int:
+    return sum(line.startswith("$ ") for line in log_of(stage, root).splitlines())
+
+
+def test_the_hash_changes_with_what_decides_the_result_and_with_nothing_else(
+    two_stains: Dataset, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    stage, training = normalized(two_stains.root), ("model.generator.width=4", "train.epochs=2")
+    moved = shutil.copytree(two_stains.root, tmp_path / "moved")
+    for same in (
+        normalized(moved),
+        normalized(two_stains.root, "batch=3", name="another name"),
+    ):
+        assert same == stage
+        assert len({same, stage}) == 1
+    whole = filled(stage, bank(stage, *training))
+    free = ("data.threads=1", "train.micro_batch=2", "samples_per_type=1", "train.log_every=1")
+    assert filled(normalized(moved), bank(normalized(moved), *free, *reversed(training))) == whole
+    others = [
+        stage,
+        normalized(tiny_dataset.root),
+        normalized(two_stains.root, "policy=to_b"),
+        dataclasses.replace(stage, launcher="synthesize"),
+        dataclasses.replace(stage, output="shards"),
+        dataclasses.replace(stage, inputs={"run": two_stains.root}),
+        whole,
+        filled(stage, bank(stage, *training, "train.global_batch=8")),
+        filled(stage, bank(two_stains.root, *training)),
+        filled(stage, bank(stage, *training), bank(stage)),
+        filled(stage, bank(stage), bank(stage, *training)),
+        # Within one section the later argument has the last word.
+        bank(stage, "data.crop={}", "data.crop.giemsa=0.5"),
+        bank(stage, "data.crop.giemsa=0.5", "data.crop={}"),
+    ]
+    assert len({each.content_hash for each in others}) == len(others)
+    with pytest.raises(UserError, match="no data set here"):
+        _ = normalized(tmp_path / "nowhere").content_hash
+
+
+def test_a_command_says_the_same_to_a_launcher_wherever_the_folders_lie(two_stains: Dataset, tmp_path: Path) -> None:
+    root = tmp_path / 'Größe 2, [new] "x"\'s'
+    stage = normalized(two_stains.root)
+    whole = filled(stage, bank(stage, name="cells of both"), bank(two_stains.root))
+    command = shlex.split(shlex.join(whole.command(root)))
+    assert Path(command[1]).name == "balance.py"
+    config = read_config(BalanceConfig, "balance", command[2:])
+    assert [Path(folder) for folder in config.banks] == [each.folder(root) for each in whole.needs[1:]]
+    assert (Path(str(config.shards)), Path(str(config.out))) == (stage.folder(root), whole.folder(root))
+    assert config.banks[0].startswith(f"{root}/cells-of-both-")
+    config = read_config(NormalizeConfig, "normalize_stains", stage.command(root)[2:])
+    assert (config.shards, config.out) == (str(two_stains.root), str(stage.folder(root)))
+
+
+def test_stages_come_in_order_each_once(two_stains: Dataset, tmp_path: Path) -> None:
+    stage = normalized(two_stains.root)
+    again = normalized(two_stains.root)
+    whole = filled(stage, bank(again), bank(again, "train.epochs=2"))
+    ordered = in_order([whole, stage, filled(stage, bank(stage))])
+    assert len(ordered) == len(set(ordered)) == 7
+    assert all(ordered.index(needed) < place for place, each in enumerate(ordered) for needed in each.needs)
+    lines = describe([whole], tmp_path)
+    assert lines[0] == "1. normalized data (to run)"
+    assert lines[1::2] == [f"   {shlex.join(each.command(tmp_path))}" for each in in_order([whole])]
+    with pytest.raises(ValueError, match="'normalized data' and 'Reinhard' are one stage under two names"):
+        in_order([normalized(two_stains.root, name="Reinhard"), normalized(two_stains.root)])
+
+
+def test_two_who_want_one_stage_at_once_run_it_once(built: Stage, tmp_path: Path) -> None:
+    processes = [start(built, tmp_path / "stages") for _ in range(2)]
+    for process in processes:
+        process.join(500)
+        assert process.exitcode == 0
+    root = tmp_path / "stages"
+    assert built.done(root)
+    assert launches(built, root) == 1
+    assert len(Dataset.open(built.folder(root)).samples()) == 120
+    marker = json.loads(built.folder(root).with_suffix(".done.json").read_text())
+    assert marker == {
+        "name": "built data",
+        "content_hash": built.content_hash,
+        "command": shlex.join(built.command(root)),
+    }
+    assert run_stage(built, root) == built.folder(root)
+    assert launches(built, root) == 1
+    shutil.rmtree(built.folder(root))
+    assert not built.done(root)
+    run_stage(built, root)
+    assert launches(built, root) == 2
+
+
+def test_what_a_launcher_refuses_and_what_it_fails_of_are_told_apart(
+    built: Stage, raw_table: Path, two_stains: Dataset, tmp_path: Path
+) -> None:
+    mistaken = dataclasses.replace(built, arguments=("table=nowhere.csv", "name=phantom", "domain=phantom"))
+    with pytest.raises(UserError, match=r"^built data: build_shards\.py: .*nowhere\.csv.*\(.*\.log\)$"):
+        run_stage(mistaken, tmp_path)
+    assert not mistaken.done(tmp_path)
+    # No refusal, though the exit code is Python's own 2.
+    with pytest.raises(RuntimeError, match=r"(?s)built data: none\.py ended with code 2; .*can't open file"):
+        run_stage(dataclasses.replace(built, launcher="none"), tmp_path)
+    waiting = normalized(built)
+    with pytest.raises(ValueError, match="normalized data reads what built data writes, which is not done"):
+        run_stage(waiting, tmp_path)
+    several = normalized(two_stains.root, "policy=to_c")
+    with pytest.raises(UserError, match=r"^normalized data: normalize_stains\.py: .*policy=to_c is none of to_a"):
+        run_stage(several, tmp_path, processes=2)
+
+
+def test_two_processes_on_the_cpu_work_on_one_stage(two_stains: Dataset, tmp_path: Path) -> None:
+    stage = normalized(two_stains.root)
+    derived = Dataset.open(run_stage(stage, tmp_path, processes=2))
+    assert derived.samples()["origin"].value_counts().to_dict() == {"real": 60, "normalized": 60}
+    assert "--nproc-per-node=2" in log_of(stage, tmp_path)
+
+
+def test_a_stage_whose_runner_was_killed_goes_on_where_it_stopped(two_stains: Dataset, tmp_path: Path) -> None:
+    """SIGKILL to the runner ends the launcher too; the second run has the records of the first."""
+    stage = Stage("classifier", "train_classifier", CLASSIFIER, {"shards": two_stains.root}, "run")
+    records = stage.folder(tmp_path) / "metrics.jsonl"
+    runner = start(stage, tmp_path)
+    wait_until(lambda: records.exists() and len(records.read_text().splitlines()) > 6)
+    runner.kill()
+    runner.join()
+    with stage.folder(tmp_path).with_suffix(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held until the launcher is gone as well
+    before = records.read_text().splitlines()
+    assert len(before) < 36  # 24 steps and 12 epochs
+    assert not stage.done(tmp_path)
+    run_stage(stage, tmp_path)
+    assert stage.done(tmp_path)
+    assert launches(stage, tmp_path) == 2
+    # They tell the speed of the first launch, which the second cannot have had.
+    assert records.read_text().splitlines()[:5] == before[:5]
+    assert (stage.folder(tmp_path) / "evaluation/metrics.json").exists()

@@ -1,0 +1,183 @@
+"""If these fail, a sweep trains other trials than its file says, or starts work that it must then give up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from launchers.ablate import LAUNCHER_CONFIGS
+from launchers.console import read_config
+from tests.launching import ROOT
+from trainer.orchestration.sweep import Sweep, plan_sweep
+from trainer.orchestration.sweep_config import Resources, SweepConfig, parameter_sets, read_sweep
+
+SWEEPS = ROOT / "configs" / "sweeps"
+
+
+def search(**fields: Any) -> SweepConfig:
+    return SweepConfig(kind="search", **fields)
+
+
+def plan(config: SweepConfig, folder: Path) -> Sweep:
+    def compose(launcher: str, arguments: Sequence[str]) -> Any:
+        return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
+
+    return plan_sweep(config, folder, compose, Path("a.yaml"))
+
+
+def written(folder: Path, **content: Any) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@given(
+    st.floats(1e-6, 1.0),
+    st.floats(1.0, 1e3),
+    st.integers(-5, 5),
+    st.integers(0, 5),
+    st.integers(1, 40),
+)
+def test_draws_lie_in_their_ranges_and_more_of_them_begin_with_the_same(
+    low: float, factor: float, first: int, span: int, trials: int
+) -> None:
+    space = {
+        "rate": {"loguniform": [low, low * factor]},
+        "smoothing": {"uniform": [low, low * factor]},
+        "layers": {"integer": [first, first + span]},
+        "name": {"choice": ["a", "b"]},
+    }
+    points = parameter_sets(search(space=space, trials=trials))
+    assert len(points) == trials
+    for point in points:
+        for name in ("rate", "smoothing"):
+            assert low * (1 - 1e-5) <= point[name] <= low * factor * (1 + 1e-5)
+        assert point["layers"] in range(first, first + span + 1)
+        assert point["name"] in ("a", "b")
+    assert parameter_sets(search(space=space, trials=trials + 3))[:trials] == points
+
+
+def test_every_integer_and_every_choice_is_drawn_about_as_often() -> None:
+    space = {"layers": {"integer": [1, 3]}, "name": {"choice": ["a", "b"]}}
+    points = parameter_sets(search(space=space, trials=600))
+    for value in (1, 2, 3):
+        assert 150 < sum(point["layers"] == value for point in points) < 250
+    assert 250 < sum(point["name"] == "a" for point in points) < 350
+
+
+def test_a_grid_is_tried_as_a_whole_with_the_same_draws_at_each_point() -> None:
+    space = {"a": {"grid": [1, 2]}, "b": {"grid": ["x", "y"]}, "c": {"uniform": [0, 1]}}
+    points = parameter_sets(search(space=space, trials=2))
+    assert [(point["a"], point["b"]) for point in points[::2]] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert len({point["c"] for point in points}) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "race"}, ("kind=race", "ablation, comparison, search")),
+        ({}, ("no kind",)),
+        ({"kind": "comparison"}, ("models", "at least")),
+        ({"kind": "comparison", "models": ["a", "a"]}, ("models", "once")),
+        ({"kind": "comparison", "models": ["a"], "space": {"b": {"grid": [1]}}}, ("space", "kind: search")),
+        ({"kind": "search"}, ("space", "empty")),
+        ({"kind": "search", "space": {"a": [1, 2]}}, ("space.a", "grid")),
+        ({"kind": "search", "space": {"a": {"normal": [1, 2]}}}, ("space.a", "loguniform")),
+        ({"kind": "search", "space": {"a": {"loguniform": [0, 1]}}}, ("space.a.loguniform", "above 0")),
+        ({"kind": "search", "space": {"a": {"integer": [0.5, 1]}}}, ("space.a.integer", "two integers")),
+        ({"kind": "search", "space": {"a": {"uniform": [2, 1]}}}, ("space.a.uniform", "smaller one first")),
+        ({"kind": "search", "space": {"a": {"grid": [1]}}, "trials": 5}, ("trials=5", "draws")),
+        ({"kind": "search", "space": {"seed": {"grid": [1]}}}, ("seed is for the sweep",)),
+        ({"kind": "search", "space": {"a": {"grid": [1]}}, "reduction": 1}, ("reduction=1",)),
+        ({"kind": "ablation", "seeds": [1, 1]}, ("seeds", "once")),
+        ({"kind": "ablation", "fixed": ["train.epochs"]}, ("train.epochs", "key=value")),
+        ({"kind": "ablation", "fixed": ["run=x"]}, ("run is for the sweep",)),
+        ({"kind": "ablation", "metric": "validation_loss"}, ("mode=max", "validation_loss")),
+        ({"kind": "ablation", "resources_per_trial": {"cpu": 3, "workers": 2}}, ("cpu=3", "multiple")),
+        ({"kind": "ablation", "resources_per_trial": {"gpus": 2}}, ("gpus",)),
+        ({"kind": "ablation", "sheds": [1]}, ("sheds",)),
+        ({"kind": "ablation", "ablation": {"per_type": 0}}, ("ablation.per_type=0",)),
+    ],
+)
+def test_a_mistake_in_a_sweep_file_is_one_line_that_names_it(
+    tmp_path: Path, fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    path = written(tmp_path, shards="data", **fields)
+    with pytest.raises(UserError) as refused:
+        read_sweep(path, [])
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_the_command_line_stands_above_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, kind="comparison", models=["senet_tiny_ge"], seeds=[4], resources_per_trial={"cpu": 2})
+    sweep = read_sweep(path, ["shards=/my data/a=b", "resources_per_trial.gpu=0.5", "seeds=[1,2]"])
+    assert sweep.shards == "/my data/a=b"
+    assert sweep.seeds == [1, 2]
+    assert sweep.resources_per_trial == Resources(cpu=2, gpu=0.5)
+    assert sweep.name == "own"
+    with pytest.raises(UserError, match="no shards"):
+        read_sweep(path, [])
+
+
+def test_trials_are_every_arm_with_every_seed_under_names_of_their_own(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    space = {"optimizer.learning_rate": {"grid": [0.1, 0.2]}, "model": {"grid": ["senet_tiny_ge"]}}
+    config = search(shards=str(tiny_dataset.root), space=space, seeds=[3, 5], fixed=["train.epochs=7"])
+    sweep = plan(config, tmp_path)
+    assert [trial.name for trial in sweep.trials] == ["point0-seed3", "point0-seed5", "point1-seed3", "point1-seed5"]
+    last = sweep.trials[-1]
+    assert last.parameters == {"optimizer.learning_rate": 0.2, "model": "senet_tiny_ge"}
+    assert (last.config.optimizer.learning_rate, last.config.seed, last.config.train.epochs) == (0.2, 5, 7)
+    assert last.config.model.name == "senet_tiny_ge"
+    assert last.config.run == str(tmp_path / "trials/point1-seed5")
+    assert sweep.reference is None
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_parameter_is_refused_before_anything_is_written(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    config = search(shards=str(tiny_dataset.root), space={"optimizer.learning_speed": {"grid": [0.1]}})
+    with pytest.raises(UserError, match=r"a\.yaml.*learning_speed"):
+        plan(config, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_decides_a_result_makes_another_sweep_and_nothing_else(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    fields = {"shards": str(tiny_dataset.root), "space": {"optimizer.learning_rate": {"grid": [0.1]}}}
+    first = plan(search(**fields), tmp_path).fingerprint
+    assert plan(search(**fields, max_concurrent_trials=1), tmp_path).fingerprint == first
+    assert plan(search(**fields, seeds=[0]), tmp_path).fingerprint != first
+
+
+@pytest.mark.parametrize("name", ["classifiers", "classifiers_small", "learning_rate"])
+def test_the_sweeps_that_come_with_the_project_can_be_planned(tiny_dataset: Dataset, tmp_path: Path, name: str) -> None:
+    sweep = plan(read_sweep(SWEEPS / f"{name}.yaml", [f"shards={tiny_dataset.root}"]), tmp_path)
+    assert len(sweep.trials) == {"classifiers": 30, "classifiers_small": 10, "learning_rate": 12}[name]
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation_small"])
+def test_the_ablations_that_come_with_the_project_can_be_planned(
+    two_stains: Dataset, tmp_path: Path, name: str
+) -> None:
+    changes = [f"shards={two_stains.root}", "ablation.rare_types=[basophil]", "arms=[full,without_ge,original]"]
+    sweep = plan(read_sweep(SWEEPS / f"{name}.yaml", [*changes, "seeds=[0]"]), tmp_path)
+    assert [trial.name for trial in sweep.trials] == ["full-seed0", "without_ge-seed0", "original-seed0"]
+    assert sweep.reference == "full"
+    assert [trial.config.model.ge for trial in sweep.trials] == [True, False, True]
+    shards = [Path(str(trial.config.shards)) for trial in sweep.trials]
+    assert shards[0] == shards[1] == sweep.stages[-1].folder(sweep.stages_folder)
+    assert shards[2] == two_stains.root
+
+
+@pytest.mark.parametrize("name", ["stain", "normalize", "conditional", "few_shot"])
+def test_an_unknown_argument_of_a_stage_is_refused_beforehand(two_stains: Dataset, tmp_path: Path, name: str) -> None:
+    changes = [f"shards={two_stains.root}", "ablation.rare_types=[basophil]", f"ablation.{name}=[speed=1]"]
+    with pytest.raises(UserError, match=r"a\.yaml: .*\.py\): .*speed"):
+        plan(read_sweep(SWEEPS / "ablation.yaml", changes), tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,214 @@
+"""A sweep's stages and trials on a Ray cluster, or on this machine alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from data_pipeline.errors import UserError
+from trainer.orchestration.stages import Stage, run_stage
+from trainer.orchestration.sweep import Sweep, write_trials
+from trainer.orchestration.sweep_config import Resources
+from trainer.orchestration.trial import TUNE_FOLDER, read_ending, read_epochs, run_trial, write_ending
+
+# Times that a stage or a trial is started again where its process or its node died.
+_RETRIES = 3
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run's own log has it all
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # one line each is told below
+    "RAY_AIR_NEW_OUTPUT": "0",  # its table of settings is printed whatever `verbose` says
+}
+
+
+@contextmanager
+def joined_cluster() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names or that `ray start` made this machine part of; else one of this process.
+
+    Not address="auto", which would also find the private cluster of another sweep on this machine.
+    UserError where the cluster does not answer.
+    """
+    os.environ.update(_QUIET)
+    try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers ({error}): start it, with RAY_AUTH_MODE=token here too if it has it, or have this "
+            "machine work alone: ray stop, and no RAY_ADDRESS in the environment"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """ConnectionError where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"RAY_ADDRESS={address}: {error.strerror or error}") from error
+
+
+def check_fit(sweep: Sweep) -> int:
+    """How many trials the cluster has room for at a time.
+
+    UserError where it is none, where there is no room for a stage, and where GPUs would stand idle.
+    """
+    resources = sweep.config.resources_per_trial
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    asked = f"resources_per_trial of {resources.cpu} CPU, {resources.gpu:g} GPU, {resources.workers} workers"
+    here = (
+        f"has {cores:g} CPU and {gpus:g} GPU on {len(nodes)} node{'s' * (len(nodes) != 1)}: ask for less, or add nodes"
+    )
+    workers = sum(_room(node, resources.of_worker) for node in nodes)
+    if workers < resources.workers:
+        raise UserError(f"{asked}: more than the cluster, which {here}")
+    if sweep.stages and not any(_room(node, {"CPU": resources.cpu, "GPU": resources.gpu}) for node in nodes):
+        raise UserError(f"{asked}: a stage is for one node, and more than any of the cluster, which {here}")
+    if resources.of_worker["GPU"] > 1:
+        raise UserError(f"{asked}: a process computes on one GPU: set resources_per_trial.workers={resources.gpu:g}")
+    return workers // resources.workers
+
+
+def _room(node: dict[str, float], share: dict[str, float]) -> int:
+    """How many such shares a node has."""
+    return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items() if amount)
+
+
+def run_stages(sweep: Sweep) -> None:
+    """Run the stages that are not done, side by side where none needs the other.
+
+    UserError with a launcher's own line where it refuses; the stages that have begun are cut off, to be gone on with.
+    """
+    resources = sweep.config.resources_per_trial
+    task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=_RETRIES)(_stage_task)
+    running: dict[Any, Stage] = {}
+    begun: dict[Stage, Any] = {}
+    for stage in sweep.stages:
+        if not stage.done(sweep.stages_folder):
+            before = [begun[needed] for needed in stage.needs if needed in begun]
+            begun[stage] = task.remote(stage, str(sweep.stages_folder), resources, *before)
+            running[begun[stage]] = stage
+    while running:
+        (ended,), _ = ray.wait(list(running))
+        try:
+            ray.get(ended)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(str(error.cause)) from error
+            raise
+        print(f"{running.pop(ended).name}: done", flush=True)
+
+
+def _stage_task(stage: Stage, folder: str, resources: Resources, *before: None) -> None:
+    """before: what Ray is to wait for."""
+    os.environ["OMP_NUM_THREADS"] = str(resources.threads)
+    if not resources.gpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    run_stage(stage, Path(folder), resources.workers)
+
+
+def run_trials(sweep: Sweep, room: int) -> None:
+    """Run the trials that have not ended, `room` of them at a time at most."""
+    resources, config = sweep.config.resources_per_trial, sweep.config
+    limit = min(room, config.max_concurrent_trials or room)
+    by_name = {trial.name: trial for trial in sweep.trials}
+    # Where a trial has processes of Ray Train, they have its share, and what waits for them needs a place only: so no
+    # trial takes the last core that another one's processes wait for.
+    place: dict[str, float] = {"memory": 1} if resources.workers > 1 else resources.of_worker
+    trainable = tune.with_resources(tune.with_parameters(run_trial, trials=by_name, resources=resources), place)
+    # Tune remembers folders and limits as they were. After a change it begins anew, and trials that have ended tell it
+    # their epochs again.
+    told = json.dumps([str(sweep.folder), str(config.shards), limit])
+    storage, name = str(sweep.folder / TUNE_FOLDER), hashlib.sha256(told.encode()).hexdigest()[:12]
+    if tune.Tuner.can_restore(f"{storage}/{name}"):
+        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"trial": tune.grid_search(list(by_name))},
+            tune_config=tune.TuneConfig(
+                metric=config.metric,
+                mode=config.mode,
+                scheduler=_scheduler(sweep),
+                max_concurrent_trials=limit,
+                trial_name_creator=_name_of,
+                trial_dirname_creator=_name_of,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                callbacks=[_Endings(sweep)],
+                verbose=0,
+            ),
+        )
+    tuner.fit()
+
+
+def _name_of(trial: Trial) -> str:
+    return str(trial.config["trial"])
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler | None:
+    if sweep.config.scheduler == "none":
+        return None
+    longest = max(trial.config.train.epochs for trial in sweep.trials)
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=longest,
+        grace_period=min(sweep.config.grace_epochs, longest),
+        reduction_factor=sweep.config.reduction,
+    )
+
+
+class _Endings(tune.Callback):
+    """Sets down how each trial ended, as it does."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended(trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        print(f"{_name_of(trial)}: broke off ({trial.error_file}), is started again", flush=True)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._ended(trial)
+
+    def _ended(self, trial: Trial) -> None:
+        planned = next(planned for planned in self._sweep.trials if planned.name == _name_of(trial))
+        ending = read_ending(planned.run)
+        if ending is None:  # a trial itself says that it finished, and what the user is to mend
+            error = trial.get_error()
+            if error is None:
+                write_ending(planned.run, "stopped")
+            else:
+                line = str(error).strip().splitlines()[-1]
+                write_ending(planned.run, "failed", f"{line} (traceback: {trial.error_file})")
+            ending = read_ending(planned.run)
+        assert ending is not None
+        write_trials(self._sweep)
+        epochs = read_epochs(planned.run)
+        metric = self._sweep.config.metric
+        score = f", {metric.replace('_', ' ')} {epochs[-1][metric]:.3f}" if epochs else ""
+        print(f"{planned.name}: {ending.line or ending.status}, {ending.epochs} epochs{score}", flush=True)

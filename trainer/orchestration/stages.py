@@ -1,0 +1,231 @@
+"""The work of one launcher as a stage: known by all that it follows from, done once, taken up where it was cut off.
+
+In a folder of stages, one called NAME-HASH writes NAME-HASH/, what its launcher says to NAME-HASH.log, and
+NAME-HASH.done.json when the launcher has ended well. NAME-HASH.lock is held by whoever runs it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.disk import replace_through
+from data_pipeline.errors import UserError
+from trainer.run_directory import FREE_SETTINGS
+
+LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
+
+# Settings of the launchers that no weight and no image follows from.
+_FREE = FREE_SETTINGS | {"samples_per_type", "sheet_columns", "batch"}
+_SHOWN_LINES = 20
+# Hydra reads these bare in a list.
+_BARE = re.compile(r"[\w/.-]+", re.ASCII)
+# prctl(2): the signal that a process gets when the one that started it has died.
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One launcher's work. Stages of one content hash are one and the same; they are to have one name too.
+
+    name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
+    inputs: argument -> what is read: a data set's folder, what another stage writes, or a list of such.
+    output: the argument that names the folder it writes.
+    """
+
+    name: str
+    launcher: str
+    arguments: tuple[str, ...]
+    inputs: Mapping[str, Stage | Path | tuple[Stage, ...]]
+    output: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.content_hash == other.content_hash
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 hex of what decides its result, known before it has run.
+
+        Neither folders nor free settings count, nor the order of arguments that concern different sections.
+        UserError where an input's folder is no data set.
+        """
+        counting = [argument for argument in self.arguments if _key(argument) not in _FREE]
+        counting.sort(key=lambda argument: re.split(r"[./]", _key(argument))[0])
+        read = {name: [_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
+        told = json.dumps([self.launcher, counting, self.output, read], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """The stages that it reads from."""
+        return tuple(each for source in self.inputs.values() for each in _listed(source) if isinstance(each, Stage))
+
+    def folder(self, root: Path) -> Path:
+        """What it writes, in a folder of stages."""
+        slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return root / f"{slug}-{self.content_hash[:12]}"
+
+    def command(self, root: Path, processes: int = 1) -> list[str]:
+        """The launcher's command line; `shlex.join` makes it a line for a shell, in any folder.
+
+        processes: of this machine, one for each GPU, or several on the CPU where there is none.
+        """
+        # torchrun starts several on the CPU too, and picks a free port, so that stages can run side by side.
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        return [
+            sys.executable,
+            *(several if processes > 1 else []),
+            str(LAUNCHERS / f"{self.launcher}.py"),
+            *(f"{name}={_written(source, root)}" for name, source in self.inputs.items()),
+            f"{self.output}={os.path.abspath(self.folder(root))}",
+            *self.arguments,
+        ]
+
+    def done(self, root: Path) -> bool:
+        """Whether its launcher has ended well, and what it wrote is still there."""
+        return _beside(self.folder(root), "done.json").is_file() and self.folder(root).is_dir()
+
+
+def in_order(stages: Iterable[Stage]) -> list[Stage]:
+    """These stages and all that they need, each once, after those that it needs."""
+    ordered: dict[Stage, str] = {}
+
+    def add(stage: Stage) -> None:
+        if stage not in ordered:
+            for needed in stage.needs:
+                add(needed)
+        if ordered.setdefault(stage, stage.name) != stage.name:
+            raise ValueError(f"{stage.name!r} and {ordered[stage]!r} are one stage under two names: name them alike")
+
+    for stage in stages:
+        add(stage)
+    return list(ordered)
+
+
+def describe(stages: Iterable[Stage], root: Path, processes: int = 1) -> list[str]:
+    """Lines for people: each stage that these need, in order, whether it is done, and its command line."""
+    lines = []
+    for number, stage in enumerate(in_order(stages), start=1):
+        state = "done" if stage.done(root) else "to run"
+        lines += [f"{number}. {stage.name} ({state})", f"   {shlex.join(stage.command(root, processes))}"]
+    return lines
+
+
+def run_stage(stage: Stage, root: Path, processes: int = 1) -> Path:
+    """Run a stage, whose inputs are done, unless it is done already; returns its folder.
+
+    Of several callers at once, in any process, one runs it and the others wait. It goes on where an earlier launch
+    was cut off, and its launcher ends when this process is killed.
+    Raises UserError with the launcher's own line where that refuses, RuntimeError with the end of the log where it
+    fails otherwise, ValueError while an input is not done.
+    """
+    folder = stage.folder(root)
+    if stage.done(root):
+        return folder
+    root.mkdir(parents=True, exist_ok=True)
+    with _held(_beside(folder, "lock")) as lock:
+        if stage.done(root):  # by whoever held the lock before
+            return folder
+        for needed in stage.needs:
+            if not needed.done(root):
+                raise ValueError(f"{stage.name} reads what {needed.name} writes, which is not done: run that first")
+        command, log = stage.command(root, processes), _beside(folder, "log")
+        code, said = _launch(command, log, lock)
+        if code != 0:
+            # torchrun has an exit code of its own, and says more after the launcher's line.
+            refusals = re.findall(rf"\b{stage.launcher}\.py: .+", said) if code == 2 or processes > 1 else []
+            if refusals:
+                raise UserError(f"{stage.name}: {refusals[-1]} ({log})")
+            tail = "\n".join(said.splitlines()[-_SHOWN_LINES:])
+            raise RuntimeError(f"{stage.name}: {stage.launcher}.py ended with code {code}; {log} ends with\n{tail}")
+        marker = {"name": stage.name, "content_hash": stage.content_hash, "command": shlex.join(command)}
+        replace_through(_beside(folder, "done.json"), json.dumps(marker, indent=1).encode())
+    return folder
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[int]:
+    """The lock's file descriptor, once no other process holds it. A process that dies lets go of it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _launch(command: Sequence[str], log: Path, lock: int) -> tuple[int, str]:
+    """Run a command to its end, its output to the log; its exit code, and what it said.
+
+    It holds the lock too: should this process be killed, nobody else starts before the command is gone as well.
+    """
+    with log.open("ab") as output:
+        # A launch that was cut off leaves a progress bar without an end of line.
+        output.write(("\n" * (output.tell() > 0) + f"$ {shlex.join(command)}\n").encode())
+        output.flush()
+        start = output.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock],
+            preexec_fn=_end_with_parent,
+        )
+        try:
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    with log.open("rb") as written:
+        written.seek(start)
+        return code, written.read().decode(errors="replace").replace("\r", "\n")
+
+
+def _end_with_parent() -> None:
+    # Not SIGKILL: torchrun has processes of its own to end.
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    return folder.with_name(f"{folder.name}.{ending}")
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+")
+
+
+def _listed(source: Stage | Path | tuple[Stage, ...]) -> tuple[Stage | Path, ...]:
+    return source if isinstance(source, tuple) else (source,)
+
+
+def _hash_of(source: Stage | Path) -> str:
+    return source.content_hash if isinstance(source, Stage) else Dataset.read_catalog(source).content_hash
+
+
+def _written(source: Stage | Path | tuple[Stage, ...], root: Path) -> str:
+    """A source as the value of an argument."""
+    folders = [os.path.abspath(each.folder(root) if isinstance(each, Stage) else each) for each in _listed(source)]
+    if not isinstance(source, tuple):
+        return folders[0]
+    quoted = (folder if _BARE.fullmatch(folder) else json.dumps(folder, ensure_ascii=False) for folder in folders)
+    return f"[{','.join(quoted)}]"
