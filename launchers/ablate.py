@@ -74,10 +74,10 @@ def main(arguments: Sequence[str]) -> None:
         lambda launcher, overrides: read_config(LAUNCHER_CONFIGS[launcher], launcher, overrides),
         Path(config.sweep),
     )
+    refuse_other_sweep(sweep)
     print("\n".join(describe_sweep(sweep)), flush=True)
     if config.plan:
         return
-    refuse_other_sweep(sweep)
     if sweep.to_run:
         # Imported here: Ray takes a while, which a mistake above need not wait for.
         from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials

@@ -14,22 +14,34 @@ from models.classifiers import ClassifierConfig
 from trainer.classifier_training import ClassifierRunConfig
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from trainer.orchestration.sweep_config import SweepConfig, parameter_sets
 
 TYPES = ("basophil", "platelet", "smudge cell")
 TINY = ClassifierConfig(
     "tiny", timm_name="", block="basic", layers=(1,), widths=(8,), groups=1, reduction=2, stem_widths=(4,), ge=False
 )
 HASH = "5e" * 32
+ARMS = ("full", "without_ge", "without_normalization", "few_shot_only", "conditional_only", "original")
 
 
 def write_sweep(sweep: Path, kind: str = "ablation", reference: str | None = "full", **plan: Any) -> None:
     """sweep.json; plan: what the sweep file says."""
     sweep.mkdir(parents=True, exist_ok=True)
+    plan = {"seeds": [0, 1], **plan}
+    if kind == "search":
+        arms = [f"point{number}" for number in range(len(parameter_sets(SweepConfig(kind="search", **plan))))]
+    else:
+        arms = plan.get("models", list(ARMS))
     content = {
         "name": "parts", "kind": kind, "reference": reference, "metric": "validation_balanced_accuracy", "mode": "max",
-        "sweep": {"kind": kind, "seeds": [0, 1], "arms": None, "models": [], **plan}, "fingerprint": "ab" * 32,
+        "sweep": {"kind": kind, **plan}, "fingerprint": "ab" * 32, "arms": {arm: _title(arm) for arm in arms},
+        "trials": {f"{arm}-seed{seed}": HASH for arm in arms for seed in plan["seeds"]},
     }  # fmt: skip
     (sweep / "sweep.json").write_text(json.dumps(content))
+
+
+def _title(arm: str) -> str:
+    return arm.replace("_", " ").capitalize()
 
 
 def add_trial(sweep: Path, arm: str, seed: int, status: str = "finished", **values: Any) -> Path:
@@ -37,7 +49,7 @@ def add_trial(sweep: Path, arm: str, seed: int, status: str = "finished", **valu
     name = values.pop("trial", f"{arm}-seed{seed}")
     run = sweep / "trials" / name
     line = {
-        "trial": name, "arm": arm, "title": f"{arm.replace('_', ' ').capitalize()}", "seed": seed, "parameters": {},
+        "trial": name, "arm": arm, "title": _title(arm), "seed": seed, "parameters": {},
         "command": f"accelerate launch launchers/train_classifier.py run=again seed={seed}", "run": f"trials/{name}",
         "dataset_hash": HASH, "status": status, "seconds": 100.0 + 20 * seed, "epochs": 2,
     } | values  # fmt: skip

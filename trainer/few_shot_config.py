@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
 from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer.episodes import ORIGINS
@@ -126,4 +127,13 @@ class FewShotRunConfig:
             raise ValueError(
                 f"train.global_batch={self.train.global_batch}: a step plays whole episodes of shots={self.shots} "
                 "images; give a multiple of that"
+            )
+
+    def check_processes(self, processes: int) -> None:
+        """UserError where so many processes cannot share a step out as whole episodes."""
+        together = self.shots * processes
+        if self.model.plays_episodes and self.train.global_batch % together:
+            raise UserError(
+                f"train.global_batch={self.train.global_batch}: {processes} processes play whole episodes of "
+                f"shots={self.shots} images each; give a multiple of {together}"
             )

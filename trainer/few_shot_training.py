@@ -144,12 +144,8 @@ class _Training:
 
     def _episodes(self) -> Stream:
         """Each process's slice of a global batch is whole episodes."""
-        config, processes = self._config, self._topology.world_size
-        if config.train.global_batch % (config.shots * processes):
-            raise UserError(
-                f"train.global_batch={config.train.global_batch}: {processes} processes play whole episodes of "
-                f"shots={config.shots} images each; give a multiple of {config.shots * processes}"
-            )
+        config = self._config
+        config.check_processes(self._topology.world_size)
 
         def order(labels: npt.ArrayLike) -> EpisodeOrder:
             return EpisodeOrder(labels, config.seed, config.shots, config.train.global_batch)

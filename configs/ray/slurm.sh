@@ -7,6 +7,9 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --time=24:00:00
 set -e
+# Without a token, anyone who reaches a node could run anything on it as the job's user. Homes are shared.
+export RAY_AUTH_MODE=token
+ray get-auth-token --generate > /dev/null
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # The same command on every node: Ray starts on all of them, the sweep on the head alone, and then Ray stops.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300

@@ -37,7 +37,7 @@ class ClassifierConfig:
     shortcut: str = "conv3"  # downsampling on shortcuts: "conv3", "conv1", or "average" (2x2 mean, then 1x1)
     zero_init: bool = False  # the batch norm that closes a branch starts at zero: shortcuts alone at first
 
-    # The attention on top, figure 38. ge: false leaves the plain SENet.
+    # The attention on top of "senet", figure 38. ge: false leaves the plain SENet, and is what all others have.
     ge: bool = True
     ge_gather: str = "depthwise"  # "depthwise" (learned) or "average" (parameter-free)
     ge_extent: int = 0  # 0: the whole map; otherwise the extent ratio 2, 4, 8, ...
@@ -48,6 +48,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         for field in ("layers", "widths", "stem_widths"):  # YAML gives lists; a frozen value needs tuples
             object.__setattr__(self, field, tuple(getattr(self, field)))
+        if self.architecture != "senet":
+            object.__setattr__(self, "ge", False)
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise ModelError(f"model.{field}={getattr(self, field)!r}: choose one of {', '.join(allowed)}")

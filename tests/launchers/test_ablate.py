@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from tests.conftest import Launch, Start
 from tests.launchers.test_launchers import assert_refused
 from tests.launching import ROOT, Finished, Launched
 from tests.trainer import test_conditional_training, test_stain_training
+from trainer.orchestration.trial import forget_ending, read_ending, write_ending
 
 TINY = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=2"]
 RATES = [0.004, 0.001]
@@ -131,11 +133,30 @@ def test_a_printed_command_gives_the_same_answers(resumed: Resumed, launch: Laun
     """As a shell would take it apart, in another folder, undisturbed."""
     words = shlex.split(commands(resumed.done)[number])
     start = words.index(sys.executable)
+    assert words[:3] == ["cd", str(resumed.out.parent), "&&"]
     assert Path(words[start + 1]) == ROOT / "launchers/train_classifier.py"
-    environment = dict(word.split("=") for word in words[:start])
+    environment = dict(word.split("=") for word in words[3:start])
     assert launch("train_classifier", *words[start + 2 :], **environment).returncode == 0
     replay, trial = (resumed.out / folder / NAMES[number] for folder in ("replays", "trials"))
     pd.testing.assert_frame_equal(answers(replay), answers(trial))
+
+
+def test_more_seeds_are_trained_beside_what_is_there_and_a_removed_trial_again(
+    resumed: Resumed, cluster: Environment, launch: Launch, tmp_path: Path
+) -> None:
+    """Tune itself remembers that all have ended."""
+    out = Path(shutil.copytree(resumed.out, tmp_path / "out"))
+    shutil.rmtree(out / "trials" / NAMES[1])
+    (out / "trials" / f"{NAMES[1]}.ended.json").unlink()
+    before = written_when(out / "trials" / NAMES[0])
+    arguments = [argument for argument in resumed.arguments if not argument.startswith("out=")]
+    again = launch("ablate", *arguments, f"out={out}", **cluster)
+    assert again.returncode == 0, again.stderr
+    pd.testing.assert_frame_equal(answers(out / "trials" / NAMES[1]), answers(resumed.out / "trials" / NAMES[1]))
+    more = launch("ablate", *arguments, f"out={out}", "seeds=[0,3]", **cluster)
+    assert more.returncode == 0, more.stderr
+    assert sorted(line["trial"] for line in lines(out)) == [*NAMES[:1], "point0-seed3", *NAMES[1:], "point1-seed3"]
+    assert written_when(out / "trials" / NAMES[0]) == before
 
 
 @pytest.mark.slow
@@ -157,7 +178,9 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     file, shards = sweep_of(tmp_path, tiny_dataset)
     done = launch("ablate", file, shards, "out=out", "resources_per_trial.gpu=3", **cluster)
     assert_refused(done, "3 GPU", "0 GPU (nodes: 1)")
-    assert_refused(launch("ablate", file, shards, f"out={out}", "seeds=[0,1]"), str(out), "another sweep", "seeds was")
+    assert_refused(launch("ablate", file, shards, f"out={out}", "seeds=[1]"), str(out), "another sweep", "seeds was")
+    other = ("ablate", file, shards, f"out={out}", "fixed=[model=senet_tiny_ge]", "seeds=[0,1]")
+    assert_refused(launch(*other), str(out), "another sweep", "fixed was")
     assert_refused(launch("ablate", file, shards, "out=out", RAY_ADDRESS="127.0.0.1:1"), "127.0.0.1:1", "ray stop")
     assert_refused(launch("ablate", file, shards), "out=DIR")
     file = sweep_file(tmp_path, kind="search", space={"optimizer.speed": {"grid": [1]}})
@@ -232,6 +255,60 @@ def test_a_trial_of_two_workers_and_its_printed_command_give_the_same_answers(
     pd.testing.assert_frame_equal(answers(out / "replays/point0-seed0"), answers(out / line["run"]))
 
 
+def test_who_ends_a_trial_first_has_the_last_word(tmp_path: Path) -> None:
+    """The driver that gives a trial up may not see yet, over a network, that it has finished."""
+    run = tmp_path / "trials/full-seed0"
+    assert write_ending(run, "finished").status == "finished"
+    assert write_ending(run, "stopped", "too late").status == "finished"
+    assert read_ending(run) == write_ending(run, "failed")
+    assert [path.name for path in run.parent.iterdir()] == ["full-seed0.ended.json"]
+    forget_ending(run)
+    assert write_ending(run, "failed", "why").line == "why"
+
+
+@pytest.mark.slow
+def test_relative_paths_are_from_where_the_sweep_was_started(
+    resumed: Resumed, cluster: Environment, tiny_dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    """Ray has its processes in folders of their own, a shell stands anywhere."""
+    shutil.copytree(resumed.out / "trials" / NAMES[0], tmp_path / "before")
+    file = sweep_file(
+        tmp_path, kind="search", fixed=[*TINY, "model.weights=before"], space={"train.epochs": {"grid": [1]}}
+    )
+    done = launch("ablate", file, f"shards={tiny_dataset.root}", "out=out", **cluster)
+    assert done.returncode == 0, done.stderr
+    (line,) = lines(tmp_path / "out")
+    subprocess.run(line["command"], shell=True, cwd="/", check=True, capture_output=True)
+    out = tmp_path / "out"
+    pd.testing.assert_frame_equal(answers(out / "replays/point0-seed0"), answers(out / line["run"]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_machines_join_with_the_head_s_token_alone(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
+    """As configs/ray/cluster.sh starts them; who has no token is told so in one line."""
+    home = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    bin_folder = Path(sys.executable).parent
+    environment = {**os.environ, "HOME": home, "RAY_TMPDIR": home, "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    script = ["bash", str(ROOT / "configs/ray/cluster.sh")]
+    try:
+        subprocess.run([*script, "head"], env=environment, check=True, capture_output=True)
+        assert (Path(home) / ".ray/auth_token").read_text()
+        address = {"RAY_ADDRESS": "127.0.0.1:6379", "HOME": home, "RAY_TMPDIR": home}
+        arguments = (*sweep_of(tmp_path, tiny_dataset, RATES[:1]), "out=out")
+        done = launch("ablate", *arguments, RAY_AUTH_MODE="token", **address)
+        assert done.returncode == 0, done.stderr
+        assert [line["status"] for line in lines(tmp_path / "out")] == ["finished"]
+        shutil.rmtree(tmp_path / "out")
+        refused = launch("ablate", *arguments, RAY_AUTH_MODE="disabled", **address)
+        assert_refused(refused, "RAY_AUTH_MODE=token")
+    finally:
+        for process in processes_about(Path(home)):  # `ray stop` would end the other tests' Ray too
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        shutil.rmtree(home, ignore_errors=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_outlives_a_node(tiny_dataset: Dataset, start: Start, tmp_path: Path) -> None:
@@ -303,10 +380,11 @@ def test_a_killed_ablation_leaves_no_process_and_makes_nothing_twice(
     }
 
 
-def processes_about(folder: Path) -> list[str]:
-    """The command lines, of launchers at work, that name a folder."""
+def processes_about(folder: Path) -> list[int]:
+    """Those whose command line names a folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return [line for line in found if str(folder) in line]
+            if str(folder).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found

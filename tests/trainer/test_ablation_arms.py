@@ -1,6 +1,7 @@
 """If these fail, an arm of the ablation takes away something else than it says, or trains what another arm has."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import STAINS, render_phantoms
+from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer import test_conditional_training, test_few_shot_training, test_stain_training
@@ -34,7 +36,11 @@ THESIS_COUNTS = (771, 2229, 975, 1848, 3174, 16, 1627, 1956, 6769, 1474, 55, 9)
 
 
 def arms_of(config: AblationConfig, shards: Path) -> dict[str, Arm]:
-    return {arm.name: arm for arm in ablation_arms(config, shards, 1)}
+    return {arm.name: arm for arm in ablation_arms(config, shards, 1, compose)}
+
+
+def compose(what: str, launcher: str, arguments: Sequence[str]) -> Any:
+    return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
 
 
 def stages_of(*arms: Arm) -> list[Stage]:
@@ -135,7 +141,7 @@ def test_each_other_arm_lacks_its_one_thing(two_stains: Dataset) -> None:
 
 
 def test_what_arms_share_is_one_stage_and_what_they_do_not_has_a_name_of_its_own(two_stains: Dataset) -> None:
-    arms = ablation_arms(CONFIG, two_stains.root, 1)
+    arms = ablation_arms(CONFIG, two_stains.root, 1, compose)
     stages = stages_of(*arms)
     assert len(of_launcher(stages, "train_stain_gan")) == len(of_launcher(stages, "normalize_stains")) == 1
     assert len(stages) == 2 + 6 + 6 + 7 + 3
@@ -180,6 +186,8 @@ def test_only_what_follows_from_a_change_is_made_again(two_stains: Dataset) -> N
     assert kept(conditional=["train.epochs=3"]) == start
     assert kept(per_type=61) == [*start, FILLING[0]]
     assert kept(folds=2) == kept(conditional=["train.epochs=2", "data.threads=1"]) == [*start, *FILLING]
+    # A default that is said is still the default.
+    assert kept(conditional=["seed=0", "train.epochs=2"]) == [*start, *FILLING]
     assert kept(stain=["train.epochs=3"]) == kept(stain_to="violet", stain_from="giemsa") == []
     changed = arms_of(dataclasses.replace(CONFIG, stain=["train.epochs=3"]), two_stains.root)
     assert changed["without_normalization"].dataset == before["without_normalization"].dataset
@@ -200,7 +208,7 @@ def test_a_data_set_that_an_arm_cannot_be_made_of_is_refused_before_anything_run
     two_stains: Dataset, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        ablation_arms(dataclasses.replace(CONFIG, **changes), two_stains.root, 1)
+        ablation_arms(dataclasses.replace(CONFIG, **changes), two_stains.root, 1, compose)
     assert "\n" not in str(refused.value)
 
 
@@ -210,7 +218,7 @@ def test_without_a_second_stain_or_a_rare_type_there_is_nothing_to_take_away(tmp
     )
     build_dataset(tmp_path / "data", [SourceDeclaration("table", "phantom", table, "phantom")], progress=False)
     with pytest.raises(UserError, match=r"images of one stain only .* no stain normalisation to go without"):
-        ablation_arms(CONFIG, tmp_path / "data", 1)
+        ablation_arms(CONFIG, tmp_path / "data", 1, compose)
     with pytest.raises(UserError, match="no cell type has fewer than 100 training images"):
         choose_roles(AblationConfig(), counted(basophil=100, eosinophil=150, lymphocyte=200), tmp_path)
     named = AblationConfig(moderate_types=["basophil", "eosinophil"], per_type=100)

@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import os
 import shlex
 import shutil
 import time
@@ -16,13 +17,16 @@ import pytest
 from data_pipeline.balance import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from trainer.normalization import NormalizeConfig
-from trainer.orchestration.stages import Stage, describe, in_order, run_stage
+from trainer.orchestration.resources import Resources
+from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_stage
 
 # Launchers that import torch from scratch take their time on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 
+ONE, TWO = Resources(), Resources(cpu=2, workers=2)
 _CONTEXT = multiprocessing.get_context("forkserver")
 REINHARD = ("method=reinhard", "a=giemsa", "b=violet", "image_size=32")
 CLASSIFIER = (
@@ -37,17 +41,22 @@ CLASSIFIER = (
 )
 
 
+def stage_of(name: str, launcher: str, arguments: tuple[str, ...], inputs: Inputs, output: str) -> Stage:
+    settings = dataclasses.asdict(read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments))
+    return Stage(name, launcher, arguments, inputs, output, settings)
+
+
 def normalized(shards: Path | Stage, *arguments: str, name: str = "normalized data") -> Stage:
-    return Stage(name, "normalize_stains", (*REINHARD, *arguments), {"shards": shards}, "out")
+    return stage_of(name, "normalize_stains", (*REINHARD, *arguments), {"shards": shards}, "out")
 
 
 def bank(shards: Path | Stage, *arguments: str, name: str = "cells") -> Stage:
-    run = Stage("cell GAN", "train_conditional_gan", arguments, {"shards": shards}, "run")
-    return Stage(name, "synthesize", ("count=3",), {"run": run}, "bank")
+    run = stage_of("cell GAN", "train_conditional_gan", arguments, {"shards": shards}, "run")
+    return stage_of(name, "synthesize", ("count=3",), {"run": run}, "bank")
 
 
 def filled(shards: Path | Stage, *banks: Stage) -> Stage:
-    return Stage("filled data", "balance", ("per_type=9",), {"shards": shards, "banks": banks}, "out")
+    return stage_of("filled data", "balance", ("per_type=9",), {"shards": shards, "banks": banks}, "out")
 
 
 @pytest.fixture
@@ -60,12 +69,12 @@ def raw_table(two_stains: Dataset) -> Path:
 def built(raw_table: Path) -> Stage:
     """A stage that needs no network and so starts quickly."""
     arguments = (f"table={raw_table}", "name=phantom", "domain=phantom", "workers=1")
-    return Stage("built data", "build_shards", arguments, {}, "shards")
+    return Stage("built data", "build_shards", arguments, {}, "shards", {})
 
 
 def start(stage: Stage, root: Path) -> BaseProcess:
     """`run_stage` in a process of its own."""
-    process = _CONTEXT.Process(target=run_stage, args=(stage, root))
+    process = _CONTEXT.Process(target=run_stage, args=(stage, root, ONE))
     process.start()
     return process
 
@@ -124,13 +133,13 @@ def test_a_command_says_the_same_to_a_launcher_wherever_the_folders_lie(two_stai
     root = tmp_path / 'Größe 2, [new] "x"\'s'
     stage = normalized(two_stains.root)
     whole = filled(stage, bank(stage, name="cells of both"), bank(two_stains.root))
-    command = shlex.split(shlex.join(whole.command(root)))
+    command = shlex.split(shlex.join(whole.command(root, ONE)))
     assert Path(command[1]).name == "balance.py"
     config = read_config(BalanceConfig, "balance", command[2:])
     assert [Path(folder) for folder in config.banks] == [each.folder(root) for each in whole.needs[1:]]
     assert (Path(str(config.shards)), Path(str(config.out))) == (stage.folder(root), whole.folder(root))
     assert config.banks[0].startswith(f"{root}/cells-of-both-")
-    config = read_config(NormalizeConfig, "normalize_stains", stage.command(root)[2:])
+    config = read_config(NormalizeConfig, "normalize_stains", stage.command(root, ONE)[2:])
     assert (config.shards, config.out) == (str(two_stains.root), str(stage.folder(root)))
 
 
@@ -141,9 +150,19 @@ def test_stages_come_in_order_each_once(two_stains: Dataset, tmp_path: Path) -> 
     ordered = in_order([whole, stage, filled(stage, bank(stage))])
     assert len(ordered) == len(set(ordered)) == 7
     assert all(ordered.index(needed) < place for place, each in enumerate(ordered) for needed in each.needs)
-    lines = describe([whole], tmp_path)
+    lines = describe([whole], tmp_path, ONE)
     assert lines[0] == "1. normalized data (to run)"
-    assert lines[1::2] == [f"   {shlex.join(each.command(tmp_path))}" for each in in_order([whole])]
+    assert lines[1::2] == [
+        f"   cd {shlex.quote(os.getcwd())} && OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true "
+        f"{shlex.join(each.command(tmp_path, ONE))}"
+        for each in in_order([whole])
+    ]
+    # Nothing is made again for what is done already.
+    normalized_first = next(each for each in ordered if each.name == "normalized data")
+    folder = normalized_first.folder(tmp_path)
+    folder.mkdir()
+    folder.with_name(f"{folder.name}.done.json").touch()
+    assert in_order([whole], tmp_path) == in_order([whole])[1:]
     with pytest.raises(ValueError, match="'normalized data' and 'Reinhard' are one stage under two names"):
         in_order([normalized(two_stains.root, name="Reinhard"), normalized(two_stains.root)])
 
@@ -161,13 +180,13 @@ def test_two_who_want_one_stage_at_once_run_it_once(built: Stage, tmp_path: Path
     assert marker == {
         "name": "built data",
         "content_hash": built.content_hash,
-        "command": shlex.join(built.command(root)),
+        "command": ONE.shell_line(built.command(root, ONE)),
     }
-    assert run_stage(built, root) == built.folder(root)
+    assert run_stage(built, root, ONE) == built.folder(root)
     assert launches(built, root) == 1
     shutil.rmtree(built.folder(root))
     assert not built.done(root)
-    run_stage(built, root)
+    run_stage(built, root, ONE)
     assert launches(built, root) == 2
 
 
@@ -176,29 +195,29 @@ def test_what_a_launcher_refuses_and_what_it_fails_of_are_told_apart(
 ) -> None:
     mistaken = dataclasses.replace(built, arguments=("table=nowhere.csv", "name=phantom", "domain=phantom"))
     with pytest.raises(UserError, match=r"^built data: build_shards\.py: .*nowhere\.csv.*\(.*\.log\)$"):
-        run_stage(mistaken, tmp_path)
+        run_stage(mistaken, tmp_path, ONE)
     assert not mistaken.done(tmp_path)
     # No refusal, though the exit code is Python's own 2.
     with pytest.raises(RuntimeError, match=r"(?s)built data: none\.py ended with code 2; .*can't open file"):
-        run_stage(dataclasses.replace(built, launcher="none"), tmp_path)
+        run_stage(dataclasses.replace(built, launcher="none"), tmp_path, ONE)
     waiting = normalized(built)
     with pytest.raises(ValueError, match="normalized data reads what built data writes, which is not done"):
-        run_stage(waiting, tmp_path)
-    several = normalized(two_stains.root, "policy=to_c")
+        run_stage(waiting, tmp_path, ONE)
+    several = dataclasses.replace(normalized(two_stains.root), arguments=(*REINHARD, "policy=to_c"))
     with pytest.raises(UserError, match=r"^normalized data: normalize_stains\.py: .*policy=to_c is none of to_a"):
-        run_stage(several, tmp_path, processes=2)
+        run_stage(several, tmp_path, TWO)
 
 
 def test_two_processes_on_the_cpu_work_on_one_stage(two_stains: Dataset, tmp_path: Path) -> None:
     stage = normalized(two_stains.root)
-    derived = Dataset.open(run_stage(stage, tmp_path, processes=2))
+    derived = Dataset.open(run_stage(stage, tmp_path, TWO))
     assert derived.samples()["origin"].value_counts().to_dict() == {"real": 60, "normalized": 60}
     assert "--nproc-per-node=2" in log_of(stage, tmp_path)
 
 
 def test_a_stage_whose_runner_was_killed_goes_on_where_it_stopped(two_stains: Dataset, tmp_path: Path) -> None:
     """SIGKILL to the runner ends the launcher too; the second run has the records of the first."""
-    stage = Stage("classifier", "train_classifier", CLASSIFIER, {"shards": two_stains.root}, "run")
+    stage = stage_of("classifier", "train_classifier", CLASSIFIER, {"shards": two_stains.root}, "run")
     records = stage.folder(tmp_path) / "metrics.jsonl"
     runner = start(stage, tmp_path)
     wait_until(lambda: records.exists() and len(records.read_text().splitlines()) > 6)
@@ -209,7 +228,7 @@ def test_a_stage_whose_runner_was_killed_goes_on_where_it_stopped(two_stains: Da
     before = records.read_text().splitlines()
     assert len(before) < 36  # 24 steps and 12 epochs
     assert not stage.done(tmp_path)
-    run_stage(stage, tmp_path)
+    run_stage(stage, tmp_path, ONE)
     assert stage.done(tmp_path)
     assert launches(stage, tmp_path) == 2
     # They tell the speed of the first launch, which the second cannot have had.

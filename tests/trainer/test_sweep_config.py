@@ -1,5 +1,6 @@
 """If these fail, a sweep trains other trials than its file says, or starts work that it must then give up."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from data_pipeline.errors import UserError
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.launching import ROOT
+from trainer.orchestration.resources import Resources
 from trainer.orchestration.sweep import Sweep, plan_sweep
-from trainer.orchestration.sweep_config import Resources, SweepConfig, parameter_sets, read_sweep
+from trainer.orchestration.sweep_config import SweepConfig, parameter_sets, read_sweep
 
 SWEEPS = ROOT / "configs" / "sweeps"
+# What the ablation cannot know of `two_stains`, whose types have as many images each.
+ROLES = ("ablation.rare_types=[basophil]", "ablation.per_type=60")
 
 
 def search(**fields: Any) -> SweepConfig:
@@ -52,6 +56,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_begin_with_the_same(
         "smoothing": {"uniform": [low, low * factor]},
         "layers": {"integer": [first, first + span]},
         "name": {"choice": ["a", "b"]},
+        "point": {"uniform": [0, 1]},
     }
     points = parameter_sets(search(space=space, trials=trials))
     assert len(points) == trials
@@ -65,7 +70,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_begin_with_the_same(
 
 def test_every_integer_and_every_choice_is_drawn_about_as_often() -> None:
     space = {"layers": {"integer": [1, 3]}, "name": {"choice": ["a", "b"]}}
-    points = parameter_sets(search(space=space, trials=600))
+    points = parameter_sets(search(space={**space, "draw": {"uniform": [0, 1]}}, trials=600))
     for value in (1, 2, 3):
         assert 150 < sum(point["layers"] == value for point in points) < 250
     assert 250 < sum(point["name"] == "a" for point in points) < 350
@@ -74,8 +79,17 @@ def test_every_integer_and_every_choice_is_drawn_about_as_often() -> None:
 def test_a_grid_is_tried_as_a_whole_with_the_same_draws_at_each_point() -> None:
     space = {"a": {"grid": [1, 2]}, "b": {"grid": ["x", "y"]}, "c": {"uniform": [0, 1]}}
     points = parameter_sets(search(space=space, trials=2))
-    assert [(point["a"], point["b"]) for point in points[::2]] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    grid = [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+    assert [(point["a"], point["b"]) for point in points] == [*grid, *grid]
+    assert len({point["c"] for point in points[:4]}) == 1
     assert len({point["c"] for point in points}) == 2
+    assert parameter_sets(search(space=space, trials=3))[:8] == points
+
+
+def test_a_point_that_is_drawn_again_is_tried_once() -> None:
+    space = {"a": {"grid": [1, 2, 1]}, "b": {"choice": ["x", "y"]}}
+    points = parameter_sets(search(space=space, trials=40))
+    assert sorted((point["a"], point["b"]) for point in points) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +115,8 @@ def test_a_grid_is_tried_as_a_whole_with_the_same_draws_at_each_point() -> None:
         ({"kind": "ablation", "metric": "validation_loss"}, ("mode=max", "validation_loss")),
         ({"kind": "ablation", "resources_per_trial": {"cpu": 3, "workers": 2}}, ("cpu=3", "multiple")),
         ({"kind": "ablation", "resources_per_trial": {"gpus": 2}}, ("gpus",)),
+        ({"kind": "ablation", "resources_per_trial": {"gpu": 2}}, ("gpu=2", "one GPU", "workers=1")),
+        ({"kind": "ablation", "resources_per_trial": {"cpu": 4, "gpu": 2, "workers": 4}}, ("gpu=2", "workers=4")),
         ({"kind": "ablation", "sheds": [1]}, ("sheds",)),
         ({"kind": "ablation", "ablation": {"per_type": 0}}, ("ablation.per_type=0",)),
     ],
@@ -148,11 +164,50 @@ def test_an_unknown_parameter_is_refused_before_anything_is_written(tiny_dataset
     assert not any(tmp_path.iterdir())
 
 
-def test_what_decides_a_result_makes_another_sweep_and_nothing_else(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    fields = {"shards": str(tiny_dataset.root), "space": {"optimizer.learning_rate": {"grid": [0.1]}}}
-    first = plan(search(**fields), tmp_path).fingerprint
-    assert plan(search(**fields, max_concurrent_trials=1), tmp_path).fingerprint == first
-    assert plan(search(**fields, seeds=[0]), tmp_path).fingerprint != first
+def test_what_decides_a_result_makes_another_trial_and_nothing_else(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "shards": str(tiny_dataset.root),
+        "space": {"optimizer.learning_rate": {"grid": [0.1]}},
+        "seeds": [0],
+    }
+
+    def told(**changes: Any) -> tuple[str, str]:
+        sweep = plan(search(**{**fields, **changes}), tmp_path)
+        return sweep.trials[0].content_hash, sweep.fingerprint
+
+    first = told()
+    moved = shutil.copytree(tiny_dataset.root, tmp_path / "moved")
+    for same in ({"max_concurrent_trials": 1}, {"shards": str(moved)}, {"fixed": ["train.log_every=3"]}):
+        assert told(**same) == first
+    more = told(seeds=[0, 1])
+    assert more[0] == first[0]
+    assert more[1] != first[1]
+    others = [
+        {"fixed": ["train.epochs=3"]},
+        {"seeds": [1]},
+        {"resources_per_trial": Resources(cpu=2)},
+        {"resources_per_trial": Resources(gpu=1)},
+        {"resources_per_trial": Resources(cpu=2, workers=2)},
+    ]
+    assert len({first, *(told(**other) for other in others)}) == 1 + len(others)
+    half, whole = (told(resources_per_trial=Resources(gpu=share)) for share in (0.5, 1))
+    assert half == whole
+
+
+def test_two_trials_that_are_one_training_are_refused(two_stains: Dataset, tmp_path: Path) -> None:
+    """A classifier that has no gather-excite cannot go without it."""
+    changes = [f"shards={two_stains.root}", *ROLES, "fixed=[model=resnet50]"]
+    with pytest.raises(UserError, match=r"a\.yaml: trials full-seed0 and without_ge-seed0 are one and the same"):
+        plan(read_sweep(SWEEPS / "ablation.yaml", changes), tmp_path)
+
+
+def test_processes_that_cannot_share_out_episodes_are_refused_beforehand(two_stains: Dataset, tmp_path: Path) -> None:
+    changes = [f"shards={two_stains.root}", *ROLES]
+    four = [*changes, "resources_per_trial={cpu: 32, gpu: 4, workers: 4}"]
+    with pytest.raises(UserError, match=r"a\.yaml: few-shot GAN.*train\.global_batch=8: .* multiple of 32"):
+        plan(read_sweep(SWEEPS / "ablation.yaml", four), tmp_path)
+    sizes = "ablation.few_shot=[data.image_size=128,train.precision=fp16,train.global_batch=32]"
+    assert len(plan(read_sweep(SWEEPS / "ablation.yaml", [*four, sizes]), tmp_path).trials) == 18
 
 
 @pytest.mark.parametrize("name", ["classifiers", "classifiers_small", "learning_rate"])
@@ -165,7 +220,7 @@ def test_the_sweeps_that_come_with_the_project_can_be_planned(tiny_dataset: Data
 def test_the_ablations_that_come_with_the_project_can_be_planned(
     two_stains: Dataset, tmp_path: Path, name: str
 ) -> None:
-    changes = [f"shards={two_stains.root}", "ablation.rare_types=[basophil]", "arms=[full,without_ge,original]"]
+    changes = [f"shards={two_stains.root}", *ROLES, "arms=[full,without_ge,original]"]
     sweep = plan(read_sweep(SWEEPS / f"{name}.yaml", [*changes, "seeds=[0]"]), tmp_path)
     assert [trial.name for trial in sweep.trials] == ["full-seed0", "without_ge-seed0", "original-seed0"]
     assert sweep.reference == "full"
@@ -177,7 +232,7 @@ def test_the_ablations_that_come_with_the_project_can_be_planned(
 
 @pytest.mark.parametrize("name", ["stain", "normalize", "conditional", "few_shot"])
 def test_an_unknown_argument_of_a_stage_is_refused_beforehand(two_stains: Dataset, tmp_path: Path, name: str) -> None:
-    changes = [f"shards={two_stains.root}", "ablation.rare_types=[basophil]", f"ablation.{name}=[speed=1]"]
+    changes = [f"shards={two_stains.root}", *ROLES, f"ablation.{name}=[speed=1]"]
     with pytest.raises(UserError, match=r"a\.yaml: .*\.py\): .*speed"):
         plan(read_sweep(SWEEPS / "ablation.yaml", changes), tmp_path)
     assert not any(tmp_path.iterdir())

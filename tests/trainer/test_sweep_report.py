@@ -10,12 +10,10 @@ import pytest
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import TINY_TYPES
-from tests.sweep_folder import TYPES, add_answers, add_log, add_trial, answers, write_sweep
+from tests.sweep_folder import ARMS, TYPES, add_answers, add_log, add_trial, answers, write_sweep
+from tests.trainer.test_ablation_arms import arms_of
 from tests.trainer.test_report import Page
 from trainer.orchestration.ablation import AblationConfig
-from trainer.orchestration.summary import ABLATION_ARMS, planned_arms
-from trainer.orchestration.sweep import _variants
-from trainer.orchestration.sweep_config import SweepConfig
 from trainer.report.sweep_report import write_sweep_report
 from trainer.report.sweep_sections import duration
 from trainer.report.sweep_thesis import published
@@ -59,6 +57,7 @@ def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
         "Not begun: few_shot_only-seed0, conditional_only-seed0, conditional_only-seed1, original-seed1",
         "run=again seed=1",
         "interval of images only",
+        "Each generator was trained once",
         "compare figure 60",
         "compare figure 59",
     ):
@@ -182,22 +181,11 @@ def test_report_before_anything_has_ended(tmp_path: Path) -> None:
         write_sweep_report(tmp_path)
 
 
-def test_planned_trials_have_the_names_that_they_will_be_run_under(two_stains: Dataset) -> None:
-    """Under another name a trial that was not begun would stand there beside itself."""
-    root, rare = two_stains.root, TINY_TYPES[:1]
-    plans = [
-        SweepConfig(kind="comparison", models=["vgg19", "naive_bayes"]),
-        SweepConfig(kind="search", space={"train.epochs": {"grid": list(range(1, 12))}}),
-        SweepConfig(kind="ablation", ablation=AblationConfig(per_type=1000, rare_types=list(rare))),
-        SweepConfig(kind="ablation", ablation=AblationConfig(per_type=1000, rare_types=list(rare)), arms=["original"]),
-    ]
-    for plan in plans:
-        assert planned_arms(plan) == [arm.name for arm, _ in _variants(plan, root, Path("sweep.yaml"))]
-
-
-def test_the_thesis_knows_its_own_arms() -> None:
+def test_the_thesis_knows_its_own_arms(two_stains: Dataset) -> None:
     """A renamed arm would silently lose the number that it is compared with."""
-    assert all(published("ablation", arm) for arm in ABLATION_ARMS)
+    arms = arms_of(AblationConfig(per_type=1000, rare_types=list(TINY_TYPES[:1])), two_stains.root)
+    assert tuple(arms) == ARMS
+    assert all(published("ablation", arm) for arm in arms)
     assert published("ablation", "few_shot_only").accuracy == 95.0  # type: ignore[union-attr]
     assert published("comparison", "seresnext50_32x4d").name == "SE-ResNeXt-50"  # type: ignore[union-attr]
     assert published("comparison", "senet154") is None

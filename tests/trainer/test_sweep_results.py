@@ -21,7 +21,6 @@ from trainer.orchestration.results import (
     over_seeds,
     read_answers,
     read_trials,
-    unfinished_trials,
 )
 from trainer.orchestration.summary import summarize
 
@@ -244,7 +243,7 @@ def test_trials_are_read_as_they_ended(tmp_path: Path) -> None:
         file.write('{"trial": "original-se')  # just being written
     trials = read_trials(tmp_path)
     assert [(trial.trial, trial.counts) for trial in trials] == [("full-seed0", True), ("without_ge-seed0", False)]
-    assert unfinished_trials(tmp_path, trials) == ["original-seed1"]
+    assert summarize(tmp_path)["unfinished"] == ["original-seed1"]
 
 
 def test_folders_that_are_no_sweep_are_one_line(tmp_path: Path) -> None:
@@ -309,12 +308,12 @@ def test_cost_of_an_arm(tmp_path: Path) -> None:
 def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
     """The winner is the best mean over its seeds, not the luckiest trial, and its test score alone is told."""
     labels, groups = correlated(10, 3)
-    rates = {0.1: (0.95, 0.55), 0.01: (0.80, 0.84), 0.001: (0.99,)}
+    rates = {0.1: (0.95, 0.55), 0.01: (0.80, 0.84, 0.3), 0.001: (0.99,)}
     space = {"optimizer.learning_rate": {"grid": list(rates)}}
-    write_sweep(tmp_path, kind="search", reference=None, space=space)
+    write_sweep(tmp_path, kind="search", reference=None, space=space, seeds=[0, 1, 2])
     for number, (rate, values) in enumerate(rates.items()):
         for seed, value in enumerate(values):
-            status = "stopped" if rate == 0.001 else "finished"
+            status = "stopped" if rate == 0.001 or value == 0.3 else "finished"
             parameters = {"optimizer.learning_rate": rate}
             run = add_trial(tmp_path, f"point{number}", seed, status, parameters=parameters)
             add_log(run, [value - 0.3, value, value - 0.1])
@@ -323,9 +322,10 @@ def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
     summary = summarize(tmp_path)
     places = [point["parameters"]["optimizer.learning_rate"] for point in summary["points"]]
     assert places == [0.01, 0.1, 0.001]
-    assert summary["points"][0]["metric"] == pytest.approx(0.82)
+    assert summary["points"][0]["metric"] == pytest.approx(0.82)  # the one that was stopped had no time
+    assert summary["points"][0]["seeds"] == [0, 1, 2]
     (winner,) = summary["arms"]
     assert winner["seeds"] == [0, 1]
     assert winner["arm"] == "point1"
-    assert [trial["metric_epoch"] for trial in summary["trials"]] == [1] * 5
-    assert summary["not_begun"] == ["point2-seed1"]
+    assert [trial["metric_epoch"] for trial in summary["trials"]] == [1] * 6
+    assert summary["not_begun"] == ["point0-seed2", "point2-seed1", "point2-seed2"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.balance import training_counts
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from trainer.episodes import FEWEST_OF_RICH
-from trainer.orchestration.stages import Stage
+from trainer.orchestration.stages import Inputs, Stage
+
+# What a piece of work is for people, its launcher's name and arguments, to its configuration; UserError for an
+# argument that the launcher does not know.
+Compose = Callable[[str, str, Sequence[str]], Any]
 
 # What the ablation itself says to each launcher, and so no list of more arguments may.
 _SET_HERE = {
@@ -35,6 +41,7 @@ class AblationConfig:
     per_type: training images that each rare and moderate type is brought to; null takes as many as the largest type
     has. With both null, the thesis's data give the thesis's types: eight moderate, three rare, neutrophils as they are.
     folds: parts of the moderate types that few-shot generation makes in turn, having learned from the others.
+    Each generator is trained once, for all seeds of the classifier: the arms' intervals leave out its luck.
     stain, normalize, conditional, few_shot: more arguments key=value of train_stain_gan.py, normalize_stains.py,
     train_conditional_gan.py and train_few_shot_gan.py, the same in every arm.
     """
@@ -115,22 +122,19 @@ class Arm:
     overrides: tuple[str, ...] = ()
 
 
-def ablation_arms(config: AblationConfig, shards: Path, threads: int) -> list[Arm]:
+def ablation_arms(config: AblationConfig, shards: Path, threads: int, compose: Compose) -> list[Arm]:
     """The six arms of the thesis on this data set, the full method first. threads: for a training's images to decode.
 
     Validation and test images are those of `shards` in every arm, normalised where the arm normalises. Generators
-    have one seed in all of them: that of the arguments in `config`.
-    UserError where the data set has no second stain, or nothing for one of the generators to do: two arms would then
-    be the same under two names.
+    are trained once each, with the seed that the arguments in `config` name: how lucky they were shows in no interval.
+    UserError for an argument that a launcher does not know, and where the data set has no second stain, or nothing
+    for one of the generators to do: two arms would then be the same under two names.
     """
     dataset = Dataset.open(shards)
     stain_to, stain_from = _stains(config, dataset)
-    graphs = _Graphs(config, choose_roles(config, training_counts(dataset), dataset.root), threads)
-    arguments = (f"data.threads={threads}", f"a={stain_to}", f"b={stain_from}", *config.stain)
-    translator = Stage("stain GAN", "train_stain_gan", arguments, {"shards": shards}, "run")
-    normalized = Stage(
-        "normalized data", "normalize_stains", tuple(config.normalize), {"shards": shards, "run": translator}, "out"
-    )
+    roles = choose_roles(config, training_counts(dataset), dataset.root)
+    graphs = _Graphs(config, roles, threads, compose)
+    normalized = graphs.normalized(shards, stain_to, stain_from)
     full = graphs.of_both_generators(normalized)
     unnormalized = graphs.of_both_generators(shards, " unnormalized")
     return [
@@ -228,8 +232,16 @@ class _Graphs:
     Folders are named after stages, and a stage that two arms share has one name in both.
     """
 
-    def __init__(self, config: AblationConfig, roles: CellTypeRoles, threads: int) -> None:
-        self._config, self._roles, self._threads = config, roles, f"data.threads={threads}"
+    def __init__(self, config: AblationConfig, roles: CellTypeRoles, threads: int, compose: Compose) -> None:
+        self._config, self._roles, self._compose = config, roles, compose
+        self._threads = f"data.threads={threads}"
+
+    def normalized(self, parent: Path, stain_to: str, stain_from: str) -> Stage:
+        """All images in one stain."""
+        arguments = (self._threads, f"a={stain_to}", f"b={stain_from}", *self._config.stain)
+        translator = self._stage("stain GAN", "train_stain_gan", arguments, {"shards": parent}, "run")
+        inputs: Inputs = {"shards": parent, "run": translator}
+        return self._stage("normalized data", "normalize_stains", tuple(self._config.normalize), inputs, "out")
 
     def of_both_generators(self, parent: Stage | Path, suffix: str = "") -> Stage:
         """C-WGAN-GP for the moderate types; then few-shot generation, which learns from them as filled up."""
@@ -256,23 +268,34 @@ class _Graphs:
 
     def _conditional(self, parent: Stage | Path, types: Sequence[str], name: str) -> Stage:
         arguments = (self._threads, f"data.cell_types={_list(types)}", *self._config.conditional)
-        return self._bank(Stage(name, "train_conditional_gan", arguments, {"shards": parent}, "run"), types)
+        return self._bank(self._stage(name, "train_conditional_gan", arguments, {"shards": parent}, "run"), types)
 
     def _few_shot(self, parent: Stage | Path, rich: Sequence[str], rare: Sequence[str], name: str) -> Stage:
         made = self._roles.made(rare)
         arguments = (self._threads, f"rich_types={_list(rich)}", f"rare_types={_list(made)}", *self._config.few_shot)
-        return self._bank(Stage(name, "train_few_shot_gan", arguments, {"shards": parent}, "run"), made)
+        return self._bank(self._stage(name, "train_few_shot_gan", arguments, {"shards": parent}, "run"), made)
 
     def _bank(self, run: Stage, types: Sequence[str]) -> Stage:
         """As many images of each type that lacks some as the neediest of them lacks."""
         made = self._roles.made(types)
         count = max(self._roles.lacking[name] for name in made)
         arguments = (f"count={count}", f"cell_types={_list(made)}")
-        return Stage(f"{run.name} images", "synthesize", arguments, {"run": run}, "bank")
+        return self._stage(f"{run.name} images", "synthesize", arguments, {"run": run}, "bank")
 
     def _balanced(self, parent: Stage | Path, banks: tuple[Stage, ...], name: str) -> Stage:
         arguments = (f"per_type={self._roles.per_type}",)
-        return Stage(name, "balance", arguments, {"shards": parent, "banks": banks}, "out")
+        return self._stage(name, "balance", arguments, {"shards": parent, "banks": banks}, "out")
+
+    def _stage(
+        self,
+        name: str,
+        launcher: str,
+        arguments: tuple[str, ...],
+        inputs: Inputs,
+        output: str,
+    ) -> Stage:
+        settings = dataclasses.asdict(self._compose(name, launcher, arguments))
+        return Stage(name, launcher, arguments, inputs, output, settings)
 
 
 def _in_order(types: Sequence[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -19,10 +20,10 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from data_pipeline.errors import UserError
+from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, run_stage
 from trainer.orchestration.sweep import Sweep, write_trials
-from trainer.orchestration.sweep_config import Resources
-from trainer.orchestration.trial import TUNE_FOLDER, read_ending, read_epochs, run_trial, write_ending
+from trainer.orchestration.trial import TUNE_FOLDER, Status, read_epochs, run_trial, write_ending
 
 # Times that a stage or a trial is started again where its process or its node died.
 _RETRIES = 3
@@ -69,7 +70,7 @@ def _knock(address: str) -> None:
 def check_fit(sweep: Sweep) -> int:
     """How many trials the cluster has room for at a time.
 
-    UserError where it is none, where there is no room for a stage, and where GPUs would stand idle.
+    UserError where it is none, and where there is no room for a stage.
     """
     resources = sweep.config.resources_per_trial
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -81,10 +82,8 @@ def check_fit(sweep: Sweep) -> int:
     workers = sum(_room(node, resources.of_worker) for node in nodes)
     if workers < resources.workers:
         raise UserError(f"{asked}: more than the cluster, which {here}")
-    if sweep.stages and not any(_room(node, {"CPU": resources.cpu, "GPU": resources.gpu}) for node in nodes):
+    if sweep.stages_to_run and not any(_room(node, {"CPU": resources.cpu, "GPU": resources.gpu}) for node in nodes):
         raise UserError(f"{asked}: a stage is for one node, and more than any of the cluster, which {here}")
-    if resources.of_worker["GPU"] > 1:
-        raise UserError(f"{asked}: a process computes on one GPU: set resources_per_trial.workers={resources.gpu:g}")
     return workers // resources.workers
 
 
@@ -94,7 +93,7 @@ def _room(node: dict[str, float], share: dict[str, float]) -> int:
 
 
 def run_stages(sweep: Sweep) -> None:
-    """Run the stages that are not done, side by side where none needs the other.
+    """Run the stages that trials wait for, side by side where none needs the other.
 
     UserError with a launcher's own line where it refuses; the stages that have begun are cut off, to be gone on with.
     """
@@ -102,11 +101,10 @@ def run_stages(sweep: Sweep) -> None:
     task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=_RETRIES)(_stage_task)
     running: dict[Any, Stage] = {}
     begun: dict[Stage, Any] = {}
-    for stage in sweep.stages:
-        if not stage.done(sweep.stages_folder):
-            before = [begun[needed] for needed in stage.needs if needed in begun]
-            begun[stage] = task.remote(stage, str(sweep.stages_folder), resources, *before)
-            running[begun[stage]] = stage
+    for stage in sweep.stages_to_run:
+        before = [begun[needed] for needed in stage.needs if needed in begun]
+        begun[stage] = task.remote(stage, str(sweep.stages_folder), resources, os.getcwd(), *before)
+        running[begun[stage]] = stage
     while running:
         (ended,), _ = ray.wait(list(running))
         try:
@@ -118,12 +116,10 @@ def run_stages(sweep: Sweep) -> None:
         print(f"{running.pop(ended).name}: done", flush=True)
 
 
-def _stage_task(stage: Stage, folder: str, resources: Resources, *before: None) -> None:
-    """before: what Ray is to wait for."""
-    os.environ["OMP_NUM_THREADS"] = str(resources.threads)
-    if not resources.gpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    run_stage(stage, Path(folder), resources.workers)
+def _stage_task(stage: Stage, folder: str, resources: Resources, directory: str, *before: None) -> None:
+    """directory: that relative paths in its arguments are from. before: what Ray is to wait for."""
+    os.chdir(directory)
+    run_stage(stage, Path(folder), resources)
 
 
 def run_trials(sweep: Sweep, room: int) -> None:
@@ -134,10 +130,11 @@ def run_trials(sweep: Sweep, room: int) -> None:
     # Where a trial has processes of Ray Train, they have its share, and what waits for them needs a place only: so no
     # trial takes the last core that another one's processes wait for.
     place: dict[str, float] = {"memory": 1} if resources.workers > 1 else resources.of_worker
-    trainable = tune.with_resources(tune.with_parameters(run_trial, trials=by_name, resources=resources), place)
-    # Tune remembers folders and limits as they were. After a change it begins anew, and trials that have ended tell it
-    # their epochs again.
-    told = json.dumps([str(sweep.folder), str(config.shards), limit])
+    given = {"trials": by_name, "resources": resources, "directory": os.getcwd()}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, **given), place)
+    # Tune remembers folders, limits and trials as they were. After a change it begins anew, and trials that have ended
+    # tell it their epochs again.
+    told = json.dumps([str(sweep.folder), limit, dataclasses.asdict(config)])
     storage, name = str(sweep.folder / TUNE_FOLDER), hashlib.sha256(told.encode()).hexdigest()[:12]
     if tune.Tuner.can_restore(f"{storage}/{name}"):
         tuner = tune.Tuner.restore(f"{storage}/{name}", trainable)
@@ -187,26 +184,18 @@ class _Endings(tune.Callback):
         self._sweep = sweep
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial)
+        self._ended(trial, "stopped")  # by the scheduler, unless the trial itself has set down that it finished
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         print(f"{_name_of(trial)}: broke off ({trial.error_file}), is started again", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial)
+        told = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+        self._ended(trial, "failed", f"{told[-1] if told else 'its process died'} (traceback: {trial.error_file})")
 
-    def _ended(self, trial: Trial) -> None:
+    def _ended(self, trial: Trial, status: Status, line: str | None = None) -> None:
         planned = next(planned for planned in self._sweep.trials if planned.name == _name_of(trial))
-        ending = read_ending(planned.run)
-        if ending is None:  # a trial itself says that it finished, and what the user is to mend
-            error = trial.get_error()
-            if error is None:
-                write_ending(planned.run, "stopped")
-            else:
-                line = str(error).strip().splitlines()[-1]
-                write_ending(planned.run, "failed", f"{line} (traceback: {trial.error_file})")
-            ending = read_ending(planned.run)
-        assert ending is not None
+        ending = write_ending(planned.run, status, line)
         write_trials(self._sweep)
         epochs = read_epochs(planned.run)
         metric = self._sweep.config.metric

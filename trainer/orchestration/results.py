@@ -77,14 +77,24 @@ class Answers:
     confusions: Floats
 
 
-def read_sweep(sweep: Path) -> dict[str, Any]:
-    """A sweep's sweep.json. UserError where the folder is no sweep, or the file is damaged."""
+def read_plan(sweep: Path) -> dict[str, Any]:
+    """What a sweep is and trains, its sweep.json. UserError where the folder is no sweep, or the file is damaged."""
     path = sweep / SWEEP_FILE
     if not path.is_file():
         raise UserError(f"{sweep}: no {SWEEP_FILE} there, so no sweep: give the folder that ablate.py wrote (out=DIR)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"name", "kind", "reference", "metric", "mode", "sweep", "fingerprint"} - content.keys()
+        missing = {
+            "name",
+            "kind",
+            "reference",
+            "metric",
+            "mode",
+            "sweep",
+            "fingerprint",
+            "arms",
+            "trials",
+        } - content.keys()
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}): run ablate.py again to have it written anew") from error
     if missing:
@@ -97,7 +107,7 @@ def read_trials(sweep: Path) -> list[Trial]:
 
     UserError where the folder is no sweep or a line is damaged; a last line that is just being written is left out.
     """
-    read_sweep(sweep)
+    read_plan(sweep)
     path = sweep / TRIALS_FILE
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     trials: dict[str, Trial] = {}
@@ -116,12 +126,6 @@ def read_trials(sweep: Path) -> list[Trial]:
     return list(trials.values())
 
 
-def unfinished_trials(sweep: Path, trials: Sequence[Trial]) -> list[str]:
-    """Names of the trials that were begun and have not ended: they run, or were cut off."""
-    ended = {trial.trial for trial in trials}
-    return sorted(run.name for run in (sweep / TRIALS_FOLDER).glob("*") if run.is_dir() and run.name not in ended)
-
-
 def read_answers(trials: Sequence[Trial]) -> Answers:
     """The answers of one arm's trials that count (at least one). UserError where they cannot be put together."""
     trials = sorted(trials, key=lambda trial: trial.seed)
@@ -133,7 +137,7 @@ def read_answers(trials: Sequence[Trial]) -> Answers:
         if (part.images, part.cell_types) != (parts[0].images, parts[0].cell_types):
             raise UserError(
                 f"{trial.run}: scored on other test images than {trials[0].run}, of the same arm: remove the one "
-                "whose data set changed, and its line of trials.jsonl"
+                "whose data set changed, and its .ended.json; ablate.py does it again"
             )
     return replace(parts[0], seeds=seeds, confusions=np.concatenate([part.confusions for part in parts]))
 

@@ -13,24 +13,24 @@ import hashlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
-from trainer.run_directory import FREE_SETTINGS
+from trainer.orchestration.resources import Resources
+from trainer.run_directory import fingerprint
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 
-# Settings of the launchers that no weight and no image follows from.
-_FREE = FREE_SETTINGS | {"samples_per_type", "sheet_columns", "batch"}
+# Settings of the launchers that no weight and no image follows from, beside those of every run.
+_FREE = ("samples_per_type", "sheet_columns", "batch")
 _SHOWN_LINES = 20
 # Hydra reads these bare in a list.
 _BARE = re.compile(r"[\w/.-]+", re.ASCII)
@@ -45,14 +45,16 @@ class Stage:
 
     name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
     inputs: argument -> what is read: a data set's folder, what another stage writes, or a list of such.
-    output: the argument that names the folder it writes.
+    output: the argument that names the folder it writes. settings: what the arguments come to, the launcher's whole
+    configuration as plain values.
     """
 
     name: str
     launcher: str
     arguments: tuple[str, ...]
-    inputs: Mapping[str, Stage | Path | tuple[Stage, ...]]
+    inputs: Inputs
     output: str
+    settings: Mapping[str, Any]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stage) and self.content_hash == other.content_hash
@@ -64,14 +66,12 @@ class Stage:
     def content_hash(self) -> str:
         """SHA-256 hex of what decides its result, known before it has run.
 
-        Neither folders nor free settings count, nor the order of arguments that concern different sections.
+        Neither folders nor free settings count, nor how the arguments are written.
         UserError where an input's folder is no data set.
         """
-        counting = [argument for argument in self.arguments if _key(argument) not in _FREE]
-        counting.sort(key=lambda argument: re.split(r"[./]", _key(argument))[0])
-        read = {name: [_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
-        told = json.dumps([self.launcher, counting, self.output, read], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()
+        read = {name: [content_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
+        told = [self.launcher, fingerprint(self.settings, {}, _FREE), self.output, read]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def needs(self) -> tuple[Stage, ...]:
@@ -83,33 +83,31 @@ class Stage:
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return root / f"{slug}-{self.content_hash[:12]}"
 
-    def command(self, root: Path, processes: int = 1) -> list[str]:
-        """The launcher's command line; `shlex.join` makes it a line for a shell, in any folder.
-
-        processes: of this machine, one for each GPU, or several on the CPU where there is none.
-        """
-        # torchrun starts several on the CPU too, and picks a free port, so that stages can run side by side.
-        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        return [
-            sys.executable,
-            *(several if processes > 1 else []),
-            str(LAUNCHERS / f"{self.launcher}.py"),
-            *(f"{name}={_written(source, root)}" for name, source in self.inputs.items()),
-            f"{self.output}={os.path.abspath(self.folder(root))}",
-            *self.arguments,
-        ]
+    def command(self, root: Path, resources: Resources) -> list[str]:
+        """The launcher's command line."""
+        inputs = (f"{name}={_written(source, root)}" for name, source in self.inputs.items())
+        arguments = [*inputs, f"{self.output}={os.path.abspath(self.folder(root))}", *self.arguments]
+        return resources.command(LAUNCHERS / f"{self.launcher}.py", arguments)
 
     def done(self, root: Path) -> bool:
         """Whether its launcher has ended well, and what it wrote is still there."""
         return _beside(self.folder(root), "done.json").is_file() and self.folder(root).is_dir()
 
 
-def in_order(stages: Iterable[Stage]) -> list[Stage]:
-    """These stages and all that they need, each once, after those that it needs."""
+Inputs = Mapping[str, Stage | Path | tuple[Stage, ...]]
+
+
+def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage]:
+    """These stages and all that they need, each once, after those that it needs.
+
+    done_in: a folder of stages; those that are done there are left out, and what only they need.
+    """
     ordered: dict[Stage, str] = {}
 
     def add(stage: Stage) -> None:
         if stage not in ordered:
+            if done_in is not None and stage.done(done_in):
+                return
             for needed in stage.needs:
                 add(needed)
         if ordered.setdefault(stage, stage.name) != stage.name:
@@ -120,16 +118,16 @@ def in_order(stages: Iterable[Stage]) -> list[Stage]:
     return list(ordered)
 
 
-def describe(stages: Iterable[Stage], root: Path, processes: int = 1) -> list[str]:
+def describe(stages: Iterable[Stage], root: Path, resources: Resources) -> list[str]:
     """Lines for people: each stage that these need, in order, whether it is done, and its command line."""
     lines = []
     for number, stage in enumerate(in_order(stages), start=1):
         state = "done" if stage.done(root) else "to run"
-        lines += [f"{number}. {stage.name} ({state})", f"   {shlex.join(stage.command(root, processes))}"]
+        lines += [f"{number}. {stage.name} ({state})", f"   {resources.shell_line(stage.command(root, resources))}"]
     return lines
 
 
-def run_stage(stage: Stage, root: Path, processes: int = 1) -> Path:
+def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
     """Run a stage, whose inputs are done, unless it is done already; returns its folder.
 
     Of several callers at once, in any process, one runs it and the others wait. It goes on where an earlier launch
@@ -147,16 +145,18 @@ def run_stage(stage: Stage, root: Path, processes: int = 1) -> Path:
         for needed in stage.needs:
             if not needed.done(root):
                 raise ValueError(f"{stage.name} reads what {needed.name} writes, which is not done: run that first")
-        command, log = stage.command(root, processes), _beside(folder, "log")
-        code, said = _launch(command, log, lock)
+        command, log = stage.command(root, resources), _beside(folder, "log")
+        line = resources.shell_line(command)
+        code, said = _launch(command, resources.environment, line, log, lock)
         if code != 0:
             # torchrun has an exit code of its own, and says more after the launcher's line.
-            refusals = re.findall(rf"\b{stage.launcher}\.py: .+", said) if code == 2 or processes > 1 else []
+            told = code == 2 or resources.workers > 1
+            refusals = re.findall(rf"\b{stage.launcher}\.py: .+", said) if told else []
             if refusals:
                 raise UserError(f"{stage.name}: {refusals[-1]} ({log})")
             tail = "\n".join(said.splitlines()[-_SHOWN_LINES:])
             raise RuntimeError(f"{stage.name}: {stage.launcher}.py ended with code {code}; {log} ends with\n{tail}")
-        marker = {"name": stage.name, "content_hash": stage.content_hash, "command": shlex.join(command)}
+        marker = {"name": stage.name, "content_hash": stage.content_hash, "command": line}
         replace_through(_beside(folder, "done.json"), json.dumps(marker, indent=1).encode())
     return folder
 
@@ -172,18 +172,19 @@ def _held(path: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _launch(command: Sequence[str], log: Path, lock: int) -> tuple[int, str]:
-    """Run a command to its end, its output to the log; its exit code, and what it said.
+def _launch(command: Sequence[str], environment: Mapping[str, str], line: str, log: Path, lock: int) -> tuple[int, str]:
+    """Run a command to its end, its output to the log after its line; its exit code, and what it said.
 
     It holds the lock too: should this process be killed, nobody else starts before the command is gone as well.
     """
     with log.open("ab") as output:
         # A launch that was cut off leaves a progress bar without an end of line.
-        output.write(("\n" * (output.tell() > 0) + f"$ {shlex.join(command)}\n").encode())
+        output.write(("\n" * (output.tell() > 0) + f"$ {line}\n").encode())
         output.flush()
         start = output.tell()
         process = subprocess.Popen(
             command,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -210,15 +211,12 @@ def _beside(folder: Path, ending: str) -> Path:
     return folder.with_name(f"{folder.name}.{ending}")
 
 
-def _key(argument: str) -> str:
-    return argument.partition("=")[0].lstrip("+")
-
-
 def _listed(source: Stage | Path | tuple[Stage, ...]) -> tuple[Stage | Path, ...]:
     return source if isinstance(source, tuple) else (source,)
 
 
-def _hash_of(source: Stage | Path) -> str:
+def content_hash_of(source: Stage | Path) -> str:
+    """That of a data set which a stage writes, or which lies in a folder."""
     return source.content_hash if isinstance(source, Stage) else Dataset.read_catalog(source).content_hash
 
 

@@ -8,27 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.configuration import typed
 from trainer.metrics.evaluation import Evaluation
 from trainer.orchestration.cost import CONVENTION, cost_of, mean_cost
 from trainer.orchestration.results import (
     METHOD,
     RESAMPLES,
-    SWEEP_FILE,
+    TRIALS_FOLDER,
     Answers,
     Trial,
     arm_scores,
     difference,
     read_answers,
-    read_sweep,
+    read_plan,
     read_trials,
-    unfinished_trials,
 )
-from trainer.orchestration.sweep_config import SweepConfig, parameter_sets
 from trainer.progress import read_records
-
-# The thesis's arms, as `ablation_arms` names them.
-ABLATION_ARMS = ("full", "without_ge", "without_normalization", "few_shot_only", "conditional_only", "original")
 
 
 def summarize(sweep: Path) -> dict[str, Any]:
@@ -40,42 +34,31 @@ def summarize(sweep: Path) -> dict[str, Any]:
     see `_points`. "trials": all that ended. "unfinished", "not_begun": names of those that did not.
     UserError where the folder is no sweep, or a file in it is damaged.
     """
-    content, trials = read_sweep(sweep), read_trials(sweep)
+    content, trials = read_plan(sweep), read_trials(sweep)
     rows = [_trial(trial, sweep, content) for trial in trials]
-    plan = typed(SweepConfig, content["sweep"], str(sweep / SWEEP_FILE))
-    points = _points(rows, content["mode"]) if plan.kind == "search" else []
-    of_arm = _trials_of_arms(plan, trials, points)
+    points = _points(rows, content["mode"]) if content["kind"] == "search" else []
+    of_arm = _trials_of_arms(content, trials, points)
     counting = {arm: [trial for trial in own if trial.counts] for arm, own in of_arm.items()}
     order = sorted((arm for arm in counting if counting[arm]), key=lambda arm: arm != content["reference"])
     answers = {arm: read_answers(counting[arm]) for arm in order}
-    unfinished = unfinished_trials(sweep, trials)
-    begun = {*unfinished, *(trial.trial for trial in trials)}
-    planned = [f"{arm}-seed{seed}" for arm in planned_arms(plan) for seed in plan.seeds]
+    ended = {trial.trial for trial in trials}
+    open_trials = [name for name in content["trials"] if name not in ended]
+    unfinished = [name for name in open_trials if (sweep / TRIALS_FOLDER / name).is_dir()]
     return {
         **{name: content[name] for name in ("name", "kind", "reference", "metric", "mode", "fingerprint")},
         "interval": {"method": METHOD, "resamples": RESAMPLES},
         "multiply_accumulates": CONVENTION,
         "arms": [_arm(counting[arm], answers[arm], answers.get(content["reference"])) for arm in order],
         "without_result": [
-            {"arm": arm, "title": own[0].title if own else arm, "trials": {t.trial: status_of(t) for t in own}}
+            {"arm": arm, "title": content["arms"][arm], "trials": {t.trial: status_of(t) for t in own}}
             for arm, own in of_arm.items()
             if not counting[arm]
         ],
         "points": points,
         "trials": rows,
         "unfinished": unfinished,
-        "not_begun": [name for name in planned if name not in begun],
+        "not_begun": [name for name in open_trials if name not in unfinished],
     }
-
-
-def planned_arms(plan: SweepConfig) -> list[str]:
-    """Names of what a sweep trains with every seed, in order; its trials are named after them."""
-    if plan.kind == "ablation":
-        return [arm for arm in ABLATION_ARMS if plan.arms is None or arm in plan.arms]
-    if plan.kind == "comparison":
-        return list(plan.models)
-    count = len(parameter_sets(plan))
-    return [f"point{number:0{len(str(count - 1))}}" for number in range(count)]
 
 
 def status_of(trial: Trial) -> str:
@@ -84,32 +67,37 @@ def status_of(trial: Trial) -> str:
 
 
 def _trials_of_arms(
-    plan: SweepConfig, trials: Sequence[Trial], points: Sequence[Mapping[str, Any]]
+    plan: Mapping[str, Any], trials: Sequence[Trial], points: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[Trial]]:
-    """What ended of each arm, planned or not; of a search the best point in the place of an arm."""
-    if plan.kind == "search":
+    """What ended of each arm; of a search the best point in the place of an arm."""
+    if plan["kind"] == "search":
         best = [trial for trial in trials if points and trial.trial in points[0]["trials"]]
         return {"best": best} if best else {}
-    arms = dict.fromkeys([*planned_arms(plan), *(trial.arm for trial in trials)])
-    return {arm: [trial for trial in trials if trial.arm == arm] for arm in arms}
+    return {arm: [trial for trial in trials if trial.arm == arm] for arm in plan["arms"]}
 
 
 def _points(rows: Sequence[Mapping[str, Any]], mode: str) -> list[dict[str, Any]]:
-    """Trials of equal parameters together, those with a finished one first, then by their mean metric, best first."""
+    """Trials of equal parameters together, those with a finished one first, then by their mean metric, best first.
+
+    "metric": the mean over those that finished, where any did: what a scheduler stopped had no time to get as far.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["metric"] is not None:
             found.setdefault(json.dumps(row["parameters"], sort_keys=True), []).append(row)
-    points = [
-        {
-            "parameters": own[0]["parameters"],
-            "trials": [row["trial"] for row in own],
-            "seeds": sorted(row["seed"] for row in own),
-            "finished": sum(row["status"] == "finished" for row in own),
-            "metric": sum(row["metric"] for row in own) / len(own),
-        }
-        for own in found.values()
-    ]
+    points = []
+    for own in found.values():
+        finished = [row["metric"] for row in own if row["status"] == "finished"]
+        counting = finished or [row["metric"] for row in own]
+        points.append(
+            {
+                "parameters": own[0]["parameters"],
+                "trials": [row["trial"] for row in own],
+                "seeds": sorted(row["seed"] for row in own),
+                "finished": len(finished),
+                "metric": sum(counting) / len(counting),
+            }
+        )
     sign = -1 if mode == "max" else 1
     return sorted(points, key=lambda point: (point["finished"] == 0, sign * point["metric"]))
 

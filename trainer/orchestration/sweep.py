@@ -1,7 +1,8 @@
 """A sweep from its configuration to its report: planned as a whole, then run by Ray, taken up where it was cut off.
 
-SWEEP/sweep.json says which sweep it is, SWEEP/trials.jsonl which trials have ended. trials/NAME is a trial's run
-directory, trials/NAME.ended.json says how it ended. stages/ holds what trials share, tune/ what Ray Tune remembers.
+SWEEP/sweep.json says which sweep it is and what it trains, SWEEP/trials.jsonl which trials have ended. trials/NAME is a
+trial's run directory, trials/NAME.ended.json says how it ended. stages/ holds what trials share, tune/ what Ray Tune
+remembers.
 """
 
 from __future__ import annotations
@@ -20,35 +21,51 @@ from typing import Any
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
-from trainer.orchestration.ablation import Arm, ablation_arms
-from trainer.orchestration.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, read_sweep
-from trainer.orchestration.stages import Stage, describe, in_order
+from trainer.classifier_training import ClassifierRunConfig
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.orchestration.ablation import Arm, Compose, ablation_arms
+from trainer.orchestration.resources import Resources
+from trainer.orchestration.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, read_plan, read_trials
+from trainer.orchestration.stages import Stage, content_hash_of, describe, in_order
 from trainer.orchestration.sweep_config import SweepConfig, parameter_sets
 from trainer.orchestration.trial import TUNE_FOLDER, PlannedTrial, forget_ending, read_ending
+from trainer.run_directory import fingerprint
 
-# A launcher's name and its arguments, to its configuration; UserError for an unknown one.
-Compose = Callable[[str, Sequence[str]], Any]
-# A sweep's name, where its data lie and how many trials run at a time decide no result.
-_NOT_COUNTING = ("name", "shards", "max_concurrent_trials")
+# What may be added to and taken from a sweep: its other trials stay what they are.
+_GROWING = ("seeds", "arms", "models", "trials")
+# What decides no trial's result.
+_FREE = ("name", "shards", "max_concurrent_trials")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """All that a sweep will do, known before any of it is done.
 
-    folder: where it is written. fingerprint: SHA-256 hex of all that its results follow from.
+    folder: where it is written.
     """
 
     config: SweepConfig
     folder: Path
     arms: tuple[Arm, ...]
     trials: tuple[PlannedTrial, ...]
-    fingerprint: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 hex of all that its results follow from."""
+        told = sorted(trial.content_hash for trial in self.trials)
+        return hashlib.sha256(json.dumps([self.config.kind, told]).encode()).hexdigest()
 
     @property
     def stages(self) -> list[Stage]:
         """What the trials share, each stage after those that it needs."""
         return in_order(arm.dataset for arm in self.arms if isinstance(arm.dataset, Stage))
+
+    @property
+    def stages_to_run(self) -> list[Stage]:
+        """Those that a trial waits for."""
+        waiting = {trial.arm for trial in self.to_run}
+        datasets = [arm.dataset for arm in self.arms if arm.name in waiting]
+        return in_order((dataset for dataset in datasets if isinstance(dataset, Stage)), self.stages_folder)
 
     @property
     def stages_folder(self) -> Path:
@@ -70,50 +87,64 @@ class Sweep:
         return trial.command(self.config.resources_per_trial, self.folder / "replays" / trial.name)
 
 
-def plan_sweep(config: SweepConfig, folder: Path, compose: Compose, where: Path) -> Sweep:
-    """Plan every stage and trial. UserError, naming the sweep file `where`, for one that cannot be configured."""
+def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequence[str]], Any], where: Path) -> Sweep:
+    """Plan every stage and trial.
+
+    compose: a launcher's name and its arguments, to its configuration; UserError for an unknown one.
+    UserError, naming the sweep file `where`, for what cannot be configured, and for two trials that are one training.
+    """
     folder, shards = folder.resolve(), Path(str(config.shards)).resolve()
-    dataset = Dataset.open(shards)
-    told = dataclasses.asdict(config) | dict.fromkeys(_NOT_COUNTING) | {"data set": dataset.content_hash}
-    fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    variants = _variants(config, shards, where)
-    trials = []
+    Dataset.open(shards)
+    resources = config.resources_per_trial
+
+    def configured(what: str, launcher: str, arguments: Sequence[str]) -> Any:
+        try:
+            composed = compose(launcher, arguments)
+            if isinstance(composed, FewShotRunConfig):
+                composed.check_processes(resources.workers)
+            return composed
+        except UserError as error:
+            raise UserError(f"{where}: {what} ({launcher}.py): {error}") from error
+
+    variants = _variants(config, shards, configured, where)
+    trials: dict[str, PlannedTrial] = {}
     for arm, parameters in variants:
         source = arm.dataset.folder(folder / "stages") if isinstance(arm.dataset, Stage) else arm.dataset
+        images = content_hash_of(arm.dataset)
         for seed in config.seeds:
             name = f"{arm.name}-seed{seed}"
             # Without being told, every trial would decode with all the cores of its machine.
-            threads = f"data.threads={config.resources_per_trial.threads}"
-            overrides = (threads, *config.fixed, *arm.overrides, f"seed={seed}")
-            try:
-                run = compose(
-                    "train_classifier", [f"shards={source}", f"run={folder / TRIALS_FOLDER / name}", *overrides]
-                )
-            except UserError as error:
-                raise UserError(f"{where}: trial {name} ({' '.join(overrides[1:])}): {error}") from error
-            trials.append(PlannedTrial(name, arm.name, arm.title, seed, parameters, overrides, run))
-    sweep = Sweep(config, folder, tuple(arm for arm, _ in variants), tuple(trials), fingerprint)
-    for stage in sweep.stages:
-        try:
-            compose(stage.launcher, stage.arguments)
-        except UserError as error:
-            raise UserError(f"{where}: {stage.name} ({stage.launcher}.py): {error}") from error
-    return sweep
+            overrides = (f"data.threads={resources.threads}", *config.fixed, *arm.overrides, f"seed={seed}")
+            arguments = [f"shards={source}", f"run={folder / TRIALS_FOLDER / name}", *overrides]
+            run = configured(f"trial {name}", "train_classifier", arguments)
+            content_hash = _content_hash(run, images, resources)
+            trial = PlannedTrial(name, arm.name, arm.title, seed, parameters, overrides, run, content_hash)
+            same = trials.setdefault(content_hash, trial)
+            if same is not trial:
+                raise UserError(f"{where}: trials {same.name} and {name} are one and the same training: leave one out")
+    return Sweep(config, folder, tuple(arm for arm, _ in variants), tuple(trials.values()))
 
 
-def _variants(config: SweepConfig, shards: Path, where: Path) -> list[tuple[Arm, Mapping[str, Any]]]:
+def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources) -> str:
+    """SHA-256 hex of all that a training's result follows from: the order of its sums is among it."""
+    device = "gpu" if resources.gpu else "cpu"
+    facts = {"images": images, "workers": str(resources.workers), "threads": str(resources.threads), "device": device}
+    told = fingerprint(dataclasses.asdict(config), facts)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _variants(config: SweepConfig, shards: Path, compose: Compose, where: Path) -> list[tuple[Arm, Mapping[str, Any]]]:
     """What is trained with every seed, and the parameters that tell one from another."""
     if config.kind == "comparison":
         return [(Arm(model, model, shards, (f"model={model}",)), {"model": model}) for model in config.models]
     if config.kind == "search":
         points = parameter_sets(config)
-        digits = len(str(len(points) - 1))
         return [
-            (Arm(f"point{number:0{digits}}", ", ".join(arguments), shards, arguments), point)
+            (Arm(f"point{number}", ", ".join(arguments), shards, arguments), point)
             for number, point in enumerate(points)
             for arguments in [tuple(f"{name}={_written(value)}" for name, value in point.items())]
         ]
-    arms = ablation_arms(config.ablation, shards, config.resources_per_trial.threads)
+    arms = ablation_arms(config.ablation, shards, config.resources_per_trial.threads, compose)
     names = [arm.name for arm in arms]
     for name in config.arms or ():
         if name not in names:
@@ -132,7 +163,7 @@ def describe_sweep(sweep: Sweep) -> list[str]:
     lines = [
         f"{config.kind} {config.name}: {len(sweep.trials)} trials of {len(sweep.arms)} arms, each on "
         f"{resources.cpu} CPU, {resources.gpu:g} GPU, in {resources.workers} processes",
-        *describe(sweep.stages, sweep.stages_folder, resources.workers),
+        *describe(sweep.stages, sweep.stages_folder, resources),
     ]
     for trial in sweep.trials:
         ending = read_ending(trial.run)
@@ -142,7 +173,7 @@ def describe_sweep(sweep: Sweep) -> list[str]:
 
 @contextmanager
 def opened(sweep: Sweep) -> Iterator[None]:
-    """Take the sweep's folder for this process, and have failed trials tried again.
+    """Take the sweep's folder for this process, and have trials tried again that failed or were removed.
 
     UserError where another process has it.
     """
@@ -160,10 +191,14 @@ def opened(sweep: Sweep) -> Iterator[None]:
             "mode": sweep.config.mode,
             "sweep": dataclasses.asdict(sweep.config),
             "fingerprint": sweep.fingerprint,
+            "arms": {arm.name: arm.title for arm in sweep.arms},
+            "trials": {trial.name: trial.content_hash for trial in sweep.trials},
         }
         replace_through(sweep.folder / SWEEP_FILE, json.dumps(content, indent=1).encode())
+        listed = {trial.trial for trial in read_trials(sweep.folder)}
         failed = [trial for trial in sweep.to_run if read_ending(trial.run) is not None]
-        if failed:  # to Tune they have ended, so it begins anew: first, lest a kill in between hide them
+        removed = [trial for trial in sweep.to_run if trial.name in listed]  # failed, or its folder is gone
+        if failed or removed:  # to Tune they have ended, so it begins anew: first, lest a kill in between hide them
             shutil.rmtree(sweep.folder / TUNE_FOLDER, ignore_errors=True)
         for trial in failed:
             forget_ending(trial.run)
@@ -172,17 +207,22 @@ def opened(sweep: Sweep) -> Iterator[None]:
 
 
 def refuse_other_sweep(sweep: Sweep) -> None:
-    """UserError where the sweep's folder holds another one."""
-    path = sweep.folder / SWEEP_FILE
-    if not path.exists():
+    """UserError where the sweep's folder holds another one: none of these trials, or one that was something else."""
+    if not (sweep.folder / SWEEP_FILE).exists():
         return
-    before = read_sweep(sweep.folder)
-    if before["fingerprint"] == sweep.fingerprint:
+    before = read_plan(sweep.folder)
+    shared = [trial for trial in sweep.trials if trial.name in before["trials"]]
+    other = [trial.name for trial in shared if trial.content_hash != before["trials"][trial.name]]
+    if before["kind"] == sweep.config.kind and shared and not other:
         return
     now = json.loads(json.dumps(dataclasses.asdict(sweep.config)))
-    changed = [key for key in now if key not in _NOT_COUNTING and before["sweep"].get(key) != now[key]]
+    counting = [key for key in now if key not in _FREE and before["sweep"].get(key) != now[key]]
+    # What may grow comes last: where something else changed too, that was it.
+    changed = sorted(counting, key=lambda key: key in _GROWING)
     told = (
-        f"{changed[0]} was {before['sweep'].get(changed[0])}, is now {now[changed[0]]}" if changed else "other images"
+        f"{changed[0]} was {before['sweep'].get(changed[0])}, is now {now[changed[0]]}"
+        if changed
+        else f"trial {other[0]} was of other images, or of another configs/"
     )
     raise UserError(f"{sweep.folder}: holds another sweep, {before['name']} ({told}): give another out=DIR")
 

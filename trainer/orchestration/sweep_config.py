@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
 from trainer.configuration import first_line, typed
 from trainer.orchestration.ablation import AblationConfig
+from trainer.orchestration.resources import Resources
 
 # What each trial is given by the sweep itself.
 _SET_BY_SWEEP = ("shards", "run", "seed")
@@ -28,40 +30,6 @@ _OF_KIND = {
     "comparison": ("models",),
     "search": ("space", "trials", "scheduler", "grace_epochs", "reduction"),
 }
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a trial, or a stage, is given of the cluster, all its processes together.
-
-    cpu: cores. gpu: GPUs; 0 computes on the CPU, 0.5 lets two trials share one. workers: processes; cores and GPUs
-    are divided over them.
-    """
-
-    cpu: int = 1
-    gpu: float = 0
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("cpu", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"resources_per_trial.{name}={getattr(self, name)}: must be at least 1")
-        if self.cpu % self.workers:
-            raise ValueError(
-                f"resources_per_trial.cpu={self.cpu}: divided over workers={self.workers}, so give a multiple of that"
-            )
-        if self.gpu < 0:
-            raise ValueError(f"resources_per_trial.gpu={self.gpu:g}: must be 0 or more")
-
-    @property
-    def threads(self) -> int:
-        """Cores of each process."""
-        return self.cpu // self.workers
-
-    @property
-    def of_worker(self) -> dict[str, float]:
-        """One process's share, under Ray's names."""
-        return {"CPU": self.threads, "GPU": self.gpu / self.workers}
 
 
 @dataclass(frozen=True)
@@ -184,17 +152,18 @@ def read_sweep(path: Path, changes: Sequence[str]) -> SweepConfig:
 
 
 def parameter_sets(sweep: SweepConfig) -> list[dict[str, Any]]:
-    """The points of a search, each argument -> value.
+    """The points of a search, each argument -> value, each once.
 
-    A draw is keyed by the argument's name and its own number, so a sweep of more draws begins with the same ones.
+    A draw is keyed by the argument's name and its own number, and the first draw is tried at every point of the grids
+    before the second: so a sweep of more draws begins with the same points.
     """
     grids = {name: source["grid"] for name, source in sweep.space.items() if "grid" in source}
-    points = itertools.product(*grids.values())
-    return [
+    points = [
         {name: values[name] if name in values else _draw(name, source, number) for name, source in sweep.space.items()}
-        for values in (dict(zip(grids, point, strict=True)) for point in points)
         for number in range(sweep.trials)
+        for values in (dict(zip(grids, point, strict=True)) for point in itertools.product(*grids.values()))
     ]
+    return list({json.dumps(point, sort_keys=True): point for point in points}.values())
 
 
 def _draw(name: str, source: dict[str, list[Any]], number: int) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shlex
-import sys
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import distributed
 
-from data_pipeline.disk import replace_through
+from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import LAUNCHERS
-from trainer.orchestration.sweep_config import Resources
 from trainer.progress import read_records
 from trainer.run_directory import CONFIG_FILE, read_run_config
 from trainer.topology import join_processes
@@ -36,6 +35,7 @@ class PlannedTrial:
 
     name: of its folder. arm, title, seed, parameters: what it is an instance of. overrides: arguments of
     train_classifier.py, without shards and run. config: what these come to; its run is the trial's folder.
+    content_hash: SHA-256 hex of all that its result follows from.
     """
 
     name: str
@@ -45,28 +45,16 @@ class PlannedTrial:
     parameters: Mapping[str, Any]
     overrides: tuple[str, ...]
     config: ClassifierRunConfig
+    content_hash: str
 
     @property
     def run(self) -> Path:
         return Path(str(self.config.run))
 
     def command(self, resources: Resources, run: Path) -> str:
-        """A line for a shell that does the same training in another run directory.
-
-        The number of compute threads decides the order of sums, so it stands there too.
-        """
-        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={resources.workers}"]
-        words = [
-            *(["ACCELERATE_USE_CPU=true"] if not resources.gpu else []),
-            f"OMP_NUM_THREADS={resources.threads}",
-            sys.executable,
-            *(several if resources.workers > 1 else []),
-            str(LAUNCHERS / "train_classifier.py"),
-            f"shards={self.config.shards}",
-            f"run={run}",
-            *self.overrides,
-        ]
-        return shlex.join(words)
+        """A line for a shell that does the same training in another run directory."""
+        arguments = [f"shards={self.config.shards}", f"run={run}", *self.overrides]
+        return resources.shell_line(resources.command(LAUNCHERS / "train_classifier.py", arguments))
 
 
 @dataclass(frozen=True)
@@ -94,14 +82,26 @@ def read_ending(run: Path) -> Ending | None:
     return Ending(**json.loads(path.read_text())) if path.exists() else None
 
 
-def write_ending(run: Path, status: Status, line: str | None = None, *, mistake: bool = False) -> None:
-    """Set down that a trial ended; its seconds are those that all its epochs took, however often it was cut off."""
-    epochs = read_epochs(run)
+def write_ending(run: Path, status: Status, line: str | None = None, *, mistake: bool = False) -> Ending:
+    """Set down that a trial ended, unless that has been set down: the ending that stands there.
+
+    Whoever runs a trial and whoever waits for it may come to it at once, on machines that see the folder late.
+    seconds are those that all its epochs took, however often it was cut off.
+    """
+    path, epochs = _ending_file(run), read_epochs(run)
     dataset_hash = read_run_config(run)["dataset_hash"] if (run / CONFIG_FILE).exists() else None
     seconds = sum(record["seconds"] for record in epochs)
     ending = Ending(status, seconds, len(epochs), dataset_hash, line, mistake)
     run.parent.mkdir(parents=True, exist_ok=True)
-    replace_through(_ending_file(run), json.dumps(vars(ending)).encode())
+    written = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-{os.getpid()}")
+    write_through(written, json.dumps(vars(ending)).encode())
+    try:
+        os.link(written, path)  # unlike a rename, refused where the name is taken
+    except FileExistsError:
+        ending = Ending(**json.loads(path.read_text()))
+    finally:
+        written.unlink()
+    return ending
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
@@ -114,14 +114,16 @@ def forget_ending(run: Path) -> None:
     _ending_file(run).unlink()
 
 
-def run_trial(choice: dict[str, str], trials: Mapping[str, PlannedTrial], resources: Resources) -> None:
+def run_trial(choice: dict[str, str], trials: Mapping[str, PlannedTrial], resources: Resources, directory: str) -> None:
     """Ray Tune's function: train the trial that `choice` names from where its run directory stands.
 
+    directory: that relative paths in its arguments are from, which is not where Ray puts its processes.
     Tune is told of every epoch, those of an earlier attempt too, so that a scheduler which begins anew comes to know
     them. A user's mistake ends the trial, written down; any other error is raised, for Tune to try again.
     """
     from ray import tune  # here: who plans a trial need not wait for Ray
 
+    os.chdir(directory)
     trial = trials[choice["trial"]]
     ended = read_ending(trial.run) is not None
     for record in read_epochs(trial.run):
@@ -133,19 +135,23 @@ def run_trial(choice: dict[str, str], trials: Mapping[str, PlannedTrial], resour
         if resources.workers == 1:
             train_here(trial, resources, tune.report)
         else:
-            _train_on_workers(trial, resources)
+            _train_on_workers(trial, resources, directory)
     except UserError as error:
         write_ending(trial.run, "failed", str(error), mistake=True)
 
 
-def _train_on_workers(trial: PlannedTrial, resources: Resources) -> None:
+def _train_on_workers(trial: PlannedTrial, resources: Resources, directory: str) -> None:
     """Train in processes of Ray Train, on one node or several."""
     from ray import train
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    def train_worker() -> None:
+        os.chdir(directory)
+        train_here(trial, resources, train.report)
+
     trainer = TorchTrainer(
-        lambda: train_here(trial, resources, train.report),
+        train_worker,
         scaling_config=train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpu > 0,

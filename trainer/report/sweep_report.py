@@ -32,6 +32,8 @@ def write_sweep_report(sweep: Path) -> Path:
         "Scores on real test images, in per cent, with 95 % intervals over seeds and groups of images; no generated "
         "image is among them."
     )
+    if summary["kind"] == "ablation":
+        subtitle += " Each generator was trained once: how lucky it was is not in the intervals."
     return write_page(
         sweep / "report.html",
         f"{summary['kind'].capitalize()} {summary['name']}",

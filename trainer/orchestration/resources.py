@@ -1,0 +1,62 @@
+"""The share of a cluster that one piece of work is given, and how a command line says so."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial, or a stage, is given of the cluster, all its processes together.
+
+    cpu: cores. gpu: GPUs; 0 computes on the CPU, 0.5 lets two trials share one. workers: processes, each with its
+    part of the cores and, where there are GPUs, with one of its own.
+    """
+
+    cpu: int = 1
+    gpu: float = 0
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"resources_per_trial.{name}={getattr(self, name)}: must be at least 1")
+        if self.cpu % self.workers:
+            raise ValueError(
+                f"resources_per_trial.cpu={self.cpu}: divided over workers={self.workers}, so give a multiple of that"
+            )
+        shared = self.workers == 1 and 0 < self.gpu <= 1
+        if self.gpu not in (0, self.workers) and not shared:
+            raise ValueError(
+                f"resources_per_trial.gpu={self.gpu:g}: a process computes on one GPU: give as many as workers="
+                f"{self.workers}, a part of one to a single worker, or 0"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Cores of each process."""
+        return self.cpu // self.workers
+
+    @property
+    def of_worker(self) -> dict[str, float]:
+        """One process's share, under Ray's names."""
+        return {"CPU": self.threads, "GPU": self.gpu / self.workers}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What each process has in its environment. The number of threads decides the order of sums."""
+        return {"OMP_NUM_THREADS": str(self.threads)} | ({} if self.gpu else {"ACCELERATE_USE_CPU": "true"})
+
+    def command(self, launcher: Path, arguments: Sequence[str]) -> list[str]:
+        """A launcher's command line, in as many processes of one machine as there are workers."""
+        # torchrun starts several on the CPU too, and picks a free port, so that stages can run side by side.
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.workers}"]
+        return [sys.executable, *(several if self.workers > 1 else []), str(launcher), *arguments]
+
+    def shell_line(self, command: Sequence[str]) -> str:
+        """A command as a line for a shell, wherever that stands: relative paths among its arguments are from here."""
+        environment = [f"{name}={value}" for name, value in self.environment.items()]
+        return f"cd {shlex.quote(os.getcwd())} && {shlex.join([*environment, *command])}"
