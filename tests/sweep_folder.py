@@ -31,7 +31,7 @@ def write_sweep(sweep: Path, kind: str = "ablation", reference: str | None = "fu
     if kind == "search":
         arms = [f"point{number}" for number in range(len(parameter_sets(SweepConfig(kind="search", **plan))))]
     else:
-        arms = plan.get("models", list(ARMS))
+        arms = plan.get("models") or plan.get("arms") or list(ARMS)
     content = {
         "name": "parts", "kind": kind, "reference": reference, "metric": "validation_balanced_accuracy", "mode": "max",
         "sweep": {"kind": kind, **plan}, "fingerprint": "ab" * 32, "arms": {arm: _title(arm) for arm in arms},

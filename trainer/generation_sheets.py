@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from trainer.generation_images import to_intensity
 from trainer.metrics.nearest_image import Nearest, nearest_images
@@ -15,7 +14,6 @@ from trainer.report.sheets import draw_sheet
 _COLUMNS = 9
 _REAL_ROWS, _GENERATED_ROWS = 1, 3
 _PAIRS = 4  # of each type
-_SMALLEST = 96  # pixels; smaller images are shown enlarged
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def draw_samples(folder: Path, cell_type: str, real: torch.Tensor, generated: to
             blank = torch.full((_COLUMNS - len(row), 3, size, size), 255, dtype=torch.uint8)
             rows.append(torch.cat([row, blank]))
             names.append(name)
-    columns = [_visible(column) for column in torch.stack(rows, dim=1)]
+    columns = [to_intensity(column) for column in torch.stack(rows, dim=1)]
     draw_sheet(folder / f"samples-{cell_type.replace(' ', '_')}.png", [""] * _COLUMNS, columns, names)
 
 
@@ -58,7 +56,7 @@ def draw_nearest(path: Path, pairs: Sequence[Pairs]) -> None:
             torch.stack([_image_or_blank(each.training, number) for each in pairs]),
         ]
     labels = [f"{each.cell_type}\n{_two_lines(each.distances)}" for each in pairs]
-    draw_sheet(path, ["generated", "nearest real"] * _PAIRS, [_visible(column) for column in columns], labels)
+    draw_sheet(path, ["generated", "nearest real"] * _PAIRS, [to_intensity(column) for column in columns], labels)
 
 
 def _two_lines(distances: Sequence[float]) -> str:
@@ -69,9 +67,3 @@ def _two_lines(distances: Sequence[float]) -> str:
 
 def _image_or_blank(images: torch.Tensor, number: int) -> torch.Tensor:
     return images[number] if number < len(images) else torch.full_like(images[0], 255)
-
-
-def _visible(images: torch.Tensor) -> torch.Tensor:
-    """As `draw_sheet` takes them, small ones enlarged by a whole factor."""
-    factor = max(1, -(-_SMALLEST // images.shape[-1]))
-    return functional.interpolate(to_intensity(images), scale_factor=factor, mode="nearest")

@@ -61,9 +61,9 @@ def test_a_run_of_each_model_makes_cells_of_each_type(
     assert {"critic", "adversarial", "gradient_norm/generator", "gradient_norm/critic"} <= steps[0].keys()
     (sheet,) = (tmp_path / "run/samples").iterdir()
     assert sheet.name == "step-000000002.png"
-    # Three rows, a column of names, two real and two generated columns of 16 pixels.
+    # Three rows, a column of names, two real and two generated columns of 16 pixels, six times as large.
     with Image.open(sheet) as picture:
-        assert picture.size == (130 + 4 * 20, 18 + 3 * 20)
+        assert picture.size == (130 + 4 * 100, 18 + 3 * 100)
     sampler: ImageSampler = load_conditional_model(tmp_path / "run")
     domain = tiny_dataset.samples(splits=["train"])["domain"].mode()[0]
     assert (sampler.cell_types, sampler.domain, sampler.image_size) == (TINY_TYPES, domain, 16)

@@ -11,14 +11,17 @@ from PIL import Image, ImageDraw, ImageFont
 _MARGIN = 4
 _HEADER = 18
 _LABEL_WIDTH = 130
+_SMALLEST = 96  # pixels; smaller images are shown enlarged, and titles have room
 
 
 def draw_sheet(path: Path, titles: Sequence[str], columns: Sequence[torch.Tensor], labels: Sequence[str]) -> None:
     """Write a sheet of one row per image and one column per title; the file appears whole.
 
-    columns: float [n, 3, H, W] in [-1, 1] each, all of one size; labels: of the n rows.
+    columns: float [n, 3, H, W] in [-1, 1] each, all of one size, enlarged by a whole factor where that is small;
+    labels: of the n rows.
     """
-    pictures = [_to_bytes(column) for column in columns]
+    factor = max(1, -(-_SMALLEST // columns[0].shape[-1]))
+    pictures = [_to_bytes(column).repeat(factor, axis=1).repeat(factor, axis=2) for column in columns]
     height, width = pictures[0].shape[1:3]
     step_x, step_y = width + _MARGIN, height + _MARGIN
     sheet = Image.new("RGB", (_LABEL_WIDTH + step_x * len(columns), _HEADER + step_y * len(labels)), "white")
