@@ -18,6 +18,7 @@ example:
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,6 @@ from trainer.orchestration.sweep import (
     plan_sweep,
     refuse_failures,
     refuse_other_sweep,
-    write_trials,
 )
 from trainer.orchestration.sweep_config import read_sweep
 from trainer.report.sweep_report import write_sweep_report
@@ -78,17 +78,19 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join(describe_sweep(sweep)), flush=True)
     if config.plan:
         return
-    if sweep.to_run:
-        # Imported here: Ray takes a while, which a mistake above need not wait for.
-        from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials
+    with ExitStack() as held:
+        if sweep.to_run:
+            # Imported here: Ray takes a while, which a mistake above need not wait for.
+            from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials
 
-        with joined_cluster():
+            held.enter_context(joined_cluster())
             room = check_fit(sweep)
-            with opened(sweep):
-                run_stages(sweep)
-                run_trials(sweep, room)
-    write_trials(sweep)
-    report = write_sweep_report(sweep.folder)
+            held.enter_context(opened(sweep))
+            run_stages(sweep)
+            run_trials(sweep, room)
+        else:
+            held.enter_context(opened(sweep))
+        report = write_sweep_report(sweep.folder)
     print(f"{(sweep.folder / 'table.csv').resolve()}\n{report.resolve()}")
     refuse_failures(sweep)
 

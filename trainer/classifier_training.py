@@ -22,7 +22,7 @@ from models.errors import ModelError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.evaluation import evaluate, scoring_stream, validation_scores
-from trainer.fit import FitConfig, Selection, fit, resume, saved_state
+from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_state
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
@@ -66,9 +66,7 @@ class ClassifierRunConfig:
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
 
 
-def train_classifier(
-    config: ClassifierRunConfig, topology: Topology, after_epoch: Callable[[int], None] | None = None
-) -> Path:
+def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
     """Train, score the test split with the best checkpoint, write the report; returns the report's path.
 
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
@@ -175,7 +173,7 @@ def _train_by_gradient(
     precision: Precision,
     fingerprint: dict[str, Any],
     describe_run: Callable[[], None],
-    after_epoch: Callable[[int], None] | None,
+    after_epoch: AfterEpoch | None,
 ) -> None:
     """Train the network from where the run's newest checkpoint stands to the end."""
     run = Path(str(config.run))

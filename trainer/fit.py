@@ -28,6 +28,10 @@ _SMALLEST_LOSS_SCALE = 1e-3
 DETAIL = "detail/"
 
 
+# What a training is to call after each epoch, on every process; told whether it was the last.
+AfterEpoch = Callable[[bool], None]
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How long and in what portions to train.
@@ -141,14 +145,14 @@ def fit(
     fingerprint: dict[str, Any],
     progress: Progress,
     selection: Selection | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Train from where `progress` (see `resume`) stands to the end.
 
     streams: what the game takes from. score_epoch: called with the step at an epoch's end; its scores
     are the same numbers on every process. fingerprint: what a checkpoint of this run must have been
-    made with. Without a selection there is no best checkpoint. after_epoch: called on every process with the
-    epoch's number, from 0, when its record and its checkpoint are written.
+    made with. Without a selection there is no best checkpoint. after_epoch: called on every process when an epoch's
+    record and checkpoint are written.
     Raises UserError for a loss that is not finite.
     """
     total_steps = config.epochs * epoch_steps
@@ -162,8 +166,12 @@ def fit(
         for name, stream in streams.items()
     }
     sums = _Sums(progress.sums if topology.rank == 0 else {}, topology.device)
+
+    def ended() -> bool:
+        return progress.step >= total_steps or _out_of_patience(progress, selection, epoch_steps)
+
     with closing(log):  # the bar is off the screen before an error is printed
-        while progress.step < total_steps and not _out_of_patience(progress, selection, epoch_steps):
+        while not ended():
             # Dropout and the like are keyed by step and process, so resuming needs no generator's state.
             torch.manual_seed(derive_key(seed, "step", progress.step, topology.rank))
             learning_rates = {name: player.learning_rate for name, player in game.players.items()}
@@ -206,7 +214,7 @@ def fit(
                 _save(store, game, progress, fingerprint, topology, best=better)
             if at_epoch_end:
                 if after_epoch is not None:
-                    after_epoch(progress.step // epoch_steps - 1)
+                    after_epoch(ended())
                 clock.restart()
 
 

@@ -1,7 +1,7 @@
 """Learning without gradients: naive Bayes is fitted in one pass over the training images."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from models.classifiers.hand_features import hand_features
 from models.classifiers.naive_bayes import NaiveBayes
 from trainer.checkpoint import CheckpointStore
 from trainer.evaluation import validation_scores
-from trainer.fit import Progress
+from trainer.fit import AfterEpoch, Progress
 from trainer.progress import RunLog
 from trainer.step_clock import StepClock
 
@@ -33,7 +33,7 @@ def fit_naive_bayes(
     run: Path,
     topology: Topology,
     fingerprint: dict[str, Any],
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Fit by scikit-learn's GaussianNB to the first `steps` global batches of the stream, on any number of processes.
 
@@ -66,7 +66,7 @@ def fit_naive_bayes(
     if distributed.is_initialized():
         distributed.barrier()
     if after_epoch is not None:
-        after_epoch(0)
+        after_epoch(True)
 
 
 def take_fit(classifier: NaiveBayes, fitted: GaussianNB) -> None:

@@ -144,10 +144,8 @@ def test_a_printed_command_gives_the_same_answers(resumed: Resumed, launch: Laun
 def test_more_seeds_are_trained_beside_what_is_there_and_a_removed_trial_again(
     resumed: Resumed, cluster: Environment, launch: Launch, tmp_path: Path
 ) -> None:
-    """Tune itself remembers that all have ended."""
     out = Path(shutil.copytree(resumed.out, tmp_path / "out"))
     shutil.rmtree(out / "trials" / NAMES[1])
-    (out / "trials" / f"{NAMES[1]}.ended.json").unlink()
     before = written_when(out / "trials" / NAMES[0])
     arguments = [argument for argument in resumed.arguments if not argument.startswith("out=")]
     again = launch("ablate", *arguments, f"out={out}", **cluster)
@@ -157,6 +155,11 @@ def test_more_seeds_are_trained_beside_what_is_there_and_a_removed_trial_again(
     assert more.returncode == 0, more.stderr
     assert sorted(line["trial"] for line in lines(out)) == [*NAMES[:1], "point0-seed3", *NAMES[1:], "point1-seed3"]
     assert written_when(out / "trials" / NAMES[0]) == before
+    fewer = launch("ablate", *arguments, f"out={out}", "seeds=[0]", RAY_ADDRESS="127.0.0.1:1")
+    assert fewer.returncode == 0, fewer.stderr
+    summary = json.loads((out / "results.json").read_text())
+    assert [trial["trial"] for trial in summary["trials"]] == NAMES
+    assert summary["unfinished"] == summary["not_begun"] == []
 
 
 @pytest.mark.slow
@@ -176,8 +179,10 @@ def test_a_mistake_is_one_line_before_anything_is_written(
 ) -> None:
     out = resumed.out
     file, shards = sweep_of(tmp_path, tiny_dataset)
+    done = launch("ablate", file, shards, "out=out", "resources_per_trial.gpu=1", **cluster)
+    assert_refused(done, "1 GPU", "0 GPU on 1 node")
     done = launch("ablate", file, shards, "out=out", "resources_per_trial.gpu=3", **cluster)
-    assert_refused(done, "3 GPU", "0 GPU (nodes: 1)")
+    assert_refused(done, "gpu=3", "one GPU")
     assert_refused(launch("ablate", file, shards, f"out={out}", "seeds=[1]"), str(out), "another sweep", "seeds was")
     other = ("ablate", file, shards, f"out={out}", "fixed=[model=senet_tiny_ge]", "seeds=[0,1]")
     assert_refused(launch(*other), str(out), "another sweep", "fixed was")
@@ -198,14 +203,15 @@ def test_a_trial_that_fails_is_one_line_and_the_others_go_on(
     fixed = ["model=sequential_cnn", *TINY[2:]]
     file = sweep_file(tmp_path, kind="search", space={"data.image_size": {"grid": [3, 32]}}, fixed=fixed)
     arguments = (file, f"shards={tiny_dataset.root}", "out=out")
+    finished = []
     for _ in range(2):  # the failed one is tried again, the finished one is not
         done = launch("ablate", *arguments, **cluster)
         assert_refused(done, "1 of 2 trials failed", "point0-seed0", "set data.image_size=")
         statuses = {line["trial"]: line["status"] for line in lines(tmp_path / "out")}
         assert statuses == {"point0-seed0": "failed", "point1-seed0": "finished"}
         assert (tmp_path / "out/report.html").exists()
-        finished = written_when(tmp_path / "out/trials/point1-seed0")
-    assert written_when(tmp_path / "out/trials/point1-seed0") == finished
+        finished.append(written_when(tmp_path / "out/trials/point1-seed0"))
+    assert finished[0] == finished[1]
 
 
 @pytest.mark.slow
@@ -236,6 +242,11 @@ def test_a_search_gives_up_what_falls_behind(
     assert log.read_text() == before
     assert launch("ablate", file, f"shards={tiny_dataset.root}", "out=out").returncode == 0
     assert lines(out)[1] == stopped
+    # A trial alone would go on: it is held against what ended before this launch.
+    shutil.rmtree(out / stopped["run"])
+    assert launch("ablate", file, f"shards={tiny_dataset.root}", "out=out", **cluster).returncode == 0
+    assert lines(out)[0] == finished
+    assert (lines(out)[1]["status"], lines(out)[1]["epochs"]) == ("stopped", stopped["epochs"])
 
 
 @pytest.mark.slow

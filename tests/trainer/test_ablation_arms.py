@@ -23,6 +23,7 @@ from trainer.classifier_training import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import AblationConfig, Arm, ablation_arms, choose_roles
+from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, in_order
 from trainer.stain_config import StainRunConfig
 from trainer.synthesis import SynthesizeConfig
@@ -275,9 +276,9 @@ def test_every_arm_runs_from_raw_images_to_a_scored_classifier(
         conditional=list(test_conditional_training.TINY),
         few_shot=[*test_few_shot_training.TINY[1:], *test_few_shot_training.SHORT],
     )
-    arms, root = ablation_arms(config, scarce_type, 1), tmp_path / "stages"
+    arms, root = ablation_arms(config, scarce_type, 1, compose), tmp_path / "stages"
     for stage in stages_of(*arms):
-        done = launch(stage.launcher, *stage.command(root)[2:])
+        done = launch(stage.launcher, *stage.command(root, Resources())[2:])
         assert done.returncode == 0, f"{stage.name}: {done.stderr}"
     raw = Dataset.open(scarce_type)
     parents = raw.samples(splits=["test"]).set_index("id")

@@ -184,12 +184,18 @@ def test_what_decides_a_result_makes_another_trial_and_nothing_else(tiny_dataset
     assert more[1] != first[1]
     others = [
         {"fixed": ["train.epochs=3"]},
+        # A run may go on with these changed; from the start they decide what comes of it.
+        {"fixed": ["train.patience=3"]},
+        {"fixed": ["train.micro_batch=8"]},
         {"seeds": [1]},
         {"resources_per_trial": Resources(cpu=2)},
         {"resources_per_trial": Resources(gpu=1)},
         {"resources_per_trial": Resources(cpu=2, workers=2)},
     ]
     assert len({first, *(told(**other) for other in others)}) == 1 + len(others)
+    asha = told(scheduler="asha")
+    assert asha[0] == first[0]
+    assert asha[1] != first[1]
     half, whole = (told(resources_per_trial=Resources(gpu=share)) for share in (0.5, 1))
     assert half == whole
 

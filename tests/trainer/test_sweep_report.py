@@ -164,6 +164,12 @@ def test_search_shows_the_winner_and_no_other_test_score(tmp_path: Path) -> None
     assert page.tags.count("svg") == 2
 
 
+def test_a_search_whose_trials_were_all_stopped_has_no_test_score(tmp_path: Path) -> None:
+    write_sweep(tmp_path, kind="search", reference=None, space={"train.epochs": {"grid": [1]}}, seeds=[0])
+    add_log(add_trial(tmp_path, "point0", 0, status="stopped", parameters={"train.epochs": 1}), [0.2])
+    assert "No point has a finished trial yet" in Page(write_sweep_report(tmp_path)).text
+
+
 def test_report_before_anything_has_ended(tmp_path: Path) -> None:
     """The report can be asked for at any time."""
     plans: dict[str, dict[str, object]] = {

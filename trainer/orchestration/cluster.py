@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import logging
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from data_pipeline.errors import UserError
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, run_stage
 from trainer.orchestration.sweep import Sweep, write_trials
-from trainer.orchestration.trial import TUNE_FOLDER, Status, read_epochs, run_trial, write_ending
+from trainer.orchestration.trial import TUNE_FOLDER, Status, forget_ending, read_epochs, run_trial, write_ending
 
 # Times that a stage or a trial is started again where its process or its node died.
 _RETRIES = 3
@@ -123,8 +121,17 @@ def _stage_task(stage: Stage, folder: str, resources: Resources, directory: str,
 
 
 def run_trials(sweep: Sweep, room: int) -> None:
-    """Run the trials that have not ended, `room` of them at a time at most."""
+    """Run the trials that have not ended, `room` of them at a time at most.
+
+    Tune begins anew with each launch: restored, it would give a scheduler back as it was before the first trial, and
+    what has ended since would never count. So those that have ended tell their epochs again, to a scheduler.
+    """
     resources, config = sweep.config.resources_per_trial, sweep.config
+    to_run = [trial.name for trial in sweep.to_run]
+    for trial in sweep.to_run:
+        forget_ending(trial.run)
+    known = [trial.name for trial in sweep.trials if trial.name not in to_run]
+    scheduler = _scheduler(sweep)
     limit = min(room, config.max_concurrent_trials or room)
     by_name = {trial.name: trial for trial in sweep.trials}
     # Where a trial has processes of Ray Train, they have its share, and what waits for them needs a place only: so no
@@ -132,32 +139,26 @@ def run_trials(sweep: Sweep, room: int) -> None:
     place: dict[str, float] = {"memory": 1} if resources.workers > 1 else resources.of_worker
     given = {"trials": by_name, "resources": resources, "directory": os.getcwd()}
     trainable = tune.with_resources(tune.with_parameters(run_trial, **given), place)
-    # Tune remembers folders, limits and trials as they were. After a change it begins anew, and trials that have ended
-    # tell it their epochs again.
-    told = json.dumps([str(sweep.folder), limit, dataclasses.asdict(config)])
-    storage, name = str(sweep.folder / TUNE_FOLDER), hashlib.sha256(told.encode()).hexdigest()[:12]
-    if tune.Tuner.can_restore(f"{storage}/{name}"):
-        tuner = tune.Tuner.restore(f"{storage}/{name}", trainable)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search(list(by_name))},
-            tune_config=tune.TuneConfig(
-                metric=config.metric,
-                mode=config.mode,
-                scheduler=_scheduler(sweep),
-                max_concurrent_trials=limit,
-                trial_name_creator=_name_of,
-                trial_dirname_creator=_name_of,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=storage,
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                callbacks=[_Endings(sweep)],
-                verbose=0,
-            ),
-        )
+    shutil.rmtree(sweep.folder / TUNE_FOLDER, ignore_errors=True)
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search([*(known if scheduler else ()), *to_run])},
+        tune_config=tune.TuneConfig(
+            metric=config.metric,
+            mode=config.mode,
+            scheduler=scheduler,
+            max_concurrent_trials=limit,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=config.kind,
+            storage_path=str(sweep.folder / TUNE_FOLDER),
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            callbacks=[_Endings(sweep, to_run)],
+            verbose=0,
+        ),
+    )
     tuner.fit()
 
 
@@ -180,8 +181,8 @@ def _scheduler(sweep: Sweep) -> TrialScheduler | None:
 class _Endings(tune.Callback):
     """Sets down how each trial ended, as it does."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
+    def __init__(self, sweep: Sweep, to_run: Sequence[str]) -> None:
+        self._sweep, self._to_run = sweep, to_run
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._ended(trial, "stopped")  # by the scheduler, unless the trial itself has set down that it finished
@@ -194,6 +195,8 @@ class _Endings(tune.Callback):
         self._ended(trial, "failed", f"{told[-1] if told else 'its process died'} (traceback: {trial.error_file})")
 
     def _ended(self, trial: Trial, status: Status, line: str | None = None) -> None:
+        if _name_of(trial) not in self._to_run:
+            return
         planned = next(planned for planned in self._sweep.trials if planned.name == _name_of(trial))
         ending = write_ending(planned.run, status, line)
         write_trials(self._sweep)

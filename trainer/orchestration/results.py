@@ -137,7 +137,7 @@ def read_answers(trials: Sequence[Trial]) -> Answers:
         if (part.images, part.cell_types) != (parts[0].images, parts[0].cell_types):
             raise UserError(
                 f"{trial.run}: scored on other test images than {trials[0].run}, of the same arm: remove the one "
-                "whose data set changed, and its .ended.json; ablate.py does it again"
+                "whose data set changed; ablate.py does it again"
             )
     return replace(parts[0], seeds=seeds, confusions=np.concatenate([part.confusions for part in parts]))
 

@@ -72,7 +72,7 @@ def _trials_of_arms(
     """What ended of each arm; of a search the best point in the place of an arm."""
     if plan["kind"] == "search":
         best = [trial for trial in trials if points and trial.trial in points[0]["trials"]]
-        return {"best": best} if best else {}
+        return {"best": best} if any(trial.counts for trial in best) else {}
     return {arm: [trial for trial in trials if trial.arm == arm] for arm in plan["arms"]}
 
 

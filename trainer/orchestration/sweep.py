@@ -2,7 +2,7 @@
 
 SWEEP/sweep.json says which sweep it is and what it trains, SWEEP/trials.jsonl which trials have ended. trials/NAME is a
 trial's run directory, trials/NAME.ended.json says how it ended. stages/ holds what trials share, tune/ what Ray Tune
-remembers.
+writes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +24,16 @@ from trainer.classifier_training import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import Arm, Compose, ablation_arms
 from trainer.orchestration.resources import Resources
-from trainer.orchestration.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, read_plan, read_trials
+from trainer.orchestration.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, read_plan
 from trainer.orchestration.stages import Stage, content_hash_of, describe, in_order
 from trainer.orchestration.sweep_config import SweepConfig, parameter_sets
-from trainer.orchestration.trial import TUNE_FOLDER, PlannedTrial, forget_ending, read_ending
+from trainer.orchestration.trial import PlannedTrial, read_ending
 from trainer.run_directory import fingerprint
 
 # What may be added to and taken from a sweep: its other trials stay what they are.
 _GROWING = ("seeds", "arms", "models", "trials")
+# Which trials of a search go on to the end follows from these.
+_RULES = ("metric", "mode", "scheduler", "grace_epochs", "reduction")
 # What decides no trial's result.
 _FREE = ("name", "shards", "max_concurrent_trials")
 
@@ -52,8 +53,9 @@ class Sweep:
     @property
     def fingerprint(self) -> str:
         """SHA-256 hex of all that its results follow from."""
-        told = sorted(trial.content_hash for trial in self.trials)
-        return hashlib.sha256(json.dumps([self.config.kind, told]).encode()).hexdigest()
+        trials = sorted(trial.content_hash for trial in self.trials)
+        rules = [getattr(self.config, name) for name in _RULES] if self.config.kind == "search" else []
+        return hashlib.sha256(json.dumps([self.config.kind, rules, trials]).encode()).hexdigest()
 
     @property
     def stages(self) -> list[Stage]:
@@ -78,9 +80,11 @@ class Sweep:
 
     @property
     def to_run(self) -> list[PlannedTrial]:
-        """The trials that have not ended, or have failed."""
+        """The trials that have not ended, or have failed, or whose run directory was removed."""
         endings = [(trial, read_ending(trial.run)) for trial in self.trials]
-        return [trial for trial, ending in endings if ending is None or ending.status == "failed"]
+        return [
+            trial for trial, ending in endings if ending is None or ending.status == "failed" or not trial.run.is_dir()
+        ]
 
     def command(self, trial: PlannedTrial) -> str:
         """A line for a shell that does a trial again, beside the sweep's own."""
@@ -126,9 +130,19 @@ def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequen
 
 
 def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources) -> str:
-    """SHA-256 hex of all that a training's result follows from: the order of its sums is among it."""
-    device = "gpu" if resources.gpu else "cpu"
-    facts = {"images": images, "workers": str(resources.workers), "threads": str(resources.threads), "device": device}
+    """SHA-256 hex of all that a training's result follows from: the order of its sums is among it.
+
+    A run may go on with another patience and other micro-batches; from the start they decide where it ends, and over
+    which images batch norm takes its means.
+    """
+    facts = {
+        "images": images,
+        "workers": str(resources.workers),
+        "threads": str(resources.threads),
+        "device": "gpu" if resources.gpu else "cpu",
+        "patience": str(config.train.patience),
+        "micro-batch": str(config.train.micro_batch),
+    }
     told = fingerprint(dataclasses.asdict(config), facts)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -165,18 +179,16 @@ def describe_sweep(sweep: Sweep) -> list[str]:
         f"{resources.cpu} CPU, {resources.gpu:g} GPU, in {resources.workers} processes",
         *describe(sweep.stages, sweep.stages_folder, resources),
     ]
+    waiting = [trial.name for trial in sweep.to_run]
     for trial in sweep.trials:
-        ending = read_ending(trial.run)
+        ending = None if trial.name in waiting else read_ending(trial.run)
         lines += [f"{trial.name} ({ending.status if ending else 'to run'})", f"   {sweep.command(trial)}"]
     return lines
 
 
 @contextmanager
 def opened(sweep: Sweep) -> Iterator[None]:
-    """Take the sweep's folder for this process, and have trials tried again that failed or were removed.
-
-    UserError where another process has it.
-    """
+    """Take the sweep's folder for this process. UserError where another process has it."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with (sweep.folder / "sweep.lock").open("w") as lock:
         try:
@@ -195,13 +207,6 @@ def opened(sweep: Sweep) -> Iterator[None]:
             "trials": {trial.name: trial.content_hash for trial in sweep.trials},
         }
         replace_through(sweep.folder / SWEEP_FILE, json.dumps(content, indent=1).encode())
-        listed = {trial.trial for trial in read_trials(sweep.folder)}
-        failed = [trial for trial in sweep.to_run if read_ending(trial.run) is not None]
-        removed = [trial for trial in sweep.to_run if trial.name in listed]  # failed, or its folder is gone
-        if failed or removed:  # to Tune they have ended, so it begins anew: first, lest a kill in between hide them
-            shutil.rmtree(sweep.folder / TUNE_FOLDER, ignore_errors=True)
-        for trial in failed:
-            forget_ending(trial.run)
         write_trials(sweep)
         yield
 
@@ -213,9 +218,10 @@ def refuse_other_sweep(sweep: Sweep) -> None:
     before = read_plan(sweep.folder)
     shared = [trial for trial in sweep.trials if trial.name in before["trials"]]
     other = [trial.name for trial in shared if trial.content_hash != before["trials"][trial.name]]
-    if before["kind"] == sweep.config.kind and shared and not other:
-        return
     now = json.loads(json.dumps(dataclasses.asdict(sweep.config)))
+    rules = sweep.config.kind != "search" or all(before["sweep"].get(name) == now[name] for name in _RULES)
+    if before["kind"] == sweep.config.kind and rules and shared and not other:
+        return
     counting = [key for key in now if key not in _FREE and before["sweep"].get(key) != now[key]]
     # What may grow comes last: where something else changed too, that was it.
     changed = sorted(counting, key=lambda key: key in _GROWING)

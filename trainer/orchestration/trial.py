@@ -111,24 +111,25 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
 
 def forget_ending(run: Path) -> None:
     """Let a trial be done again, from where its run directory stands."""
-    _ending_file(run).unlink()
+    _ending_file(run).unlink(missing_ok=True)
 
 
 def run_trial(choice: dict[str, str], trials: Mapping[str, PlannedTrial], resources: Resources, directory: str) -> None:
     """Ray Tune's function: train the trial that `choice` names from where its run directory stands.
 
     directory: that relative paths in its arguments are from, which is not where Ray puts its processes.
-    Tune is told of every epoch, those of an earlier attempt too, so that a scheduler which begins anew comes to know
-    them. A user's mistake ends the trial, written down; any other error is raised, for Tune to try again.
+    Tune is told of every epoch, those of an earlier attempt too, for its scheduler begins anew with each launch. Of a
+    trial that was cut off the newest is left out: it may have been the last, which is told when all is done. A user's
+    mistake ends the trial, written down; any other error is raised, for Tune to try again.
     """
     from ray import tune  # here: who plans a trial need not wait for Ray
 
     os.chdir(directory)
     trial = trials[choice["trial"]]
     ended = read_ending(trial.run) is not None
-    for record in read_epochs(trial.run):
-        if ended or not _is_last(trial, record["epoch"]):
-            tune.report(_told(record))
+    epochs = read_epochs(trial.run)
+    for record in epochs if ended else epochs[:-1]:
+        tune.report(_told(record))
     if ended:
         return
     try:
@@ -184,8 +185,8 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     torch.set_num_threads(resources.threads)
     first = topology.rank == 0
 
-    def after_epoch(epoch: int) -> None:
-        if not _is_last(trial, epoch):
+    def after_epoch(last: bool) -> None:
+        if not last:
             report(_told(read_epochs(trial.run)[-1]) if first else {})
 
     trial.run.parent.mkdir(parents=True, exist_ok=True)
@@ -199,10 +200,6 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
         if first:
             write_ending(trial.run, "finished")
     report(_told(read_epochs(trial.run)[-1]) if first else {})
-
-
-def _is_last(trial: PlannedTrial, epoch: int) -> bool:
-    return epoch + 1 >= trial.config.train.epochs
 
 
 def _told(record: Mapping[str, Any]) -> dict[str, Any]:
