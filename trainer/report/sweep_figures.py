@@ -43,7 +43,6 @@ def arm_bars(arms: Sequence[ArmScores], name: str) -> Markup:
                     places, theirs, s=26, marker="D", color=PAPER, edgecolors=INK, linewidths=1.1, zorder=4, label=label
                 )
         _name_bars(axes, [_broken(arm.title) for arm in arms])
-        axes.set_ylim(0, 109)  # room for the numbers above the bars
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
         return svg(drawing, name)
 
@@ -163,16 +162,17 @@ def _bars(
     label: str,
     values: bool = False,
 ) -> None:
-    """One bar for each estimate, in per cent, with its interval as a line; values: written above."""
+    """One bar for each estimate, in per cent, with its interval as a line; values: written at its foot."""
     heights = [np.nan if row["value"] is None else 100 * row["value"] for row in estimates]
     axes.bar(places, heights, width, color=colour, label=label)
     for place, height, row in zip(places, heights, estimates, strict=True):
-        top = height
         if row["low"] is not None and row["high"] is not None:
             axes.plot([place, place], [100 * row["low"], 100 * row["high"]], color=INK, linewidth=1.1)
-            top = 100 * row["high"]
         if values and not np.isnan(height):
-            axes.text(place, top + 1.5, f"{height:.1f}", ha="center", fontsize=8)
+            # There no interval and no diamond covers it; a bar too short to hold it has it above.
+            inside = height >= 12
+            foot, ink = (2.0, PAPER) if inside else (height + 6, INK)
+            axes.text(place, foot, f"{height:.1f}", color=ink, rotation=90, ha="center", va="bottom", fontsize=8)
 
 
 def _name_bars(axes: Axes, names: Sequence[str]) -> None:
