@@ -17,6 +17,7 @@ example:
       resources_per_trial.gpu=1 resources_per_trial.cpu=8
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     with ExitStack() as held:
         if sweep.to_run:
-            # Imported here: Ray takes a while, which a mistake above need not wait for.
+            # Under `uv run` Ray would have its processes in an environment of their own, which lacks this project. It
+            # looks when it is imported: here, for that takes a while, which a mistake above need not wait for.
+            os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
             from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials
 
             held.enter_context(joined_cluster())
