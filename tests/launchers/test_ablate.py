@@ -103,13 +103,14 @@ def resumed(cluster: Environment, tiny_dataset: Dataset, tmp_path_factory: pytes
     return Resumed(arguments, out, first, Launched(folder, "ablate", arguments, 1, cluster).finish())
 
 
-def test_a_killed_sweep_goes_on_and_repeats_nothing(resumed: Resumed, launch: Launch) -> None:
+def test_a_killed_sweep_goes_on_and_repeats_nothing(resumed: Resumed) -> None:
     assert resumed.done.returncode == 0, resumed.done.stderr
     assert written_when(resumed.out / "trials" / NAMES[0]) == resumed.first
     assert [line["trial"] for line in lines(resumed.out)] == NAMES
     # A third time there is nothing to do.
     before = written_when(resumed.out / "trials")
-    assert launch("ablate", *resumed.arguments, RAY_ADDRESS="127.0.0.1:1").returncode == 0
+    folder, nowhere = resumed.out.parent, {"RAY_ADDRESS": "127.0.0.1:1"}
+    assert Launched(folder, "ablate", resumed.arguments, 1, nowhere).finish().returncode == 0
     assert written_when(resumed.out / "trials") == before
 
 
@@ -141,6 +142,7 @@ def test_a_printed_command_gives_the_same_answers(resumed: Resumed, launch: Laun
     pd.testing.assert_frame_equal(answers(replay), answers(trial))
 
 
+@pytest.mark.slow
 def test_more_seeds_are_trained_beside_what_is_there_and_a_removed_trial_again(
     resumed: Resumed, cluster: Environment, launch: Launch, tmp_path: Path
 ) -> None:
