@@ -27,11 +27,11 @@ ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train
 
 @dataclass(frozen=True)
 class Finished:
-    """A run of naive Bayes on the tiny data set, and what it reported."""
+    """A run of naive Bayes on the tiny data set, and after which of its epochs it said that it was the last."""
 
     run: Path
     config: ClassifierRunConfig
-    epochs: list[int]
+    epochs: list[bool]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def finished(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
     run = tmp_path_factory.mktemp("naive-bayes") / "run"
     arguments = (f"shards={tiny_dataset.root}", f"run={run}", *ARGUMENTS)
     config = read_config(ClassifierRunConfig, "train_classifier", arguments)
-    epochs: list[int] = []
+    epochs: list[bool] = []
     train_classifier(config, Topology(), epochs.append)
     return Finished(run, config, epochs)
 
@@ -89,7 +89,7 @@ def test_its_run_is_like_any_other_and_tells_types_apart(finished: Finished) -> 
     assert record["kind"] == "epoch"
     for name in ("train_loss", "train_accuracy", "validation_balanced_accuracy", "seconds", "images_per_second"):
         assert record[name] > 0
-    assert finished.epochs == [0]
+    assert finished.epochs == [True]
     scores = json.loads((finished.run / "evaluation/metrics.json").read_text())["scores"]
     assert scores["balanced_accuracy"]["value"] > 0.6  # of three types
     assert "naive_bayes" in (finished.run / "report.html").read_text()
@@ -100,7 +100,7 @@ def test_a_finished_fit_is_scored_again_and_not_fitted_again(finished: Finished,
     shutil.copytree(finished.run, run)
     shutil.rmtree(run / "evaluation")
     before = {path.name: path.stat().st_mtime_ns for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]}
-    config, epochs = replace(finished.config, run=str(run)), list[int]()
+    config, epochs = replace(finished.config, run=str(run)), list[bool]()
     train_classifier(config, Topology(), epochs.append)
     after = {path.name: path.stat().st_mtime_ns for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]}
     assert (after, epochs) == (before, [])

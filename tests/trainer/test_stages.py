@@ -121,8 +121,8 @@ def test_the_hash_changes_with_what_decides_the_result_and_with_nothing_else(
         filled(stage, bank(stage, *training), bank(stage)),
         filled(stage, bank(stage), bank(stage, *training)),
         # Within one section the later argument has the last word.
-        bank(stage, "data.crop={}", "data.crop.giemsa=0.5"),
-        bank(stage, "data.crop.giemsa=0.5", "data.crop={}"),
+        bank(stage, "data.crop.giemsa=0.6", "data.crop.giemsa=0.5"),
+        bank(stage, "data.crop.giemsa=0.5", "data.crop.giemsa=0.6"),
     ]
     assert len({each.content_hash for each in others}) == len(others)
     with pytest.raises(UserError, match="no data set here"):
