@@ -1,5 +1,6 @@
 """If these fail, a sweep trains other trials than its file says, or starts work that it must then give up."""
 
+import functools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,14 @@ def search(**fields: Any) -> SweepConfig:
     return SweepConfig(kind="search", **fields)
 
 
+@functools.cache  # most stages of most tests are alike
+def composed(launcher: str, arguments: tuple[str, ...]) -> Any:
+    return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
+
+
 def plan(config: SweepConfig, folder: Path) -> Sweep:
     def compose(launcher: str, arguments: Sequence[str]) -> Any:
-        return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
+        return composed(launcher, tuple(arguments))
 
     return plan_sweep(config, folder, compose, Path("a.yaml"))
 
