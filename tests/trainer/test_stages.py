@@ -208,6 +208,7 @@ def test_what_a_launcher_refuses_and_what_it_fails_of_are_told_apart(
         run_stage(several, tmp_path, TWO)
 
 
+@pytest.mark.slow
 def test_two_processes_on_the_cpu_work_on_one_stage(two_stains: Dataset, tmp_path: Path) -> None:
     stage = normalized(two_stains.root)
     derived = Dataset.open(run_stage(stage, tmp_path, TWO))
@@ -215,6 +216,7 @@ def test_two_processes_on_the_cpu_work_on_one_stage(two_stains: Dataset, tmp_pat
     assert "--nproc-per-node=2" in log_of(stage, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stage_whose_runner_was_killed_goes_on_where_it_stopped(two_stains: Dataset, tmp_path: Path) -> None:
     """SIGKILL to the runner ends the launcher too; the second run has the records of the first."""
     stage = stage_of("classifier", "train_classifier", CLASSIFIER, {"shards": two_stains.root}, "run")
