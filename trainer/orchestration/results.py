@@ -23,6 +23,7 @@ METHOD = (
     "groups; the spread over S seeds is widened by sqrt(S / (S - 1)), which resampling them lacks; with one seed over "
     "the groups alone; where every answer was right (or none), the exact binomial bound with one trial per group"
 )
+_PLAN_KEYS = {"name", "kind", "reference", "metric", "mode", "sweep", "fingerprint", "arms", "trials"}
 _BOOTSTRAP_SEED = 0
 # The measures that are proportions: when all images are right, they have an exact bound.
 _PROPORTIONS = ("accuracy", "sensitivity", "specificity", "precision")
@@ -84,17 +85,7 @@ def read_plan(sweep: Path) -> dict[str, Any]:
         raise UserError(f"{sweep}: no {SWEEP_FILE} there, so no sweep: give the folder that ablate.py wrote (out=DIR)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        missing = {
-            "name",
-            "kind",
-            "reference",
-            "metric",
-            "mode",
-            "sweep",
-            "fingerprint",
-            "arms",
-            "trials",
-        } - content.keys()
+        missing = _PLAN_KEYS - content.keys()
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}): run ablate.py again to have it written anew") from error
     if missing:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
@@ -37,6 +37,9 @@ _BARE = re.compile(r"[\w/.-]+", re.ASCII)
 # prctl(2): the signal that a process gets when the one that started it has died.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+# A launcher's argument -> what it reads: a data set's folder, what another stage writes, or several of these.
+Source: TypeAlias = "Stage | Path | tuple[Stage, ...]"
+Inputs: TypeAlias = Mapping[str, Source]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Stage:
     """One launcher's work. Stages of one content hash are one and the same; they are to have one name too.
 
     name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
-    inputs: argument -> what is read: a data set's folder, what another stage writes, or a list of such.
+    inputs: see `Inputs`.
     output: the argument that names the folder it writes. settings: what the arguments come to, the launcher's whole
     configuration as plain values.
     """
@@ -92,9 +95,6 @@ class Stage:
     def done(self, root: Path) -> bool:
         """Whether its launcher has ended well, and what it wrote is still there."""
         return _beside(self.folder(root), "done.json").is_file() and self.folder(root).is_dir()
-
-
-Inputs = Mapping[str, Stage | Path | tuple[Stage, ...]]
 
 
 def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage]:
@@ -211,7 +211,7 @@ def _beside(folder: Path, ending: str) -> Path:
     return folder.with_name(f"{folder.name}.{ending}")
 
 
-def _listed(source: Stage | Path | tuple[Stage, ...]) -> tuple[Stage | Path, ...]:
+def _listed(source: Source) -> tuple[Stage | Path, ...]:
     return source if isinstance(source, tuple) else (source,)
 
 
@@ -220,7 +220,7 @@ def content_hash_of(source: Stage | Path) -> str:
     return source.content_hash if isinstance(source, Stage) else Dataset.read_catalog(source).content_hash
 
 
-def _written(source: Stage | Path | tuple[Stage, ...], root: Path) -> str:
+def _written(source: Source, root: Path) -> str:
     """A source as the value of an argument."""
     folders = [os.path.abspath(each.folder(root) if isinstance(each, Stage) else each) for each in _listed(source)]
     if not isinstance(source, tuple):

@@ -69,7 +69,7 @@ def status_of(trial: Trial) -> str:
 def _trials_of_arms(
     plan: Mapping[str, Any], trials: Sequence[Trial], points: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[Trial]]:
-    """What ended of each arm; of a search the best point in the place of an arm."""
+    """What ended of each arm; of a search the best point, if it has a score, in an arm's place."""
     if plan["kind"] == "search":
         best = [trial for trial in trials if points and trial.trial in points[0]["trials"]]
         return {"best": best} if any(trial.counts for trial in best) else {}

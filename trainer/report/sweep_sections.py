@@ -211,7 +211,7 @@ def _point_table(points: Sequence[Mapping[str, Any]], metric: str) -> Table:
         ]
         for place, point in enumerate(points, start=1)
     ]
-    caption = f"Every point, by its trials' mean {_words(metric)} at their best epoch; stopped ones below."
+    caption = f"Every point, by the mean {_words(metric)} of its finished trials at their best epoch; stopped below."
     return Table(caption, ["place", _words(metric), *names, "seeds"], rows)
 
 
