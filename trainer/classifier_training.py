@@ -30,7 +30,7 @@ from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_run_report
 from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
-from trainer.topology import Precision, resolve_precision
+from trainer.topology import Precision, resolve_engine, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ def _train_by_gradient(
         network,
         config.optimizer,
         precision=precision,
+        engine=resolve_engine(config.train.engine),
         total_steps=config.train.epochs * epoch_steps,
         synchronize_batch_norm=config.train.synchronize_batch_norm,
     )

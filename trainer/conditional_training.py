@@ -18,7 +18,7 @@ from trainer.fit import fit, resume
 from trainer.games.conditional import ConditionalGame
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import Precision, resolve_precision
+from trainer.topology import Precision, resolve_engine, resolve_precision
 
 
 def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:
@@ -111,7 +111,7 @@ def _training_stream(
 def _make_game(
     config: ConditionalRunConfig, types: int, precision: Precision, steps: int, topology: Topology
 ) -> ConditionalGame:
-    model = config.model
+    model, engine = config.model, resolve_engine(config.train.engine)
     torch.manual_seed(derive_key(config.seed, "weights"))
     optimizers = {
         "generator": model.generator_optimizer,
@@ -124,6 +124,7 @@ def _make_game(
             network,
             optimizers[name],
             precision=precision,
+            engine=engine,
             total_steps=steps * (model.critic_steps if name == "critic" else 1),
         )
         for name, network in build_networks(model, config.data.image_size, types).items()

@@ -25,7 +25,7 @@ from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import Precision, leave_processes, resolve_precision
+from trainer.topology import Precision, leave_processes, resolve_engine, resolve_precision
 
 # Settings that change no weights; of the training on rich types, those of the adaptation don't either.
 _FREE = ("sheet_columns", "rare_types")
@@ -174,17 +174,25 @@ class _Training:
 
     def _make_game(self, steps: int) -> Game:
         config, model = self._config, self._config.model
+        engine = resolve_engine(config.train.engine)
         optimizer = model.scaled_optimizer(steps)
         if model.plays_episodes:
             # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
             players = {
-                name: Player(name, network, optimizer, precision="fp32", total_steps=steps)
+                name: Player(name, network, optimizer, precision="fp32", engine=engine, total_steps=steps)
                 for name, network in self._networks.items()
             }
             begin = functools.partial(begin_episode, model, precision=self._precision)
             return Reptile(players, begin, rounds=model.inner.rounds, shots=config.shots, seed=config.seed)
         generator, discriminator = (
-            Player(name, self._networks[name], optimizer, precision=self._precision, total_steps=steps * moves)
+            Player(
+                name,
+                self._networks[name],
+                optimizer,
+                precision=self._precision,
+                engine=engine,
+                total_steps=steps * moves,
+            )
             for name, moves in (("generator", 1), ("discriminator", model.inner.discriminator_steps))
         )
         return Pretraining(

@@ -20,7 +20,7 @@ from trainer.loss_watch import LossWatch
 from trainer.player import Player
 from trainer.progress import RunLog
 from trainer.step_clock import StepClock
-from trainer.topology import Precision, PrecisionChoice
+from trainer.topology import EngineChoice, Precision, PrecisionChoice
 
 # A scale this small multiplies losses by less than one: no gradient of any use overflows there.
 _SMALLEST_LOSS_SCALE = 1e-3
@@ -38,8 +38,8 @@ class FitConfig:
 
     epochs: passes over the data, or portions of `iterations_per_epoch` steps (the thesis: 200 of 256).
     global_batch: images per optimiser step over all processes. micro_batch: most images a device holds
-    at once; null takes a process's whole slice. precision: see resolve_precision. checkpoint_every,
-    log_every: in steps.
+    at once; null takes a process's whole slice. precision: see resolve_precision. engine: DDP or
+    DeepSpeed's ZeRO, see resolve_engine. checkpoint_every, log_every: in steps.
     """
 
     epochs: int = 200
@@ -47,6 +47,7 @@ class FitConfig:
     global_batch: int = 64
     micro_batch: int | None = None
     precision: PrecisionChoice = "auto"
+    engine: EngineChoice = "auto"
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 10
@@ -345,8 +346,9 @@ def _save(
     *,
     best: bool,
 ) -> None:
+    # On every process: some engines put together there what each of them holds a part of.
+    players = {name: player.state_dict() for name, player in game.players.items()}
     if topology.rank == 0:
-        players = {name: player.state_dict() for name, player in game.players.items()}
         state = {
             "players": players,
             "game": game.state_dict(),

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from timm.utils import ModelEmaV3
 from torch import distributed, nn
 
 from data_pipeline.errors import UserError
-from trainer.topology import Precision
+from trainer.engine import make_engine
+from trainer.topology import EngineName, Precision
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class OptimizerConfig:
 class Player:
     """A network, its optimiser, schedule, loss scale, data-parallel engine and running average.
 
-    module: the bare network. engine: the same network, data-parallel; losses go through it. Both compute
-    in the player's precision inside `autocast()` only.
+    module: the bare network, which computes in the player's precision inside `autocast()` only. engine: the same
+    network, data-parallel; losses go through it.
     average: the network to score with (the running average, or the bare network where none is kept).
     """
 
@@ -61,38 +62,34 @@ class Player:
         config: OptimizerConfig,
         *,
         precision: Precision,
+        engine: EngineName = "ddp",
         total_steps: int,
         synchronize_batch_norm: bool = False,
     ) -> None:
         self.name = name
         self.config = config
         self.steps = 0
+        self.device = PartialState().device
         self._total_steps = total_steps
-        # One Accelerator per player: its gradient scaler then is the player's own.
-        self._accelerator = Accelerator(
-            mixed_precision="no" if precision == "fp32" else precision, cpu=PartialState().device.type == "cpu"
-        )
         if synchronize_batch_norm:
-            if self._accelerator.device.type != "cuda":
+            if self.device.type != "cuda":
                 raise UserError("train.synchronize_batch_norm=true works on GPUs only: leave it out on the CPU")
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self.module = module.to(self._accelerator.device)
-        optimizer = _make_optimizer(self.module, config, self._accelerator.device)
-        self.engine, self._optimizer = self._accelerator.prepare(self.module, optimizer)
-        # Accelerate writes its autocast into the module itself; the bare one must compute in the precision
-        # of the context it is called in, or penalties would be taken in half precision (contract C10).
-        self._accelerator.unwrap_model(self.engine, keep_fp32_wrapper=False)
+        self.module = module.to(self.device)
+        optimizer = _make_optimizer(self.module, config, self.device)
+        self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
         self._average = None
         if config.average_decay > 0:
             self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
 
     @property
-    def average(self) -> nn.Module:
-        return self.module if self._average is None else self._average.module
+    def engine(self) -> nn.Module:
+        """The network, data-parallel: losses go through it."""
+        return self._engine.network
 
     @property
-    def device(self) -> torch.device:
-        return self._accelerator.device
+    def average(self) -> nn.Module:
+        return self.module if self._average is None else self._average.module
 
     @property
     def learning_rate(self) -> float:
@@ -102,12 +99,11 @@ class Player:
     @property
     def loss_scale(self) -> float | None:
         """What fp16 losses are multiplied by; None in other precisions. Waits for the device."""
-        scaler = self._accelerator.scaler
-        return None if scaler is None else float(scaler.get_scale())
+        return self._engine.loss_scale
 
     def autocast(self) -> Any:
         """The context in which the player's forward passes run in its precision."""
-        return self._accelerator.autocast()
+        return self._engine.autocast()
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
@@ -123,17 +119,15 @@ class Player:
 
     def part_of_step(self, last: bool) -> Any:
         """The context for one part's forward and backward pass; only the `last` joins the processes."""
-        return nullcontext() if last else self._accelerator.no_sync(self.engine)
+        return self._engine.part_of_step(last)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss's gradient to the step's; averaged over the processes."""
-        self._accelerator.backward(loss)
+        self._engine.backward(loss)
 
     def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Make these, by parameter's name, the step's gradient, which no loss gave; averaged over the processes."""
-        averaged = self._accelerator.reduce(dict(gradients), "mean")
-        for name, parameter in self.module.named_parameters():
-            parameter.grad = averaged[name]
+        self._engine.set_gradient(gradients)
 
     def step(self) -> torch.Tensor:
         """Move the weights once along the accumulated gradient, which is then cleared.
@@ -141,16 +135,11 @@ class Player:
         Returns the gradient's L2 norm before clipping (scalar on the device). A gradient that
         overflowed the loss scale moves nothing and lowers this player's scale alone.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        limit = math.inf if self.config.clip_norm is None else self.config.clip_norm
-        norm = self._accelerator.clip_grad_norm_(self.module.parameters(), limit)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        norm = self._engine.step(self.learning_rate)
         self.steps += 1
         if self._average is not None:
             self._average.update(self.module, self.steps)
-        return norm.detach()
+        return norm
 
     def share_buffers(self) -> None:
         """Give every process the first one's buffers, so that all score with the same network."""
@@ -159,13 +148,11 @@ class Player:
                 distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        scaler = self._accelerator.scaler
+        """Everything that the next step depends on; to be called on all processes together."""
         return {
             "module": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            **self._engine.state_dict(),
             "steps": self.steps,
         }
 
@@ -174,9 +161,7 @@ class Player:
         self.module.load_state_dict(state["module"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"] or state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._accelerator.scaler is not None and state["scaler"] is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self._engine.load_state_dict(state)
         self.steps = state["steps"]
 
 
@@ -199,6 +184,7 @@ def _make_optimizer(module: nn.Module, config: OptimizerConfig, device: torch.de
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     fused = device.type == "cuda"
     if config.name == "sgd":
         return torch.optim.SGD(

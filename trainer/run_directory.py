@@ -18,6 +18,7 @@ FREE_SETTINGS = frozenset(
         "run",
         "data.threads",
         "data.prefetch",
+        "train.engine",
         "train.micro_batch",
         "train.checkpoint_every",
         "train.keep_checkpoints",

@@ -27,7 +27,7 @@ from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
 from trainer.stain_run import build_critics, build_generators, into_domains, load_stain_model
 from trainer.stain_sheets import StainSheets
-from trainer.topology import Precision, resolve_precision
+from trainer.topology import Precision, resolve_engine, resolve_precision
 
 
 def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
@@ -210,10 +210,11 @@ def _make_game(
     topology: Topology,
 ) -> Game:
     model, size = config.model, config.data.image_size
+    engine = resolve_engine(config.train.engine)
     torch.manual_seed(derive_key(config.seed, "weights"))
 
     def player(name: str, module: nn.Module, optimizer: OptimizerConfig, moves: int) -> Player:
-        return Player(name, module, optimizer, precision=precision, total_steps=moves)
+        return Player(name, module, optimizer, precision=precision, engine=engine, total_steps=moves)
 
     networks = build_generators(model, size)
     if model.generator.start == "reinhard":

@@ -15,9 +15,14 @@ from data_pipeline.stream import Topology
 
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
+EngineChoice = Literal["auto", "ddp", "zero1", "zero2"]
+EngineName = Literal["ddp", "zero1", "zero2"]
 
 # bf16 arithmetic came with Ampere (compute capability 8); Turing has fp16 only.
 _BF16_CAPABILITY = 8
+# What `accelerate launch` says of DeepSpeed.
+_USE_DEEPSPEED, _LAUNCHED_STAGE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
+_ENGINE_OF_STAGE: dict[str, EngineName] = {"1": "zero1", "2": "zero2"}
 
 
 def join_processes() -> Topology:
@@ -25,7 +30,11 @@ def join_processes() -> Topology:
 
     Raises UserError for more processes than GPUs, and for engines that the players do not know.
     """
-    for engine in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+    if parse_flag_from_env(_USE_DEEPSPEED):
+        # Kept for `resolve_engine`, and from Accelerate: each player has a DeepSpeed engine of its own.
+        os.environ[_LAUNCHED_STAGE] = os.environ.get(_LAUNCHED_STAGE, "2")
+        os.environ[_USE_DEEPSPEED] = "false"
+    for engine in ("FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if parse_flag_from_env(f"ACCELERATE_USE_{engine}"):
             raise UserError(
                 f"the launch configuration asks for {engine.lower()}, which this project does not run under: "
@@ -118,3 +127,35 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
     if precision == "fp16" and device.type != "cuda":
         raise UserError("fp16 needs a GPU and none is seen: look at nvidia-smi, or set train.precision=fp32")
     return precision
+
+
+def resolve_engine(choice: EngineChoice) -> EngineName:
+    """What makes players data-parallel (contract C13: the config owns it).
+
+    `auto` takes what the launch configuration states, else `ddp`. UserError where it states another engine, a stage
+    that gradient penalties do not go through, or settings that the config owns.
+    """
+    stage = os.environ.get(_LAUNCHED_STAGE)
+    if stage is None:
+        return "ddp" if choice == "auto" else choice
+    if stage not in _ENGINE_OF_STAGE:
+        raise UserError(
+            f"the launch configuration asks for ZeRO stage {stage}: use 1 or 2 (stage 3 has no gradient of a gradient, "
+            "stage 0 is plain data parallelism): configs/accelerate/deepspeed_zero1.yaml or deepspeed_zero2.yaml"
+        )
+    for name, left_out in (
+        ("GRADIENT_CLIPPING", "clipping is optimizer.clip_norm"),
+        ("DEEPSPEED_CONFIG_FILE", "DeepSpeed's settings follow from train and optimizer"),
+        ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "players stay on their device"),
+        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "players stay on their device"),
+    ):
+        stated = os.environ.get(f"ACCELERATE_{name}", "none")
+        if stated not in ("none", "auto"):
+            raise UserError(f"the launch configuration asks for {name.lower()}={stated}: leave it out, {left_out}")
+    launched = _ENGINE_OF_STAGE[stage]
+    if choice not in ("auto", launched):
+        raise UserError(
+            f"the launch configuration asks for ZeRO stage {stage}, the run for train.engine={choice}: launch without "
+            "DeepSpeed or leave train.engine out"
+        )
+    return launched

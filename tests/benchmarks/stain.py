@@ -129,7 +129,7 @@ def real_images(work: Path, barcelona: str, munich: str, images: int, size: int)
                 crop,
             )
             for scale, crop in SCALES.items()
-            for name in (MODELS if scale == "one scale" else ("w_cyclegan_gp",))
+            for name in (MODELS if scale == "one scale" else ("cyclegan", "w_cyclegan_gp"))
             for half in HALVES
         }
         restained = {

@@ -106,6 +106,9 @@ def test_a_point_that_is_drawn_again_is_tried_once() -> None:
         ({"kind": "comparison"}, ("models", "at least")),
         ({"kind": "comparison", "models": ["a", "a"]}, ("models", "once")),
         ({"kind": "comparison", "models": ["a"], "space": {"b": {"grid": [1]}}}, ("space", "kind: search")),
+        ({"kind": "comparison", "models": ["a"], "model_settings": {"b": []}}, ("model_settings.b", "not one of")),
+        ({"kind": "comparison", "models": ["a"], "model_settings": {"a": ["run=x"]}}, ("run is for the sweep",)),
+        ({"kind": "ablation", "model_settings": {"a": []}}, ("model_settings", "kind: comparison")),
         ({"kind": "search"}, ("space", "empty")),
         ({"kind": "search", "space": {"a": [1, 2]}}, ("space.a", "grid")),
         ({"kind": "search", "space": {"a": {"normal": [1, 2]}}}, ("space.a", "loguniform")),
@@ -136,6 +139,19 @@ def test_a_mistake_in_a_sweep_file_is_one_line_that_names_it(
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_model_has_settings_of_its_own_over_those_of_all(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    config = SweepConfig(
+        kind="comparison",
+        shards=str(tiny_dataset.root),
+        models=["senet_tiny_ge", "sequential_cnn"],
+        model_settings={"sequential_cnn": ["optimizer.learning_rate=0.0001"]},
+        fixed=["optimizer.learning_rate=0.001"],
+        seeds=[0],
+    )
+    trials = plan(config, tmp_path).trials
+    assert [trial.config.optimizer.learning_rate for trial in trials] == [0.001, 0.0001]
 
 
 def test_the_command_line_stands_above_the_file(tmp_path: Path) -> None:

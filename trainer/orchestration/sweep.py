@@ -150,7 +150,10 @@ def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources
 def _variants(config: SweepConfig, shards: Path, compose: Compose, where: Path) -> list[tuple[Arm, Mapping[str, Any]]]:
     """What is trained with every seed, and the parameters that tell one from another."""
     if config.kind == "comparison":
-        return [(Arm(model, model, shards, (f"model={model}",)), {"model": model}) for model in config.models]
+        return [
+            (Arm(model, model, shards, (f"model={model}", *config.model_settings.get(model, ()))), {"model": model})
+            for model in config.models
+        ]
     if config.kind == "search":
         points = parameter_sets(config)
         return [

@@ -27,7 +27,7 @@ _LISTS = ("grid", "choice")
 _RANGES = ("uniform", "loguniform", "integer")
 _OF_KIND = {
     "ablation": ("ablation", "arms"),
-    "comparison": ("models",),
+    "comparison": ("models", "model_settings"),
     "search": ("space", "trials", "scheduler", "grace_epochs", "reduction"),
 }
 
@@ -41,7 +41,8 @@ class SweepConfig:
     is better. resources_per_trial: a stage gets the same. max_concurrent_trials: null runs as many as fit.
 
     kind ablation: the thesis's arms, made as `ablation` says; arms: only these of them.
-    kind comparison: one arm for each of `models`, files of configs/model.
+    kind comparison: one arm for each of `models`, files of configs/model. model_settings: model -> arguments of its
+    own, over those of `fixed`: a learning rate that it learns at, say.
     kind search: space: argument of train_classifier.py -> {grid: [...]}, each value in turn, or what a value is drawn
     from: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {integer: [a, b]}, both ends included.
     trials: how many draws; every point of the grids gets the same ones. scheduler: asha lets a trial go on after
@@ -63,6 +64,7 @@ class SweepConfig:
     ablation: AblationConfig = field(default_factory=AblationConfig)
     arms: list[str] | None = None
     models: list[str] = field(default_factory=list)
+    model_settings: dict[str, list[str]] = field(default_factory=dict)
     space: dict[str, Any] = field(default_factory=dict)
     trials: int = 1
     scheduler: Literal["none", "asha"] = "none"
@@ -76,11 +78,15 @@ class SweepConfig:
             raise ValueError(f"seeds={self.seeds}: name one at least, and each once")
         if self.max_concurrent_trials is not None and self.max_concurrent_trials < 1:
             raise ValueError(f"max_concurrent_trials={self.max_concurrent_trials}: must be at least 1, or null")
-        for argument in self.fixed:
-            key, sign, _ = argument.partition("=")
-            if not sign:
-                raise ValueError(f"fixed: {argument} is not key=value")
-            _refuse_own(key, "fixed")
+        for where, arguments in {
+            "fixed": self.fixed,
+            **{f"model_settings.{model}": arguments for model, arguments in self.model_settings.items()},
+        }.items():
+            for argument in arguments:
+                key, sign, _ = argument.partition("=")
+                if not sign:
+                    raise ValueError(f"{where}: {argument} is not key=value")
+                _refuse_own(key, where)
         if self.kind is None:
             return
         for kind, names in _OF_KIND.items():
@@ -89,6 +95,9 @@ class SweepConfig:
                     raise ValueError(f"{name} is for kind: {kind}: leave it out of a sweep of kind: {self.kind}")
         if self.kind == "comparison" and (not self.models or len(set(self.models)) < len(self.models)):
             raise ValueError(f"models={self.models}: name one at least, and each once")
+        for model in self.model_settings:
+            if model not in self.models:
+                raise ValueError(f"model_settings.{model}: not one of models={self.models}")
         if self.kind == "search":
             _check_search(self)
 
