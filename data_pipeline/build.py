@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from data_pipeline.curate import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts
-from data_pipeline.parallel import process_map
+from data_pipeline.parallel import TaskMap, process_map
 from data_pipeline.scan import scan
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import (
@@ -75,13 +76,15 @@ def build_dataset(
     ratio: Sequence[float] | None = None,
     workers: int = 1,
     progress: bool = True,
+    map_tasks: TaskMap | None = None,
 ) -> dict[str, Any]:
     """Build a data set, or bring it up to date; the report (also in build_report.json) comes back.
 
     Sources declared before are remembered and read again; a name declared again takes the place of the
     old declaration. None for exclude, settings and ratio means as remembered, else the defaults; a list
-    of exclusions takes the place of the remembered one. UserError for whatever the user can mend; the
-    old data set is then as it was.
+    of exclusions takes the place of the remembered one. map_tasks: who reads images and writes shards, in
+    place of `workers` processes of this machine; the same bytes come of it. UserError for whatever the user
+    can mend; the old data set is then as it was.
     """
     started = time.monotonic()
     root = Path(os.path.abspath(root))
@@ -89,14 +92,14 @@ def build_dataset(
         recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
-        samples = _scan(recipe, images, before, workers, progress)
+        samples = _scan(recipe, images, before, workers, progress, map_tasks)
         warnings += _curate(samples, recipe)
         if not any(row.kept for row in samples):
             reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
             raise UserError(f"{root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
         planned = plan_shards(samples, recipe.settings)
         standing = _standing_shards(old) if old else {}
-        shards, written = _write(root, recipe, planned, standing, before, workers, progress)
+        shards, written = _write(root, recipe, planned, standing, before, workers, progress, map_tasks)
         metadata = _metadata(recipe, shards, content_hash(samples))
         check_invariants(samples, shards)
         removed = set(old.metadata["shards"]) - set(shards) if old else set()
@@ -172,12 +175,13 @@ def _scan(
     before: Sequence[Sample],
     workers: int,
     progress: bool,
+    map_tasks: TaskMap | None,
 ) -> list[Sample]:
     """A row for every image that came in, the unreadable and the hidden already excluded."""
     known = {row.id: _remembered_facts(row) for row in before}
     paths = [declaration.folder / image.path for declaration, image in images]
     samples = []
-    for (declaration, image), file in zip(images, scan(paths, known, workers, progress), strict=True):
+    for (declaration, image), file in zip(images, scan(paths, known, workers, progress, map_tasks), strict=True):
         facts = file.facts
         group = group_name(declaration.name, image.group, file.id)
         row = Sample(
@@ -226,6 +230,7 @@ def _write(
     before: Sequence[Sample],
     workers: int,
     progress: bool,
+    map_tasks: TaskMap | None,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Write the shards that are not there yet and enter in each sample where it lies.
 
@@ -249,9 +254,10 @@ def _write(
             assert there.size is not None
             assert there.crc32 is not None
             _enter(row, name, StoredImage(there.offset, there.size, there.crc32))
+    writing = map_tasks or partial(process_map, workers=workers)
     total = sum(len(task.shard.samples) for task in tasks)
     with tqdm(total=total, desc="writing shards", unit="image", disable=not progress or not tasks) as bar:
-        for task, result in zip(tasks, process_map(write_shard, tasks, workers), strict=True):
+        for task, result in zip(tasks, writing(write_shard, tasks), strict=True):
             shards[result.name] = {
                 "samples": len(task.shard.samples),
                 "bytes": result.bytes,

@@ -125,7 +125,12 @@ def to_table(samples: Iterable[Sample]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Sample]:
     """The rows of a catalogue."""
-    columns = [table.column(field.name).to_pylist() for field in dataclasses.fields(Sample)]
+    # Equal texts are one object, or they would take half of the memory: most columns hold few, and keys are ids.
+    texts: dict[str, str] = {}
+    columns = []
+    for field in dataclasses.fields(Sample):
+        values = table.column(field.name).to_pylist()
+        columns.append([texts.setdefault(text, text) for text in values] if field.type == "str" else values)
     return [Sample(*values) for values in zip(*columns, strict=True)]
 
 
@@ -237,7 +242,7 @@ class Dataset:
         UserError for a split, domain, cell type or fold that there cannot be.
         """
         chosen = self._kept
-        domains_here = sorted(set(chosen["domain"]))
+        domains_here = sorted(chosen["domain"].unique())
         present: dict[str, Sequence[Any]] = {
             "split": SPLITS,
             "domain": domains_here,

@@ -10,16 +10,24 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_IN_FLIGHT_PER_WORKER = 3
+# Tasks given out ahead of their turn: workers need not wait for one that takes longer.
+IN_FLIGHT_PER_WORKER = 3
 # What reading and writing images takes, imported once, in the server, instead of once in every worker.
 _PRELOADED = ["data_pipeline.shards", "scipy.fftpack"]
+
+
+class TaskMap(Protocol):
+    """Who does the tasks of a build, and where."""
+
+    def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield function(task) in the order of the tasks; the first exception of a task ends it."""
 
 
 def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
@@ -56,7 +64,7 @@ def _bounded_map(
     try:
         for task in tasks:
             pending.append(pool.submit(function, task))
-            if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
+            if len(pending) >= workers * IN_FLIGHT_PER_WORKER:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 import zlib
 from collections import defaultdict
@@ -67,7 +68,7 @@ class PlannedShard:
     plan: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """Where a sample's image lies in its shard."""
 
@@ -232,7 +233,7 @@ def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[S
 
     stored: rows with their encoded images, none twice; each is named after its row's id.
     """
-    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{os.getpid()}"
+    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{socket.gethostname()}-{os.getpid()}"
     tar, index = temporary.with_name(temporary.name + ".tar"), temporary.with_name(temporary.name + ".idx")
     writer = _TarWriter(tar)
     try:

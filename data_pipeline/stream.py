@@ -235,7 +235,7 @@ class Stream:
                 epoch_size = epoch_size - epoch_size % self.global_batch or epoch_size
             return ClassBalancedOrder(self.labels, self._seed, epoch_size)
         if self.config.order == "windowed":
-            return WindowedOrder(self.samples["shard"].tolist(), self._seed, self.config.window)
+            return WindowedOrder(self.samples["shard"], self._seed, self.config.window)
         return UniformOrder(count, self._seed)
 
     def _require_every_type(self) -> None:

@@ -17,7 +17,6 @@ example:
       resources_per_trial.gpu=1 resources_per_trial.cpu=8
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,10 +80,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     with ExitStack() as held:
         if sweep.to_run:
-            # Under `uv run` Ray would have its processes in an environment of their own, which lacks this project. It
-            # looks when it is imported: here, for that takes a while, which a mistake above need not wait for.
-            os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-            from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials
+            # Here, for importing Ray takes a while, which a mistake above need not wait for.
+            from trainer.orchestration.cluster import check_fit, run_stages, run_trials
+            from trainer.orchestration.ray_cluster import joined_cluster
 
             held.enter_context(joined_cluster())
             room = check_fit(sweep)

@@ -1,10 +1,11 @@
 #!/bin/bash
-# A Ray cluster by hand: the first machine is the head, the others join it. The same environment, data set and out=
-# must be there on all of them under the same paths, on a shared file system say. Cores and GPUs are found by Ray.
+# A Ray cluster by hand: the first machine is the head, the others join it. The same environment, data set, out=
+# and raw images must be there on all of them under the same paths, on a shared file system say. Cores and GPUs are found by Ray.
 #   head:          bash configs/ray/cluster.sh head
 #   every other:   bash configs/ray/cluster.sh 10.0.0.1      the head's address
 #   then, on the head:
 #                  RAY_AUTH_MODE=token python launchers/ablate.py sweep=... shards=... out=...
+#                  RAY_AUTH_MODE=token python launchers/build_shards.py shards=... folder=... cluster=true
 #   at the end, on each:
 #                  ray stop
 # Who reaches the head's port and has its token may run anything there: the head makes ~/.ray/auth_token where there is
