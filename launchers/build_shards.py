@@ -2,6 +2,8 @@
 
 usage:
   python launchers/build_shards.py shards=DIR [source ...] [option=value ...]
+      shards=DIR           the data set: a folder, or a URL in a store, s3://bucket/prefix (credentials and endpoint
+                           are those of ~/.aws and the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ...)
     sources (remembered by the data set; run again with one more to add it)
       barcelona=RAW                        PBC_dataset_normal_DIB as downloaded
       munich=RAW                           AML-Cytomorphology_LMU as downloaded
@@ -29,14 +31,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.build import build_dataset
+from data_pipeline.build_files import REPORT_FILE
 from data_pipeline.build_report import format_report
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.declaration import SourceKind
 from data_pipeline.sources.labels import read_label_mapping
+from data_pipeline.store import Root, Store, root_of
 from data_pipeline.verify import verify_dataset
 from launchers.console import launch, read_config
 
@@ -70,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(BuildConfig, "build_shards", arguments)
     if not config.shards:
         raise UserError("no shards=DIR given: say where the data set is, or is to be")
-    root = Path(config.shards)
+    root = root_of(config.shards)
     if config.verify:
         verify_dataset(root)
         print(f"{root}: every shard, index and image is as it was written")
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         workers=config.workers or len(os.sched_getaffinity(0)),
     )
     print(format_report(report))
-    print((root / "build_report.json").resolve())
+    print(f"{root if isinstance(root, Store) else root.resolve()}/{REPORT_FILE}")
 
 
 def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
@@ -110,13 +114,13 @@ def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
     return sources
 
 
-def _settings(config: BuildConfig, root: Path) -> ShardSettings | None:
+def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
     """What the command says of storage, over what the data set remembers; None when it says nothing."""
     asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return None
-    remembered = Dataset.read_catalog(root).metadata["settings"] if (root / CATALOG_FILE).exists() else {}
+    remembered = Dataset.read_catalog(root).metadata["settings"] if Dataset.is_at(root) else {}
     return ShardSettings(**{**remembered, **asked})
 
 
