@@ -7,6 +7,7 @@ and started again, it has them again.
 import collections
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -56,7 +57,7 @@ class S3Server:
         self._app = DomainDispatcherApplication(create_backend_app)
         self._port = port
         self._server: _Server | None = None
-        # (method, object's name) of each request, since it was last cleared.
+        # (method, object's name) of each request, since it was last cleared; RANGE is a GET of a part.
         self.requests: list[tuple[str, str]] = []
         self.bytes_per_second: float | None = None
         self.start()
@@ -65,16 +66,8 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user's shell would have to reach it, and nothing else."""
-        return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        }
+        """What a user's shell would have to reach it."""
+        return _environment(self._port)
 
     def start(self) -> None:
         """Listen, at the same address each time."""
@@ -123,7 +116,8 @@ class S3Server:
         return collections.Counter(name for asked, name in self.requests if asked == method and name.endswith(ending))
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        self.requests.append((environ["REQUEST_METHOD"], environ["PATH_INFO"].removeprefix(f"/{BUCKET}/")))
+        method = "RANGE" if "HTTP_RANGE" in environ else environ["REQUEST_METHOD"]
+        self.requests.append((method, environ["PATH_INFO"].removeprefix(f"/{BUCKET}/")))
         answer = self._app(environ, start_response)
         return answer if self.bytes_per_second is None else self._slowly(answer)
 
@@ -143,6 +137,43 @@ class S3Server:
             "aws_secret_access_key": own["AWS_SECRET_ACCESS_KEY"],
             "region_name": own["AWS_DEFAULT_REGION"],
         }
+
+
+class ServerProcess:
+    """A server in a process of its own, whose bucket holds a folder each time it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._folder = folder
+        self.url = f"s3://{BUCKET}/{folder.name}"
+        self.environment = _environment(self._port)
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, str(Path(__file__).resolve()), str(self._port), str(self._folder)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _environment(port: int) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        # None of the user's own.
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 if __name__ == "__main__":
