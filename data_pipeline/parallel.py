@@ -34,7 +34,7 @@ def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
     """Yield function(task) in the order of the tasks; one worker or one task stays in this process.
 
     Workers come from a server process, not from this one: they share no lock, thread or open file with
-    it, and they end when it does, however it ends. The first exception of a task ends the map.
+    it, but its environment, and they end when it does, however it ends. The first exception of a task ends the map.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -42,7 +42,7 @@ def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_follow_parent, initargs=(dict(os.environ),)) as pool:
         try:
             yield from _bounded_map(pool, function, tasks, workers)
         except BrokenProcessPool:
@@ -72,8 +72,9 @@ def _bounded_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
+def _follow_parent(environment: dict[str, str]) -> None:
     """A worker leaves Ctrl-C to its parent, and ends with it: else it would wait for tasks for ever."""
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

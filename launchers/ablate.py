@@ -5,7 +5,8 @@ usage:
       sweep=FILE      a YAML file: configs/sweeps/ablation.yaml, classifiers.yaml, learning_rate.yaml or your own;
                       its keys: trainer/orchestration/sweep_config.py
       out=DIR         where stages, trials, table and report are written
-      shards=DIR      the data set, where the sweep file names none
+      shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
+                      whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
       key=value       in place of what the sweep file says, resources_per_trial.gpu=1 say
       plan=true       print what would be done, and do nothing
   Runs on the Ray cluster that RAY_ADDRESS names or `ray start` made this machine part of (configs/ray), else on this

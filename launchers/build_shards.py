@@ -2,6 +2,8 @@
 
 usage:
   python launchers/build_shards.py shards=DIR [source ...] [option=value ...]
+      shards=DIR           the data set: a folder, or a URL in a store, s3://bucket/prefix (credentials and endpoint
+                           are those of ~/.aws and the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ...)
     sources (remembered by the data set; run again with one more to add it)
       barcelona=RAW                        PBC_dataset_normal_DIB as downloaded
       munich=RAW                           AML-Cytomorphology_LMU as downloaded
@@ -34,8 +36,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.build import build_dataset
+from data_pipeline.build_files import REPORT_FILE
 from data_pipeline.build_report import format_report
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 from data_pipeline.parallel import TaskMap
@@ -43,6 +46,7 @@ from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.declaration import SourceKind
 from data_pipeline.sources.labels import read_label_mapping
+from data_pipeline.store import Root, Store, root_of
 from data_pipeline.verify import verify_dataset
 from launchers.console import launch, read_config
 
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(BuildConfig, "build_shards", arguments)
     if not config.shards:
         raise UserError("no shards=DIR given: say where the data set is, or is to be")
-    root = Path(config.shards)
+    root = root_of(config.shards)
     if config.verify:
         verify_dataset(root)
         print(f"{root}: every shard, index and image is as it was written")
@@ -95,11 +99,11 @@ def main(arguments: Sequence[str]) -> None:
             map_tasks=map_tasks,
         )
     print(format_report(report))
-    print((root / "build_report.json").resolve())
+    print(f"{root if isinstance(root, Store) else root.resolve()}/{REPORT_FILE}")
 
 
 @contextmanager
-def _who_works(config: BuildConfig, root: Path) -> Iterator[TaskMap | None]:
+def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
     """What does the build's tasks on a Ray cluster; None where this machine's processes do."""
     if not config.cluster:
         yield None
@@ -113,7 +117,7 @@ def _who_works(config: BuildConfig, root: Path) -> Iterator[TaskMap | None]:
     from trainer.orchestration.ray_map import RayMap
 
     with joined_cluster():
-        yield RayMap(Path(os.path.abspath(root)))
+        yield RayMap(root if isinstance(root, Store) else Path(os.path.abspath(root)))
 
 
 def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
@@ -138,13 +142,13 @@ def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
     return sources
 
 
-def _settings(config: BuildConfig, root: Path) -> ShardSettings | None:
+def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
     """What the command says of storage, over what the data set remembers; None when it says nothing."""
     asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return None
-    remembered = Dataset.read_catalog(root).metadata["settings"] if (root / CATALOG_FILE).exists() else {}
+    remembered = Dataset.read_catalog(root).metadata["settings"] if Dataset.is_at(root) else {}
     return ShardSettings(**{**remembered, **asked})
 
 

@@ -16,6 +16,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, Worker
 from data_pipeline.disk import TEMPORARY_PREFIX
 from data_pipeline.errors import UserError
 from data_pipeline.parallel import IN_FLIGHT_PER_WORKER
+from data_pipeline.store import Root, Store
 from trainer.orchestration.ray_cluster import RETRIES
 
 Task = TypeVar("Task")
@@ -28,12 +29,12 @@ _SECONDS_TO_END = 60
 class RayMap:
     """Tasks of one data set's build, each on a core of the cluster that this process has joined (`joined_cluster`).
 
-    Whatever the tasks read and write must lie at the same path on all nodes.
+    Whatever the tasks read and write must lie at the same path on all nodes, or in a store.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """folder: the data set's, absolute."""
-        self._folder = folder
+    def __init__(self, root: Root) -> None:
+        """root: the data set's folder, absolute, or its place in a store."""
+        self._root = root
 
     def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield function(task) in the order of the tasks, a few for each core under way at a time.
@@ -64,9 +65,12 @@ class RayMap:
                     ray.wait(list(pending), num_returns=len(pending), timeout=_SECONDS_TO_END)
 
     @contextmanager
-    def _marked(self) -> Iterator[Path]:
-        """A file in the data set's folder that no other folder at the same path has."""
-        mark = self._folder / f"{TEMPORARY_PREFIX}seen-by-all-nodes-{uuid.uuid4().hex}"
+    def _marked(self) -> Iterator[Path | None]:
+        """A file in the data set's folder that no other folder at the same path has; None in a store."""
+        if isinstance(self._root, Store):
+            yield None
+            return
+        mark = self._root / f"{TEMPORARY_PREFIX}seen-by-all-nodes-{uuid.uuid4().hex}"
         mark.touch()
         try:
             yield mark
@@ -91,10 +95,10 @@ def _first(pending: deque[Any]) -> Any:
     return result
 
 
-def _at_node(function: Callable[[Task], Result], task: Task, mark: Path, driver: str) -> Result:
+def _at_node(function: Callable[[Task], Result], task: Task, mark: Path | None, driver: str) -> Result:
     """function(task), on whatever node this is. driver: the id of the node that waits for it."""
     name = socket.gethostname()
-    if not mark.exists():
+    if mark is not None and not mark.exists():
         raise UserError(
             f"{mark.parent}: node {name} does not see the data set's folder there: it and the raw images must lie on "
             "a file system that all nodes see, at the same path"
