@@ -142,7 +142,7 @@ class _StoreLock:
             )
 
     def _take(self) -> None:
-        while not self._root.create(LOCK_FILE, self._content()):
+        while True:
             holder = _holder(self._root)
             until = float(holder.get("alive", 0)) + _STALE
             if time.time() < until:
@@ -151,7 +151,10 @@ class _StoreLock:
                     f"{_clock(holder['since'])}); wait until it has ended: one that was killed gives way at "
                     f"{_clock(until)}"
                 )
-            self._root.remove([LOCK_FILE])
+            if holder:
+                self._root.remove([LOCK_FILE])
+            if self._root.create(LOCK_FILE, self._content()):
+                break
         # Of two that found the same old one at the same time, the later may have removed the earlier's.
         self.check(self._root)
 

@@ -64,6 +64,7 @@ class ReadAhead:
             while not self._closed:
                 if self._to_fetch:
                     return self._to_fetch.popleft()
+                self._next = max(self._next, self._current)  # what is read already needs nothing any more
                 if self._end is not None and self._next >= self._end:
                     return None
                 if self._next <= self._current + self._depth and self._planned_bytes <= self._room:

@@ -89,7 +89,10 @@ class Store:
         self._ask(f"write {name}", lambda system: system.put_file(str(source), self._path(name)), writes=True)
 
     def create(self, name: str, content: bytes) -> bool:
-        """Put an object where there is none; False when there is one, of other bytes."""
+        """Put an object where there is none; False when there is one, of other bytes.
+
+        A store that cannot tell the two apart takes it in any case.
+        """
 
         def ask(system: Any) -> bool:
             try:
@@ -97,9 +100,11 @@ class Store:
             except FileExistsError:
                 return False
             except OSError as error:
-                if status_of(error) not in (409, 412):
+                if status_of(error) in (409, 412):
+                    return False
+                if status_of(error) != 501:
                     raise
-                return False
+                system.pipe_file(self._path(name), content)
             return True
 
         if self._ask(f"write {name}", ask, writes=True):

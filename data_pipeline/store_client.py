@@ -132,7 +132,7 @@ def _is_transient(error: Exception) -> bool:
 
     status = status_of(error)
     if status is not None:
-        return status >= 500 or status in (408, 429)
+        return (status >= 500 and status != 501) or status in (408, 429)
     if isinstance(error, OSError) and error.errno in _TRANSIENT:
         return True
     away = (ConnectionError, TimeoutError, ClientError, BotocoreConnectionError, HTTPClientError, IncompleteReadError)

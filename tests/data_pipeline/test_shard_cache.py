@@ -77,7 +77,7 @@ def test_shards_are_there_before_they_are_needed(stored: S3Server, tmp_path: Pat
     dataset = Dataset.open(URL, ShardCache(tmp_path / "here"))
     names = sorted(dataset.metadata["shards"])
     ahead = ReadAhead(dataset, lambda batch: [names[batch]], first=0, end=len(names), depth=2)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while len(cached(dataset.shard_files.cache)) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.store import Store, folder_of, root_of
+from data_pipeline.store import PATIENCE, Store, folder_of, root_of
 from tests.s3_server import BUCKET, S3Server
 
 
@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_at_once(s3: S3Server, store: Store, monkeypatch: 
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(UserError, match="Unable to locate credentials"):
         Store(store.url).put("object", b"")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < PATIENCE / 3
 
 
 def test_an_outage_is_waited_out_and_told_of(s3: S3Server, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,8 +80,8 @@ def test_an_outage_is_waited_out_and_told_of(s3: S3Server, store: Store, capsys:
     threading.Timer(2.5, s3.start).start()
     started = time.monotonic()
     assert store.read("object") == b"here"
-    assert 2 < time.monotonic() - started < 10
-    first, last = capsys.readouterr().err.splitlines()
+    assert 2 < time.monotonic() - started < PATIENCE / 3
+    first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith(f"{store}: no answer for ")
     assert last == f"{store}: answers again"
 

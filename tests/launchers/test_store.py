@@ -113,3 +113,34 @@ def test_the_server_is_killed_for_half_a_minute(
     assert done.returncode == 0, done.stderr
     home = weights(tmp_path / "home")
     assert all(torch.equal(value, home[name]) for name, value in weights(tmp_path / "away").items())
+
+
+@pytest.mark.slow
+def test_every_launcher_reads_from_a_store(s3: S3Server, two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
+    s3.fill(two_stains.root, "data")
+    kept = (f"shards={URL}", "cache=kept")
+    steps = ("data.threads=1", "train.iterations_per_epoch=2", "train.epochs=1")
+
+    def done(name: str, *arguments: str) -> None:
+        finished = launch(name, *arguments, **s3.environment)
+        assert finished.returncode == 0, finished.stderr
+
+    stain = ("a=giemsa", "b=violet", "data.image_size=32", "train.global_batch=6", "model.generator.width=4")
+    critic = ("model.critic.width=4", "model.critic.layers=2", "model.generator.depth=3")
+    done("train_stain_gan", *kept, "run=stain", *steps, *stain, *critic)
+    done("normalize_stains", *kept, "out=normalized", "run=stain")
+    normalized = Dataset.open(tmp_path / "normalized")
+    assert normalized.in_store
+    assert {facts.get("folder") for facts in normalized.metadata["shards"].values()} == {None, URL}
+    small = ("data.image_size=16", "train.global_batch=6", "model.generator.width=4", "model.critic.width=4")
+    done("train_conditional_gan", *kept, "run=cells", "model=dcgan", "data.domains=[giemsa]", *steps, *small)
+    done("synthesize", "run=cells", "bank=bank", "count=30")
+    done("balance", *kept, "banks=[bank]", "out=filled", "per_type=30")
+    assert Dataset.open(tmp_path / "filled").in_store
+    few = ("rare_types=[lymphocyte]", "shots=3", "train.global_batch=3", "data.image_size=32", "adaptation.images=9")
+    rounds = ("model.inner.discriminator_steps=1", "model.inner.generator_steps=2", "model=figr")
+    done("train_few_shot_gan", *kept, "run=few", *steps, *few, *rounds)
+    # What is derived reads the rest of its images from the store.
+    done("train_classifier", "shards=filled", "cache=kept", "run=filled_run", *TINY, "train.epochs=1")
+    done("train_classifier", "shards=normalized", "cache=kept", "run=normalized_run", *TINY, "train.epochs=1")
+    assert set(s3.count("GET", ".tar").values()) == {1}
