@@ -17,11 +17,13 @@ from PIL import Image
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.curate import fold_of, group_name
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import NAME, ImageBank
 from data_pipeline.lineage import lineage
 from data_pipeline.shards import ShardSettings
+from data_pipeline.store import folder_of
 
 # Real images whose stored size is looked at; ids are hashes, so the first ones are a random sample.
 _MEASURED = 200
@@ -30,17 +32,16 @@ _READ_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
-class BalanceConfig:
+class BalanceConfig(DatasetConfig):
     """What is added to which data set.
 
-    shards: the data set. banks: image banks of synthesize.py, in the order in which they are used; each gives its
-    folder's name to its images as their source. out: the new data set. per_type: training images that each type is
-    brought to; a type with more keeps them all. best: name of a score, whose highest come first; null takes the
-    first images of each bank. domains: those whose training images count, as data.domains of the classifier; null
-    counts all. Images of others are kept all the same.
+    shards, cache, cache_size: see DatasetConfig. banks: image banks of synthesize.py, in the order in which they are
+    used; each gives its folder's name to its images as their source. out: the new data set. per_type: training images
+    that each type is brought to; a type with more keeps them all. best: name of a score, whose highest come first;
+    null takes the first images of each bank. domains: those whose training images count, as data.domains of the
+    classifier; null counts all. Images of others are kept all the same.
     """
 
-    shards: str | None = None
     banks: list[str] = field(default_factory=list)
     out: str | None = None
     per_type: int | None = None
@@ -48,6 +49,7 @@ class BalanceConfig:
     domains: list[str] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.per_type is not None and self.per_type < 1:
             raise ValueError(f"per_type={self.per_type}: must be at least 1")
 
@@ -80,7 +82,7 @@ def balance_dataset(
     Generated images are training images, stored like all others. rank, world_size, barrier: of the processes that
     derive together, taken up where they were killed (`derive_dataset`). UserError for what the user can mend.
     """
-    parent = Dataset.open(Path(str(config.shards)))
+    parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     settings = ShardSettings(**parent.metadata["settings"])
     banks = _open_banks(config, parent, settings.stored_size)
     chosen, warnings = _choose(banks, training_counts(parent, config.domains), config)
@@ -105,7 +107,7 @@ def balance_dataset(
     }
     made = [_template(bank, row) for bank, row in chosen]
     return derive_dataset(
-        Path(str(config.out)),
+        out,
         parent,
         kept=from_table(parent.table),
         made=made,

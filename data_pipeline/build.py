@@ -1,7 +1,8 @@
-"""From declared sources to a data set on disk: discover, scan, curate, plan, write, commit, collect, report.
+"""From declared sources to a data set: discover, scan, curate, plan, write, commit, collect, report.
 
-The commit is one rename, of `catalog.parquet`. New shards lie beside the old ones under names of their
-own before it, and old ones go after it: whenever a build is killed, the old data set or the new one is whole.
+The commit is one rename of `catalog.parquet`, or in a store one PUT. New shards lie beside the old ones under
+names of their own before it, and old ones go after it: whenever a build is killed, the old data set or the
+new one is whole.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.build_files import BUILT, build_lock, collect_leftovers, commit, cut_short_is_whole
+from data_pipeline.build_files import BUILT, DiskSite
 from data_pipeline.build_report import make_report
+from data_pipeline.build_store import StoreSite
 from data_pipeline.catalog import (
     FORMAT_VERSION,
     Dataset,
@@ -40,19 +43,18 @@ from data_pipeline.curate import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts
-from data_pipeline.parallel import process_map
+from data_pipeline.parallel import TaskMap, process_map
 from data_pipeline.scan import scan
-from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import (
     PlannedShard,
     ShardSettings,
     ShardTask,
     StoredImage,
-    index_name,
     plan_shards,
     write_shard,
 )
 from data_pipeline.sources import RawImage, SourceDeclaration, survey
+from data_pipeline.store import Root, Store, root_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class _Recipe:
 
 
 def build_dataset(
-    root: Path,
+    root: str | Root,
     sources: Sequence[SourceDeclaration],
     *,
     remove: Sequence[str] = (),
@@ -75,28 +77,33 @@ def build_dataset(
     ratio: Sequence[float] | None = None,
     workers: int = 1,
     progress: bool = True,
+    map_tasks: TaskMap | None = None,
 ) -> dict[str, Any]:
     """Build a data set, or bring it up to date; the report (also in build_report.json) comes back.
 
+    root: a folder, or the URL of one in a store.
     Sources declared before are remembered and read again; a name declared again takes the place of the
     old declaration. None for exclude, settings and ratio means as remembered, else the defaults; a list
-    of exclusions takes the place of the remembered one. UserError for whatever the user can mend; the
-    old data set is then as it was.
+    of exclusions takes the place of the remembered one. map_tasks: who reads images and writes shards, in
+    place of `workers` processes of this machine; the same bytes come of it. UserError for whatever the user
+    can mend; the old data set is then as it was.
     """
     started = time.monotonic()
-    root = Path(os.path.abspath(root))
-    with build_lock(root), cut_short_is_whole(root) as old:
+    root = root_of(root)
+    site = StoreSite(root) if isinstance(root, Store) else DiskSite(Path(os.path.abspath(root)))
+    root = site.root
+    with site.held() as old:
         recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
-        samples = _scan(recipe, images, before, workers, progress)
+        samples = _scan(recipe, images, before, workers, progress, map_tasks)
         warnings += _curate(samples, recipe)
         if not any(row.kept for row in samples):
             reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
             raise UserError(f"{root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
         planned = plan_shards(samples, recipe.settings)
-        standing = _standing_shards(old) if old else {}
-        shards, written = _write(root, recipe, planned, standing, before, workers, progress)
+        standing = _standing_shards(site, old) if old else {}
+        shards, written = _write(site.shard_folder(), recipe, planned, standing, before, workers, progress, map_tasks)
         metadata = _metadata(recipe, shards, content_hash(samples))
         check_invariants(samples, shards)
         removed = set(old.metadata["shards"]) - set(shards) if old else set()
@@ -109,13 +116,12 @@ def build_dataset(
             warnings=warnings,
             seconds=time.monotonic() - started,
         )
-        commit(root, samples, metadata, report)
-        collect_leftovers(root, metadata)
+        site.commit(samples, metadata, report)
     return report
 
 
 def _recipe(
-    root: Path,
+    root: Root,
     old: Dataset | None,
     sources: Sequence[SourceDeclaration],
     remove: Sequence[str],
@@ -172,12 +178,13 @@ def _scan(
     before: Sequence[Sample],
     workers: int,
     progress: bool,
+    map_tasks: TaskMap | None,
 ) -> list[Sample]:
     """A row for every image that came in, the unreadable and the hidden already excluded."""
     known = {row.id: _remembered_facts(row) for row in before}
     paths = [declaration.folder / image.path for declaration, image in images]
     samples = []
-    for (declaration, image), file in zip(images, scan(paths, known, workers, progress), strict=True):
+    for (declaration, image), file in zip(images, scan(paths, known, workers, progress, map_tasks), strict=True):
         facts = file.facts
         group = group_name(declaration.name, image.group, file.id)
         row = Sample(
@@ -219,20 +226,19 @@ def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:
 
 
 def _write(
-    root: Path,
+    folder: Root,
     recipe: _Recipe,
     planned: Sequence[PlannedShard],
     standing: Mapping[str, tuple[str, dict[str, Any]]],
     before: Sequence[Sample],
     workers: int,
     progress: bool,
+    map_tasks: TaskMap | None,
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Write the shards that are not there yet and enter in each sample where it lies.
 
     The shard table {name: {samples, bytes, sha256, plan}}, and how many were written.
     """
-    folder = root / SHARD_FOLDER
-    folder.mkdir(exist_ok=True)
     stored = {row.id: row for row in before if row.kept}
     shards: dict[str, dict[str, Any]] = {}
     tasks = []
@@ -249,9 +255,10 @@ def _write(
             assert there.size is not None
             assert there.crc32 is not None
             _enter(row, name, StoredImage(there.offset, there.size, there.crc32))
+    writing = map_tasks or partial(process_map, workers=workers)
     total = sum(len(task.shard.samples) for task in tasks)
     with tqdm(total=total, desc="writing shards", unit="image", disable=not progress or not tasks) as bar:
-        for task, result in zip(tasks, process_map(write_shard, tasks, workers), strict=True):
+        for task, result in zip(tasks, writing(write_shard, tasks), strict=True):
             shards[result.name] = {
                 "samples": len(task.shard.samples),
                 "bytes": result.bytes,
@@ -269,15 +276,10 @@ def _enter(row: Sample, shard: str, image: StoredImage) -> None:
     row.offset, row.size, row.crc32 = image.offset, image.size, image.crc32
 
 
-def _standing_shards(old: Dataset) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Shards of the old data set that are on disk whole, by plan; the others are written anew."""
-    standing = {}
-    for name, facts in old.metadata["shards"].items():
-        path = old.shard_path(name)
-        index = path.with_name(index_name(name))
-        if path.is_file() and path.stat().st_size == facts["bytes"] and index.is_file():
-            standing[facts["plan"]] = (name, facts)
-    return standing
+def _standing_shards(site: DiskSite | StoreSite, old: Dataset) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Shards of the old data set that are there whole, by plan; the others are written anew."""
+    whole = site.whole_shards(old)
+    return {facts["plan"]: (name, facts) for name, facts in old.metadata["shards"].items() if name in whole}
 
 
 def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[str, Any]:

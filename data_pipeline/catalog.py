@@ -20,11 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.attachments import check_attachment
+from data_pipeline.attachments import ATTACHMENT_FOLDER, check_attachment
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
-from data_pipeline.shard_location import check_shard, shard_location
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_location import ShardFiles, check_shards
+from data_pipeline.store import Root, Store, root_of
 
 FORMAT_VERSION = 1
 CATALOG_FILE = "catalog.parquet"
@@ -125,7 +127,12 @@ def to_table(samples: Iterable[Sample]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Sample]:
     """The rows of a catalogue."""
-    columns = [table.column(field.name).to_pylist() for field in dataclasses.fields(Sample)]
+    # Equal texts are one object, or they would take half of the memory: most columns hold few, and keys are ids.
+    texts: dict[str, str] = {}
+    columns = []
+    for field in dataclasses.fields(Sample):
+        values = table.column(field.name).to_pylist()
+        columns.append([texts.setdefault(text, text) for text in values] if field.type == "str" else values)
     return [Sample(*values) for values in zip(*columns, strict=True)]
 
 
@@ -176,37 +183,40 @@ def write_catalog(path: Path, samples: Iterable[Sample], metadata: dict[str, Any
 
 
 class Dataset:
-    """A data set as it lies on disk, opened for reading."""
+    """A data set as it lies on a disk or in a store, opened for reading."""
 
-    def __init__(self, root: Path, table: pa.Table, metadata: dict[str, Any]) -> None:
+    def __init__(self, root: Root, table: pa.Table, metadata: dict[str, Any], cache: ShardCache | None = None) -> None:
         self.root = root
         self.table = table
         self.metadata = metadata
+        self.shard_files = ShardFiles(root, metadata["shards"], cache or ShardCache())
         kept = table.filter(pc.equal(table.column("status"), "kept"))
         self._kept: pd.DataFrame = kept.to_pandas().sort_values("id", ignore_index=True)
 
     @classmethod
-    def open(cls, root: Path) -> Dataset:
+    def open(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
         """Open a data set; UserError when there is none, or when catalogue or shards are not as committed.
 
+        root: a folder, or the URL of one in a store; cache: where shards of a store are kept, None takes the user's.
         Looks at the size of every shard; `verify_dataset` looks at every byte.
         """
-        dataset = cls.read_catalog(root)
-        for name, facts in dataset.metadata["shards"].items():
-            check_shard(dataset.root, name, facts)
+        dataset = cls.read_catalog(root, cache)
+        check_shards(dataset.root, dataset.metadata["shards"])
         return dataset
 
     @classmethod
-    def read_catalog(cls, root: Path) -> Dataset:
+    def read_catalog(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
         """Open a data set without a look at its shards: what `open` does first, enough to mend them."""
-        root = Path(root)
-        path = root / CATALOG_FILE
-        if not path.is_file():
-            raise UserError(f"{root}: no data set here (no {CATALOG_FILE}); make one with launchers/build_shards.py")
+        root = root_of(root)
+        path = f"{root}/{CATALOG_FILE}"
         try:
-            table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+            table = _read_table(root)
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             table = table.replace_schema_metadata(None)
+        except FileNotFoundError:
+            raise UserError(
+                f"{root}: no data set here (no {CATALOG_FILE}); make one with launchers/build_shards.py"
+            ) from None
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None
@@ -217,7 +227,24 @@ class Dataset:
             )
         if not table.schema.equals(CATALOG_SCHEMA):
             raise UserError(f"{path}: the columns are not those of a catalogue; build the data set again")
-        return cls(root, table, metadata)
+        return cls(root, table, metadata, cache)
+
+    @staticmethod
+    def is_at(root: Root) -> bool:
+        """Whether there is a data set, whole or damaged."""
+        if isinstance(root, Store):
+            return CATALOG_FILE in root.listing()
+        return (root / CATALOG_FILE).is_file()
+
+    @property
+    def address(self) -> str:
+        """Where it lies, for whoever opens it from elsewhere: an absolute path, or a URL."""
+        return str(self.root if isinstance(self.root, Store) else self.root.resolve())
+
+    @property
+    def in_store(self) -> bool:
+        """Whether any of its shards lies in a store."""
+        return self.shard_files.any_in_store
 
     @property
     def content_hash(self) -> str:
@@ -237,7 +264,7 @@ class Dataset:
         UserError for a split, domain, cell type or fold that there cannot be.
         """
         chosen = self._kept
-        domains_here = sorted(set(chosen["domain"]))
+        domains_here = sorted(chosen["domain"].unique())
         present: dict[str, Sequence[Any]] = {
             "split": SPLITS,
             "domain": domains_here,
@@ -261,9 +288,8 @@ class Dataset:
         return chosen.reset_index(drop=True)
 
     def shard_path(self, name: str) -> Path:
-        """Where a shard of the catalogue, or its index, lies: here, or in a data set that this one comes from."""
-        facts = self.metadata["shards"].get(f"{name.rpartition('.')[0]}.tar", {})
-        return shard_location(self.root, name, facts)
+        """Where a shard of the catalogue can be opened; of one on a disk, also its index (`ShardFiles.path`)."""
+        return self.shard_files.path(name)
 
     def attachment_path(self, name: str) -> Path:
         """Where the file lies that was attached under this name; UserError when there is none, or its bytes changed."""
@@ -272,23 +298,28 @@ class Dataset:
             raise UserError(
                 f"{self.root}: no {name} goes with this data set; it has: {', '.join(attachments) or 'none'}"
             )
+        if isinstance(self.root, Store):
+            return self.shard_files.cache.fetch(
+                self.root, ATTACHMENT_FOLDER, attachments[name]["file"], attachments[name]
+            )
         return check_attachment(self.root, attachments[name])
 
     def read_encoded(self, row: Any) -> bytes:
         """The stored image of a row (of `samples`: a Series, or a tuple of `itertuples`), still encoded.
 
-        UserError when the shard ends before it.
+        UserError when the shard ends before it (`ShardFiles.read`).
         """
         # By name, not by attribute, for a Series: its .size is its length.
         fields = row._asdict() if hasattr(row, "_asdict") else row
-        offset, size = int(fields["offset"]), int(fields["size"])
-        path = self.shard_path(fields["shard"])
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                encoded = file.read(size)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); build the data set again") from None
-        if len(encoded) != size:
-            raise UserError(f"{path}: the shard is cut short; build the data set again to write it anew")
-        return encoded
+        return self.shard_files.read(str(fields["shard"]), int(fields["offset"]), int(fields["size"]))
+
+
+def _read_table(root: Root) -> pa.Table:
+    """A catalogue's rows, its metadata with them. FileNotFoundError when there is none."""
+    if isinstance(root, Store):
+        source: Any = pa.BufferReader(root.read(CATALOG_FILE))
+    else:
+        source = root / CATALOG_FILE
+        if not source.is_file():
+            raise FileNotFoundError(source)
+    return pq.read_table(source, page_checksum_verification=True, partitioning=None)

@@ -115,9 +115,9 @@ def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -
     component = near_components(hashes, NEAR_DUPLICATE_BITS)
     order = np.argsort(component, kind="stable")
     starts = np.flatnonzero(np.diff(component[order], prepend=-1))
-    for members in np.split(order, starts[1:]):
-        if len(members) > 1:
-            settle([rows[member] for member in members], rank)
+    sizes = np.diff(starts, append=len(order))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        settle([rows[member] for member in order[start : start + size]], rank)
 
 
 def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:

@@ -42,7 +42,7 @@ from data_pipeline.curate import settle
 from data_pipeline.derive_recipe import NOWHERE, Recipe, make_recipe
 from data_pipeline.errors import UserError
 from data_pipeline.made_shards import Render, is_whole, make_shard, read_made_shard
-from data_pipeline.shard_location import SHARD_FOLDER, check_shard, holder_of
+from data_pipeline.shard_location import SHARD_FOLDER, check_shards, holder_of
 from data_pipeline.shards import ShardSettings
 
 
@@ -83,7 +83,7 @@ def derive_dataset(
     recipe = make_recipe(parent, kept, made, made_by, settings, attachments or {})
     # Every process looks before any writes (the first barrier), so all come to the same end: here, or below.
     old = _old_dataset(root, recipe)
-    if old is not None and _is_finished(old, recipe):
+    if old is not None and _is_finished(root, old, recipe):
         rows = from_table(old.table)
         return _report(rows, old.metadata, warnings, written=0, removed=0, started=started)
     # A process that fails leaves the others at a barrier: whoever started them together ends them together.
@@ -114,7 +114,7 @@ def derive_dataset(
 def _old_dataset(root: Path, recipe: Recipe) -> Dataset | None:
     """The derived data set that is to be replaced, if any; UserError when something else is in its place."""
     holders = {recipe.parent.root, *(holder_of(recipe.parent.root, facts) for facts in recipe.referred().values())}
-    if os.path.realpath(root) in map(os.path.realpath, holders):
+    if os.path.realpath(root) in [os.path.realpath(holder) for holder in holders if isinstance(holder, Path)]:
         raise UserError(f"{root}: holds images that this data set is to be derived from; name another folder")
     if not (root / CATALOG_FILE).exists():
         return None
@@ -135,14 +135,14 @@ def _made_shards_stand(old: Dataset, recipe: Recipe) -> bool:
     )
 
 
-def _is_finished(old: Dataset, recipe: Recipe) -> bool:
+def _is_finished(root: Path, old: Dataset, recipe: Recipe) -> bool:
     """Whether nothing is left to do, down to the tidying after a commit."""
     return (
         _made_shards_stand(old, recipe)
-        and old.metadata["shards"] == _own_shards(old) | recipe.referred_from(old.root)
-        and old.metadata["parents"] == recipe.parents(old.root)
-        and all(attachment_location(old.root, facts).is_file() for facts in recipe.attachments.values())
-        and not leftovers(old.root, old.metadata)
+        and old.metadata["shards"] == _own_shards(old) | recipe.referred_from(root)
+        and old.metadata["parents"] == recipe.parents(root)
+        and all(attachment_location(root, facts).is_file() for facts in recipe.attachments.values())
+        and not leftovers(root, old.metadata)
     )
 
 
@@ -215,8 +215,7 @@ def _commit(
         "content_hash": content_hash(rows),
     }
     check_invariants(rows, metadata["shards"])
-    for name, facts in metadata["shards"].items():
-        check_shard(root, name, facts)
+    check_shards(root, metadata["shards"])
     for name, path in recipe.files.items():
         copy_attachment(path, root, recipe.attachments[name])
     removed = set(_own_shards(old)) - set(own) if old else set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -10,21 +11,24 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 _ROWS_AT_ONCE = 65_536
+# From here on, sorting by more keys costs less than comparing all that share one of few.
+_MANY_ROWS = 500_000
 
 
 def near_pairs(
-    hashes: npt.NDArray[np.uint8], max_distance: int
+    hashes: npt.NDArray[np.uint8], max_distance: int, agreeing: int = 1
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Yield all pairs of rows within a Hamming distance, as two arrays of row numbers, some pairs repeatedly.
 
-    hashes: uint8 [n, bytes]. Exact: the bits are dealt out to max_distance + 1 bands, so two rows that
-    differ in no more bits agree on a whole band (pigeonhole), and only rows equal in a band are compared.
+    hashes: uint8 [n, bytes]. Exact: the bits are dealt out to max_distance + agreeing bands, so two rows that
+    differ in no more bits agree on `agreeing` whole bands (pigeonhole), and only rows equal in so many are compared.
     """
-    bands = max_distance + 1
-    if hashes.shape[1] * 8 > bands * 64:
-        raise ValueError(f"{bands} bands of at most 64 bits do not hold {hashes.shape[1] * 8} bits")
-    for band in range(bands):
-        keys = _band_keys(hashes, band, bands)
+    bands, bits = max_distance + agreeing, hashes.shape[1] * 8
+    if agreeing * -(-bits // bands) > 64:
+        raise ValueError(f"{agreeing} of {bands} bands of {bits} bits are more than 64 bits")
+    for chosen in combinations(range(bands), agreeing):
+        # A band is every so-manieth bit: neighbouring bits, which are alike, part.
+        keys = _band_keys(hashes, [bit for band in chosen for bit in range(band, bits, bands)])
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         # `left` holds the positions whose neighbour `step` further on is still in the same run of equal keys.
@@ -41,14 +45,13 @@ def near_pairs(
                 yield one[close], other[close]
 
 
-def _band_keys(hashes: npt.NDArray[np.uint8], band: int, bands: int) -> npt.NDArray[np.uint64]:
-    """Every `bands`-th bit from `band` on as one integer per row; neighbouring bits, alike, part."""
-    keys = np.empty(len(hashes), np.uint64)
+def _band_keys(hashes: npt.NDArray[np.uint8], bits: list[int]) -> npt.NDArray[np.uint64]:
+    """These bits, at most 64, as one integer per row."""
+    keys = np.zeros((len(hashes), 8), np.uint8)
     for start in range(0, len(hashes), _ROWS_AT_ONCE):
-        bits = np.unpackbits(hashes[start : start + _ROWS_AT_ONCE], axis=1)[:, band::bands].astype(np.uint64)
-        powers = np.uint64(1) << np.arange(bits.shape[1], dtype=np.uint64)
-        keys[start : start + _ROWS_AT_ONCE] = bits @ powers
-    return keys
+        packed = np.packbits(np.unpackbits(hashes[start : start + _ROWS_AT_ONCE], axis=1)[:, bits], axis=1)
+        keys[start : start + _ROWS_AT_ONCE, : packed.shape[1]] = packed
+    return keys.view(np.uint64).ravel()
 
 
 def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDArray[np.int64]:
@@ -65,7 +68,7 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     distinct = hashes[order[first]]
     row_of = np.empty(len(hashes), np.int64)
     row_of[order] = np.cumsum(first) - 1
-    pairs = list(near_pairs(distinct, max_distance))
+    pairs = list(near_pairs(distinct, max_distance, agreeing=1 if len(distinct) < _MANY_ROWS else 2))
     one = np.concatenate([pair[0] for pair in pairs]) if pairs else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in pairs]) if pairs else np.empty(0, np.int64)
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(distinct), len(distinct)))

@@ -22,7 +22,7 @@ class UnreadableImage(ValueError):
     """The bytes are no image that can be used; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What looking inside a file tells. `problem` is '' for an image that can be used."""
 

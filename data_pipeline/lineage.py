@@ -1,6 +1,6 @@
 """Which data sets a data set was made from."""
 
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.shard_location import holder_of
 
 
@@ -12,7 +12,7 @@ def lineage(dataset: Dataset) -> set[str]:
         for entry in child.metadata["parents"]:
             hashes.add(entry["content_hash"])
             root = holder_of(child.root, {"folder": entry["path"]})
-            if (root / CATALOG_FILE).is_file():
+            if Dataset.is_at(root):
                 parent = Dataset.read_catalog(root)
                 # One that has changed since may have other parents.
                 if parent.content_hash == entry["content_hash"]:

@@ -10,23 +10,31 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_IN_FLIGHT_PER_WORKER = 3
+# Tasks given out ahead of their turn: workers need not wait for one that takes longer.
+IN_FLIGHT_PER_WORKER = 3
 # What reading and writing images takes, imported once, in the server, instead of once in every worker.
 _PRELOADED = ["data_pipeline.shards", "scipy.fftpack"]
+
+
+class TaskMap(Protocol):
+    """Who does the tasks of a build, and where."""
+
+    def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield function(task) in the order of the tasks; the first exception of a task ends it."""
 
 
 def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     """Yield function(task) in the order of the tasks; one worker or one task stays in this process.
 
     Workers come from a server process, not from this one: they share no lock, thread or open file with
-    it, and they end when it does, however it ends. The first exception of a task ends the map.
+    it, but its environment, and they end when it does, however it ends. The first exception of a task ends the map.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -34,7 +42,7 @@ def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_follow_parent, initargs=(dict(os.environ),)) as pool:
         try:
             yield from _bounded_map(pool, function, tasks, workers)
         except BrokenProcessPool:
@@ -56,7 +64,7 @@ def _bounded_map(
     try:
         for task in tasks:
             pending.append(pool.submit(function, task))
-            if len(pending) >= workers * _IN_FLIGHT_PER_WORKER:
+            if len(pending) >= workers * IN_FLIGHT_PER_WORKER:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
@@ -64,8 +72,9 @@ def _bounded_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
+def _follow_parent(environment: dict[str, str]) -> None:
     """A worker leaves Ctrl-C to its parent, and ends with it: else it would wait for tasks for ever."""
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

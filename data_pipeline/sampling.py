@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from data_pipeline.randomness import derive_key, permute, uniform
 
@@ -57,12 +58,12 @@ class WindowedOrder:
     in use at a time.
     """
 
-    def __init__(self, shards: Sequence[str], seed: int, window: int) -> None:
+    def __init__(self, shards: Sequence[str] | pd.Series, seed: int, window: int) -> None:
         """`shards`: the shard of each row; rows of one shard are read in the table's order."""
-        codes, shard_of_row = np.unique(np.asarray(shards, dtype=object).astype(str), return_inverse=True)
+        shard_of_row, names = pd.factorize(pd.Series(shards), sort=True)
         self.epoch_size = len(shard_of_row)
         self._rows_by_shard = np.argsort(shard_of_row, kind="stable")
-        self._counts = np.bincount(shard_of_row, minlength=len(codes))
+        self._counts = np.bincount(shard_of_row, minlength=len(names))
         self._starts = np.concatenate([[0], np.cumsum(self._counts)])
         self._seed = seed
         self._window = window

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,14 +13,14 @@ from tqdm import tqdm
 
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts, inspect_image
-from data_pipeline.parallel import process_map, thread_map
+from data_pipeline.parallel import TaskMap, process_map, thread_map
 
 Item = TypeVar("Item")
 
 _FILES_PER_TASK = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScannedFile:
     """The id of a raw file and what is in it."""
 
@@ -27,22 +28,32 @@ class ScannedFile:
     facts: ImageFacts
 
 
-def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], workers: int, progress: bool) -> Iterator[ScannedFile]:
+def scan(
+    paths: Sequence[Path],
+    known: Mapping[str, ImageFacts],
+    workers: int,
+    progress: bool,
+    map_tasks: TaskMap | None = None,
+) -> Iterator[ScannedFile]:
     """Scan files, in order. `known` holds the facts of ids that were decoded before: those are only hashed.
+
+    map_tasks: who does it, in place of `workers` threads and processes of this machine.
 
     UserError for a file that the system will not read (that says nothing about the image in it), and for
     one that changes between the two looks.
     """
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=not progress) as bar:
         # Hashing lets go of the interpreter lock: threads do, and an unchanged source starts no process.
+        hashing = map_tasks or partial(thread_map, workers=workers)
         ids = []
-        for identities in thread_map(_hash_files, _tasks(paths), workers):
+        for identities in hashing(_hash_files, _tasks(paths)):
             ids += identities
             bar.update(len(identities))
     new = {identity: path for identity, path in zip(ids, paths, strict=True) if identity not in known}
     decoded: dict[str, ImageFacts] = {}
     with tqdm(total=len(new), desc="decoding images", unit="image", disable=not progress or not new) as bar:
-        for facts in process_map(_inspect_files, _tasks(list(new.items())), workers):
+        decoding = map_tasks or partial(process_map, workers=workers)
+        for facts in decoding(_inspect_files, _tasks(list(new.items()))):
             decoded.update(facts)
             bar.update(len(facts))
     for identity in ids:

@@ -1,5 +1,6 @@
 """Encoded images at their offsets in memory-mapped shards."""
 
+import os
 import zlib
 from collections import OrderedDict
 
@@ -37,14 +38,20 @@ class ShardBytes:
             encoded = self._map(self._shard[row])[start : start + size]
             if not self._checked[row]:
                 if len(encoded) != size or zlib.crc32(encoded.data) != self._crc[row]:
-                    raise UserError(
-                        f"{self._dataset.shard_path(self._names[self._shard[row]])}: the bytes of sample "
-                        f"{self._ids.iloc[row]} at offset {start} are not those that were written: check the "
-                        "disk, then run build_shards.py with verify=true and build again"
-                    )
+                    raise self._damaged(row)
                 self._checked[row] = True
             found.append(encoded)
         return found
+
+    def shards_in_store(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The shards of these rows that lie in a store, in the order in which the rows need them."""
+        shards, first = np.unique(self._shard[rows], return_index=True)
+        names = [self._names[shard] for shard in shards[first.argsort()]]
+        return [name for name in names if self._dataset.shard_files.in_store(name)]
+
+    def close(self) -> None:
+        """Let go of all shards; they are mapped again when they are read again."""
+        self._maps.clear()
 
     def _map(self, shard: int) -> npt.NDArray[np.uint8]:
         mapped = self._maps.get(shard)
@@ -53,9 +60,36 @@ class ShardBytes:
         else:
             if len(self._maps) >= _OPEN_SHARDS:
                 self._maps.popitem(last=False)
-            path = self._dataset.shard_path(self._names[shard])
-            try:
-                mapped = self._maps[shard] = np.memmap(path, dtype=np.uint8, mode="r")
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: shard cannot be read ({error}): build the data set again") from error
+            mapped = self._maps[shard] = self._open(self._names[shard])
         return mapped
+
+    def _open(self, name: str) -> npt.NDArray[np.uint8]:
+        kept = self._dataset.shard_files.in_store(name)
+        while True:
+            path = self._dataset.shard_path(name)
+            if kept:
+                self._let_go_of_removed()
+            try:
+                return np.memmap(path, dtype=np.uint8, mode="r")
+            except (OSError, ValueError) as error:
+                if kept and isinstance(error, FileNotFoundError):  # removed by a process that has just made room
+                    continue
+                raise UserError(f"{path}: shard cannot be read ({error}): build the data set again") from error
+
+    def _let_go_of_removed(self) -> None:
+        """What the cache of a store has removed takes room until nobody has it mapped."""
+        for shard, mapped in list(self._maps.items()):
+            if not os.path.exists(str(mapped.filename)):  # type: ignore[attr-defined]
+                del self._maps[shard]
+
+    def _damaged(self, row: np.int64) -> UserError:
+        name = self._names[self._shard[row]]
+        mend = (
+            "delete this file, and it is fetched again"
+            if self._dataset.shard_files.in_store(name)
+            else "run build_shards.py with verify=true and build again"
+        )
+        return UserError(
+            f"{self._dataset.shard_path(name)}: the bytes of sample {self._ids.iloc[row]} at offset "
+            f"{self._offset[row]} are not those that were written: check the disk, then {mend}"
+        )

@@ -10,7 +10,9 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
+import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -28,6 +30,7 @@ from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from data_pipeline.images import decode_rgb
 from data_pipeline.scan import read_unchanged
+from data_pipeline.store import Root, Store
 
 Codec = Literal["jpeg", "png"]
 
@@ -67,7 +70,7 @@ class PlannedShard:
     plan: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredImage:
     """Where a sample's image lies in its shard."""
 
@@ -78,7 +81,7 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard on disk under its final name."""
+    """A shard under its final name."""
 
     name: str
     bytes: int
@@ -88,9 +91,9 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker needs to write one shard."""
+    """What a worker needs to write one shard. `folder`: where it is to lie, on a disk or in a store."""
 
-    folder: Path
+    folder: Root
     shard: PlannedShard
     raw_folder: Path
     settings: ShardSettings
@@ -221,10 +224,18 @@ class _TarWriter:
 def write_shard(task: ShardTask) -> WrittenShard:
     """Write the shard of raw files (`write_images`).
 
+    For a store it is written to a temporary folder first, for its name tells its bytes.
     UserError when a raw file is no longer the one that was scanned; OSError when the disk does not take it.
     """
     images = ((row, _encode_sample(row, task)) for row in task.shard.samples)
-    return write_images(task.folder, task.shard.stem, task.settings.codec, images)
+    stem, codec = task.shard.stem, task.settings.codec
+    if not isinstance(task.folder, Store):
+        return write_images(task.folder, stem, codec, images)
+    with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
+        written = write_images(Path(temporary), stem, codec, images)
+        for name in (index_name(written.name), written.name):  # a shard that is there has its index
+            task.folder.put_file(name, Path(temporary) / name)
+    return written
 
 
 def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[Sample, bytes]]) -> WrittenShard:
@@ -232,7 +243,7 @@ def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[S
 
     stored: rows with their encoded images, none twice; each is named after its row's id.
     """
-    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{os.getpid()}"
+    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{socket.gethostname()}-{os.getpid()}"
     tar, index = temporary.with_name(temporary.name + ".tar"), temporary.with_name(temporary.name + ".idx")
     writer = _TarWriter(tar)
     try:

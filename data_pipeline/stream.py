@@ -5,6 +5,7 @@ slice of every global batch from memory-mapped shards and hands the bytes, toget
 the augmentation parameters of each sample, to the DALI graph.
 """
 
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.global_batches import GlobalBatches
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
+from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.sampling import (
     ClassBalancedOrder,
     Order,
@@ -39,7 +41,8 @@ class StreamConfig:
     image_size: side in pixels of the square the network sees.
     domains, cell_types: restrict the data set; null takes all.
     order: `global` reads any sample anywhere (local disks); `windowed` reads shards in sequence
-    and shuffles `window` samples at a time (network stores).
+    and shuffles `window` samples at a time (network stores). null is `windowed` where shards lie in a store and
+    the sampling is uniform, else `global`.
     sampling: `uniform` shows every image once an epoch; `class_balanced` every type equally often.
     crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
     that is not named keeps all. Cells of two domains come to one scale by it. Generated images keep all:
@@ -51,7 +54,7 @@ class StreamConfig:
     image_size: int = 224
     domains: list[str] | None = None
     cell_types: list[str] | None = None
-    order: Literal["global", "windowed"] = "global"
+    order: Literal["global", "windowed"] | None = None
     window: int = 4096
     sampling: Literal["uniform", "class_balanced"] = "uniform"
     threads: int | None = None
@@ -74,6 +77,11 @@ class StreamConfig:
         """DALI's threads of this process."""
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return self.threads or max(1, len(os.sched_getaffinity(0)) // processes_here)
+
+
+def default_order(config: StreamConfig, in_store: bool) -> Literal["global", "windowed"]:
+    """What data.order=null means for a data set with shards in a store, or without."""
+    return "windowed" if in_store and config.sampling == "uniform" else "global"
 
 
 def check_crop(name: str, share: float) -> None:
@@ -148,7 +156,7 @@ class Stream:
         Raises UserError when nothing is selected, the batch does not fit, data.crop names a domain
         that is not in the data set, or a type that is to be matched has no image.
         """
-        self.config = config
+        self.config = dataclasses.replace(config, order=config.order or default_order(config, dataset.in_store))
         self.cell_types = tuple(cell_types)
         self.training = training
         self.global_batch = global_batch
@@ -176,8 +184,8 @@ class Stream:
             )
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
-        order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
-        self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
+        self._order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
+        self._batches = GlobalBatches(self._order, global_batch, keep_tail=not training)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
@@ -198,27 +206,49 @@ class Stream:
     def read(self, first_batch: int = 0) -> Iterator[MicroBatch]:
         """Micro-batches of this process from global batch `first_batch` on; endless in training.
 
-        Raises UserError when a shard's bytes are not those that were catalogued.
+        Shards in a store are fetched before they are needed. Raises UserError when a shard's bytes are not those
+        that were catalogued.
         """
-        read = _Reading(self, first_batch)
-        pipeline = build_graph(self._graph_config(), read.next_inputs, self._topology.gpu)
-        while True:
-            try:
-                (output,) = pipeline.run()
-            except StopIteration:
-                return
-            batch, rows, positions = read.handed_over.popleft()
-            images = from_dlpack(output.as_tensor())
-            labels = torch.from_numpy(self.labels[rows]).to(images.device, non_blocking=True)
-            yield MicroBatch(images, labels, rows, positions, batch, self.parts)
+        ahead = self._read_ahead(first_batch) if self._dataset.in_store else None
+        read = _Reading(self, first_batch, ahead)
+        try:
+            pipeline = build_graph(self._graph_config(), read.next_inputs, self._topology.gpu)
+            while True:
+                try:
+                    (output,) = pipeline.run()
+                except StopIteration:
+                    return
+                batch, rows, positions = read.handed_over.popleft()
+                images = from_dlpack(output.as_tensor())
+                labels = torch.from_numpy(self.labels[rows]).to(images.device, non_blocking=True)
+                yield MicroBatch(images, labels, rows, positions, batch, self.parts)
+        finally:
+            if ahead is not None:
+                ahead.close()
+                self._source.close()  # what the cache removes meanwhile takes room as long as it is mapped
+
+    def _read_ahead(self, first_batch: int) -> ReadAhead:
+        """Of the next window, which a windowed order reads from other shards than this one."""
+        batches = GlobalBatches(self._order, self.global_batch, keep_tail=not self.training)  # the threads' own
+
+        def shards_of(batch: int) -> list[str]:
+            rows = batches.rows(batch)
+            return self._source.shards_in_store(rows[self._slice_of(rows)])
+
+        end = None if self.training else self.batches_per_epoch
+        depth = -(-self.config.window // self.global_batch)
+        return ReadAhead(self._dataset, shards_of, first_batch, end, depth)
 
     def parts_of(self, batch: int) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """This process's micro-batches of a global batch: (rows, positions in the global order)."""
         rows = self.rows(batch)
         positions = batch * self.global_batch + np.arange(len(rows))
-        mine = rank_slice(len(rows), self._topology.rank, self._topology.world_size)
+        mine = self._slice_of(rows)
         cuts = [rank_slice(mine.stop - mine.start, part, self.parts) for part in range(self.parts)]
         return [(rows[mine][cut], positions[mine][cut]) for cut in cuts if cut.stop > cut.start]
+
+    def _slice_of(self, rows: npt.NDArray[np.int64]) -> slice:
+        return rank_slice(len(rows), self._topology.rank, self._topology.world_size)
 
     def _make_order(self, epoch_size: int | None) -> Order:
         count = len(self.samples)
@@ -235,7 +265,7 @@ class Stream:
                 epoch_size = epoch_size - epoch_size % self.global_batch or epoch_size
             return ClassBalancedOrder(self.labels, self._seed, epoch_size)
         if self.config.order == "windowed":
-            return WindowedOrder(self.samples["shard"].tolist(), self._seed, self.config.window)
+            return WindowedOrder(self.samples["shard"], self._seed, self.config.window)
         return UniformOrder(count, self._seed)
 
     def _require_every_type(self) -> None:
@@ -278,9 +308,9 @@ class Stream:
 class _Reading:
     """One pass over a stream: what DALI asks for, and which rows it was given and not yet gave back."""
 
-    def __init__(self, stream: Stream, first_batch: int) -> None:
+    def __init__(self, stream: Stream, first_batch: int, ahead: ReadAhead | None) -> None:
         self.handed_over: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = deque()
-        self._stream = stream
+        self._stream, self._ahead = stream, ahead
         self._batch = first_batch
         self._pending: deque[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]] = deque()
 
@@ -290,6 +320,8 @@ class _Reading:
         while not self._pending:
             if not stream.training and self._batch >= stream.batches_per_epoch:
                 raise StopIteration
+            if self._ahead is not None:
+                self._ahead.advance(self._batch)
             self._pending.extend((self._batch, *part) for part in stream.parts_of(self._batch))
             self._batch += 1
         batch, rows, positions = self._pending.popleft()

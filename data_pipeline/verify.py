@@ -5,42 +5,53 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tarfile
+import tempfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipeline.attachments import check_attachment
 from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
 from data_pipeline.errors import UserError
+from data_pipeline.shard_cache import ShardCache
+from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name, index_text
+from data_pipeline.store import Root, Store
 
 _MEND = "delete this file and build, or derive, the data set again"
 
 
-def verify_dataset(root: Path, progress: bool = True) -> None:
+def verify_dataset(root: str | Root, progress: bool = True) -> None:
     """Read the whole data set: size and SHA-256 of every shard, every index, every stored image's CRC-32.
 
-    Of a derived data set also the shards that lie in others, and what is attached. UserError names the
-    first shard that is not as it was committed, and the first bad sample in it.
+    Of a derived data set also the shards that lie in others, and what is attached. What lies in a store is fetched
+    from there, shard by shard, whatever a cache holds. UserError names the first shard that is not as it was
+    committed, and on a disk the first bad sample in it.
     """
-    dataset = Dataset.open(root)
-    samples = from_table(dataset.table)
-    if content_hash(samples) != dataset.content_hash:
-        raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
-    check_invariants(samples, dataset.metadata["shards"])
-    for facts in dataset.metadata.get("attachments", {}).values():
-        check_attachment(root, facts)
-    by_shard: dict[str, list[Sample]] = defaultdict(list)
-    for row in samples:
-        if row.kept:
-            by_shard[row.shard].append(row)
-    total = sum(facts["bytes"] for facts in dataset.metadata["shards"].values())
-    with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar:
-        for name, facts in sorted(dataset.metadata["shards"].items()):
-            _verify_shard(dataset.shard_path(name), facts["sha256"], by_shard[name])
-            bar.update(facts["bytes"])
+    with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
+        dataset = Dataset.open(root, ShardCache(Path(temporary)))
+        samples = from_table(dataset.table)
+        if content_hash(samples) != dataset.content_hash:
+            raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
+        check_invariants(samples, dataset.metadata["shards"])
+        for name in dataset.metadata.get("attachments", {}):
+            dataset.attachment_path(name)
+        by_shard: dict[str, list[Sample]] = defaultdict(list)
+        for row in samples:
+            if row.kept:
+                by_shard[row.shard].append(row)
+        total = sum(facts["bytes"] for facts in dataset.metadata["shards"].values())
+        with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar:
+            for name, facts in sorted(dataset.metadata["shards"].items()):
+                path, holder = dataset.shard_path(name), dataset.shard_files.holder(name)
+                _verify_shard(path, facts["sha256"], by_shard[name])
+                if _read_index(holder, name) != _index_of(path).encode():
+                    index = f"{holder}/{SHARD_FOLDER}/{index_name(name)}"
+                    raise UserError(f"{index}: missing or not the index of the shard beside it; {_MEND}")
+                if isinstance(holder, Store):
+                    path.unlink()
+                bar.update(facts["bytes"])
 
 
 def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:
@@ -54,9 +65,14 @@ def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:
                 raise UserError(f"{path}: bytes changed, first in sample {sample}; {_MEND}")
         if hashlib.sha256(content).hexdigest() != sha256:
             raise UserError(f"{path}: bytes changed outside the images (labels or facts); {_MEND}")
-    index = path.with_name(index_name(path.name))
-    if not index.is_file() or index.read_text(encoding="ascii", errors="replace") != _index_of(path):
-        raise UserError(f"{index}: missing or not the index of the shard beside it; {_MEND}")
+
+
+def _read_index(holder: Root, shard: str) -> bytes | None:
+    name = f"{SHARD_FOLDER}/{index_name(shard)}"
+    try:
+        return holder.read(name) if isinstance(holder, Store) else (holder / name).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _index_of(path: Path) -> str:

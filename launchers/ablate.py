@@ -5,7 +5,8 @@ usage:
       sweep=FILE      a YAML file: configs/sweeps/ablation.yaml, classifiers.yaml, learning_rate.yaml or your own;
                       its keys: trainer/orchestration/sweep_config.py
       out=DIR         where stages, trials, table and report are written
-      shards=DIR      the data set, where the sweep file names none
+      shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
+                      whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
       key=value       in place of what the sweep file says, resources_per_trial.gpu=1 say
       plan=true       print what would be done, and do nothing
   Runs on the Ray cluster that RAY_ADDRESS names or `ray start` made this machine part of (configs/ray), else on this
@@ -17,7 +18,6 @@ example:
       resources_per_trial.gpu=1 resources_per_trial.cpu=8
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -81,10 +81,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     with ExitStack() as held:
         if sweep.to_run:
-            # Under `uv run` Ray would have its processes in an environment of their own, which lacks this project. It
-            # looks when it is imported: here, for that takes a while, which a mistake above need not wait for.
-            os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-            from trainer.orchestration.cluster import check_fit, joined_cluster, run_stages, run_trials
+            # Here, for importing Ray takes a while, which a mistake above need not wait for.
+            from trainer.orchestration.cluster import check_fit, run_stages, run_trials
+            from trainer.orchestration.ray_cluster import joined_cluster
 
             held.enter_context(joined_cluster())
             room = check_fit(sweep)

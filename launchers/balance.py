@@ -2,7 +2,8 @@
 
 usage:
   accelerate launch launchers/balance.py shards=DIR banks=[A,B] out=DIR per_type=N [best=SCORE] [domains=[D,...]]
-      shards=DIR         a data set; it is not changed, and its images are referred to, not copied
+      shards=DIR         a data set; it is not changed, and its images are referred to, not copied. A folder, or a
+                         URL in a store: s3://bucket/prefix, with cache=DIR cache_size=GB as for training
       banks=[A,B]        image banks of synthesize.py, of generators that learned from this data set or one it was
                          made from; the first is used up before the second
       out=DIR            the new data set: generated images are in its training split alone

@@ -2,6 +2,8 @@
 
 usage:
   python launchers/build_shards.py shards=DIR [source ...] [option=value ...]
+      shards=DIR           the data set: a folder, or a URL in a store, s3://bucket/prefix (credentials and endpoint
+                           are those of ~/.aws and the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ...)
     sources (remembered by the data set; run again with one more to add it)
       barcelona=RAW                        PBC_dataset_normal_DIB as downloaded
       munich=RAW                           AML-Cytomorphology_LMU as downloaded
@@ -15,7 +17,11 @@ usage:
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
       ratio=[0.63,0.07,0.3]  shares of groups for train, validation and test
-      codec=jpeg|png  quality=95  stored_size=256  max_samples=1024  workers=N
+      codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
+      workers=N            processes that read and write; all cores of this machine without it
+      cluster=true         read and write on all nodes of the Ray cluster that RAY_ADDRESS names or `ray start` made
+                           this machine part of (configs/ray); raw images and data set must be at the same path on
+                           all of them, on a shared file system; the data set is the same, byte for byte
   With no source, the remembered ones are looked through again; only shards that change are written.
 
 example:
@@ -24,19 +30,23 @@ example:
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.build import build_dataset
+from data_pipeline.build_files import REPORT_FILE
 from data_pipeline.build_report import format_report
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
+from data_pipeline.parallel import TaskMap
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.declaration import SourceKind
 from data_pipeline.sources.labels import read_label_mapping
+from data_pipeline.store import Root, Store, root_of
 from data_pipeline.verify import verify_dataset
 from launchers.console import launch, read_config
 
@@ -64,28 +74,50 @@ class BuildConfig:
     max_samples: int | None = None
     ratio: list[float] | None = None
     workers: int | None = None
+    cluster: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(BuildConfig, "build_shards", arguments)
     if not config.shards:
         raise UserError("no shards=DIR given: say where the data set is, or is to be")
-    root = Path(config.shards)
+    root = root_of(config.shards)
     if config.verify:
         verify_dataset(root)
         print(f"{root}: every shard, index and image is as it was written")
         return
-    report = build_dataset(
-        root,
-        _declarations(config),
-        remove=[config.remove] if config.remove else [],
-        exclude=Path(config.exclude) if config.exclude else None,
-        settings=_settings(config, root),
-        ratio=config.ratio,
-        workers=config.workers or len(os.sched_getaffinity(0)),
-    )
+    sources, settings = _declarations(config), _settings(config, root)
+    with _who_works(config, root) as map_tasks:
+        report = build_dataset(
+            root,
+            sources,
+            remove=[config.remove] if config.remove else [],
+            exclude=Path(config.exclude) if config.exclude else None,
+            settings=settings,
+            ratio=config.ratio,
+            workers=config.workers or len(os.sched_getaffinity(0)),
+            map_tasks=map_tasks,
+        )
     print(format_report(report))
-    print((root / "build_report.json").resolve())
+    print(f"{root if isinstance(root, Store) else root.resolve()}/{REPORT_FILE}")
+
+
+@contextmanager
+def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
+    """What does the build's tasks on a Ray cluster; None where this machine's processes do."""
+    if not config.cluster:
+        yield None
+        return
+    if config.workers is not None:
+        raise UserError(
+            "workers= is for this machine alone, cluster=true takes all cores of the cluster: leave one out"
+        )
+    # Here, for importing Ray takes a while.
+    from trainer.orchestration.ray_cluster import joined_cluster
+    from trainer.orchestration.ray_map import RayMap
+
+    with joined_cluster():
+        yield RayMap(root if isinstance(root, Store) else Path(os.path.abspath(root)))
 
 
 def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
@@ -110,13 +142,13 @@ def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
     return sources
 
 
-def _settings(config: BuildConfig, root: Path) -> ShardSettings | None:
+def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
     """What the command says of storage, over what the data set remembers; None when it says nothing."""
     asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
         return None
-    remembered = Dataset.read_catalog(root).metadata["settings"] if (root / CATALOG_FILE).exists() else {}
+    remembered = Dataset.read_catalog(root).metadata["settings"] if Dataset.is_at(root) else {}
     return ShardSettings(**{**remembered, **asked})
 
 

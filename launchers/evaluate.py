@@ -3,7 +3,7 @@
 usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
       run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py
-      shards=DIR    the data set; default: the one that the run was trained on
+      shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
       split=test    or validation, train, all; images that trained or chose a classifier are refused
       domain=NAME   only the images of this stain
       folds=[0,1]   only the images of these folds, of the five that all images are dealt into
@@ -30,7 +30,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.catalog import SPLITS, Dataset
+from data_pipeline.catalog import SPLITS
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.stream import Topology
@@ -51,12 +52,11 @@ from trainer.topology import join_processes, leave_processes
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(DatasetConfig):
     """What to score."""
 
     run: str | None = None
     bank: str | None = None
-    shards: str | None = None
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
     folds: list[int] | None = None
@@ -99,7 +99,7 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
             f"{run}: give features=RUN, a run of train_classifier.py whose features are compared, or features=inception"
         )
     trained = load_stain_model(run)
-    dataset = Dataset.open(Path(config.shards or str(trained.config.shards)))
+    dataset = config.open_dataset(trained.config)
     space = _feature_space(config.features, config).to(topology.device)
     result = evaluate_stain_model(trained, dataset, space, split=config.split, topology=topology)
     own_test = dataset.content_hash == trained.dataset_hash and config.split == "test"
@@ -125,7 +125,7 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         raise UserError(
             f"{root}: a bank is scored against its types' test images: leave out split=, domain= and folds="
         )
-    bank, dataset = ImageBank.open(root), Dataset.open(Path(config.shards))
+    bank, dataset = ImageBank.open(root), config.open_dataset()
     classifier = load_classifier(Path(config.classifier))
     judges = Judges(
         _feature_space(config.features or config.classifier, config).to(topology.device),
@@ -138,8 +138,8 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 
 def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     trained = load_classifier(run)
-    own = Dataset.open(Path(str(trained.config.shards)))
-    dataset = own if config.shards is None else Dataset.open(Path(config.shards))
+    own = trained.config.open_dataset()
+    dataset = config.open_dataset(trained.config)
     splits = SPLITS if config.split == "all" else (config.split,)
     domains = trained.config.data.domains if config.domain is None else [config.domain]
     if config.domain is None and config.shards is not None:

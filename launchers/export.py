@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.catalog import Dataset
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.classifier_training import load_classifier
@@ -27,14 +27,13 @@ from trainer.export import Format, export_classifier
 
 
 @dataclass(frozen=True)
-class ExportConfig:
-    """What to export, and where to."""
+class ExportConfig(DatasetConfig):
+    """What to export, and where to. shards, cache, cache_size: of the images that it is checked on."""
 
     run: str | None = None
     format: Format | None = None
     out: str | None = None
     domain: str | None = None
-    shards: str | None = None
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("export.py needs run=DIR and format=onnx or torch_export")
     run = Path(config.run)
     trained = load_classifier(run)
-    dataset = Dataset.open(Path(config.shards or str(trained.config.shards)))
+    dataset = config.open_dataset(trained.config)
     out = Path(config.out) if config.out else run / f"export-{config.format}"
     told = export_classifier(trained, dataset, out, config.format, config.domain)
     checked = told["checked"]

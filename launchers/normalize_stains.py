@@ -3,7 +3,8 @@
 usage:
   accelerate launch launchers/normalize_stains.py shards=DIR out=DIR run=RUN [policy=to_a]
   accelerate launch launchers/normalize_stains.py shards=DIR out=DIR method=NAME a=DOMAIN b=DOMAIN [policy=to_a]
-      shards=DIR         a data set with images of two stains; it is not changed
+      shards=DIR         a data set with images of two stains; it is not changed. A folder, or a URL in a store:
+                         s3://bucket/prefix, with cache=DIR cache_size=GB as for training
       out=DIR            the new data set: normalised images, and all others by reference to shards=
       run=RUN            a run of train_stain_gan.py
       method=NAME        reinhard, reinhard_domain or macenko, fitted on training images

@@ -4,7 +4,9 @@ usage:
   accelerate launch launchers/train_classifier.py
       renders the phantom data set, trains a small network on it: the five-minute tour
   accelerate launch launchers/train_classifier.py shards=DIR run=DIR [model=NAME] [key=value ...]
-      shards=DIR            a data set made by build_shards.py
+      shards=DIR            a data set made by build_shards.py: a folder, or a URL in a store, s3://bucket/prefix
+      cache=DIR             keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
+      cache_size=100        gigabytes that they take at most; those used longest ago make room
       run=DIR               where the run is written; the same command goes on after a stop
       model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154; the rivals vgg19, resnet50, inception_v3,
                             xception, efficientnet, resnext101, se_resnext50, sequential_cnn, naive_bayes;

@@ -2,7 +2,10 @@
 
 usage:
   accelerate launch launchers/train_conditional_gan.py shards=DIR run=DIR [model=NAME] [key=value ...]
-      shards=DIR               a data set of build_shards.py or normalize_stains.py
+      shards=DIR               a data set of build_shards.py or normalize_stains.py: a folder, or a URL in a store,
+                               s3://bucket/prefix
+      cache=DIR                keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
+      cache_size=100           gigabytes that they take at most; those used longest ago make room
       run=DIR                  where the run is written; the same command goes on where it stopped
       model=NAME               c_wgan_gp (default), cwgan_gp, ac_gan, cgan, info_gan or dcgan
       data.cell_types=[A,B]    the types to make; default: basophil, eosinophil, erythroblast, immature granulocyte,

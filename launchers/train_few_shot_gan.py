@@ -2,7 +2,10 @@
 
 usage:
   accelerate launch launchers/train_few_shot_gan.py shards=DIR run=DIR [model=NAME] [key=value ...]
-      shards=DIR          a data set of build_shards.py, or one filled up by balance.py
+      shards=DIR          a data set of build_shards.py, or one filled up by balance.py: a folder, or a URL in a
+                          store, s3://bucket/prefix
+      cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
+      cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
       model=NAME          few_shot_meta (default), few_shot_meta_thesis, figr, mine_gan, which learn from the rich
                           types before, or fast_gan, diff_augment, which see a rare type alone

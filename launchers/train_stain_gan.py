@@ -2,7 +2,10 @@
 
 usage:
   accelerate launch launchers/train_stain_gan.py shards=DIR run=DIR [model=NAME] [a=DOMAIN b=DOMAIN] [key=value ...]
-      shards=DIR          a data set of build_shards.py with images of two stains
+      shards=DIR          a data set of build_shards.py with images of two stains: a folder, or a URL in a store,
+                          s3://bucket/prefix
+      cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
+      cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
       model=NAME          w_cyclegan_gp (default), w_cyclegan_gp_thesis, cyclegan, pix2pix, or
                           stain_student model.teacher=RUN, a fast pixelwise copy of a trained generator

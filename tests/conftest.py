@@ -1,6 +1,6 @@
 """What all tests share: a tiny data set, the launchers as a user starts them, the real images where they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from tests.launching import ROOT, Finished, Launched, start_server
+from tests.s3_server import S3Server
 
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
 
@@ -58,6 +59,22 @@ def two_stains(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         folder / "data", [source], settings=ShardSettings(max_samples=16), ratio=(0.6, 0.2, 0.2), progress=False
     )
     return Dataset.open(folder / "data")
+
+
+@pytest.fixture(scope="session")
+def one_s3_server() -> S3Server:
+    return S3Server()
+
+
+@pytest.fixture
+def s3(one_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[S3Server]:
+    """A running S3 server that this process reaches as a user does, with an empty bucket; the cache is this test's."""
+    for name, value in one_s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one_s3_server.clear()
+    yield one_s3_server
+    one_s3_server.bytes_per_second = None
 
 
 @pytest.fixture

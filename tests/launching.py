@@ -52,7 +52,7 @@ class Finished:
 
 
 class Launched:
-    """A launcher at work in one or more processes."""
+    """A launcher, or a script of the project named by its path, at work in one or more processes."""
 
     def __init__(
         self, folder: Path, name: str, arguments: tuple[str, ...], processes: int, environment: dict[str, str]
@@ -107,5 +107,6 @@ def _run(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[
     for stream, descriptor in (("stdout", 1), ("stderr", 2)):
         target = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(target, descriptor)
-    sys.argv = [f"launchers/{name}.py", *arguments]
-    runpy.run_path(str(ROOT / "launchers" / f"{name}.py"), run_name="__main__")
+    script = name if name.endswith(".py") else f"launchers/{name}.py"
+    sys.argv = [script, *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")

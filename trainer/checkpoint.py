@@ -3,13 +3,14 @@
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from data_pipeline.errors import UserError
 
@@ -108,6 +109,22 @@ class CheckpointStore:
         for kind, keep in (("step", self._keep), ("best", 1)):
             for old in sorted(self._found(kind), key=lambda found: found.step)[:-keep]:
                 old.path.unlink(missing_ok=True)
+
+
+def require_the_same_everywhere(checkpoint: Checkpoint | None, directory: Path) -> None:
+    """UserError where processes found different checkpoints: each would go on from a step of its own."""
+    if not distributed.is_initialized():
+        return
+    mine = (socket.gethostname(), "no checkpoint" if checkpoint is None else checkpoint.path.name)
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, mine)
+    for rank, (host, name) in enumerate(found):
+        if name != found[0][1]:
+            raise UserError(
+                f"{directory}: process 0 on {found[0][0]} finds {found[0][1]} there, process {rank} on {host} finds "
+                f"{name}: put run= where all machines see the same files (where they do, a file may show late: run "
+                "the same command again)"
+            )
 
 
 def _digest(path: Path) -> str:

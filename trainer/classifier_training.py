@@ -12,6 +12,7 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.shards import ShardSettings
@@ -54,10 +55,12 @@ class ClassifierFitConfig(FitConfig):
 
 
 @dataclass(frozen=True)
-class ClassifierRunConfig:
-    """Everything a classifier's run follows from. shards: the data set. run: where the run is written."""
+class ClassifierRunConfig(DatasetConfig):
+    """Everything a classifier's run follows from.
 
-    shards: str | None = None
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written.
+    """
+
     run: str | None = None
     seed: int = 0
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -72,7 +75,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
     after_epoch: see `fit`.
     """
-    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)
     stream = Stream(
@@ -101,7 +104,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     torch.manual_seed(derive_key(config.seed, "weights"))
     network = _build_network(config.model, len(cell_types), config.data.image_size)
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
-    values = settings(config, ClassifierRunConfig)
+    values = settings(config, ClassifierRunConfig, stream.config.order)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
     made_with = fingerprint(values, facts)
 
@@ -109,7 +112,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
         """To be called when it is known that an older run is not another one."""
         if topology.rank == 0:
             content = {
-                "shards": str(dataset.root.resolve()),
+                **config.location(dataset),
                 "cell_types": list(cell_types),
                 "dataset_hash": dataset.content_hash,
                 "storage": dataset.metadata["settings"],

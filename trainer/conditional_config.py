@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.stream import StreamConfig
 from models.conditional import ClassifierConfig, CriticConfig, GeneratorConfig
 from trainer.fit import FitConfig
@@ -53,17 +54,16 @@ class ConditionalModelConfig:
 
 
 @dataclass(frozen=True)
-class ConditionalRunConfig:
+class ConditionalRunConfig(DatasetConfig):
     """A run that learns to make images of a wanted cell type.
 
-    shards: the data set. run: where the run is written. samples_per_type: real and generated images of each
-    type on a sample sheet, of which one is drawn at the end of each epoch.
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written. samples_per_type: real and generated
+    images of each type on a sample sheet, of which one is drawn at the end of each epoch.
     data.cell_types null takes MODERATE_TYPES, of those that have training images; data.sampling is always
     class_balanced. An epoch shows as many real images as the data set has, whatever the game: each of its
     steps takes model.critic_steps global batches.
     """
 
-    shards: str | None = None
     run: str | None = None
     seed: int = 0
     samples_per_type: int = 4
@@ -72,6 +72,7 @@ class ConditionalRunConfig:
     train: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples_per_type < 1:
             raise ValueError(f"samples_per_type={self.samples_per_type}: must be at least 1")
 

@@ -23,20 +23,20 @@ from trainer.topology import Precision, resolve_engine, resolve_precision
 
 def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
-    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = _chosen_cell_types(dataset, config)
     stream = _training_stream(dataset, config, cell_types, topology)
     epoch_steps = config.train.iterations_per_epoch or max(1, stream.batches_per_epoch // config.model.critic_steps)
     game = _make_game(config, len(cell_types), precision, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
-    values = settings(config, ConditionalRunConfig)
+    values = settings(config, ConditionalRunConfig, stream.config.order)
     made_with = fingerprint(values, facts, free=("samples_per_type",))
     progress = resume(run, game, made_with)
     if topology.rank == 0:
         content = {
             "kind": KIND,
-            "shards": str(dataset.root.resolve()),
+            **config.location(dataset),
             "cell_types": list(cell_types),
             "domain": str(stream.samples["domain"].mode()[0]),
             "dataset_hash": dataset.content_hash,

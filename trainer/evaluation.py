@@ -150,7 +150,7 @@ def evaluate(
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
     result = {
         "dataset": {
-            "path": str(dataset.root.resolve()),
+            "path": dataset.address,
             "content_hash": dataset.content_hash,
             "split": split,
             "domains": sorted(samples["domain"].unique().tolist()),

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
 from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
@@ -91,10 +92,10 @@ class AdaptationConfig:
 
 
 @dataclass(frozen=True)
-class FewShotRunConfig:
+class FewShotRunConfig(DatasetConfig):
     """A run that learns to make cells of rare types from a few images of each.
 
-    shards: the data set. run: where the run is written.
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written.
     rich_types: cell types to learn from before; null takes all with training images that are not rare.
     rare_types: those to adapt to, one set of weights for each; null takes those with fewer than 100 training images.
     origins: of the rich types' images (real, normalized, synthetic).
@@ -103,7 +104,6 @@ class FewShotRunConfig:
     sheet_columns: training images of each rare type on a sample sheet.
     """
 
-    shards: str | None = None
     run: str | None = None
     seed: int = 0
     rich_types: list[str] | None = None
@@ -117,6 +117,7 @@ class FewShotRunConfig:
     train: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("shots", "sheet_columns"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")

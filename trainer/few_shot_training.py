@@ -37,7 +37,9 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
 
     The processes part before the adaptation, whose types are spread over them: this one returns when its own are done.
     """
-    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    dataset, run = config.open_dataset(), Path(str(config.run))
+    # Episodes and batches of rich types take from everywhere, and a rare type has few images.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, order=config.data.order or "global"))
     data = choose_data(
         dataset,
         domains=config.data.domains,
@@ -56,14 +58,17 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
     networks = build_networks(config.model, config.data.image_size)
     for network in networks.values():
         network.to(topology.device)
-    values = settings(config, FewShotRunConfig) | {"rich_types": list(data.rich), "rare_types": list(data.rare)}
+    values = settings(config, FewShotRunConfig, config.data.order) | {
+        "rich_types": list(data.rich),
+        "rare_types": list(data.rare),
+    }
     facts = {"data set": dataset.content_hash, "precision": precision}
     adapted_with = fingerprint(values, facts, free=_FREE)
     for cell_type in data.rare:
         saved_adaptation(run, cell_type, adapted_with)
     content = {
         "kind": KIND,
-        "shards": str(dataset.root.resolve()),
+        **config.location(dataset),
         "domain": data.rare_domain,
         "dataset_hash": dataset.content_hash,
     }

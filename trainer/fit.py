@@ -15,7 +15,7 @@ from torch import distributed
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch, Stream, Topology
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import CheckpointStore, require_the_same_everywhere
 from trainer.loss_watch import LossWatch
 from trainer.player import Player
 from trainer.progress import RunLog
@@ -306,7 +306,7 @@ def _out_of_patience(progress: Progress, selection: Selection | None, epoch_step
 def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
     """Put the players where the run's newest checkpoint left them; a fresh run starts at step 0.
 
-    Raises UserError for a damaged checkpoint, or one made with another fingerprint.
+    Raises UserError for a damaged checkpoint, one made with another fingerprint, or another one on each machine.
     """
     state = saved_state(run, fingerprint)
     if state is None:
@@ -319,7 +319,9 @@ def resume(run: Path, game: Game, fingerprint: dict[str, Any]) -> Progress:
 
 def saved_state(run: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """What the run's newest checkpoint holds; None before the first. Raises UserError as `resume` does."""
-    checkpoint = CheckpointStore(run / "checkpoints").latest()
+    store = CheckpointStore(run / "checkpoints")
+    checkpoint = store.latest()
+    require_the_same_everywhere(checkpoint, store.directory)
     if checkpoint is None:
         return None
     state = checkpoint.load()

@@ -85,7 +85,7 @@ def check_classifier(trained: TrainedClassifier, reader: ImageReader) -> None:
     unknown = [cell_type for cell_type in bank.cell_types if cell_type not in trained.cell_types]
     if unknown:
         raise UserError(f"{name}: knows no {', '.join(unknown)}, which the bank holds: give one that was trained on it")
-    own = Dataset.read_catalog(Path(str(config.shards)))
+    own = Dataset.read_catalog(str(config.shards))
     if own.content_hash != trained.dataset_hash:
         raise UserError(
             f"{name}: its data set {own.root} has changed since: whether it has seen generated images cannot be told; "
@@ -118,7 +118,7 @@ def _check_starting_weights(weights: str | None, reader: ImageReader, name: str)
     """What the runs had learned from that a classifier's weights began with."""
     while weights is not None and (Path(weights) / CONFIG_FILE).is_file():
         earlier = load_classifier(Path(weights)).config
-        own = Dataset.read_catalog(Path(str(earlier.shards)))
+        own = Dataset.read_catalog(str(earlier.shards))
         _check_training_images(own, earlier.data, reader, f"{name}, begun from {weights}")
         weights = earlier.model.weights
 
@@ -230,7 +230,7 @@ def _provenance(reader: ImageReader, judges: Judges, how: GenerationEvaluation) 
             "learned_from_this_data_set": bank.made_by.get("dataset_hash") in family,
         },
         "dataset": {
-            "path": str(dataset.root.resolve()),
+            "path": dataset.address,
             "content_hash": dataset.content_hash,
             "split": SPLIT,
             "domains": domains,
@@ -256,7 +256,7 @@ def _provenance(reader: ImageReader, judges: Judges, how: GenerationEvaluation) 
 
 def _target(root: Path, dataset: Dataset, judges: Judges) -> Path:
     words = [
-        f"{dataset.root.resolve().name}-{dataset.content_hash[:12]}",
+        f"{dataset.address.rpartition('/')[2]}-{dataset.content_hash[:12]}",
         judges.space.name,
         judges.classifier.checkpoint.digest[:8],
     ]

@@ -16,9 +16,11 @@ from torch import distributed
 
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
+from data_pipeline.store import folder_of
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.bundle import FILE, NormalizerBundle, normalized_domain, save_bundle
@@ -30,11 +32,12 @@ Policy = Literal["to_a", "to_b", "thesis"]
 
 
 @dataclass(frozen=True)
-class NormalizeConfig:
+class NormalizeConfig(DatasetConfig):
     """Which images take which stain, and by what.
 
-    shards: the data set. out: the new one. run: of train_stain_gan.py, or method: a classical normaliser,
-    fitted on training images of both domains. a, b: the domains, for method=; a run knows its own.
+    shards, cache, cache_size: see DatasetConfig. out: the new data set. run: of train_stain_gan.py, or method: a
+    classical normaliser, fitted on training images of both domains. a, b: the domains, for method=; a run knows its
+    own.
     policy: `to_a` gives b's images the stain of a; `to_b` the reverse; `thesis` gives each cell type, in
     the domain that has fewer of it, the stain of the other, in the training split only, since it needs
     each image's label. image_size: of the normalised images, in pixels; null takes the run's, or 256.
@@ -42,7 +45,6 @@ class NormalizeConfig:
     batch: images in the device at a time.
     """
 
-    shards: str | None = None
     out: str | None = None
     run: str | None = None
     method: Literal["reinhard", "reinhard_domain", "macenko"] | None = None
@@ -72,7 +74,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
 
     Data-parallel over the processes, taken up where it was killed. UserError for what the user can mend.
     """
-    parent, out = Dataset.open(Path(str(config.shards))), Path(str(config.out))
+    parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     restaining = _of_run(parent, config) if config.run else _of_method(parent, config, topology)
     samples = from_table(parent.table)
     target_of = _targets(samples, restaining, config.policy)

@@ -15,6 +15,8 @@ CONFIG_FILE = "config.yaml"
 FREE_SETTINGS = frozenset(
     {
         "shards",
+        "cache",
+        "cache_size",
         "run",
         "data.threads",
         "data.prefetch",
@@ -28,10 +30,14 @@ FREE_SETTINGS = frozenset(
 )
 
 
-def settings(config: Any, kind: type) -> dict[str, Any]:
-    """The configuration as plain values, without what a subclass of `kind` adds for its launcher."""
+def settings(config: Any, kind: type, order: str | None) -> dict[str, Any]:
+    """The configuration as plain values, without what a subclass of `kind` adds for its launcher.
+
+    order: what the run's stream has made of data.order.
+    """
     names = [field.name for field in dataclasses.fields(kind)]
     values = dataclasses.asdict(config)
+    values["data"]["order"] = order
     return {name: values[name] for name in names}
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.stream import StreamConfig
 from models.stain import CriticConfig, GeneratorConfig
 from trainer.fit import FitConfig
@@ -51,18 +52,17 @@ class StainModelConfig:
 
 
 @dataclass(frozen=True)
-class StainRunConfig:
+class StainRunConfig(DatasetConfig):
     """A run between two stains.
 
-    shards: the data set. run: where the run is written. a, b: the two domains, a the one whose stain the
-    others are to take; null takes the data set's two, the one with more images as a.
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written. a, b: the two domains, a the
+    one whose stain the others are to take; null takes the data set's two, the one with more images as a.
     matching: `cell_type` shows both domains the same types in the same order, so that no type is rewarded
     for turning into another; `none` draws from each as it is, unlabelled images too.
     folds: domain -> folds to learn from, in place of the domain's training split (for cross-fits).
     samples_per_type: images of each type on a sample sheet, of which one is drawn at the end of each epoch.
     """
 
-    shards: str | None = None
     run: str | None = None
     seed: int = 0
     a: str | None = None

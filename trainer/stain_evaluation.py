@@ -72,7 +72,7 @@ def evaluate_stain_model(
         }
     return {
         "dataset": {
-            "path": str(dataset.root.resolve()),
+            "path": dataset.address,
             "content_hash": dataset.content_hash,
             "split": split,
             "domains": sorted((a, b)),

@@ -32,7 +32,7 @@ from trainer.topology import Precision, resolve_engine, resolve_precision
 
 def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
-    dataset, run = Dataset.open(Path(str(config.shards))), Path(str(config.run))
+    dataset, run = config.open_dataset(), Path(str(config.run))
     config = _with_domains(dataset, config)
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = _shared_cell_types(dataset, config, topology)
@@ -40,12 +40,12 @@ def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     epoch_steps = config.train.iterations_per_epoch or min(stream.batches_per_epoch for stream in streams.values())
     game = _make_game(dataset, config, cell_types, precision, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
-    values = settings(config, StainRunConfig)
+    values = settings(config, StainRunConfig, streams["a"].config.order)
     made_with = fingerprint(values, facts, free=("samples_per_type",))
     progress = resume(run, game, made_with)
     if topology.rank == 0:
         content = {
-            "shards": str(dataset.root.resolve()),
+            **config.location(dataset),
             "cell_types": list(cell_types),
             "dataset_hash": dataset.content_hash,
         }

@@ -21,7 +21,7 @@ from data_pipeline.errors import UserError
 from trainer.topology import Precision
 
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Elements of a gradient that are joined in one exchange: 100 MB in fp32, DeepSpeed's own choice takes 2 GB.
+# Elements of a gradient that are joined in one exchange, at most: 100 MB in fp32; DeepSpeed's own choice takes 2 GB.
 _BUCKET = 25_000_000
 
 
@@ -44,6 +44,7 @@ class ZeroEngine:
         self._scale = _LossScale() if precision == "fp16" else None
         # DeepSpeed puts flat partitions in their place.
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        bucket = min(_BUCKET, sum(parameter.numel() for group in self._groups for parameter in group))
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # of its own log only
             "steps_per_print": None,
@@ -51,7 +52,7 @@ class ZeroEngine:
             "zero_allow_untested_optimizer": True,  # SGD is all that this lets in
             "zero_optimization": {
                 "stage": stage,
-                "reduce_bucket_size": _BUCKET,
+                "reduce_bucket_size": bucket,
                 "allgather_bucket_size": _BUCKET,
             },
         }
@@ -102,7 +103,8 @@ class ZeroEngine:
             described.append({**group, "params": list(numbers)})
             for key, value in self._optimizer.state.get(part, {}).items():  # empty before the first step
                 # A count of its own for each: optimisers count in place.
-                values = _join(value, parameters) if _is_moment(value, part) else [deepcopy(value) for _ in parameters]
+                moment = _is_moment(key, value)
+                values = _join(value, parameters) if moment else [deepcopy(value) for _ in parameters]
                 for number, of_parameter in zip(numbers, values, strict=True):
                     state.setdefault(number, {})[key] = of_parameter
         return {
@@ -118,16 +120,15 @@ class ZeroEngine:
             entries = [saved[number] for number in range(first, first + len(parameters))] if saved else []
             first += len(parameters)
             for key, value in entries[0].items() if entries else ():
-                moment = _is_moment(value, parameters[0])
-                of_part = _cut([entry[key] for entry in entries], part) if moment else value
+                of_part = _cut([entry[key] for entry in entries], part) if _is_moment(key, value) else value
                 self._optimizer.state[part][key] = of_part
         if self._scale is not None and state["scaler"] is not None:
             self._scale.load_state_dict(state["scaler"])
 
 
-def _is_moment(value: Any, weights: torch.Tensor) -> bool:
-    """Whether a value of an optimiser's state has one number for each weight; else it is a count of steps."""
-    return torch.is_tensor(value) and value.shape == weights.shape
+def _is_moment(key: str, value: Any) -> bool:
+    """Whether an entry of an optimiser's state has one number for each weight; else it is a count of steps, or None."""
+    return key != "step" and torch.is_tensor(value)
 
 
 def _join(part: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
@@ -157,9 +158,8 @@ class _Anchor(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._weight = [
-            next(weight for weight in module.parameters() if weight.requires_grad)
-        ]  # not once more a weight
+        # In a list, so that it is not one more weight.
+        self._weight = [next(weight for weight in module.parameters() if weight.requires_grad)]
 
     def forward(self) -> torch.Tensor:
         return self._weight[0].flatten()[0].float() * 0.0

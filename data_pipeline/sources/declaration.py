@@ -56,7 +56,7 @@ class SourceDeclaration:
         return cls(**{**stored, "root": Path(stored["root"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawImage:
     """A file that came in, before anything has looked inside it."""
 

@@ -179,15 +179,18 @@ def test_an_exclusion_list_that_is_wrong_names_the_line(text: str, says: str, tm
     st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=24),
     st.lists(st.tuples(st.integers(0, 23), st.sets(st.integers(0, 63), max_size=9)), max_size=24),
     st.integers(3, 7),
+    st.sampled_from([1, 2]),
 )
 def test_no_near_pair_is_missed_and_none_is_invented(
-    seeds: list[int], changes: list[tuple[int, set[int]]], distance: int
+    seeds: list[int], changes: list[tuple[int, set[int]]], distance: int, agreeing: int
 ) -> None:
     """Against all pairs: an escaped near duplicate is a test image in training."""
     values = seeds + [seeds[number % len(seeds)] ^ sum(1 << bit for bit in bits) for number, bits in changes]
     hashes = np.array([np.frombuffer(value.to_bytes(8), np.uint8) for value in values])
     found = {
-        (min(pair), max(pair)) for one, other in near_pairs(hashes, distance) for pair in zip(one, other, strict=True)
+        (min(pair), max(pair))
+        for one, other in near_pairs(hashes, distance, agreeing)
+        for pair in zip(one, other, strict=True)
     }
     expected = {
         (left, right)

@@ -1,5 +1,8 @@
 """If these fail, a run under DeepSpeed is another run, cannot be taken up elsewhere, or ignores what was launched."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import Launch, Start
-from tests.launching import Launched
+from tests.launching import ROOT, Launched
 from tests.trainer.test_stain_training import DEPTH, joined
 from tests.trainer.test_stain_training import TINY as TINY_STAIN
 from tests.trainer.test_training import TINY, kill_when, losses
@@ -153,3 +156,24 @@ def test_a_launch_that_contradicts_the_run_is_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=says.replace(".", r"\.")):
         resolve_engine(choice)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_accelerate_launches_the_engine_of_its_configuration(tiny_dataset: Dataset, tmp_path: Path, stage: int) -> None:
+    """The user's command, with two processes on the CPU in place of four GPUs."""
+    configuration = ROOT / f"configs/accelerate/deepspeed_zero{stage}.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration)]
+    arguments = [f"shards={tiny_dataset.root}", "run=run", "model=senet_tiny_ge", "train.epochs=1", *TINY]
+    command = [*launcher, "--num_processes", "2", str(ROOT / "launchers/train_classifier.py"), *arguments]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+    def launched(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    refused = launched("train.engine=ddp")
+    assert refused.returncode != 0
+    assert f"ZeRO stage {stage}, the run for train.engine=ddp" in refused.stderr
+    done = launched()
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/report.html").exists()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.balance import training_counts
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
+from data_pipeline.store import Root
 from trainer.episodes import FEWEST_OF_RICH
 from trainer.orchestration.stages import Inputs, Stage
 
@@ -113,16 +113,16 @@ class CellTypeRoles:
 class Arm:
     """One arm of an experiment: a classifier's data set, and its arguments of train_classifier.py.
 
-    name: of folders and tables. title: for people. dataset: the stage that makes it, or the folder where it lies.
+    name: of folders and tables. title: for people. dataset: the stage that makes it, or where it lies.
     """
 
     name: str
     title: str
-    dataset: Stage | Path
+    dataset: Stage | Root
     overrides: tuple[str, ...] = ()
 
 
-def ablation_arms(config: AblationConfig, shards: Path, threads: int, compose: Compose) -> list[Arm]:
+def ablation_arms(config: AblationConfig, shards: Root, threads: int, compose: Compose) -> list[Arm]:
     """The six arms of the thesis on this data set, the full method first. threads: for a training's images to decode.
 
     Validation and test images are those of `shards` in every arm, normalised where the arm normalises. Generators
@@ -147,7 +147,7 @@ def ablation_arms(config: AblationConfig, shards: Path, threads: int, compose: C
     ]
 
 
-def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Path) -> CellTypeRoles:
+def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:
     """Which generator makes which types. counts: as of `training_counts`. where: the data set, for messages.
 
     UserError for a named type without training images, and where a generator would have nothing to make or to
@@ -178,7 +178,7 @@ def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]]
     return roles
 
 
-def _check_work(roles: CellTypeRoles, config: AblationConfig, where: Path) -> None:
+def _check_work(roles: CellTypeRoles, config: AblationConfig, where: Root) -> None:
     """UserError unless every generator has something to make, and something to learn from."""
     fewer = f"has fewer than per_type={roles.per_type} training images: name others, or raise ablation.per_type"
     if not roles.rare:
@@ -236,14 +236,14 @@ class _Graphs:
         self._config, self._roles, self._compose = config, roles, compose
         self._threads = f"data.threads={threads}"
 
-    def normalized(self, parent: Path, stain_to: str, stain_from: str) -> Stage:
+    def normalized(self, parent: Root, stain_to: str, stain_from: str) -> Stage:
         """All images in one stain."""
         arguments = (self._threads, f"a={stain_to}", f"b={stain_from}", *self._config.stain)
         translator = self._stage("stain GAN", "train_stain_gan", arguments, {"shards": parent}, "run")
         inputs: Inputs = {"shards": parent, "run": translator}
         return self._stage("normalized data", "normalize_stains", tuple(self._config.normalize), inputs, "out")
 
-    def of_both_generators(self, parent: Stage | Path, suffix: str = "") -> Stage:
+    def of_both_generators(self, parent: Stage | Root, suffix: str = "") -> Stage:
         """C-WGAN-GP for the moderate types; then few-shot generation, which learns from them as filled up."""
         roles = self._roles
         moderate = self._conditional(parent, roles.moderate, f"C-WGAN-GP{suffix}")
@@ -251,7 +251,7 @@ class _Graphs:
         rare = self._few_shot(filled, roles.rich, roles.rare, f"few-shot GAN{suffix}")
         return self._balanced(filled, (rare,), f"balanced data{suffix}")
 
-    def of_few_shot(self, parent: Stage | Path) -> Stage:
+    def of_few_shot(self, parent: Stage | Root) -> Stage:
         """Few-shot generation alone. It is for unseen types, so those of a fold are left out of its meta-training."""
         roles = self._roles
         banks = [self._few_shot(parent, roles.rich, roles.rare, "few-shot GAN alone")]
@@ -260,17 +260,17 @@ class _Graphs:
             banks.append(self._few_shot(parent, rich, fold, f"few-shot GAN alone fold {number}"))
         return self._balanced(parent, tuple(banks), "balanced data few-shot alone")
 
-    def of_conditional(self, parent: Stage | Path) -> Stage:
+    def of_conditional(self, parent: Stage | Root) -> Stage:
         """C-WGAN-GP alone, of one training on moderate and rare types."""
         types = _in_order([*self._roles.moderate, *self._roles.rare])
         bank = self._conditional(parent, types, "C-WGAN-GP alone")
         return self._balanced(parent, (bank,), "balanced data C-WGAN-GP alone")
 
-    def _conditional(self, parent: Stage | Path, types: Sequence[str], name: str) -> Stage:
+    def _conditional(self, parent: Stage | Root, types: Sequence[str], name: str) -> Stage:
         arguments = (self._threads, f"data.cell_types={_list(types)}", *self._config.conditional)
         return self._bank(self._stage(name, "train_conditional_gan", arguments, {"shards": parent}, "run"), types)
 
-    def _few_shot(self, parent: Stage | Path, rich: Sequence[str], rare: Sequence[str], name: str) -> Stage:
+    def _few_shot(self, parent: Stage | Root, rich: Sequence[str], rare: Sequence[str], name: str) -> Stage:
         made = self._roles.made(rare)
         arguments = (self._threads, f"rich_types={_list(rich)}", f"rare_types={_list(made)}", *self._config.few_shot)
         return self._bank(self._stage(name, "train_few_shot_gan", arguments, {"shards": parent}, "run"), made)
@@ -282,7 +282,7 @@ class _Graphs:
         arguments = (f"count={count}", f"cell_types={_list(made)}")
         return self._stage(f"{run.name} images", "synthesize", arguments, {"run": run}, "bank")
 
-    def _balanced(self, parent: Stage | Path, banks: tuple[Stage, ...], name: str) -> Stage:
+    def _balanced(self, parent: Stage | Root, banks: tuple[Stage, ...], name: str) -> Stage:
         arguments = (f"per_type={self._roles.per_type}",)
         return self._stage(name, "balance", arguments, {"shards": parent, "banks": banks}, "out")
 

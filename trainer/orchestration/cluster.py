@@ -1,13 +1,10 @@
-"""A sweep's stages and trials on a Ray cluster, or on this machine alone."""
+"""A sweep's stages and trials on the Ray cluster that this process has joined."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +15,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from data_pipeline.errors import UserError
+from trainer.orchestration.ray_cluster import RETRIES
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, run_stage
 from trainer.orchestration.sweep import Sweep, write_trials
 from trainer.orchestration.trial import TUNE_FOLDER, Status, forget_ending, read_epochs, run_trial, write_ending
-
-# Times that a stage or a trial is started again where its process or its node died.
-_RETRIES = 3
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run's own log has it all
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # one line each is told below
-    "RAY_AIR_NEW_OUTPUT": "0",  # its table of settings is printed whatever `verbose` says
-}
-
-
-@contextmanager
-def joined_cluster() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names or that `ray start` made this machine part of; else one of this process.
-
-    Not address="auto", which would also find the private cluster of another sweep on this machine.
-    UserError where the cluster does not answer.
-    """
-    os.environ.update(_QUIET)
-    try:
-        _knock(os.environ.get("RAY_ADDRESS", ""))
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers ({error}): start it, with RAY_AUTH_MODE=token here too if it has it, or have this "
-            "machine work alone: ray stop, and no RAY_ADDRESS in the environment"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """ConnectionError where nobody listens at host:port; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise ConnectionError(f"RAY_ADDRESS={address}: {error.strerror or error}") from error
 
 
 def check_fit(sweep: Sweep) -> int:
@@ -96,7 +53,7 @@ def run_stages(sweep: Sweep) -> None:
     UserError with a launcher's own line where it refuses; the stages that have begun are cut off, to be gone on with.
     """
     resources = sweep.config.resources_per_trial
-    task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=_RETRIES)(_stage_task)
+    task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=RETRIES)(_stage_task)
     running: dict[Any, Stage] = {}
     begun: dict[Stage, Any] = {}
     for stage in sweep.stages_to_run:
@@ -154,7 +111,7 @@ def run_trials(sweep: Sweep, room: int) -> None:
         run_config=tune.RunConfig(
             name=config.kind,
             storage_path=str(sweep.folder / TUNE_FOLDER),
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[_Endings(sweep, to_run)],
             verbose=0,
         ),

@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
+from data_pipeline.store import Root, Store
 from trainer.orchestration.resources import Resources
 from trainer.run_directory import fingerprint
 
@@ -37,8 +38,8 @@ _BARE = re.compile(r"[\w/.-]+", re.ASCII)
 # prctl(2): the signal that a process gets when the one that started it has died.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
-# A launcher's argument -> what it reads: a data set's folder, what another stage writes, or several of these.
-Source: TypeAlias = "Stage | Path | tuple[Stage, ...]"
+# A launcher's argument -> what it reads: where a data set is, what another stage writes, or several of these.
+Source: TypeAlias = "Stage | Root | tuple[Stage, ...]"
 Inputs: TypeAlias = Mapping[str, Source]
 
 
@@ -211,18 +212,19 @@ def _beside(folder: Path, ending: str) -> Path:
     return folder.with_name(f"{folder.name}.{ending}")
 
 
-def _listed(source: Source) -> tuple[Stage | Path, ...]:
+def _listed(source: Source) -> tuple[Stage | Root, ...]:
     return source if isinstance(source, tuple) else (source,)
 
 
-def content_hash_of(source: Stage | Path) -> str:
-    """That of a data set which a stage writes, or which lies in a folder."""
+def content_hash_of(source: Stage | Root) -> str:
+    """That of a data set which a stage writes, or which is there."""
     return source.content_hash if isinstance(source, Stage) else Dataset.read_catalog(source).content_hash
 
 
 def _written(source: Source, root: Path) -> str:
     """A source as the value of an argument."""
-    folders = [os.path.abspath(each.folder(root) if isinstance(each, Stage) else each) for each in _listed(source)]
+    places = [each.folder(root) if isinstance(each, Stage) else each for each in _listed(source)]
+    folders = [str(place) if isinstance(place, Store) else os.path.abspath(place) for place in places]
     if not isinstance(source, tuple):
         return folders[0]
     quoted = (folder if _BARE.fullmatch(folder) else json.dumps(folder, ensure_ascii=False) for folder in folders)

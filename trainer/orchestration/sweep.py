@@ -20,6 +20,8 @@ from typing import Any
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
+from data_pipeline.store import Root, root_of
+from data_pipeline.stream import default_order
 from trainer.classifier_training import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import Arm, Compose, ablation_arms
@@ -97,8 +99,10 @@ def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequen
     compose: a launcher's name and its arguments, to its configuration; UserError for an unknown one.
     UserError, naming the sweep file `where`, for what cannot be configured, and for two trials that are one training.
     """
-    folder, shards = folder.resolve(), Path(str(config.shards)).resolve()
-    Dataset.open(shards)
+    folder, shards = folder.resolve(), root_of(str(config.shards))
+    if isinstance(shards, Path):
+        shards = shards.resolve()
+    in_store = Dataset.open(shards).in_store
     resources = config.resources_per_trial
 
     def configured(what: str, launcher: str, arguments: Sequence[str]) -> Any:
@@ -106,7 +110,7 @@ def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequen
             composed = compose(launcher, arguments)
             if isinstance(composed, FewShotRunConfig):
                 composed.check_processes(resources.workers)
-            return composed
+            return _ordered(composed, in_store)
         except UserError as error:
             raise UserError(f"{where}: {what} ({launcher}.py): {error}") from error
 
@@ -129,6 +133,14 @@ def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequen
     return Sweep(config, folder, tuple(arm for arm, _ in variants), tuple(trials.values()))
 
 
+def _ordered(config: Any, in_store: bool) -> Any:
+    """A launcher's configuration, with what data.order=null comes to: a training's result follows from it."""
+    data = getattr(config, "data", None)
+    if data is None or data.order is not None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(data, order=default_order(data, in_store)))
+
+
 def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources) -> str:
     """SHA-256 hex of all that a training's result follows from: the order of its sums is among it.
 
@@ -147,7 +159,7 @@ def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def _variants(config: SweepConfig, shards: Path, compose: Compose, where: Path) -> list[tuple[Arm, Mapping[str, Any]]]:
+def _variants(config: SweepConfig, shards: Root, compose: Compose, where: Path) -> list[tuple[Arm, Mapping[str, Any]]]:
     """What is trained with every seed, and the parameters that tell one from another."""
     if config.kind == "comparison":
         return [

@@ -200,7 +200,7 @@ def _pictures(record: Mapping[str, Any], ids: Sequence[str]) -> tuple[dict[str, 
     """Thumbnails of the ids that the data set still holds, and one line on what is amiss ('' nothing)."""
     data = record["dataset"]
     try:
-        dataset = Dataset.open(Path(data["path"]))
+        dataset = Dataset.open(str(data["path"]))
     except UserError as error:
         return {}, f"No pictures: the data set cannot be read. {error}"
     samples = dataset.samples()

@@ -1,0 +1,45 @@
+"""The part of a launcher's configuration that says which data set it reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.shard_cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which data set, and where its shards are kept on this machine when it lies in a store.
+
+    shards: a folder, or a URL such as s3://bucket/prefix. cache: folder for the shards of all data sets in stores; null
+    takes ~/.cache/hemaforge. cache_size: gigabytes (10^9 bytes) that they take at most.
+    """
+
+    shards: str | None = None
+    cache: str | None = field(default=None, kw_only=True)
+    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.cache_size <= 0:
+            raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
+
+    def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
+        """The data set; UserError when there is none, or it is not as it was committed.
+
+        default: whose data set it is, and whose cache, where none is named here; a run's, say.
+        """
+        if default is not None:
+            cache = self if self.cache else default
+            return replace(cache, shards=self.shards or default.shards).open_dataset()
+        return Dataset.open(str(self.shards), self.shard_cache())
+
+    def shard_cache(self) -> ShardCache:
+        """Where shards of a store are kept."""
+        return ShardCache(Path(self.cache) if self.cache else None, int(self.cache_size * GIGABYTE))
+
+    def location(self, dataset: Dataset) -> dict[str, str | None]:
+        """Where the data set is, and its cache, for whoever reads this configuration from another folder."""
+        return {"shards": dataset.address, "cache": os.path.abspath(self.cache) if self.cache else None}

@@ -1,0 +1,85 @@
+"""Shards of a store, fetched before the batches that need them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+
+# Of the cache: the rest is left to what is in use, and to what other streams read ahead.
+_SHARE_OF_CACHE = 0.5
+_THREADS = 4
+
+
+class ReadAhead:
+    """A few threads that fetch the shards of the batches to come into the cache, in the order of their need.
+
+    They keep `depth` batches ahead of the one that is read, and within a share of the cache. What they cannot fetch is
+    met again by whoever reads it. They end with the process, whatever they wait for.
+    """
+
+    def __init__(
+        self, dataset: Dataset, shards_of: Callable[[int], Sequence[str]], first: int, end: int | None, depth: int
+    ) -> None:
+        """`shards_of`: the shards in a store that a batch needs. `first`, `end`: of the batches; None: no end."""
+        self._dataset, self._shards_of = dataset, shards_of
+        self._room = int(dataset.shard_files.cache.limit * _SHARE_OF_CACHE)
+        self._current, self._next, self._end, self._depth = first, first, end, depth
+        self._to_fetch: deque[str] = deque()
+        self._last_use: dict[str, int] = {}  # of the shards planned and not yet passed: the last batch known to need it
+        self._planned_bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        for _ in range(_THREADS):
+            threading.Thread(target=self._work, name="read ahead", daemon=True).start()
+
+    def advance(self, batch: int) -> None:
+        """This batch is read now."""
+        with self._changed:
+            self._current = batch
+            for name in [name for name, last in self._last_use.items() if last < batch]:
+                del self._last_use[name]
+                self._planned_bytes -= self._bytes(name)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Fetch nothing more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while (name := self._take()) is not None:
+            try:
+                self._dataset.shard_path(name)
+            except UserError:
+                continue
+
+    def _take(self) -> str | None:
+        """The next shard to fetch, when it is time; None when there is nothing more to do."""
+        with self._changed:
+            while not self._closed:
+                if self._to_fetch:
+                    return self._to_fetch.popleft()
+                self._next = max(self._next, self._current)  # what is read already needs nothing any more
+                if self._end is not None and self._next >= self._end:
+                    return None
+                if self._next <= self._current + self._depth and self._planned_bytes <= self._room:
+                    self._plan(self._next)
+                    self._next += 1
+                else:
+                    self._changed.wait()
+            return None
+
+    def _plan(self, batch: int) -> None:
+        for name in self._shards_of(batch):
+            if name not in self._last_use:
+                self._to_fetch.append(name)
+                self._planned_bytes += self._bytes(name)
+            self._last_use[name] = batch
+
+    def _bytes(self, name: str) -> int:
+        return int(self._dataset.metadata["shards"][name]["bytes"])

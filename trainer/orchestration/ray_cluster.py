@@ -1,0 +1,54 @@
+"""The Ray cluster that a launcher works on: one that is there, or this machine alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from data_pipeline.errors import UserError
+
+# Times that a piece of work is started again where its process or its node died.
+RETRIES = 3
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run's own log has it all
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # one line each is told by the sweep
+    "RAY_AIR_NEW_OUTPUT": "0",  # its table of settings is printed whatever `verbose` says
+}
+
+
+@contextmanager
+def joined_cluster() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names or that `ray start` made this machine part of; else one of this process.
+
+    Not address="auto", which would also find the private cluster of another launcher on this machine.
+    UserError where the cluster does not answer.
+    """
+    os.environ.update(_QUIET)
+    try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers ({error}): start it, with RAY_AUTH_MODE=token here too if it has it, or have this "
+            "machine work alone: ray stop, and no RAY_ADDRESS in the environment"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """ConnectionError where nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"RAY_ADDRESS={address}: {error.strerror or error}") from error
