@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
@@ -26,8 +26,14 @@ class DatasetConfig:
         if self.cache_size <= 0:
             raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
 
-    def open_dataset(self) -> Dataset:
-        """The data set; UserError when there is none, or it is not as it was committed."""
+    def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
+        """The data set; UserError when there is none, or it is not as it was committed.
+
+        default: whose data set it is, and whose cache, where none is named here; a run's, say.
+        """
+        if default is not None:
+            cache = self if self.cache else default
+            return replace(cache, shards=self.shards or default.shards).open_dataset()
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:

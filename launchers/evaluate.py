@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.catalog import SPLITS, Dataset
+from data_pipeline.catalog import SPLITS
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
@@ -99,7 +99,7 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
             f"{run}: give features=RUN, a run of train_classifier.py whose features are compared, or features=inception"
         )
     trained = load_stain_model(run)
-    dataset = _dataset(config, trained.config)
+    dataset = config.open_dataset(trained.config)
     space = _feature_space(config.features, config).to(topology.device)
     result = evaluate_stain_model(trained, dataset, space, split=config.split, topology=topology)
     own_test = dataset.content_hash == trained.dataset_hash and config.split == "test"
@@ -108,12 +108,6 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
         measures = ", ".join(f"{key} {each['value']:.4g}" for key, each in scores["generated"]["scores"].items())
         print(f"{name}: {measures}, structure {scores['structure']['mean']:.3f}, {scores['count']} images")
     print(f"{path.resolve()}\n{write_stain_report(run).resolve()}")
-
-
-def _dataset(config: EvaluateConfig, run: DatasetConfig) -> Dataset:
-    """The data set that is named, else the run's own; kept in the cache that is named, else in the run's."""
-    cache = config if config.cache else run
-    return replace(cache, shards=config.shards or run.shards).open_dataset()
 
 
 def _feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
@@ -145,7 +139,7 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     trained = load_classifier(run)
     own = trained.config.open_dataset()
-    dataset = _dataset(config, trained.config)
+    dataset = config.open_dataset(trained.config)
     splits = SPLITS if config.split == "all" else (config.split,)
     domains = trained.config.data.domains if config.domain is None else [config.domain]
     if config.domain is None and config.shards is not None:

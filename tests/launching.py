@@ -25,6 +25,7 @@ _PRELOADED = [
     "launchers.balance",
     "launchers.build_shards",
     "launchers.evaluate",
+    "launchers.export",
     "launchers.normalize_stains",
     "launchers.predict",
     "launchers.synthesize",

@@ -81,6 +81,8 @@ class NormalizedClassifier(nn.Module):
     def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
         super().__init__()
         self.classifier = classifier
+        # One of this module's own where it is one, to be moved and exported with it.
+        self.generator = getattr(normalizer.normalizer, "network", None)
         self._normalizer = normalizer
         self._image_size = image_size
 

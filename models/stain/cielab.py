@@ -14,6 +14,8 @@ _XYZ_OF_RGB = (
 )
 # L*, a*, b* are linear in the compressed X, Y, Z: L* = 116 y - 16, a* = 500 (x - y), b* = 200 (y - z).
 _LAB_OF_COMPRESSED = torch.tensor([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]], dtype=torch.float64)
+# Once and for all: no exporter knows how to invert a matrix.
+_RGB_OF_XYZ, _COMPRESSED_OF_LAB = torch.linalg.inv(_XYZ_OF_RGB), torch.linalg.inv(_LAB_OF_COMPRESSED)
 _OFFSET = 16.0
 _DELTA = 6 / 29  # where the cube root gives way to a line (CIE 15:2004, section 8.2.1)
 
@@ -32,9 +34,9 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse; colours that sRGB does not have are clipped to [-1, 1] in each channel."""
     offset = torch.tensor([_OFFSET, 0.0, 0.0], dtype=lab.dtype, device=lab.device).view(3, 1, 1)
-    compressed = _mix(torch.linalg.inv(_LAB_OF_COMPRESSED), lab + offset)
+    compressed = _mix(_COMPRESSED_OF_LAB, lab + offset)
     xyz = torch.where(compressed > _DELTA, compressed**3, 3 * _DELTA**2 * (compressed - 4 / 29))
-    linear = _mix(torch.linalg.inv(_XYZ_OF_RGB), xyz).clamp(0, 1)
+    linear = _mix(_RGB_OF_XYZ, xyz).clamp(0, 1)
     # The root's derivative at zero is infinite, and would not be a number where the line is taken.
     root = linear.clamp_min(0.0031308) ** (1 / 2.4)
     encoded = torch.where(linear > 0.0031308, 1.055 * root - 0.055, 12.92 * linear)

@@ -15,7 +15,7 @@ from trainer.stain_run import TrainedStainModel, build_generators, into_domains
 
 
 class LearnedNormalizer:
-    """The generator of a stain run that makes images of one of its two domains.
+    """The generator of a stain run, `network`, that makes images of one of its two domains.
 
     Images go through it at the size that it learned at, `image_size`, where cells look as large as they did then.
     """
@@ -24,7 +24,7 @@ class LearnedNormalizer:
         """identity: what `describe` tells; generators: the weights of the run's module of generators."""
         self.name: str = identity["name"]
         self.image_size: int = identity["image_size"]
-        self._network = network.eval()
+        self.network = network.eval()
         self._identity = dict(identity)
         self._generators = generators
 
@@ -45,8 +45,9 @@ class LearnedNormalizer:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        self._network.to(images.device)
-        normalized: Tensor = self._network(images)
+        if next(self.network.parameters()).device != images.device:  # an exporter follows no move that is none
+            self.network.to(images.device)
+        normalized: Tensor = self.network(images)
         return normalized.float()
 
     def describe(self) -> dict[str, Any]:

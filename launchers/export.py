@@ -1,0 +1,56 @@
+"""Write a trained classifier as a file that runs without this project.
+
+usage:
+  python launchers/export.py run=DIR format=onnx|torch_export [out=DIR] [domain=NAME] [shards=DIR]
+      run=DIR       a run of train_classifier.py; its best checkpoint is used
+      format=       onnx, or torch_export (torch.export.load)
+      out=DIR       receives the model and model.json: input and output, types, storage, what it was made from;
+                    default: the run's export-FORMAT
+      domain=NAME   the images' stain, as of predict.py: a normaliser that the classifier carries goes into the model
+                    unless it is the stain that it makes
+      shards=DIR    data set with real images to compare it with the live model on; default: the run's own
+  predict.py run=OUT reads what this writes.
+
+example:
+  python launchers/export.py run=runs/quickstart/classifier format=onnx out=exports/quickstart
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+from trainer.classifier_training import load_classifier
+from trainer.export import Format, export_classifier
+
+
+@dataclass(frozen=True)
+class ExportConfig(DatasetConfig):
+    """What to export, and where to. shards, cache, cache_size: of the images that it is checked on."""
+
+    run: str | None = None
+    format: Format | None = None
+    out: str | None = None
+    domain: str | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(ExportConfig, "export", arguments)
+    if not config.run or config.format is None:
+        raise UserError("export.py needs run=DIR and format=onnx or torch_export")
+    run = Path(config.run)
+    trained = load_classifier(run)
+    dataset = config.open_dataset(trained.config)
+    out = Path(config.out) if config.out else run / f"export-{config.format}"
+    told = export_classifier(trained, dataset, out, config.format, config.domain)
+    checked = told["checked"]
+    print(
+        f"as the live model to {checked['largest_difference']:.1e} of a probability on {checked['images']} real images"
+    )
+    print(out.resolve())
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

@@ -1,0 +1,148 @@
+"""A trained classifier as a file that runs without this project: ONNX, or torch's exported program."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from data_pipeline.stream import MicroBatch, Topology
+from trainer.classifier_training import TrainedClassifier
+from trainer.evaluation import scoring_stream
+from trainer.games.classification import predict
+from trainer.raw_classifier import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    MODEL_FILES,
+    RawClassifier,
+    load_raw_classifier,
+    of_run,
+)
+
+Format = Literal["onnx", "torch_export"]
+# Real images on which the export is compared with the live model.
+_CHECKED = 64
+# Of a probability. Runtimes sum in orders of their own.
+_TOLERANCE = 1e-4
+
+
+def export_classifier(
+    trained: TrainedClassifier, dataset: Dataset, out: Path, form: Format, domain: str | None
+) -> dict[str, Any]:
+    """Write a run's classifier, its normaliser in it, to the folder `out`; what its model.json tells comes back.
+
+    The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives `probabilities` float32 [n, types].
+    domain: the stain of the images that it is for. It is compared with the live model on real test images of the data
+    set first. UserError for what cannot be exported, or differs; nothing is written then.
+    """
+    if out.exists():
+        raise UserError(f"{out}: there already: name another out=DIR, or remove it")
+    raw = of_run(trained, domain)
+    aside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        _write_model(raw, aside / MODEL_FILES[form], form)
+        told = _describe(trained, raw, aside, form, domain)
+        (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
+        told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
+        (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return told
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).float().softmax(dim=1)
+
+
+def _write_model(raw: RawClassifier, path: Path, form: Format) -> None:
+    side = raw.data.image_size
+    example = torch.zeros(2, 3, side, side)
+    shapes = {"images": {0: torch.export.Dim("n", min=1)}}
+    told = io.StringIO()  # the exporters tell of their steps
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(told), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(_Probabilities(raw.network).eval(), (example,), dynamic_shapes=shapes)
+            if form == "torch_export":
+                torch.export.save(program, path)
+                return
+            torch.onnx.export(
+                program,
+                f=path,
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+            )
+    except Exception as error:  # each operator refuses in its own way
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error
+
+
+def _describe(
+    trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format, domain: str | None
+) -> dict[str, Any]:
+    through = trained.normalizer if raw.network is not trained.network else None
+    side = raw.data.image_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "format": form,
+        "sha256": hashlib.sha256((folder / MODEL_FILES[form]).read_bytes()).hexdigest(),
+        "input": {
+            "name": "images",
+            "shape": ["n", 3, side, side],
+            "dtype": "float32",
+            "range": [-1, 1],
+            "order": "RGB",
+        },
+        "output": {"name": "probabilities", "shape": ["n", len(raw.cell_types)], "dtype": "float32"},
+        "cell_types": list(raw.cell_types),
+        "domain": domain or (None if through is None else through.source),
+        "image_size": side,
+        "crop": raw.crop,
+        "storage": dataclasses.asdict(raw.storage),
+        "normalizer": None if through is None else through.describe(),
+        "model": trained.config.model.name,
+        "checkpoint": {"file": trained.checkpoint.path.name, "step": trained.checkpoint.step},
+        "dataset_hash": trained.dataset_hash,
+    }
+
+
+def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset) -> dict[str, Any]:
+    """The largest difference of a probability on real images. UserError where it is not one of rounding."""
+    config = dataclasses.replace(live.data, domains=None, cell_types=None, crop={})
+    stream = scoring_stream(
+        dataset, config, splits=["test"], cell_types=live.cell_types, batch=_CHECKED, topology=Topology()
+    )
+    batch: MicroBatch = next(iter(stream.read()))
+    answers = [predict(classifier.network, [batch])[0] for classifier in (live, exported)]
+    difference = float((answers[0] - answers[1]).abs().max())
+    if not difference <= _TOLERANCE:
+        raise UserError(
+            f"the exported model differs from the live one by {difference:.2g} on a probability: take the other format"
+        )
+    return {
+        "dataset_hash": dataset.content_hash,
+        "split": "test",
+        "images": len(batch.images),
+        "largest_difference": difference,
+    }

@@ -1,0 +1,115 @@
+"""A classifier for raw images of one stain: a run's, or one that was exported from a run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards import ShardSettings
+from data_pipeline.stream import StreamConfig
+from trainer.classifier_training import TrainedClassifier, load_classifier, scoring_batch
+from trainer.evaluation import NormalizedClassifier
+
+DESCRIPTION = "model.json"
+FORMAT_VERSION = 1
+# A format -> the file of its model.
+MODEL_FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RawClassifier:
+    """What raw images go through, and the network that names their types.
+
+    network: images float32 [n, 3, S, S] in [-1, 1] -> logits [n, types]. storage: the codec that images go through
+    first, as those that it learned from. data: S, and how they are decoded. crop: share of their sides that is kept.
+    batch: how many at a time.
+    """
+
+    network: nn.Module
+    cell_types: tuple[str, ...]
+    storage: ShardSettings
+    data: StreamConfig
+    crop: float
+    batch: int
+
+
+def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
+    """A run's classifier for images of a stain, through the run's normaliser unless that is the stain it makes."""
+    network, data = trained.network, trained.config.data
+    crop = data.crop.get(domain or "", 1.0)
+    normalizer = trained.normalizer
+    if normalizer is not None and domain != normalizer.target:
+        network = NormalizedClassifier(network, normalizer, data.image_size).eval()
+        data, crop = replace(data, image_size=normalizer.image_size), normalizer.crop
+    return RawClassifier(network, trained.cell_types, trained.storage, data, crop, scoring_batch(trained.config.train))
+
+
+def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
+    """Of a run, or of a folder that export.py wrote, which is for one stain and needs no `domain`.
+
+    UserError for a folder that is neither, for an export that is damaged, or of another stain than `domain`.
+    """
+    if not (folder / DESCRIPTION).exists():
+        return of_run(load_classifier(folder), domain)
+    try:
+        told = json.loads((folder / DESCRIPTION).read_text())
+        if told["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"{folder}: exported in format {told['format_version']}, read is {FORMAT_VERSION}: export the run again"
+            )
+        if domain is not None and domain != told["domain"]:
+            raise UserError(
+                f"{folder}: exported for images of {told['domain'] or 'any stain'}, not {domain}: leave domain= out, "
+                "or export the run again with it"
+            )
+        return RawClassifier(
+            _load_network(folder, told),
+            tuple(told["cell_types"]),
+            ShardSettings(**told["storage"]),
+            StreamConfig(image_size=told["image_size"]),
+            told["crop"],
+            _BATCH,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not an export, or damaged ({error}): export the run again") from error
+
+
+def _load_network(folder: Path, told: Mapping[str, Any]) -> nn.Module:
+    path = folder / MODEL_FILES[told["format"]]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
+        raise ValueError(f"the bytes of {path.name} are not those that were written")
+    return _Logits(_OnnxModel(path) if told["format"] == "onnx" else torch.export.load(path).module())
+
+
+class _Logits(nn.Module):
+    """What the softmax of an exported model's probabilities came from, up to a constant of each image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+
+    def train(self, mode: bool = True) -> "_Logits":
+        return self  # an exported program is as it was exported, and raises when it is told otherwise
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        probabilities: torch.Tensor = self._model(images)
+        return probabilities.log()
+
+
+class _OnnxModel(nn.Module):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        (probabilities,) = self._session.run(None, {"images": images.cpu().numpy()})
+        return torch.from_numpy(probabilities)
