@@ -134,7 +134,7 @@ class _StoreLock:
 
     def check(self, root: Store) -> None:
         """UserError when another build has taken the place of this one, which had given no sign of life for so long."""
-        holder = _holder(root)
+        holder = _lock_in(root) or {}
         if holder.get("token") != self._token:
             raise UserError(
                 f"{self._root}: another build ({holder.get('owner', 'gone since')}) has taken the place of this one, "
@@ -143,7 +143,8 @@ class _StoreLock:
 
     def _take(self) -> None:
         while True:
-            holder = _holder(self._root)
+            there = _lock_in(self._root)
+            holder = there or {}
             until = float(holder.get("alive", 0)) + _STALE
             if time.time() < until:
                 raise UserError(
@@ -151,7 +152,7 @@ class _StoreLock:
                     f"{_clock(holder['since'])}); wait until it has ended: one that was killed gives way at "
                     f"{_clock(until)}"
                 )
-            if holder:
+            if there is not None:
                 self._root.remove([LOCK_FILE])
             if self._root.create(LOCK_FILE, self._content()):
                 break
@@ -170,11 +171,16 @@ class _StoreLock:
         return json.dumps(content).encode()
 
 
-def _holder(root: Store) -> dict[str, Any]:
-    """What the lock says of the build that holds it; nothing when there is none."""
+def _lock_in(root: Store) -> dict[str, Any] | None:
+    """What the lock says of the build that holds it; None when there is none.
+
+    It says nothing where it is no build's in a store: that of a data set on a disk, copied along.
+    """
     try:
         return dict(json.loads(root.read(LOCK_FILE)))
-    except (FileNotFoundError, ValueError, TypeError):
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
         return {}
 
 
