@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -190,8 +191,9 @@ class Dataset:
         self.table = table
         self.metadata = metadata
         self.shard_files = ShardFiles(root, metadata["shards"], cache or ShardCache())
-        kept = table.filter(pc.equal(table.column("status"), "kept"))
-        self._kept: pd.DataFrame = kept.to_pandas().sort_values("id", ignore_index=True)
+        # Rows of the table, sorted by id; a frame of them is made when it is asked for, of what is asked for.
+        kept = np.flatnonzero(pc.equal(table.column("status"), "kept").to_numpy())
+        self._kept = kept[pc.sort_indices(table.column("id").take(kept)).to_numpy()]
 
     @classmethod
     def open(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
@@ -263,8 +265,8 @@ class Dataset:
 
         UserError for a split, domain, cell type or fold that there cannot be.
         """
-        chosen = self._kept
-        domains_here = sorted(chosen["domain"].unique())
+        rows = self._kept
+        domains_here = sorted(self.table.column("domain").take(rows).unique().to_pylist())
         present: dict[str, Sequence[Any]] = {
             "split": SPLITS,
             "domain": domains_here,
@@ -282,10 +284,10 @@ class Dataset:
                 known = ", ".join(str(name) for name in present[column] if name != "")
                 kind = column.replace("_", " ")
                 raise UserError(f"{self.root}: no {kind} {unknown[0]!r} here; use one of {known}")
-            chosen = chosen[chosen[column].isin(list(wanted))]
-        if columns is not None:
-            chosen = chosen[list(columns)]
-        return chosen.reset_index(drop=True)
+            values = self.table.column(column).take(rows)
+            rows = rows[pc.is_in(values, pa.array(list(wanted), values.type)).to_numpy()]
+        table = self.table if columns is None else self.table.select(list(columns))
+        return table.take(rows).to_pandas()
 
     def shard_path(self, name: str) -> Path:
         """Where a shard of the catalogue can be opened; of one on a disk, also its index (`ShardFiles.path`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 
 from data_pipeline.errors import UserError
@@ -24,11 +25,12 @@ def survey(declaration: SourceDeclaration) -> Survey:
     images: list[RawImage] = []
     unknown: list[str] = []
     missing: list[tuple[int, str]] = []
+    folder = str(declaration.folder)
     for line, row in rows:
         if not row["image"]:
             raise UserError(f"{declaration.root}, line {line}: no image named; fill the column image")
         path = posixpath.normpath(row["image"])
-        if not (declaration.folder / path).is_file():
+        if not os.path.isfile(os.path.join(folder, path)):
             missing.append((line, path))
         patient, slide, domain = (row.get(column, "") for column in _OPTIONAL)
         if domain:
@@ -43,7 +45,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
         line, path = missing[0]
         raise UserError(
             f"{declaration.root}, line {line}: no such image {path} ({len(missing)} of {len(rows)} missing); "
-            f"paths count from {declaration.folder}"
+            f"paths count from {folder}"
         )
     refuse_unknown(unknown, declaration.root, "write cell types in the column label")
     ignored = [column for column in rows[0][1] if column not in ("image", "label", *_OPTIONAL)]

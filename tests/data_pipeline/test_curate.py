@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.catalog import FOLDS, Sample
+from data_pipeline.catalog import FOLDS, Sample, content_hash
 from data_pipeline.curate import (
     DEFAULT_RATIO,
     Exclusion,
@@ -59,6 +59,22 @@ def kept(samples: list[Sample]) -> list[str]:
 
 
 FAR = int("f0" * 32, 16)
+
+
+def test_the_hash_of_what_was_built_before_stays_what_it_was() -> None:
+    """Runs, stages and derived data sets know a data set by it."""
+    rows = [sample("a.png"), sample("ä.png", "monocyte", bits=FAR), sample("b.png")]
+    for number, row in enumerate(rows):
+        row.shard, row.key, row.offset, row.size, row.crc32 = (
+            "first-train-root-0.tar",
+            row.id,
+            512 * number,
+            100,
+            number,
+        )
+    rows[0].microns_per_pixel = 0.1
+    rows[2].exclude("hidden file")
+    assert content_hash(rows) == "245be553370e5bf69896a1fd0d22f681496d84b1a2d87f62e84709a0661bb79e"
 
 
 @given(st.sets(st.text(), min_size=1), st.sets(st.text()))
