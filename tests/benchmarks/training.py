@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -37,10 +36,9 @@ class OnDevice(Stream):
         images = torch.rand(shape, generator=generator, device=device) * 2 - 1
         batch = first_batch
         while True:
-            rows = self.rows(batch)
-            labels = torch.from_numpy(self.labels[rows]).to(device)
-            positions = batch * self.global_batch + np.arange(len(rows))
-            yield MicroBatch(images, labels, rows, positions, batch, self.parts)
+            for rows, positions in self.parts_of(batch):
+                labels = torch.from_numpy(self.labels[rows]).to(device)
+                yield MicroBatch(images[: len(rows)], labels, rows, positions, batch, self.parts)
             batch += 1
 
 
@@ -61,7 +59,7 @@ def training_throughput(
     config = read_config(ClassifierRunConfig, "train_classifier", overrides)
     kinds = {"stream": Stream, "synthetic": OnDevice}
     # As many steps as fill the time, however fast the device is.
-    speed = _train(OnDevice, dataset, config, topology, 1, scratch / "trial")
+    speed = train_speed(OnDevice, dataset, config, topology, 1, scratch / "trial")
     lap_steps = max(1, math.ceil(seconds * speed / config.train.global_batch / _LAPS))
     found: dict[str, list[float]] = {name: [] for name in kinds}
     with tqdm(total=repeats * len(kinds), desc="training", disable=not progress) as bar:
@@ -69,7 +67,7 @@ def training_throughput(
             # Each in turn goes first.
             for name in sorted(kinds, reverse=repeat % 2 == 1):
                 run = scratch / f"{name}-{repeat}"
-                found[name].append(_train(kinds[name], dataset, config, topology, lap_steps, run))
+                found[name].append(train_speed(kinds[name], dataset, config, topology, lap_steps, run))
                 bar.update()
     return {
         "model": config.model.name,
@@ -81,7 +79,7 @@ def training_throughput(
     }
 
 
-def _train(
+def train_speed(
     kind: type[Stream], dataset: Dataset, config: ClassifierRunConfig, topology: Topology, lap_steps: int, run: Path
 ) -> float:
     """Images per second of some laps of the real loop, after one that is left out."""
