@@ -22,7 +22,7 @@ from trainer.orchestration.ray_cluster import RETRIES
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks that are called off end within a few images.
+# A task that has begun when its build breaks off goes on to its end, a shard's at most.
 _SECONDS_TO_END = 60
 
 
@@ -49,24 +49,26 @@ class RayMap:
         at_node: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_at_node)
         here = ray.get_runtime_context().get_node_id()
         pending: deque[Any] = deque()
-        with self._marked() as mark:
-            try:
+        try:
+            with self._marked() as mark:
                 for task in tasks:
                     pending.append(at_node.remote(function, task, mark, here))
                     if len(pending) >= cores * IN_FLIGHT_PER_WORKER:
                         yield _first(pending)
                 while pending:
                     yield _first(pending)
-            finally:
-                # Who tidies up after a build that broke off is to come after all that writes.
-                for result in pending:
-                    ray.cancel(result)
-                if pending:
-                    ray.wait(list(pending), num_returns=len(pending), timeout=_SECONDS_TO_END)
+        finally:
+            # Who tidies up after a build that broke off is to come after all that writes: without their mark, tasks
+            # that have not begun end at once. Not by ray.cancel: it may abort this process.
+            if pending:
+                ray.wait(list(pending), num_returns=len(pending), timeout=_SECONDS_TO_END, fetch_local=False)
 
     @contextmanager
     def _marked(self) -> Iterator[Path | None]:
-        """A file in the data set's folder that no other folder at the same path has; None in a store."""
+        """A file in the data set's folder that no other folder at that path has, for as long as tasks are wanted.
+
+        None in a store, where tasks that are not wanted any more go on until this process leaves the cluster.
+        """
         if isinstance(self._root, Store):
             yield None
             return
