@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     told = export_classifier(trained, dataset, out, config.format, config.domain)
     checked = told["checked"]
     print(
-        f"as the live model to {checked['largest_difference']:.1e} of a probability on {checked['images']} real images"
+        f"as the live model to {checked['largest_difference']:.1e} of a probability on {checked['images']} test images"
     )
     print(out.resolve())
 
