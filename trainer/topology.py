@@ -159,3 +159,9 @@ def resolve_engine(choice: EngineChoice) -> EngineName:
             "DeepSpeed or leave train.engine out"
         )
     return launched
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context in which forward passes run in a precision."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    return torch.autocast(device.type, dtype=half, enabled=half is not None)

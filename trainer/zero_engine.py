@@ -18,9 +18,8 @@ from torch import distributed, nn
 from torch._C._distributed_c10d import HashStore
 
 from data_pipeline.errors import UserError
-from trainer.topology import Precision
+from trainer.topology import Precision, autocast
 
-_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Elements of a gradient that are joined in one exchange, at most: 100 MB in fp32; DeepSpeed's own choice takes 2 GB.
 _BUCKET = 25_000_000
 
@@ -65,8 +64,7 @@ class ZeroEngine:
         return None if self._scale is None else self._scale.value
 
     def autocast(self) -> torch.autocast:
-        half = _HALF.get(self._precision)
-        return torch.autocast(self._device.type, dtype=half, enabled=half is not None)
+        return autocast(self._precision, self._device)
 
     @contextmanager
     def part_of_step(self, last: bool) -> Iterator[None]:

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import Launch, Start
 from tests.launching import ROOT, Launched
-from tests.trainer.test_stain_training import DEPTH, joined
+from tests.trainer.test_stain_training import DEPTH, final_state, joined
 from tests.trainer.test_stain_training import TINY as TINY_STAIN
 from tests.trainer.test_training import TINY, kill_when, losses
 from trainer.checkpoint import CheckpointStore
@@ -22,12 +21,6 @@ from trainer.topology import EngineChoice, join_processes, resolve_engine
 from trainer.zero_engine import _LossScale
 
 USE, STAGE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
-
-
-def final_state(run: Path) -> dict[str, Any]:
-    checkpoint = CheckpointStore(run / "checkpoints").latest()
-    assert checkpoint is not None
-    return checkpoint.load()
 
 
 ARGUMENTS = (

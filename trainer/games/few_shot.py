@@ -17,11 +17,10 @@ from torch import nn
 from data_pipeline.randomness import derive_key, normal, uniform
 from models.few_shot import Generator
 from trainer.losses import PenaltyMetric
-from trainer.topology import Precision
+from trainer.topology import Precision, autocast
 
 # Where the loss scale of half precision begins: an episode is too short to come down from the usual 65536.
 _FIRST_LOSS_SCALE = 2.0**10
-_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Images float32 [n, 3, S, S] in [-1, 1], and int64 [n], where they stand in the order of all images shown.
 Shown = tuple[torch.Tensor, npt.NDArray[np.int64]]
@@ -249,8 +248,7 @@ class Episode(ABC):
         return made
 
     def _autocast(self, device: torch.device) -> Any:
-        half = _HALF.get(self._precision)
-        return torch.autocast(device.type, dtype=half, enabled=half is not None)
+        return autocast(self._precision, device)
 
 
 def judge(discriminator: nn.Module, *batches: torch.Tensor) -> tuple[torch.Tensor, ...]:
