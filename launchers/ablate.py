@@ -86,9 +86,10 @@ def main(arguments: Sequence[str]) -> None:
             from trainer.orchestration.ray_cluster import joined_cluster
 
             held.enter_context(joined_cluster())
-            room = check_fit(sweep)
+            resources, stages = sweep.config.resources_per_trial, sweep.stages_to_run
+            room = check_fit(resources, stages)
             held.enter_context(opened(sweep))
-            run_stages(sweep)
+            run_stages(stages, sweep.stages_folder, resources)
             run_trials(sweep, room)
         else:
             held.enter_context(opened(sweep))

@@ -23,7 +23,7 @@ from data_pipeline.build import build_dataset
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
-from tests.benchmarks.machine import describe_machine
+from trainer.machine import describe_machine
 from trainer.progress import read_records
 
 ROOT = Path(__file__).resolve().parents[1]

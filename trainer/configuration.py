@@ -10,8 +10,11 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +55,24 @@ def _plain(value: Any, hint: Any) -> Any:
             value, key_type=key, element_type=element, ref_type=hint, is_optional=False, flags={"struct": False}
         )
     return list(value) if isinstance(value, tuple | list) else value
+
+
+def read_file(
+    kind: type[Config], path: Path, changes: Sequence[str], what: str, defaults: Mapping[str, Any] | None = None
+) -> Config:
+    """A YAML file over `defaults`, with `changes` (key=value, the command line's) laid over both, as the dataclass.
+
+    what: the file is, and the argument that names it. UserError, one line that names the file, where there is none,
+    for an unknown key, and for a value that cannot be.
+    """
+    try:
+        content = OmegaConf.load(path)
+        merged = OmegaConf.merge(dict(defaults or {}), content, OmegaConf.from_dotlist(list(changes)))
+    except OSError as error:
+        raise UserError(f"{path}: no {what} file to read ({error.strerror}): give {what}=FILE.yaml") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise UserError(f"{path}: no {what} can be read from it: {first_line(error)}") from error
+    return typed(kind, merged, str(path))
 
 
 def typed(kind: type[Config], values: Any, where: str) -> Config:

@@ -79,6 +79,22 @@ class RunLog:
                 self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
 
+def logged_seconds(run: Path) -> float:
+    """Wall time of a training's steps as its log has it: whole epochs, or the steps between logged ones."""
+    records = read_records(run)
+    epochs = [record["seconds"] for record in records if record["kind"] == "epoch" and "seconds" in record]
+    if epochs:
+        return float(sum(epochs))
+    steps = [record for record in records if record["kind"] == "step"]
+    images = [0, *(record["images"] for record in steps)]
+    return float(
+        sum(
+            (record["images"] - before) / record["images_per_second"]
+            for before, record in zip(images[:-1], steps, strict=True)
+        )
+    )
+
+
 def read_records(run: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; a last line that was cut short by a kill is left out."""
     path = run / "metrics.jsonl"

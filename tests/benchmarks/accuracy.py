@@ -20,7 +20,7 @@ from typing import Any
 
 from data_pipeline.catalog import SPLITS, Dataset
 from tests.benchmarks.launch import ROOT, call
-from tests.benchmarks.machine import describe_machine
+from trainer.machine import describe_machine
 from trainer.metrics.classification import score
 from trainer.progress import read_records
 

@@ -32,10 +32,10 @@ import torch
 from data_pipeline.catalog import Dataset
 from data_pipeline.image_bank import ImageBank
 from tests.benchmarks.launch import call
-from tests.benchmarks.machine import describe_machine
 from trainer.generation_images import to_intensity
+from trainer.machine import describe_machine
 from trainer.metrics.classification import score
-from trainer.progress import read_records
+from trainer.progress import logged_seconds
 from trainer.report.sheets import draw_sheet
 
 TYPES = (
@@ -420,19 +420,7 @@ def _facts(dataset: Dataset, judge: Path) -> dict[str, Any]:
 
 def _minutes(run: Path) -> float:
     """Wall time of a training's logged steps, as far as this machine did nothing else."""
-    logs = [run, *sorted((run / "adapted").glob("*"))]
-    return sum(_seconds(folder) for folder in logs) / 60
-
-
-def _seconds(run: Path) -> float:
-    if not (run / "metrics.jsonl").is_file():
-        return 0.0
-    steps = [record for record in read_records(run) if record["kind"] == "step"]
-    images = [0, *(record["images"] for record in steps)]
-    return sum(
-        (record["images"] - before) / record["images_per_second"]
-        for before, record in zip(images[:-1], steps, strict=True)
-    )
+    return sum(map(logged_seconds, [run, *sorted((run / "adapted").glob("*"))])) / 60
 
 
 def _list(words: Sequence[str]) -> str:

@@ -32,10 +32,10 @@ from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from launchers.console import launch
 from tests.benchmarks.loader import choose_images
-from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.timing import OUR_PREFETCH, Contender, Setting, measure, paired_ratio, summary
 from tests.s3_server import ServerProcess
 from trainer.configuration import typed
+from trainer.machine import describe_machine
 from trainer.topology import join_processes
 
 _PHANTOM_SIDE = 360

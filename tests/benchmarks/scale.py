@@ -30,7 +30,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import TABLE, render_phantoms
 from data_pipeline.stream import Stream, StreamConfig
-from tests.benchmarks.machine import describe_machine
+from trainer.machine import describe_machine
 
 SIDE = 48
 ADDED = 504

@@ -28,8 +28,8 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, StreamConfig
 from tests.benchmarks.launch import call
-from tests.benchmarks.machine import describe_machine
 from trainer.classifier_training import TrainedClassifier, load_classifier
+from trainer.machine import describe_machine
 from trainer.metrics import image_distance
 from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from data_pipeline.balance import training_counts
 from data_pipeline.catalog import Dataset
@@ -13,11 +11,8 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root
 from trainer.episodes import FEWEST_OF_RICH
-from trainer.orchestration.stages import Inputs, Stage
-
-# What a piece of work is for people, its launcher's name and arguments, to its configuration; UserError for an
-# argument that the launcher does not know.
-Compose = Callable[[str, str, Sequence[str]], Any]
+from trainer.orchestration.method_stages import CellTypeRoles, Compose, MethodStages, in_label_order
+from trainer.orchestration.stages import Stage
 
 # What the ablation itself says to each launcher, and so no list of more arguments may.
 _SET_HERE = {
@@ -85,31 +80,6 @@ class AblationConfig:
 
 
 @dataclass(frozen=True)
-class CellTypeRoles:
-    """What becomes of each cell type; names in the order of CELL_TYPES.
-
-    rich: learned from before few-shot generation. moderate: learned by C-WGAN-GP. rare: few-shot generation's.
-    per_type: training images that a type is brought to. lacking: type -> images to be generated, at least one;
-    moderate and rare types alone.
-    """
-
-    rich: tuple[str, ...]
-    moderate: tuple[str, ...]
-    rare: tuple[str, ...]
-    per_type: int
-    lacking: Mapping[str, int]
-
-    def folds(self, number: int) -> list[tuple[str, ...]]:
-        """The moderate types that lack images, dealt into at most so many parts."""
-        made = self.made(self.moderate)
-        return [made[first::number] for first in range(min(number, len(made)))]
-
-    def made(self, cell_types: Sequence[str]) -> tuple[str, ...]:
-        """Those of the types that lack images."""
-        return tuple(name for name in cell_types if name in self.lacking)
-
-
-@dataclass(frozen=True)
 class Arm:
     """One arm of an experiment: a classifier's data set, and its arguments of train_classifier.py.
 
@@ -131,20 +101,24 @@ def ablation_arms(config: AblationConfig, shards: Root, threads: int, compose: C
     for one of the generators to do: two arms would then be the same under two names.
     """
     dataset = Dataset.open(shards)
-    stain_to, stain_from = _stains(config, dataset)
-    roles = choose_roles(config, training_counts(dataset), dataset.root)
-    graphs = _Graphs(config, roles, threads, compose)
-    normalized = graphs.normalized(shards, stain_to, stain_from)
-    full = graphs.of_both_generators(normalized)
-    unnormalized = graphs.of_both_generators(shards, " unnormalized")
+    stages = method_stages(config, dataset, threads, compose)
+    normalized = stages.normalized(shards, *choose_stains(config, dataset))
+    full = stages.of_both_generators(normalized)
+    unnormalized = stages.of_both_generators(shards, " unnormalized")
     return [
         Arm("full", "Full method", full),
         Arm("without_ge", "Without gather-excite", full, ("model.ge=false",)),
         Arm("without_normalization", "Without stain normalisation", unnormalized),
-        Arm("few_shot_only", "Few-shot generation for every type", graphs.of_few_shot(normalized)),
-        Arm("conditional_only", "C-WGAN-GP for every type", graphs.of_conditional(normalized)),
+        Arm("few_shot_only", "Few-shot generation for every type", stages.of_few_shot(normalized, config.folds)),
+        Arm("conditional_only", "C-WGAN-GP for every type", stages.of_conditional(normalized)),
         Arm("original", "Original data", shards),
     ]
+
+
+def method_stages(config: AblationConfig, dataset: Dataset, threads: int, compose: Compose) -> MethodStages:
+    """The method's parts for this data set, as the experiment is configured."""
+    roles = choose_roles(config, training_counts(dataset), dataset.root)
+    return MethodStages(roles, threads, compose, config.stain, config.normalize, config.conditional, config.few_shot)
 
 
 def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:
@@ -167,11 +141,11 @@ def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]]
     per_type = config.per_type or max(images.values())
     claimed = {*(config.rich_types or ()), *(config.moderate_types or ())}
     by_count = [name for name in present if counts[name]["real"] < FEWEST_OF_RICH and name not in claimed]
-    rare = _in_order(by_count if config.rare_types is None else config.rare_types)
+    rare = in_label_order(by_count if config.rare_types is None else config.rare_types)
     others = [name for name in present if name not in rare]
     scarce = [name for name in others if images[name] < per_type]
-    moderate = _in_order(scarce if config.moderate_types is None else config.moderate_types)
-    rich = _in_order(others if config.rich_types is None else config.rich_types)
+    moderate = in_label_order(scarce if config.moderate_types is None else config.moderate_types)
+    rich = in_label_order(others if config.rich_types is None else config.rich_types)
     lacking = {name: per_type - images[name] for name in (*moderate, *rare) if images[name] < per_type}
     roles = CellTypeRoles(rich, moderate, rare, per_type, lacking)
     _check_work(roles, config, where)
@@ -203,8 +177,8 @@ def _check_work(roles: CellTypeRoles, config: AblationConfig, where: Root) -> No
             )
 
 
-def _stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
-    """The stain that is taken on, and the one that takes it."""
+def choose_stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
+    """The stain that is taken on, and the one that takes it. UserError where the data set has no such two."""
     counts = dataset.samples(columns=["domain"])["domain"].value_counts()
     here = ", ".join(sorted(counts.index))
     for name in (config.stain_to, config.stain_from):
@@ -224,83 +198,3 @@ def _stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
     # Of as many images each, the first by name.
     ranked = sorted(counts.index, key=lambda name: (-counts[name], name))
     return ranked[0], ranked[1]
-
-
-class _Graphs:
-    """Balanced data sets, each made in another way of the same generators.
-
-    Folders are named after stages, and a stage that two arms share has one name in both.
-    """
-
-    def __init__(self, config: AblationConfig, roles: CellTypeRoles, threads: int, compose: Compose) -> None:
-        self._config, self._roles, self._compose = config, roles, compose
-        self._threads = f"data.threads={threads}"
-
-    def normalized(self, parent: Root, stain_to: str, stain_from: str) -> Stage:
-        """All images in one stain."""
-        arguments = (self._threads, f"a={stain_to}", f"b={stain_from}", *self._config.stain)
-        translator = self._stage("stain GAN", "train_stain_gan", arguments, {"shards": parent}, "run")
-        inputs: Inputs = {"shards": parent, "run": translator}
-        return self._stage("normalized data", "normalize_stains", tuple(self._config.normalize), inputs, "out")
-
-    def of_both_generators(self, parent: Stage | Root, suffix: str = "") -> Stage:
-        """C-WGAN-GP for the moderate types; then few-shot generation, which learns from them as filled up."""
-        roles = self._roles
-        moderate = self._conditional(parent, roles.moderate, f"C-WGAN-GP{suffix}")
-        filled = self._balanced(parent, (moderate,), f"filled data{suffix}")
-        rare = self._few_shot(filled, roles.rich, roles.rare, f"few-shot GAN{suffix}")
-        return self._balanced(filled, (rare,), f"balanced data{suffix}")
-
-    def of_few_shot(self, parent: Stage | Root) -> Stage:
-        """Few-shot generation alone. It is for unseen types, so those of a fold are left out of its meta-training."""
-        roles = self._roles
-        banks = [self._few_shot(parent, roles.rich, roles.rare, "few-shot GAN alone")]
-        for number, fold in enumerate(roles.folds(self._config.folds), start=1):
-            rich = [name for name in roles.rich if name not in fold]
-            banks.append(self._few_shot(parent, rich, fold, f"few-shot GAN alone fold {number}"))
-        return self._balanced(parent, tuple(banks), "balanced data few-shot alone")
-
-    def of_conditional(self, parent: Stage | Root) -> Stage:
-        """C-WGAN-GP alone, of one training on moderate and rare types."""
-        types = _in_order([*self._roles.moderate, *self._roles.rare])
-        bank = self._conditional(parent, types, "C-WGAN-GP alone")
-        return self._balanced(parent, (bank,), "balanced data C-WGAN-GP alone")
-
-    def _conditional(self, parent: Stage | Root, types: Sequence[str], name: str) -> Stage:
-        arguments = (self._threads, f"data.cell_types={_list(types)}", *self._config.conditional)
-        return self._bank(self._stage(name, "train_conditional_gan", arguments, {"shards": parent}, "run"), types)
-
-    def _few_shot(self, parent: Stage | Root, rich: Sequence[str], rare: Sequence[str], name: str) -> Stage:
-        made = self._roles.made(rare)
-        arguments = (self._threads, f"rich_types={_list(rich)}", f"rare_types={_list(made)}", *self._config.few_shot)
-        return self._bank(self._stage(name, "train_few_shot_gan", arguments, {"shards": parent}, "run"), made)
-
-    def _bank(self, run: Stage, types: Sequence[str]) -> Stage:
-        """As many images of each type that lacks some as the neediest of them lacks."""
-        made = self._roles.made(types)
-        count = max(self._roles.lacking[name] for name in made)
-        arguments = (f"count={count}", f"cell_types={_list(made)}")
-        return self._stage(f"{run.name} images", "synthesize", arguments, {"run": run}, "bank")
-
-    def _balanced(self, parent: Stage | Root, banks: tuple[Stage, ...], name: str) -> Stage:
-        arguments = (f"per_type={self._roles.per_type}",)
-        return self._stage(name, "balance", arguments, {"shards": parent, "banks": banks}, "out")
-
-    def _stage(
-        self,
-        name: str,
-        launcher: str,
-        arguments: tuple[str, ...],
-        inputs: Inputs,
-        output: str,
-    ) -> Stage:
-        settings = dataclasses.asdict(self._compose(name, launcher, arguments))
-        return Stage(name, launcher, arguments, inputs, output, settings)
-
-
-def _in_order(types: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in CELL_TYPES if name in types)
-
-
-def _list(types: Sequence[str]) -> str:
-    return f"[{','.join(types)}]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from tqdm import tqdm
 
 from data_pipeline.errors import UserError
 from trainer.orchestration.ray_cluster import RETRIES
@@ -22,12 +24,11 @@ from trainer.orchestration.sweep import Sweep, write_trials
 from trainer.orchestration.trial import TUNE_FOLDER, Status, forget_ending, read_epochs, run_trial, write_ending
 
 
-def check_fit(sweep: Sweep) -> int:
+def check_fit(resources: Resources, stages: Sequence[Stage]) -> int:
     """How many trials the cluster has room for at a time.
 
-    UserError where it is none, and where there is no room for a stage.
+    resources: of a trial, or a stage. UserError where it is none, and where there is no room for a stage.
     """
-    resources = sweep.config.resources_per_trial
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     asked = f"resources_per_trial of {resources.cpu} CPU, {resources.gpu:g} GPU, {resources.workers} workers"
@@ -37,7 +38,7 @@ def check_fit(sweep: Sweep) -> int:
     workers = sum(_room(node, resources.of_worker) for node in nodes)
     if workers < resources.workers:
         raise UserError(f"{asked}: more than the cluster, which {here}")
-    if sweep.stages_to_run and not any(_room(node, {"CPU": resources.cpu, "GPU": resources.gpu}) for node in nodes):
+    if stages and not any(_room(node, {"CPU": resources.cpu, "GPU": resources.gpu}) for node in nodes):
         raise UserError(f"{asked}: a stage is for one node, and more than any of the cluster, which {here}")
     return workers // resources.workers
 
@@ -47,28 +48,32 @@ def _room(node: dict[str, float], share: dict[str, float]) -> int:
     return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items() if amount)
 
 
-def run_stages(sweep: Sweep) -> None:
-    """Run the stages that trials wait for, side by side where none needs the other.
+def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> None:
+    """Run stages of a folder, each after those that it needs, side by side where none needs the other.
 
+    stages: those that are to run, as `in_order` gives them.
     UserError with a launcher's own line where it refuses; the stages that have begun are cut off, to be gone on with.
     """
-    resources = sweep.config.resources_per_trial
-    task = ray.remote(num_cpus=resources.cpu, num_gpus=resources.gpu, max_retries=RETRIES)(_stage_task)
     running: dict[Any, Stage] = {}
     begun: dict[Stage, Any] = {}
-    for stage in sweep.stages_to_run:
+    for stage in stages:
+        share = stage.share(resources)
+        task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=RETRIES)(_stage_task)
         before = [begun[needed] for needed in stage.needs if needed in begun]
-        begun[stage] = task.remote(stage, str(sweep.stages_folder), resources, os.getcwd(), *before)
+        begun[stage] = task.remote(stage, str(folder), resources, os.getcwd(), *before)
         running[begun[stage]] = stage
-    while running:
-        (ended,), _ = ray.wait(list(running))
-        try:
-            ray.get(ended)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from error
-            raise
-        print(f"{running.pop(ended).name}: done", flush=True)
+    with tqdm(total=len(stages), desc="stages", unit="stage", disable=None) as bar:
+        for number in range(1, len(stages) + 1):
+            (ended,), _ = ray.wait(list(running))
+            try:
+                ray.get(ended)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise UserError(str(error.cause)) from error
+                raise
+            bar.update()
+            bar.write(f"{running.pop(ended).name}: done ({number} of {len(stages)} stages)")
+            sys.stdout.flush()
 
 
 def _stage_task(stage: Stage, folder: str, resources: Resources, directory: str, *before: None) -> None:

@@ -49,16 +49,18 @@ class Stage:
 
     name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
     inputs: see `Inputs`.
-    output: the argument that names the folder it writes. settings: what the arguments come to, the launcher's whole
-    configuration as plain values.
+    output: the argument that names what it writes; None where it adds to what it reads, as scoring does.
+    settings: what the arguments come to, the launcher's whole configuration as plain values.
+    one_process: whatever the resources, for a launcher that is one.
     """
 
     name: str
     launcher: str
     arguments: tuple[str, ...]
     inputs: Inputs
-    output: str
+    output: str | None
     settings: Mapping[str, Any]
+    one_process: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stage) and self.content_hash == other.content_hash
@@ -83,19 +85,28 @@ class Stage:
         return tuple(each for source in self.inputs.values() for each in _listed(source) if isinstance(each, Stage))
 
     def folder(self, root: Path) -> Path:
-        """What it writes, in a folder of stages."""
+        """What it writes, in a folder of stages; of a stage that adds to what it reads, its log's name alone."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return root / f"{slug}-{self.content_hash[:12]}"
 
     def command(self, root: Path, resources: Resources) -> list[str]:
         """The launcher's command line."""
         inputs = (f"{name}={_written(source, root)}" for name, source in self.inputs.items())
-        arguments = [*inputs, f"{self.output}={os.path.abspath(self.folder(root))}", *self.arguments]
-        return resources.command(LAUNCHERS / f"{self.launcher}.py", arguments)
+        output = () if self.output is None else (f"{self.output}={os.path.abspath(self.folder(root))}",)
+        arguments = [*inputs, *output, *self.arguments]
+        return self.share(resources).command(LAUNCHERS / f"{self.launcher}.py", arguments)
+
+    def share(self, resources: Resources) -> Resources:
+        """What it takes of the resources of a stage."""
+        if not self.one_process or resources.workers == 1:
+            return resources
+        return Resources(resources.threads, resources.gpu / resources.workers, 1)
 
     def done(self, root: Path) -> bool:
-        """Whether its launcher has ended well, and what it wrote is still there."""
-        return _beside(self.folder(root), "done.json").is_file() and self.folder(root).is_dir()
+        """Whether its launcher has ended well, and what it wrote, or added to, is still there."""
+        if not _beside(self.folder(root), "done.json").is_file():
+            return False
+        return self.folder(root).exists() if self.output is not None else all(each.done(root) for each in self.needs)
 
 
 def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage]:
@@ -146,6 +157,7 @@ def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
         for needed in stage.needs:
             if not needed.done(root):
                 raise ValueError(f"{stage.name} reads what {needed.name} writes, which is not done: run that first")
+        resources = stage.share(resources)
         command, log = stage.command(root, resources), _beside(folder, "log")
         line = resources.shell_line(command)
         code, said = _launch(command, resources.environment, line, log, lock)

@@ -24,7 +24,8 @@ from data_pipeline.store import Root, root_of
 from data_pipeline.stream import default_order
 from trainer.classifier_training import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig
-from trainer.orchestration.ablation import Arm, Compose, ablation_arms
+from trainer.orchestration.ablation import Arm, ablation_arms
+from trainer.orchestration.method_stages import Compose
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, read_plan
 from trainer.orchestration.stages import Stage, content_hash_of, describe, in_order
@@ -44,11 +45,12 @@ _FREE = ("name", "shards", "max_concurrent_trials")
 class Sweep:
     """All that a sweep will do, known before any of it is done.
 
-    folder: where it is written.
+    folder: where it is written. stages_folder: where its stages are, which it may share with others.
     """
 
     config: SweepConfig
     folder: Path
+    stages_folder: Path
     arms: tuple[Arm, ...]
     trials: tuple[PlannedTrial, ...]
 
@@ -72,10 +74,6 @@ class Sweep:
         return in_order((dataset for dataset in datasets if isinstance(dataset, Stage)), self.stages_folder)
 
     @property
-    def stages_folder(self) -> Path:
-        return self.folder / "stages"
-
-    @property
     def reference(self) -> str | None:
         """The arm that the others are compared with."""
         return None if self.config.kind == "search" else self.arms[0].name
@@ -93,31 +91,29 @@ class Sweep:
         return trial.command(self.config.resources_per_trial, self.folder / "replays" / trial.name)
 
 
-def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequence[str]], Any], where: Path) -> Sweep:
+def plan_sweep(
+    config: SweepConfig,
+    folder: Path,
+    compose: Callable[[str, Sequence[str]], Any],
+    where: Path,
+    stages_folder: Path | None = None,
+) -> Sweep:
     """Plan every stage and trial.
 
+    stages_folder: None takes one of the sweep's own.
     compose: a launcher's name and its arguments, to its configuration; UserError for an unknown one.
     UserError, naming the sweep file `where`, for what cannot be configured, and for two trials that are one training.
     """
     folder, shards = folder.resolve(), root_of(str(config.shards))
+    stages_folder = folder / "stages" if stages_folder is None else stages_folder.resolve()
     if isinstance(shards, Path):
         shards = shards.resolve()
-    in_store = Dataset.open(shards).in_store
     resources = config.resources_per_trial
-
-    def configured(what: str, launcher: str, arguments: Sequence[str]) -> Any:
-        try:
-            composed = compose(launcher, arguments)
-            if isinstance(composed, FewShotRunConfig):
-                composed.check_processes(resources.workers)
-            return _ordered(composed, in_store)
-        except UserError as error:
-            raise UserError(f"{where}: {what} ({launcher}.py): {error}") from error
-
+    configured = composer(compose, where, resources, Dataset.open(shards).in_store)
     variants = _variants(config, shards, configured, where)
     trials: dict[str, PlannedTrial] = {}
     for arm, parameters in variants:
-        source = arm.dataset.folder(folder / "stages") if isinstance(arm.dataset, Stage) else arm.dataset
+        source = arm.dataset.folder(stages_folder) if isinstance(arm.dataset, Stage) else arm.dataset
         images = content_hash_of(arm.dataset)
         for seed in config.seeds:
             name = f"{arm.name}-seed{seed}"
@@ -130,7 +126,24 @@ def plan_sweep(config: SweepConfig, folder: Path, compose: Callable[[str, Sequen
             same = trials.setdefault(content_hash, trial)
             if same is not trial:
                 raise UserError(f"{where}: trials {same.name} and {name} are one and the same training: leave one out")
-    return Sweep(config, folder, tuple(arm for arm, _ in variants), tuple(trials.values()))
+    return Sweep(config, folder, stages_folder, tuple(arm for arm, _ in variants), tuple(trials.values()))
+
+
+def composer(
+    compose: Callable[[str, Sequence[str]], Any], where: Path, resources: Resources, in_store: bool
+) -> Compose:
+    """What stages and trials are configured by, for data in a store or not. UserErrors name `where` and the work."""
+
+    def configured(what: str, launcher: str, arguments: Sequence[str]) -> Any:
+        try:
+            composed = compose(launcher, arguments)
+            if isinstance(composed, FewShotRunConfig):
+                composed.check_processes(resources.workers)
+            return _ordered(composed, in_store)
+        except UserError as error:
+            raise UserError(f"{where}: {what} ({launcher}.py): {error}") from error
+
+    return configured
 
 
 def _ordered(config: Any, in_store: bool) -> Any:

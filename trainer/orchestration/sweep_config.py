@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
-from trainer.configuration import first_line, typed
+from trainer.configuration import read_file
 from trainer.orchestration.ablation import AblationConfig
 from trainer.orchestration.resources import Resources
 
@@ -145,14 +141,7 @@ def read_sweep(path: Path, changes: Sequence[str]) -> SweepConfig:
 
     UserError, one line that names the file, for an unknown key or a value that cannot be.
     """
-    try:
-        content = OmegaConf.load(path)
-        merged = OmegaConf.merge({"name": path.stem}, content, OmegaConf.from_dotlist(list(changes)))
-    except OSError as error:
-        raise UserError(f"{path}: no sweep file to read ({error.strerror}): give sweep=FILE.yaml") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path}: no sweep can be read from it: {first_line(error)}") from error
-    sweep = typed(SweepConfig, merged, str(path))
+    sweep = read_file(SweepConfig, path, changes, "sweep", {"name": path.stem})
     if sweep.kind is None:
         raise UserError(f"{path}: no kind: write kind: ablation, comparison or search")
     if sweep.shards is None:

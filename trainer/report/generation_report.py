@@ -1,18 +1,15 @@
 """The page of a bank of generated images: its scores, what they are of, samples, and the images nearest to copies."""
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from data_pipeline.errors import UserError
 from trainer.metrics.classification import format_estimate
 from trainer.report.evaluation_section import interval_words
 from trainer.report.generation_thesis import thesis_section
-from trainer.report.page import Block, Cell, Facts, Figure, Section, Table, Text, write_page
+from trainer.report.page import Block, Cell, Facts, Section, Table, Text, sheet_figure, write_page
 
 _KINDS = {"generated": "generated", "test": "real test"}
 _DISTANCES = {"psnr": ("PSNR, dB", 1), "ssim": ("SSIM", 1), "l1": ("L1, %", 100), "l2": ("L2, %", 100)}
@@ -40,11 +37,15 @@ def _section(record: dict[str, Any], sheets: Path) -> Section:
     blocks += [_memorization(record, space) for space in ("pixels", "features")]
     blocks.append(_shortcut(record))
     blocks += [
-        _sheet(path, f"{path.stem.removeprefix('samples-').replace('_', ' ')}: real test images, generated images.")
+        sheet_figure(
+            path, f"{path.stem.removeprefix('samples-').replace('_', ' ')}: real test images, generated images."
+        )
         for path in sorted(sheets.glob("samples-*.png"))
     ]
     blocks += [
-        _sheet(path, f"Generated images nearest to training images, in {path.stem.removeprefix('nearest-')}: {_TURNED}")
+        sheet_figure(
+            path, f"Generated images nearest to training images, in {path.stem.removeprefix('nearest-')}: {_TURNED}"
+        )
         for path in sorted(sheets.glob("nearest-*.png"))
     ]
     words = f"{bank['count']} generated images against {record['all']['count']['test']} real ones"
@@ -264,9 +265,3 @@ def _shortcut(record: Mapping[str, Any]) -> Table:
 
 _WAYS = {"as_stored": "as stored", "same_way": "same way"}
 _DETECTION = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
-
-
-def _sheet(path: Path, caption: str) -> Figure:
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    picture = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(path.stem, encoded)
-    return Figure(picture, caption)

@@ -3,6 +3,7 @@
 A new kind of score is a new list of blocks: nothing here knows what a classifier is.
 """
 
+import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,6 +129,13 @@ class Section:
     title: str
     intro: str
     blocks: Sequence[Block]
+
+
+def sheet_figure(path: Path, caption: str) -> Figure:
+    """A PNG, inline, over its caption."""
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    picture = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(path.stem, encoded)
+    return Figure(picture, caption)
 
 
 def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], sections: Sequence[Section]) -> Path:

@@ -1,28 +1,25 @@
 """The page of a stain run: scores beside the thesis's tables 14-16, losses (figure 40), cells (figures 41-46)."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from trainer.progress import read_records
 from trainer.report import figures
-from trainer.report.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, write_page
+from trainer.report.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
 
 # Tables 14 and 15 of the thesis: A is Barcelona, B Munich; CycleGAN, pix2pix, the thesis's own model.
-_THESIS_FID = {
+THESIS_FID = {
     "A real - A generated": ("9.9732", "14.5771", "4.9834"),
     "A real - A reconstructed": ("5.6637", "9.8405", "3.7155"),
     "B real - B generated": ("11.7466", "13.5682", "4.2130"),
     "B real - B reconstructed": ("6.4624", "8.3391", "3.7126"),
 }
-_THESIS_SSIM = {
+THESIS_SSIM = {
     "A real - A reconstructed": ("0.9535", "0.9122", "0.9834"),
     "B real - B reconstructed": ("0.9662", "0.9256", "0.9869"),
 }
-_THESIS_INCEPTION = ("88.34", "85.67", "96.26")
+THESIS_INCEPTION = ("88.34", "85.67", "96.26")
 _STEP_NUMBERS = ("critic", "penalty", "adversarial", "cycle", "identity", "l1", "loss")
 
 
@@ -98,9 +95,9 @@ def _mean(values: dict[str, Any]) -> Cell:
 
 
 def _thesis() -> Table:
-    rows = [[Cell(f"FID {name}"), *map(Cell, values)] for name, values in _THESIS_FID.items()]
-    rows += [[Cell(f"SSIM {name}"), *map(Cell, values)] for name, values in _THESIS_SSIM.items()]
-    rows.append([Cell("inception score"), *map(Cell, _THESIS_INCEPTION)])
+    rows = [[Cell(f"FID {name}"), *map(Cell, values)] for name, values in THESIS_FID.items()]
+    rows += [[Cell(f"SSIM {name}"), *map(Cell, values)] for name, values in THESIS_SSIM.items()]
+    rows.append([Cell("inception score"), *map(Cell, THESIS_INCEPTION)])
     caption = (
         "The thesis's tables 14-16, A Barcelona and B Munich. Inception scores near 90 are out of reach of cell "
         "images: take them for a misprint or another scale."
@@ -130,15 +127,14 @@ def _training(run: Path) -> Section:
 
 
 def _sheets(run: Path) -> Section:
-    sheets = sorted((run / "samples").glob("step-*.png"))
-    last = sheets[-1].name[:14] if sheets else ""
-    blocks: list[Block] = []
-    for path in sheets:
-        if path.name.startswith(last):
-            encoded = base64.b64encode(path.read_bytes()).decode()
-            picture = Markup('<img alt="{}" src="data:image/png;base64,{}">').format(path.stem, encoded)
-            blocks.append(Figure(picture, path.stem.replace("-", " ")))
+    blocks = [sheet_figure(path, path.stem.replace("-", " ")) for path in last_sheets(run)]
     return Section("Cells", "Real, normalised and brought back (compare figures 41-46).", blocks)
+
+
+def last_sheets(run: Path) -> list[Path]:
+    """The newest sheets of a run that draws them by step."""
+    sheets = sorted((run / "samples").glob("step-*.png"))
+    return [path for path in sheets if path.name[:14] == sheets[-1].name[:14]]
 
 
 def _configuration(run: Path) -> Section:

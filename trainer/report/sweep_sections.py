@@ -41,14 +41,14 @@ def _scores(arms: Sequence[Arm], reference: Arm | None, kind: str) -> Section:
     caption = f"Accuracy, mean sensitivity and mean specificity of each arm, with 95 % intervals; compare {figure}."
     if any(arm.published for arm in drawn):
         caption += " Diamonds: the thesis."
-    blocks: list[Block] = [_score_table(arms, kind), Figure(figures.arm_bars(drawn, "arms"), caption)]
+    blocks: list[Block] = [_score_table(arms, kind), Figure(figures.arm_bars(drawn, f"{kind}-arms"), caption)]
     apart = [arm for arm in arms if arm["difference"] is not None]
     if reference is not None and apart:
         title = reference["title"]
         blocks.append(_difference_table(apart, reference, kind))
         differences = [figures.ArmScores(arm["title"], arm["difference"]["overall"]) for arm in apart]
         caption = f"Differences from {title} on the same test images; intervals not corrected for how many there are."
-        blocks.append(Figure(figures.arm_differences(differences, title, "differences"), caption))
+        blocks.append(Figure(figures.arm_differences(differences, title, f"{kind}-differences"), caption))
     blocks += [
         Text(f"{arm['title']} against the reference: {arm['not_paired']}.", warning=True)
         for arm in arms

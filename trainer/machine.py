@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, for the JSON beside its numbers."""
+"""The machine that numbers were measured on, to be told beside them."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, memory, GPU, versions, and how busy the machine was when the benchmark began."""
+    """CPU, memory, GPU, versions, and how busy the machine is."""
     gpu = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())

@@ -1,0 +1,122 @@
+"""The thesis's whole experiment: from raw folders to one report with its tables and figures, ours beside its numbers.
+
+usage:
+  python launchers/reproduce.py preset=NAME run=DIR [barcelona=RAW munich=RAW] [shards=DIR] [key=value ...]
+      preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
+      preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
+      preset=thesis     the thesis's sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
+                        or a file of your own; its keys: trainer/orchestration/reproduction.py and configs/reproduce
+      run=DIR           where stages, sweeps and report.html are written
+      barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
+      shards=DIR        the data set; default: RUN/data
+      key=value         in place of what the preset says, resources.gpu=1 resources.cpu=8 say
+      plan=true         print every stage and trial, and do nothing
+  Shards the images; normalises their stain by W-CycleGAN-GP beside its rivals; makes cells by C-WGAN-GP and by
+  few-shot generation beside theirs; trains classifiers on original and balanced data, the thesis's ten against each
+  other, the ablation, and each part's effect between two laboratories; looks for leaks. What is done and whose inputs
+  are the same is not done again: killed at any moment, the same command goes on. Runs on the Ray cluster that
+  RAY_ADDRESS names, else on this machine.
+
+example:
+  python launchers/reproduce.py preset=small run=runs/reproduction barcelona=raw/PBC_dataset_normal_DIB \\
+      munich=raw/AML-Cytomorphology_LMU
+"""
+
+import functools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from data_pipeline.store import root_of
+from launchers import build_shards
+from launchers.ablate import LAUNCHER_CONFIGS
+from launchers.console import CONFIGS, launch, read_config
+from launchers.evaluate import EvaluateConfig
+from trainer.orchestration.reproduction import Reproduction, plan_reproduction, read_preset
+from trainer.orchestration.reproduction_phantoms import build_phantom_dataset
+from trainer.orchestration.sweep import opened, refuse_failures, refuse_other_sweep
+from trainer.report.reproduction_report import write_reproduction_report
+
+_CONFIGS = {**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}
+_OWN = ("preset", "run", "shards", "barcelona", "munich", "plan")
+
+
+@dataclass(frozen=True)
+class ReproduceConfig:
+    """The arguments that are not the preset's."""
+
+    preset: str | None = None
+    run: str | None = None
+    shards: str | None = None
+    barcelona: str | None = None
+    munich: str | None = None
+    plan: bool = False
+
+
+def main(arguments: Sequence[str]) -> None:
+    own = [argument for argument in arguments if argument.split("=")[0] in _OWN]
+    config = read_config(ReproduceConfig, "reproduce", own)
+    if not config.preset or not config.run:
+        raise UserError("reproduce.py needs preset=phantom|small|thesis and run=DIR; see --help")
+    named = CONFIGS / "reproduce" / f"{config.preset}.yaml"
+    file = named if named.exists() else Path(config.preset)
+    preset = read_preset(file, [argument for argument in arguments if argument not in own])
+    run = Path(config.run)
+    shards = config.shards or str(run / "data")
+    sources = [f"{name}={getattr(config, name)}" for name in ("barcelona", "munich") if getattr(config, name)]
+    if sources:
+        build_shards.main([f"shards={shards}", *sources, *preset.build])
+    elif preset.phantoms and config.shards is None:
+        build_phantom_dataset(preset, run / "phantoms", Path(shards))
+    if not Dataset.is_at(root_of(shards)):
+        raise UserError(
+            f"{shards}: no data set there: give the raw folders barcelona=RAW munich=RAW, or shards=DIR of a data set "
+            "of two stains (build_shards.py)"
+        )
+    reproduction = plan_reproduction(preset, file, run, root_of(shards), _compose)
+    refuse_other_sweep(reproduction.ablation)
+    print("\n".join(reproduction.describe()), flush=True)
+    if config.plan:
+        return
+    _run(reproduction)
+    print(write_reproduction_report(reproduction.folder).resolve())
+
+
+def _compose(launcher: str, arguments: Sequence[str]) -> Any:
+    return _composed(launcher, tuple(arguments))
+
+
+@functools.cache  # many stages are planned more than once, and Hydra takes its time
+def _composed(launcher: str, arguments: tuple[str, ...]) -> Any:
+    return read_config(_CONFIGS[launcher], launcher, arguments)
+
+
+def _run(reproduction: Reproduction) -> None:
+    """Every stage, then the trials of both sweeps."""
+    # Here, for importing Ray takes a while, which a mistake above need not wait for.
+    from trainer.orchestration.cluster import check_fit, run_stages, run_trials
+    from trainer.orchestration.ray_cluster import joined_cluster
+
+    resources = reproduction.config.resources
+    with ExitStack() as held:
+        held.enter_context(joined_cluster())
+        stages = reproduction.stages_to_run
+        room = check_fit(resources, stages)
+        held.enter_context(opened(reproduction.ablation))
+        reproduction.write()
+        run_stages(stages, reproduction.stages_folder, resources)
+        run_trials(reproduction.ablation, room)
+        refuse_failures(reproduction.ablation)
+        comparison = reproduction.comparison()
+        refuse_other_sweep(comparison)
+        held.enter_context(opened(comparison))
+        run_trials(comparison, room)
+        refuse_failures(comparison)
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

@@ -1,0 +1,159 @@
+"""If these fail, the whole experiment compares other things than it says, or a laboratory's labels reach the other."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.catalog import Dataset
+from launchers.ablate import LAUNCHER_CONFIGS
+from launchers.console import CONFIGS, read_config
+from launchers.evaluate import EvaluateConfig
+from tests.conftest import Launch
+from tests.launchers.test_launchers import assert_refused
+from trainer.orchestration.ablation import AblationConfig
+from trainer.orchestration.reproduction import (
+    SITE_ARMS,
+    Reproduction,
+    ReproductionConfig,
+    plan_reproduction,
+    read_preset,
+)
+from trainer.orchestration.stages import Stage, in_order
+
+PRESETS = ("phantom", "small", "thesis")
+ROLES = ("ablation.rare_types=[lymphocyte]", "ablation.per_type=60")
+CONFIG = ReproductionConfig(
+    # Of three types in two stains with 60 images the last is the rare one.
+    ablation=AblationConfig(stain_to="giemsa", stain_from="violet", rare_types=["lymphocyte"], per_type=60),
+    stain_models={"cyclegan": ["model.generator.blocks=2"]},
+    conditional_models={"ac_gan": []},
+    few_shot_models={"without_meta": ["model=few_shot_meta", "model.meta=false"], "figr": []},
+    classifier=["model=senet_tiny_ge", "data.image_size=32"],
+    judge=["model=senet_tiny_ge", "data.image_size=32"],
+    models=["senet_tiny_ge", "naive_bayes"],
+)
+
+
+@functools.cache
+def composed(launcher: str, arguments: tuple[str, ...]) -> Any:
+    return read_config({**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}[launcher], launcher, arguments)
+
+
+def compose(launcher: str, arguments: Sequence[str]) -> Any:
+    return composed(launcher, tuple(arguments))
+
+
+@pytest.fixture(scope="module")
+def planned(two_stains: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Reproduction:
+    folder = tmp_path_factory.mktemp("reproduction")
+    return plan_reproduction(CONFIG, Path("preset.yaml"), folder, two_stains.root, compose)
+
+
+def behind(stage: Stage) -> list[Stage]:
+    """The stage and all that it follows from."""
+    return in_order([stage])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_every_rival_of_the_thesis(preset: str) -> None:
+    config = read_preset(CONFIGS / "reproduce" / f"{preset}.yaml", [])
+    assert {"cyclegan", "pix2pix"} <= config.stain_models.keys()
+    assert {"ac_gan", "cwgan_gp", "info_gan", "dcgan", "cgan"} <= config.conditional_models.keys()
+    assert {"figr", "fast_gan", "diff_augment", "mine_gan"} <= config.few_shot_models.keys()
+    assert len(config.models) == 10
+
+
+def test_rivals_differ_from_the_proposed_model_in_the_model_alone(planned: Reproduction) -> None:
+    for kind, name in (("stain", "cyclegan"), ("conditional", "ac_gan"), ("few_shot", "figr")):
+        proposed, rival = (planned.models[kind][each].run for each in (next(iter(planned.models[kind])), name))
+        assert proposed.inputs == rival.inputs
+        for section in ("data", "train"):
+            assert proposed.settings[section] == rival.settings[section]
+        assert proposed.settings["model"]["game"] != rival.settings["model"]["game"]
+    without = planned.models["few_shot"]["without_meta"].run.settings["model"]
+    assert not without["meta"]
+
+
+def test_the_proposed_models_are_those_whose_images_the_full_method_learns_from(planned: Reproduction) -> None:
+    full = planned.ablation.arms[0].dataset
+    assert isinstance(full, Stage)
+    for models in planned.models.values():
+        assert next(iter(models.values())).run in behind(full)
+
+
+def test_generated_images_are_scored_by_a_judge_of_real_ones_and_were_not_learned_from(planned: Reproduction) -> None:
+    learned = {
+        stage for arm in planned.ablation.arms if isinstance(arm.dataset, Stage) for stage in behind(arm.dataset)
+    }
+    for kind in ("conditional", "few_shot"):
+        for scored in planned.models[kind].values():
+            judge = scored.score.inputs["classifier"]
+            assert isinstance(judge, Stage)
+            assert {stage.launcher for stage in behind(judge)} == {
+                "train_stain_gan",
+                "normalize_stains",
+                "train_classifier",
+            }
+            assert scored.bank is not None
+            assert scored.bank not in learned
+
+
+def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(planned: Reproduction) -> None:
+    own = {"giemsa": ({"giemsa"}, {"giemsa"}), "violet": ({"violet"}, {"violet_as_giemsa"})}
+    found = set()
+    for training in planned.sites:
+        if training.site == "both":
+            continue
+        _, normalizes, generates, _ = SITE_ARMS[training.arm]
+        stages = behind(training.run)
+        found.add((training.site, training.arm))
+        shown = [stage for stage in stages if stage.launcher in ("train_classifier", "train_conditional_gan")]
+        assert len(shown) == 1 + generates
+        for stage in shown:
+            assert set(stage.settings["data"]["domains"]) == own[training.site][normalizes]
+        assert normalizes == any(stage.launcher == "normalize_stains" for stage in stages)
+        assert training.score is not None
+        told = compose("evaluate", training.score.arguments)
+        assert (told.split, told.domain) == ("test", "violet" if training.site == "giemsa" else "giemsa")
+    assert found == {(site, arm) for site in own for arm in SITE_ARMS}
+    both = [training.arm for training in planned.sites if training.site == "both"]
+    assert {*both, *(arm.name for arm in planned.ablation.arms)} >= SITE_ARMS.keys()
+
+
+def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduction, tmp_path: Path) -> None:
+    score = planned.models["stain"]["cyclegan"].score
+    marker = score.folder(tmp_path)
+    marker.with_name(f"{marker.name}.done.json").write_text("{}")
+    assert not score.done(tmp_path)
+    for needed in score.needs:
+        folder = needed.folder(tmp_path)
+        folder.mkdir()
+        folder.with_name(f"{folder.name}.done.json").write_text("{}")
+    assert score.done(tmp_path)
+    assert not any(argument.startswith("None=") for argument in score.command(tmp_path, CONFIG.resources))
+
+
+def test_another_seed_adds_trainings_and_keeps_the_generators(planned: Reproduction) -> None:
+    more = plan_reproduction(
+        dataclasses.replace(CONFIG, seeds=[0, 1]), planned.where, planned.folder, planned.dataset.root, compose
+    )
+    new = set(more.stages) - set(planned.stages)
+    assert {stage.launcher for stage in new} == {"train_classifier", "evaluate"}
+    assert set(planned.stages) < set(more.stages)
+
+
+def test_mistakes_are_one_line(launch: Launch, two_stains: Dataset) -> None:
+    assert_refused(launch("reproduce"), "preset=", "run=DIR")
+    assert_refused(launch("reproduce", "preset=large", "run=r"), "large", "no preset file")
+    assert_refused(launch("reproduce", "preset=phantom", "run=r", "colour=blue", "shards=d"), "colour")
+    assert_refused(launch("reproduce", "preset=small", "run=r"), "r/data", "barcelona=RAW")
+    assert_refused(
+        launch("reproduce", "preset=small", "run=r", f"shards={two_stains.root}", *ROLES, "judge=[colour=blue]"),
+        "small.yaml",
+        "judge of stains",
+        "colour",
+    )
