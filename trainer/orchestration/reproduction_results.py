@@ -92,13 +92,23 @@ def _steps(run: Path) -> int:
 
 
 def _parameters(run: Path) -> dict[str, int]:
-    """Player -> its weights' number."""
+    """Network -> its weights' number."""
     for log in _logs(run):
         checkpoint = CheckpointStore(log / "checkpoints").latest()
         if checkpoint is not None:
-            players = checkpoint.load()["players"]
-            return {name: _count(state["module"]) for name, state in players.items()}
+            return {name: _count(weights) for name, weights in _networks(checkpoint.load()).items()}
     return {}
+
+
+def _networks(state: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint's weights by network: of a training's players, or of an adaptation, whose networks lie together."""
+    if "players" in state:
+        return {name: player["module"] for name, player in state["players"].items()}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for part in ("generators", "discriminators"):
+        for key, value in state["episode"][part]["networks"].items():
+            found.setdefault(key.split(".")[0], {})[key] = value
+    return found
 
 
 def _count(state: Mapping[str, torch.Tensor]) -> int:
