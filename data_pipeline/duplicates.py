@@ -16,13 +16,16 @@ _MANY_ROWS = 500_000
 
 
 def near_pairs(
-    hashes: npt.NDArray[np.uint8], max_distance: int, agreeing: int = 1
+    hashes: npt.NDArray[np.uint8], max_distance: int, agreeing: int | None = None
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Yield all pairs of rows within a Hamming distance, as two arrays of row numbers, some pairs repeatedly.
 
     hashes: uint8 [n, bytes]. Exact: the bits are dealt out to max_distance + agreeing bands, so two rows that
     differ in no more bits agree on `agreeing` whole bands (pigeonhole), and only rows equal in so many are compared.
+    None takes what is quicker for so many rows.
     """
+    if agreeing is None:
+        agreeing = 1 if len(hashes) < _MANY_ROWS else 2
     bands, bits = max_distance + agreeing, hashes.shape[1] * 8
     if agreeing * -(-bits // bands) > 64:
         raise ValueError(f"{agreeing} of {bands} bands of {bits} bits are more than 64 bits")
@@ -68,7 +71,7 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     distinct = hashes[order[first]]
     row_of = np.empty(len(hashes), np.int64)
     row_of[order] = np.cumsum(first) - 1
-    pairs = list(near_pairs(distinct, max_distance, agreeing=1 if len(distinct) < _MANY_ROWS else 2))
+    pairs = list(near_pairs(distinct, max_distance))
     one = np.concatenate([pair[0] for pair in pairs]) if pairs else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in pairs]) if pairs else np.empty(0, np.int64)
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(distinct), len(distinct)))

@@ -70,5 +70,9 @@ def inspect_image(raw: bytes) -> ImageFacts:
         image = decode_rgb(raw)
     except UnreadableImage as error:
         return ImageFacts(None, None, None, str(error))
-    bits = imagehash.phash(image, hash_size=HASH_SIDE).hash
-    return ImageFacts(image.width, image.height, np.packbits(bits.ravel()).tobytes(), "")
+    return ImageFacts(image.width, image.height, perceptual_hash(image), "")
+
+
+def perceptual_hash(image: Image.Image) -> bytes:
+    """HASH_BYTES bytes that differ in few bits between pictures that look alike."""
+    return np.packbits(imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()).tobytes()

@@ -16,8 +16,8 @@ usage:
       lpips_weights=FILE  torchvision's AlexNet, for LPIPS; default: the one in torch's cache, else a perceptual
                       distance in the classifier's feature maps takes its place, under a name of its own
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
-  for anything else, and RUN/report.html; for a bank BANK/evaluation, BANK/report.html and two scores of each image
-  into the bank.
+  for anything else, RUN/model_card.md and RUN/report.html; for a bank BANK/evaluation, BANK/report.html and two
+  scores of each image into the bank.
 
 example:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich
@@ -44,7 +44,7 @@ from trainer.metrics.classification import format_scores
 from trainer.metrics.evaluation import save_evaluation, save_record
 from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
 from trainer.metrics.perceptual import perceptual_distance
-from trainer.report import write_generation_report, write_run_report, write_stain_report
+from trainer.report import write_generation_report, write_model_card, write_run_report, write_stain_report
 from trainer.run_directory import read_run_config
 from trainer.stain_evaluation import evaluate_stain_model
 from trainer.stain_run import load_stain_model
@@ -163,6 +163,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
     same_data = dataset.content_hash == trained.dataset_hash
     own_test = same_data and config.split == "test" and domains == trained.config.data.domains and not config.folds
     path = save_evaluation(run, result, frame, own_test=own_test)
+    write_model_card(run)
     print(format_scores(result["scores"]))
     print(f"{path.resolve()}\n{write_run_report(run).resolve()}")
 

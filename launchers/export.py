@@ -4,7 +4,7 @@ usage:
   python launchers/export.py run=DIR format=onnx|torch_export [out=DIR] [domain=NAME] [shards=DIR]
       run=DIR       a run of train_classifier.py; its best checkpoint is used
       format=       onnx, or torch_export (torch.export.load)
-      out=DIR       receives the model and model.json: input and output, types, storage, what it was made from;
+      out=DIR       receives the model, model_card.md and model.json: input and output, types, storage, origin;
                     default: the run's export-FORMAT
       domain=NAME   the images' stain, as of predict.py: a normaliser that the classifier carries goes into the model
                     unless it is the stain that it makes
@@ -24,6 +24,7 @@ from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.classifier_training import load_classifier
 from trainer.export import Format, export_classifier
+from trainer.report import MODEL_CARD
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_classifier(run)
     dataset = config.open_dataset(trained.config)
     out = Path(config.out) if config.out else run / f"export-{config.format}"
-    told = export_classifier(trained, dataset, out, config.format, config.domain)
+    told = export_classifier(trained, dataset, out, config.format, config.domain, run / MODEL_CARD)
     checked = told["checked"]
     print(
         f"as the live model to {checked['largest_difference']:.1e} of a probability on {checked['images']} test images"

@@ -22,6 +22,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
+    "launchers.audit",
     "launchers.balance",
     "launchers.build_shards",
     "launchers.evaluate",

@@ -29,9 +29,10 @@ from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
 from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
-from trainer.report import write_run_report
+from trainer.report import write_model_card, write_run_report
 from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
 from trainer.topology import Precision, resolve_engine, resolve_precision
+from trainer.training_data import save_training_data
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class ClassifierRunConfig(DatasetConfig):
 
 
 def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
-    """Train, score the test split with the best checkpoint, write the report; returns the report's path.
+    """Train, score the test split with the best checkpoint, write model card and report; returns the report's path.
 
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
     after_epoch: see `fit`.
@@ -162,6 +163,8 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     if topology.rank != 0:
         return run / "report.html"
     save_evaluation(run, result, frame, own_test=True)
+    save_training_data(run, dataset, config.data)
+    write_model_card(run)
     return write_run_report(run)
 
 
@@ -221,6 +224,33 @@ def _train_by_gradient(
 
 
 @dataclass(frozen=True)
+class ClassifierRun:
+    """What a run's config.yaml says: settings, the types it learns, its data set's content hash and storage.
+
+    normalizer: file in the run of what raw images go through first; None where it learned from raw ones.
+    """
+
+    config: ClassifierRunConfig
+    cell_types: tuple[str, ...]
+    dataset_hash: str
+    storage: ShardSettings
+    normalizer: str | None
+
+
+def read_classifier_run(run: Path) -> ClassifierRun:
+    """The run's configuration. UserError when the folder holds no run of train_classifier.py."""
+    path, content = run / CONFIG_FILE, read_run_config(run)
+    try:
+        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
+        storage = ShardSettings(**content.pop("storage"))
+        normalizer = content.pop("normalizer")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
+    config = typed(ClassifierRunConfig, content, str(path))
+    return ClassifierRun(config, cell_types, dataset_hash, storage, normalizer)
+
+
+@dataclass(frozen=True)
 class TrainedClassifier:
     """A run's best network, on the CPU in evaluation mode, and what it was made from.
 
@@ -250,22 +280,16 @@ class TrainedClassifier:
 
 def load_classifier(run: Path) -> TrainedClassifier:
     """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
-    path, content = run / CONFIG_FILE, read_run_config(run)
-    try:
-        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
-        storage = ShardSettings(**content.pop("storage"))
-        normalizer = content.pop("normalizer")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
-    config = typed(ClassifierRunConfig, content, str(path))
+    made, path = read_classifier_run(run), run / CONFIG_FILE
+    config, cell_types = made.config, made.cell_types
     checkpoint = CheckpointStore(run / "checkpoints").best()
     if checkpoint is None:
         raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
     state = checkpoint.load()["players"]["classifier"]
     network = _build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
     checkpoint.fill(network, state["average"] or state["module"], path)
-    bundle = None if normalizer is None else load_bundle(run / normalizer)
-    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, dataset_hash, storage, bundle)
+    bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
+    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle)
 
 
 def _take_normalizer(dataset: Dataset, run: Path) -> str | None:

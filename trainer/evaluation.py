@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.lineage import lineage
+from data_pipeline.lineage import lineage, normalization, normalization_needs_label
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict
@@ -172,22 +172,12 @@ def _normalizer_of(
     if normalizer is not None and normalizer.source in set(samples["domain"]):
         return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
     if (everything["origin"] == "normalized").any():
-        return dict(_normalization(dataset))
+        return dict(normalization(dataset))
     return None
 
 
-def _normalization(dataset: Dataset) -> Any:
-    """What made a data set, or the one that it was balanced from: that holds the same normalised images."""
-    made_by = dataset.metadata["made_by"]
-    while isinstance(made_by, dict) and made_by.get("tool") == "balance":
-        made_by = made_by["parent"]
-    return made_by
-
-
 def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
-    made_by = _normalization(dataset)
-    needs_label = isinstance(made_by, dict) and made_by.get("policy") == "thesis"
-    if needs_label and (rows["origin"] == "normalized").any():
+    if normalization_needs_label(dataset) and (rows["origin"] == "normalized").any():
         raise UserError(
             f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
             "are never scored; score split=test, or a data set normalised by policy=to_a"
@@ -202,20 +192,28 @@ def refuse_training_images(
     splits: Sequence[str],
 ) -> None:
     """UserError when a group that the run trained or was chosen on stands among the images to be scored."""
+    scored = dataset.samples(splits=splits, domains=scored_domains, columns=["id", "parent", "group"])
+    seen = seen_in_training(run_dataset, trained, dataset, scored)
+    if seen.any():
+        raise UserError(
+            f"{int(seen.sum())} of the {len(scored)} images of split {'/'.join(splits)} in {dataset.root} were "
+            "used to train or choose this classifier: score split=test, or name a domain it was not trained on"
+        )
+
+
+def seen_in_training(
+    run_dataset: Dataset, trained: StreamConfig, dataset: Dataset, scored: pd.DataFrame
+) -> "pd.Series[bool]":
+    """Which rows of `scored` (id, parent, group; of `dataset`) a run trained or was chosen on, or on their group."""
     learned = run_dataset.samples(
         splits=["train", "validation"],
         domains=trained.domains,
         cell_types=trained.cell_types,
         columns=["id", "parent", "group"],
     )
-    scored = dataset.samples(splits=splits, domains=scored_domains, columns=["id", "parent", "group"])
     # An image and what a normaliser made of it are one image; groups are named within one family of data sets.
     known = set(learned["id"]) | set(learned["parent"]) - {""}
     seen = scored["id"].isin(known) | scored["parent"].isin(known)
     if lineage(run_dataset) & lineage(dataset):
         seen |= scored["group"].isin(learned["group"])
-    if seen.any():
-        raise UserError(
-            f"{int(seen.sum())} of the {len(scored)} images of split {'/'.join(splits)} in {dataset.root} were "
-            "used to train or choose this classifier: score split=test, or name a domain it was not trained on"
-        )
+    return seen

@@ -36,13 +36,14 @@ _TOLERANCE = 1e-4
 
 
 def export_classifier(
-    trained: TrainedClassifier, dataset: Dataset, out: Path, form: Format, domain: str | None
+    trained: TrainedClassifier, dataset: Dataset, out: Path, form: Format, domain: str | None, card: Path
 ) -> dict[str, Any]:
     """Write a run's classifier, its normaliser in it, to the folder `out`; what its model.json tells comes back.
 
     The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives `probabilities` float32 [n, types].
     domain: the stain of the images that it is for. It is compared with the live model on real test images of the data
-    set first. UserError for what cannot be exported, or differs; nothing is written then.
+    set first. card: the run's model card, which goes with it where there is one. UserError for what cannot be exported,
+    or differs; nothing is written then.
     """
     if out.exists():
         raise UserError(f"{out}: there already: name another out=DIR, or remove it")
@@ -56,6 +57,8 @@ def export_classifier(
         (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
         told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
         (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
+        if card.exists():
+            shutil.copyfile(card, aside / card.name)
         aside.rename(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

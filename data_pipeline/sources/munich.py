@@ -23,12 +23,16 @@ def survey(declaration: SourceDeclaration) -> Survey:
     unknown: list[str] = []
     for path in paths:
         code = PurePosixPath(path).parts[0] if "/" in path else ""
-        original = _ORIGINAL.match(PurePosixPath(path).name)
         cell_type = declaration.labels.get(code, MUNICH_CODES.get(code))
-        group = original.group(1) if original else ""
-        image = RawImage(path, code, cell_type or "", group, declaration.domain, MICRONS_PER_PIXEL)
+        image = RawImage(path, code, cell_type or "", original_of(path), declaration.domain, MICRONS_PER_PIXEL)
         if cell_type is None and not image.hidden:
             unknown.append(code)
         images.append(image)
     refuse_unknown(unknown, declaration.root, f"the Munich set has the folders {', '.join(MUNICH_CODES)}")
     return Survey(images, passed_over(others, declaration.name))
+
+
+def original_of(path: str) -> str:
+    """Code and first number of an image's name, which copies of one original share; '' for a name of another kind."""
+    original = _ORIGINAL.match(PurePosixPath(path).name)
+    return original.group(1) if original else ""

@@ -37,6 +37,7 @@ def test_an_exported_classifier_answers_as_the_run_does(
         assert told["checked"]["images"] > 10
         assert 0 <= told["checked"]["largest_difference"] < 1e-4
         assert told["dataset_hash"] == tiny_dataset.content_hash
+        assert (folder / "model_card.md").read_text() == (run / "model_card.md").read_text()
         done = launch("predict", f"run={folder}", images, f"out={form}")
         assert done.returncode == 0, done.stderr
         exported = pd.read_csv(tmp_path / form / "predictions.csv")

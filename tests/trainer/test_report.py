@@ -71,7 +71,9 @@ class Page(HTMLParser):
     def assert_self_contained(self) -> None:
         assert "script" not in self.tags
         for address in self.addresses:
-            assert address.startswith(("data:image/", "#")) or re.fullmatch(r"gallery[-0-9]*\.html", address)
+            assert address.startswith(("data:image/", "#")) or re.fullmatch(
+                r"gallery[-0-9]*\.html|model_card\.md", address
+            )
         assert not re.search(r"url\((?!#)|@import|https?:", self.source)
         assert len(self.ids) == len(set(self.ids)), "an id twice: drawings would take each other's parts"
         assert {address[1:] for address in self.addresses if address.startswith("#")} <= set(self.ids)

@@ -15,7 +15,8 @@ from trainer.report.evaluation_section import (
     headline,
     interval_words,
 )
-from trainer.report.page import Block, Cell, Figure, Folded, Section, Table, Text, write_page
+from trainer.report.model_card import MODEL_CARD
+from trainer.report.page import Block, Cell, Figure, Folded, Links, Section, Table, Text, write_page
 
 SUMMARY = ("accuracy", "balanced_accuracy", "specificity", "f1", "auroc", "calibration_error")
 
@@ -34,6 +35,8 @@ def write_run_report(run: Path) -> Path:
         above = [data_facts(evaluations[0].record), headline(evaluations[0].record)]
     else:
         above = [Text("The run's own test split has not been scored yet.", warning=True)]
+    if (run / MODEL_CARD).exists():
+        above.insert(0, Links("Beside this page:", [("model card", MODEL_CARD)]))
     if len(evaluations) > 1:
         above.append(_summary(evaluations))
     subtitle = f"{data_words(evaluations[0].record)}. " if evaluations and evaluations[0].is_own_test else ""

@@ -1,0 +1,75 @@
+"""Look for leaks: whether anything that is held out for scores is, or is like, anything that trains.
+
+usage:
+  python launchers/audit.py shards=DIR [run=RUN] [out=FILE.json]
+      shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
+      run=RUN       a run of train_classifier.py: each of its evaluation records is looked up too
+      out=FILE      receives the result as JSON: every image concerned, sizes and encodings of all
+      workers=N     processes that look at images; all cores of this machine without it
+  Prints a line for each check: groups, near duplicates (mirrored and turned ones too) and parents across splits,
+  synthetic and label-normalised images held out, generators that saw held-out images, splits that are not their
+  group's, how images are stored; for each evaluation record that its images are real, of the split said and unseen.
+  Exit code 0: clean. 1: something was found, or could not be checked. 2: a mistake in the arguments or the files.
+
+example:
+  python launchers/audit.py shards=data/blood run=runs/barcelona out=audit.json
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.audit import audit_dataset
+from data_pipeline.audit_check import Check, record_of
+from data_pipeline.catalog import Dataset
+from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.disk import replace_through
+from data_pipeline.errors import UserError
+from launchers.console import launch, read_config
+
+
+@dataclass(frozen=True)
+class AuditConfig(DatasetConfig):
+    """What to look for leaks in."""
+
+    run: str | None = None
+    out: str | None = None
+    workers: int | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    config = read_config(AuditConfig, "audit", arguments)
+    if not config.shards and not config.run:
+        raise UserError("audit.py needs shards=DIR, a data set, or run=RUN, a run of train_classifier.py")
+    if config.out and not Path(config.out).absolute().parent.is_dir():
+        raise UserError(f"{config.out}: its folder is not there; make it, or name another out=FILE")
+    dataset, of_run = _audit_run(config) if config.run else (config.open_dataset(), [])
+    of_data, stored = audit_dataset(dataset, workers=config.workers or len(os.sched_getaffinity(0)))
+    checks = of_data + of_run
+    about = {"data_set": {"path": dataset.address, "content_hash": dataset.content_hash}, "run": config.run}
+    record = record_of(checks, about) | {"stored": stored}
+    if config.out:
+        replace_through(Path(config.out), (json.dumps(record, indent=1) + "\n").encode())
+    for check in checks:
+        print(check.line)
+    if not record["clean"]:
+        sys.exit(1)
+
+
+def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:
+    """The data set of the run, and the checks of the run's evaluation records."""
+    # Here, for the processes that look at images import this file too, and need no network.
+    from trainer.classifier_training import read_classifier_run
+    from trainer.run_audit import audit_run
+
+    folder, cache = Path(str(config.run)), config.shard_cache()
+    run = read_classifier_run(folder)
+    dataset = config.open_dataset(run.config)
+    return dataset, audit_run(folder, run, dataset, lambda root: Dataset.read_catalog(root, cache))
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

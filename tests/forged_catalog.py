@@ -1,0 +1,22 @@
+"""Catalogues changed by hand and made whole again, as a mistake or a fraud would leave them, for tests of audits."""
+
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.build_files import DATASET_FILE, mirror_of
+from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, content_hash, from_table, write_catalog
+
+
+def forge(dataset: Dataset, change: Callable[[list[Sample], dict[str, Any]], None]) -> Dataset:
+    """Let `change` edit the rows and the metadata of a data set on a disk; the content hash follows."""
+    rows, metadata = from_table(dataset.table), dataset.metadata
+    change(rows, metadata)
+    metadata["content_hash"] = content_hash(rows)
+    write_catalog(dataset.root / CATALOG_FILE, rows, metadata)  # type: ignore[operator]
+    (dataset.root / DATASET_FILE).write_bytes(mirror_of(metadata))  # type: ignore[operator]
+    return Dataset.open(dataset.root)
+
+
+def first(rows: list[Sample], **wanted: Any) -> Sample:
+    """The first kept row with these values."""
+    return next(row for row in rows if row.kept and all(getattr(row, key) == value for key, value in wanted.items()))

@@ -1,0 +1,133 @@
+"""Whether a classifier's scores rest on real, unseen images: its evaluation records against the catalogues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data_pipeline.audit_check import Check, named
+from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
+from data_pipeline.errors import UserError
+from data_pipeline.lineage import normalization_needs_label
+from data_pipeline.stream import StreamConfig
+from trainer.classifier_training import ClassifierRun
+from trainer.evaluation import seen_in_training
+from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
+
+_REMEDY = "do not use this score: remove the record and score the run again with evaluate.py"
+
+
+def audit_run(folder: Path, run: ClassifierRun, own: Dataset, open_dataset: Callable[[str], Dataset]) -> list[Check]:
+    """Look up every image that the run's evaluation records hold a prediction of; a check for each record.
+
+    own: the data set that the run was trained on. open_dataset: opens the one that a record names. UserError when
+    `own` is another data set than the run's, when there is no record, or one that cannot be read.
+    """
+    if own.content_hash != run.dataset_hash:
+        raise UserError(
+            f"{own.root}: is not the data set that {folder} was trained on (content {own.content_hash[:12]}, not "
+            f"{run.dataset_hash[:12]}): bring that one back, or name its copy with shards="
+        )
+    evaluations = load_evaluations(folder)
+    if not evaluations:
+        raise UserError(f"{folder}: no evaluation there yet: score the run with evaluate.py first")
+    return [_check_evaluation(evaluation, run.config.data, own, open_dataset) for evaluation in evaluations]
+
+
+def _check_evaluation(
+    evaluation: Evaluation, trained: StreamConfig, own: Dataset, open_dataset: Callable[[str], Dataset]
+) -> Check:
+    name = f"evaluation {evaluation.name}"
+    data, answers = evaluation.record["dataset"], evaluation.predictions
+    checked = f"predictions of {data['split']} images of {Path(data['path']).name}, each real and none trained on"
+    if answers is None:
+        why = f"{evaluation.name}.parquet, its predictions, cannot be read: score the run again"
+        return Check(name, checked, 0, unknown=why)
+    try:
+        dataset = own if data["content_hash"] == own.content_hash else open_dataset(str(data["path"]))
+    except UserError as error:
+        return Check(name, checked, len(answers), unknown=str(error))
+    if dataset.content_hash != data["content_hash"]:
+        why = f"{data['path']} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
+        return Check(name, checked, len(answers), unknown=why)
+    rows = {row.id: row for row in from_table(dataset.table) if row.kept}
+    try:
+        found = _find(evaluation.record, answers, dataset, rows)
+    except (KeyError, TypeError, ValueError) as error:
+        found = [f"the record is not one of evaluate.py ({type(error).__name__}: {error})"]
+    # As the catalogue has them: a group that is forged in the record hides nothing.
+    scored = [rows[identity] for identity in answers["id"] if identity in rows]
+    facts = pd.DataFrame({name: [getattr(row, name) for row in scored] for name in ("id", "parent", "group")})
+    seen = seen_in_training(own, trained, dataset, facts)
+    found += [
+        f"{named(row)} or its group was used to train or choose the classifier"
+        for row, was_seen in zip(scored, seen, strict=True)
+        if was_seen
+    ]
+    return Check(name, checked, len(answers), tuple(found), _REMEDY)
+
+
+def _find(record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows: Mapping[str, Sample]) -> list[str]:
+    """What the catalogue contradicts in a record and its predictions. rows: the kept ones of the data set, by id."""
+    found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
+    splits, folds = _splits_of(record["dataset"]["split"])
+    domains, types = record["dataset"]["domains"], record["cell_types"]
+    by_label = normalization_needs_label(dataset)
+    for identity, label in zip(answers["id"], answers["cell_type"], strict=True):
+        row = rows.get(identity)
+        if row is None:
+            found.append(f"{identity[:16]} is not in the data set")
+            continue
+        wrong = []
+        if row.origin == "synthetic":
+            wrong.append("is synthetic")
+        if row.origin == "normalized" and record["normalizer"] is None:
+            wrong.append("is normalised, and the record names no normaliser")
+        if row.origin == "normalized" and by_label:
+            wrong.append("was normalised by its label")
+        if row.split not in splits or (folds is not None and row.fold not in folds):
+            wrong.append(f"is of fold {row.fold} and of a split that was not to be scored")
+        if row.domain not in domains:
+            wrong.append(f"is of domain {row.domain}")
+        if row.cell_type != label:
+            wrong.append(f"is {row.cell_type or 'unlabelled'}, not {label}")
+        found += [f"{named(row)} {words}" for words in wrong]
+    expected = dataset.samples(splits=splits, domains=domains, cell_types=types, folds=folds, columns=["id"])
+    missing = ~expected["id"].isin(answers["id"])
+    if missing.any():
+        found.append(
+            f"{int(missing.sum())} images of that split were left out, first {expected['id'][missing].iloc[0][:16]}"
+        )
+    return found + _recount(record, answers)
+
+
+def _recount(record: dict[str, Any], answers: pd.DataFrame) -> list[str]:
+    """Count and confusion of the record, from the predictions beside it."""
+    found, scores, types = [], record["scores"], record["cell_types"]
+    for place, count in (("data set", record["dataset"]["count"]), ("scores", scores["count"])):
+        if count != len(answers):
+            found.append(f"the record's {place} says {count} images, there are predictions of {len(answers)}")
+    number = {name: position for position, name in enumerate(types)}
+    truth, said = (answers[name].map(number).to_numpy(dtype=int) for name in ("cell_type", "predicted"))
+    confusion = np.zeros((len(types), len(types)), dtype=int)
+    np.add.at(confusion, (truth, said), 1)
+    probabilities = answers[[f"{PROBABILITY}{name}" for name in types]].to_numpy()
+    # They were rounded to float32: two may have become level.
+    if (probabilities[np.arange(len(said)), said] < probabilities.max(axis=1)).any():
+        found.append("an answer is not the type of the highest probability beside it")
+    if confusion.tolist() != scores["confusion"]:
+        found.append("the record's confusion is not that of its predictions")
+    return found
+
+
+def _splits_of(words: str) -> tuple[list[str], list[int] | None]:
+    """Splits and folds of what a record calls its split: 'test', 'train+validation+test-folds0+1'."""
+    splits, _, folds = words.partition("-folds")
+    names = splits.split("+")
+    if not set(names) <= set(SPLITS):
+        raise ValueError(f"split {words!r}")
+    return names, [int(fold) for fold in folds.split("+")] if folds else None
