@@ -44,6 +44,12 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(AuditConfig, "audit", arguments)
     if not config.shards and not config.run:
         raise UserError("audit.py needs shards=DIR, a data set, or run=RUN, a run of train_classifier.py")
+    if not is_clean(config):
+        sys.exit(1)
+
+
+def is_clean(config: AuditConfig) -> bool:
+    """Whether nothing is found, and all could be checked; a line for each check is printed, config.out is written."""
     if config.out and not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"{config.out}: its folder is not there; make it, or name another out=FILE")
     dataset, of_run = _audit_run(config) if config.run else (config.open_dataset(), [])
@@ -55,8 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         replace_through(Path(config.out), (json.dumps(record, indent=1) + "\n").encode())
     for check in checks:
         print(check.line)
-    if not record["clean"]:
-        sys.exit(1)
+    return bool(record["clean"])
 
 
 def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:

@@ -29,7 +29,7 @@ from trainer.orchestration.stages import Inputs, Stage, describe, in_order
 from trainer.orchestration.sweep import Sweep, composer, plan_sweep
 from trainer.orchestration.sweep_config import SweepConfig
 
-PLAN_FILE = "reproduction.json"
+PLAN_FILE, AUDIT_FILE = "reproduction.json", "audit.json"
 PROPOSED = {"stain": "w_cyclegan_gp", "conditional": "c_wgan_gp", "few_shot": "few_shot_meta"}
 # What is drawn to be scored is not what classifiers learn from.
 _SCORED_SEED = 1

@@ -16,7 +16,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.machine import describe_machine
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import PROBABILITY, load_evaluations
-from trainer.orchestration.reproduction import PLAN_FILE
+from trainer.orchestration.reproduction import AUDIT_FILE, PLAN_FILE
 from trainer.orchestration.summary import summarize
 from trainer.progress import logged_seconds, read_records
 
@@ -37,7 +37,7 @@ def summarize_reproduction(folder: Path) -> dict[str, Any]:
 
     "counts": real images by type, split and stain. "models": kind -> model -> its "record" of evaluate.py and its
     "cost". "ablation", "comparison": of `trainer.orchestration.summary.summarize`. "sites": for each arm, stains
-    learned from and stain scored, the scores of each seed. "machine": what it was put together on.
+    learned from and stain scored, the scores of all seeds. "audit": of audit.py. "machine": that put it together.
     """
     plan = read_reproduction(folder)
     return {
@@ -50,6 +50,7 @@ def summarize_reproduction(folder: Path) -> dict[str, Any]:
         },
         **{name: summarize(folder / name) for name in ("ablation", "comparison")},
         "sites": _sites(folder, plan),
+        "audit": json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
     }
 
 

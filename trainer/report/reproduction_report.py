@@ -15,11 +15,13 @@ from trainer.report import figures
 from trainer.report.evaluation_section import data_words, evaluation_section, interval_words
 from trainer.report.page import (
     Block,
+    Cell,
     Facts,
     Figure,
     Folded,
     Links,
     Section,
+    Table,
     Text,
     Tile,
     Tiles,
@@ -58,6 +60,7 @@ def write_reproduction_report(folder: Path) -> Path:
         *_classifiers(folder, summary),
         *_renamed("Ablation", score_sections(summary["ablation"])),
         _sites(summary),
+        _leaks(summary["audit"]),
         _what_was_run(folder, plan),
     ]
     subtitle = (
@@ -176,6 +179,23 @@ def _sites(summary: Mapping[str, Any]) -> Section:
         ),
     ]
     return Section("Between two laboratories", "With and without each part of the method.", blocks)
+
+
+def _leaks(audit: Mapping[str, Any]) -> Section:
+    rows = []
+    for check in audit["checks"]:
+        found = "; ".join(map(str, check["found"][:3])) if check["found"] else check["unknown"] or ""
+        rows.append(
+            [Cell(check["name"]), Cell(check["status"]), Cell(str(check["count"])), Cell(check["checked"], found)]
+        )
+    caption = "audit.py on the full method's data set and classifier."
+    table = Table(caption, ["check", "result", "looked at", "what"], rows)
+    warnings: list[Block] = []
+    if not audit["clean"]:
+        warnings.append(Text("Something was found, or could not be checked: the scores may be too good.", warning=True))
+    return Section(
+        "Leaks", "Whether anything that is scored is, or is like, what was learned from.", [*warnings, table]
+    )
 
 
 def _what_was_run(folder: Path, plan: Mapping[str, Any]) -> Section:
