@@ -154,6 +154,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
         cell_types=trained.cell_types,
         batch=scoring_batch(trained.config.train),
         topology=topology,
+        calibration=trained.calibration,
         normalizer=trained.normalizer,
         folds=config.folds,
     )

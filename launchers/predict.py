@@ -1,14 +1,17 @@
 """Name the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME]
+  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [min_confidence=0.9]
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote
       images=PATH   an image, or a folder of images at any depth
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
-                    gallery.html, and unreadable.csv when a file was no image
+                    gallery.html, and unreadable.csv when a file was no image; the probabilities are calibrated by
+                    the temperature that train_classifier.py fitted on validation images
       domain=NAME   the images' stain. A classifier of normalised images carries its normaliser: the images
                     go through it unless domain= names the stain that it normalises to; a crop set for
                     the domain in training (data.crop) is made here too
+      min_confidence=0.9  images of less confidence are marked in a column `uncertain`, and in the gallery, for a
+                    person to look at; the run's report tells how many those are and how right the others
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
@@ -40,6 +43,11 @@ class PredictConfig:
     images: str | None = None
     out: str | None = None
     domain: str | None = None
+    min_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence={self.min_confidence}: must be a probability, from 0 to 1")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,12 +68,15 @@ def main(arguments: Sequence[str]) -> None:
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     total = -(-len(paths) // classifier.batch)
     batches = tqdm(stream.read(), desc="predicting", unit="batch", total=total)
-    probabilities, rows = predict(classifier.network.to(topology.device), batches)
+    logits, rows = predict(classifier.network.to(topology.device), batches)
+    probabilities = logits.softmax(dim=1)
     if not len(rows):
         raise UserError(f"{source}: none of its {len(paths)} files is an image that can be read")
     frame = pd.DataFrame({"path": [str(paths[row]) for row in rows]})
     frame["type"] = np.asarray(classifier.cell_types)[probabilities.argmax(dim=1).numpy()]
     frame["confidence"] = probabilities.max(dim=1).values.numpy()
+    if config.min_confidence is not None:
+        frame["uncertain"] = frame["confidence"] < config.min_confidence
     for index, name in enumerate(classifier.cell_types):
         frame[f"p:{name}"] = probabilities[:, index].numpy()
     try:

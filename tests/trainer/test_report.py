@@ -166,8 +166,8 @@ def test_report_is_one_file_with_the_numbers_of_the_evaluation(dataset: Dataset,
     right = sum(min(RIGHT_PER_TYPE, counts[kind][kind]) for kind in range(len(TYPES)))
     assert page.tags.count("img") == right + min(MOST_WRONG, wrong)
     assert "small<script>" in page.text  # as text, not as a script
-    # Drawn: curves, throughput, bars per type, calibration, and bars in each card.
-    assert page.tags.count("svg") == 4 + page.tags.count("img")
+    # Drawn: curves, throughput, bars per type, calibration, selective prediction, and bars in each card.
+    assert page.tags.count("svg") == 5 + page.tags.count("img")
     assert "2 epochs, 8 steps, 3.0 minutes" in page.text
 
 

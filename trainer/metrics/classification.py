@@ -8,7 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional import classification as torchmetrics
 
-from trainer.metrics.bootstrap import Floats, ScoredImages, all_right_lower_bound, resampled_measures
+from trainer.metrics.bootstrap import (
+    Floats,
+    ScoredImages,
+    all_right_lower_bound,
+    negative_log_likelihood,
+    resampled_measures,
+    resampled_trust,
+)
+from trainer.metrics.selective import COVERAGES, HEADLINE_COVERAGES, RiskCoverage, resampled_selective
 
 CALIBRATION_BINS = 15
 INTERVAL_METHOD = (
@@ -19,6 +27,7 @@ INTERVAL_METHOD = (
 MACRO = ("sensitivity", "specificity", "precision", "f1", "auroc")
 PER_TYPE = ("sensitivity", "specificity", "precision", "f1", "auroc", "accuracy")
 OVERALL = ("accuracy", "balanced_accuracy", *MACRO, "calibration_error")
+TRUST = ("calibration_error", "negative_log_likelihood")
 
 Estimate = dict[str, float | None]
 
@@ -38,7 +47,8 @@ def score(
     balanced accuracy is by definition the mean sensitivity. A type without an image in the labels ("absent")
     has null values and is left out of the means, though predictions of it still count as wrong. A type's
     "accuracy" is one-vs-rest: (TP + TN) / n, as in figures 53 and 54. An interval is null where it cannot be
-    had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins.
+    had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins;
+    "negative_log_likelihood" is a mean over images, in nats; "selective": see `_selective`.
     Raises ValueError when the arrays disagree, are empty, or are no probabilities.
     """
     images = _scored_images(probabilities, labels, groups, len(cell_types))
@@ -49,9 +59,7 @@ def score(
         resampled = resampled_measures(images, bootstrap_samples, seed)
     counted = _groups_behind(images)
 
-    overall = {
-        name: _estimate(point, resampled, name, counted["accuracy"]) for name in ("accuracy", "calibration_error")
-    }
+    overall = {name: _estimate(point, resampled, name, counted["accuracy"]) for name in ("accuracy", *TRUST)}
     for name in MACRO:
         overall[name] = _macro_estimate(point, resampled, name, counted["sensitivity"][present])
     overall["balanced_accuracy"] = dict(overall["sensitivity"])
@@ -69,11 +77,29 @@ def score(
         "groups": images.number_of_groups,
         "interval": {"method": INTERVAL_METHOD, "resamples": bootstrap_samples, "seed": seed},
         "absent": [cell_type for cell_type, there in zip(cell_types, present, strict=True) if not there],
-        **{name: overall[name] for name in OVERALL},
+        **{name: overall[name] for name in (*OVERALL, "negative_log_likelihood")},
         "per_type": per_type,
         "confusion": point["confusion"].astype(int).tolist(),
         "reliability": _reliability(images),
+        "selective": _selective(images, bootstrap_samples, seed),
     }
+
+
+def trust(
+    probabilities: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    groups: Sequence[str],
+    cell_types: Sequence[str],
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Of what `score` returns: "calibration_error", "negative_log_likelihood" and "reliability" alone."""
+    images = _scored_images(probabilities, labels, groups, len(cell_types))
+    point, resampled = _point_trust(images), {}
+    if bootstrap_samples > 0 and images.number_of_groups > 1:
+        resampled = resampled_trust(images, bootstrap_samples, seed)
+    behind = np.array([images.number_of_groups], dtype=np.float64)
+    return {name: _estimate(point, resampled, name, behind) for name in TRUST} | {"reliability": _reliability(images)}
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
@@ -82,6 +108,11 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     lines += [f"{name.replace('_', ' '):<22}{format_estimate(scores[name], brackets=True)}" for name in OVERALL]
     width = max(len(cell_type) for cell_type in scores["per_type"]) + 2
     heads = ("sensitivity", "specificity", "precision", "f1")
+    lines += [f"{'log likelihood, neg.':<22}{format_nats(scores['negative_log_likelihood'])}"]
+    selective = scores["selective"]
+    lines += [f"{'error over coverage':<22}{format_estimate(selective['risk_coverage_area'], brackets=True)}"]
+    for share, estimate in selective["accuracy_at_coverage"].items():
+        lines.append(f"{f'accuracy, surest {share} %':<22}{format_estimate(estimate, brackets=True)}")
     lines += ["", f"{'':<{width}}{'images':>7}" + "".join(f"{name:>20}" for name in heads)]
     for cell_type, row in scores["per_type"].items():
         cells = "".join(f"{format_estimate(row[name], brackets=True):>20}" for name in heads)
@@ -99,6 +130,14 @@ def format_estimate(estimate: Mapping[str, float | None], brackets: bool = False
     if not brackets or low is None or high is None:
         return f"{100 * value:.1f}"
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def format_nats(estimate: Mapping[str, float | None]) -> str:
+    """'0.142 [0.101, 0.187]': a negative log likelihood with its interval; '-' where there is no value."""
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _scored_images(
@@ -150,12 +189,8 @@ def _point_measures(images: ScoredImages) -> dict[str, Floats]:
         if not only_type[kind]:
             auroc[kind] = torchmetrics.binary_auroc(probabilities[:, kind], is_type).item()
     accuracy = torchmetrics.multiclass_accuracy(predicted, labels, types, average="micro")
-    error = torchmetrics.multiclass_calibration_error(
-        probabilities.clamp(max=1 - 1e-9), labels, types, n_bins=CALIBRATION_BINS, norm="l1"
-    )
-    return {
+    return _point_trust(images) | {
         "accuracy": np.array(accuracy.item()),
-        "calibration_error": np.array(error.item()),
         "sensitivity": per_type(torchmetrics.multiclass_recall),
         "specificity": np.where(only_type, np.nan, per_type(torchmetrics.multiclass_specificity)),
         "precision": per_type(torchmetrics.multiclass_precision),
@@ -163,6 +198,21 @@ def _point_measures(images: ScoredImages) -> dict[str, Floats]:
         "auroc": auroc,
         "type_accuracy": type_accuracy,
         "confusion": confusion,
+    }
+
+
+def _point_trust(images: ScoredImages) -> dict[str, Floats]:
+    """The calibration error and the mean negative log likelihood of the images as they are."""
+    error = torchmetrics.multiclass_calibration_error(
+        torch.from_numpy(images.probabilities).clamp(max=1 - 1e-9),
+        torch.from_numpy(images.labels),
+        images.probabilities.shape[1],
+        n_bins=CALIBRATION_BINS,
+        norm="l1",
+    )
+    return {
+        "calibration_error": np.array(error.item()),
+        "negative_log_likelihood": np.array(negative_log_likelihood(images).mean()),
     }
 
 
@@ -251,3 +301,37 @@ def _reliability(images: ScoredImages) -> list[dict[str, float | int | None]]:
             }
         )
     return bins
+
+
+def _selective(images: ScoredImages, resamples: int, seed: int) -> dict[str, Any]:
+    """How right the surest answers are, others left to a person.
+
+    "risk_coverage_area": see `RiskCoverage.measures`; "accuracy_at_coverage": of the surest 80, 90 and 95 % of the
+    images; "curve": for each of COVERAGES its "accuracy" and the least "confidence" that is answered.
+    """
+    curve = RiskCoverage(images)
+    (accuracy,), (area,) = curve.measures(np.ones((images.number_of_groups, 1)))
+    thresholds, groups = curve.thresholds()
+    draws: tuple[Floats, Floats] | None = None
+    if resamples > 0 and images.number_of_groups > 1:
+        draws = resampled_selective(curve, images.number_of_groups, resamples, seed)
+
+    def estimate(value: float, drawn: Floats | None, behind: int | None) -> Estimate:
+        if drawn is None or behind == 1:
+            return {"value": value, "low": None, "high": None}
+        return interval(value, drawn, None if behind is None else np.array([behind]))
+
+    accuracies = [
+        estimate(float(accuracy[i]), None if draws is None else draws[0][:, i], groups[i])
+        for i in range(len(COVERAGES))
+    ]
+    return {
+        "risk_coverage_area": estimate(float(area), None if draws is None else draws[1], None),
+        "accuracy_at_coverage": {
+            f"{100 * coverage:.0f}": accuracies[COVERAGES.index(coverage)] for coverage in HEADLINE_COVERAGES
+        },
+        "curve": [
+            {"coverage": coverage, "confidence": float(threshold), "accuracy": each}
+            for coverage, threshold, each in zip(COVERAGES, thresholds, accuracies, strict=True)
+        ],
+    }

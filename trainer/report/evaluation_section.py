@@ -1,4 +1,4 @@
-"""One evaluation of a classifier as blocks of a page: scores, figures 53 to 57, confusion, calibration."""
+"""One evaluation of a classifier as blocks of a page: scores, figures 53 to 57, confusion, trust."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from trainer.metrics.classification import format_estimate
+from trainer.metrics.classification import format_estimate, format_nats
 from trainer.metrics.evaluation import PROBABILITY, Evaluation
 from trainer.report import figures
 from trainer.report.gallery import NO_PICTURE, prediction_card, thumbnail, type_numbers
@@ -95,15 +95,58 @@ def evaluation_section(evaluation: Evaluation) -> Section:
         ),
         _type_table(scores, words),
         _confusion_table(record, words),
-        Figure(
-            figures.reliability_diagram(scores, evaluation.name),
-            f"Calibration ({words}): expected calibration error "
-            f"{format_estimate(scores['calibration_error'])} % "
-            f"({interval_words(scores['calibration_error'])}) in {len(scores['reliability'])} bins.",
-        ),
+        *_trust(evaluation, words),
     ]
     title = f"{'Own test split' if evaluation.is_own_test else 'Evaluation'}: {_title_words(record)}"
     return Section(title, f"Scores on {words}.", [*blocks, *_galleries(evaluation, words)])
+
+
+def _trust(evaluation: Evaluation, words: str) -> list[Block]:
+    """Calibration before and after temperature, and selective prediction; less of both in records of old."""
+    scores, calibration = evaluation.record["scores"], evaluation.record.get("calibration")
+    models, told = [("this model", scores["reliability"])], ""
+    if calibration is not None and calibration["temperature"] != 1:
+        models = [
+            (f"at temperature {calibration['temperature']:.2f}", scores["reliability"]),
+            ("as trained", calibration["uncalibrated"]["reliability"]),
+        ]
+        told = (
+            f" Temperature {calibration['temperature']:.3f} was fitted on {calibration['validation_images']} "
+            "validation images, and all scores are of the probabilities that it gives; as trained: "
+            f"{_trust_words(calibration['uncalibrated'])}."
+        )
+    if calibration is not None and calibration["remark"]:
+        told += f" Calibration: {calibration['remark']}."
+    bins = len(scores["reliability"])
+    blocks: list[Block] = [
+        Figure(
+            figures.reliability_diagram(models, evaluation.name),
+            f"Calibration ({words}): {_trust_words(scores)}, in {bins} bins.{told}",
+        )
+    ]
+    if "selective" in scores:
+        selective = scores["selective"]
+        shares = "; ".join(
+            f"of the surest {share} %, {format_estimate(estimate)} % are right ({interval_words(estimate)})"
+            for share, estimate in selective["accuracy_at_coverage"].items()
+        )
+        area = selective["risk_coverage_area"]
+        caption = (
+            f"Selective prediction ({words}): {shares}. Area under the risk-coverage curve (mean share of wrong "
+            f"answers over all coverages) {format_estimate(area)} % ({interval_words(area)}). To leave images to a "
+            "person, give predict.py a confidence from the right as min_confidence=."
+        )
+        blocks.append(Figure(figures.risk_coverage(selective["curve"], evaluation.name), caption))
+    return blocks
+
+
+def _trust_words(scores: Mapping[str, Any]) -> str:
+    """'expected calibration error 3.1 % (2.0 to 4.4), negative log likelihood 0.142 [0.101, 0.187]'."""
+    error = scores["calibration_error"]
+    words = f"expected calibration error {format_estimate(error)} % ({interval_words(error)})"
+    if "negative_log_likelihood" in scores:
+        words += f", negative log likelihood {format_nats(scores['negative_log_likelihood'])}"
+    return words
 
 
 def _title_words(record: Mapping[str, Any]) -> str:

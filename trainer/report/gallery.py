@@ -62,7 +62,13 @@ def type_numbers(cell_types: Sequence[str]) -> str:
 
 
 def prediction_card(
-    probabilities: Sequence[float], cell_types: Sequence[str], true_type: str, picture: Markup, note: str
+    probabilities: Sequence[float],
+    cell_types: Sequence[str],
+    true_type: str,
+    picture: Markup,
+    note: str,
+    *,
+    uncertain: bool = False,
 ) -> Card:
     """'Neutrophil 71 % (Basophil)': predicted type, confidence, in brackets the true type ('' unknown)."""
     predicted = max(range(len(cell_types)), key=lambda index: probabilities[index])
@@ -74,6 +80,7 @@ def prediction_card(
         note=note,
         bars=confidence_bars(probabilities, predicted, true),
         wrong=bool(true_type) and true_type != cell_types[predicted],
+        uncertain=uncertain,
     )
 
 
@@ -81,7 +88,7 @@ def write_prediction_gallery(frame: pd.DataFrame, out: Path) -> Path:
     """Write out/gallery.html for pictures without (or with) known types; returns its path.
 
     frame columns: path (of an image file), type, confidence, a "p:<type>" column per type, and optionally
-    cell_type (the true type, '' unknown). The cells stand by predicted type, least certain first,
+    cell_type (the true type, '' unknown) and uncertain (bool). The cells stand by predicted type, least certain first,
     CARDS_PER_PAGE to a file: gallery.html, gallery-002.html, ... Beyond MAX_PAGES files the most certain
     cells of each type are left out, and the page says so. Files of an earlier gallery in `out` are replaced.
     Raises UserError when the folder cannot be written.
@@ -146,10 +153,12 @@ def _count_table(frame: pd.DataFrame, cell_types: Sequence[str]) -> Table:
     for cell_type in cell_types:
         confidences = frame.loc[frame["type"] == cell_type, "confidence"]
         middle = _percent(float(confidences.median())) if len(confidences) else "-"
-        unsure = str(int((confidences < 0.5).sum()))
+        is_unsure = frame["uncertain"] if "uncertain" in frame else frame["confidence"] < 0.5
+        unsure = str(int(is_unsure[frame["type"] == cell_type].sum()))
         rows.append([Cell(cell_type), Cell(str(len(confidences))), Cell(middle), Cell(unsure)])
     caption = f"Predictions of {len(frame)} images. Confidence is the model's own probability."
-    return Table(caption, ["type", "images", "median confidence", "below 50 %"], rows)
+    last = "uncertain" if "uncertain" in frame else "below 50 %"
+    return Table(caption, ["type", "images", "median confidence", last], rows)
 
 
 def _sections_by_type(rows: pd.DataFrame, cell_types: Sequence[str], progress: Any) -> list[Section]:
@@ -159,9 +168,13 @@ def _sections_by_type(rows: pd.DataFrame, cell_types: Sequence[str], progress: A
         cards = []
         tables = part[columns].to_numpy(dtype=float).tolist()
         truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
-        for path, truth, probabilities in zip(part["path"], truths, tables, strict=True):
-            picture = thumbnail(Path(str(path)), Path(str(path)).name)
-            cards.append(prediction_card(probabilities, cell_types, str(truth), picture, Path(str(path)).name))
+        unsure = part["uncertain"] if "uncertain" in part else [False] * len(part)
+        for path, truth, probabilities, uncertain in zip(part["path"], truths, tables, unsure, strict=True):
+            name = Path(str(path)).name
+            picture = thumbnail(Path(str(path)), name)
+            cards.append(
+                prediction_card(probabilities, cell_types, str(truth), picture, name, uncertain=bool(uncertain))
+            )
             progress.update()
         key = f"Bars: {type_numbers(cell_types)}."
         sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))
