@@ -17,8 +17,9 @@ from data_pipeline.stream import Stream, StreamConfig, Topology
 from trainer.calibration import Calibration, calibrated_probabilities
 from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict
+from trainer.grad_cam import GradCam, predict_with_heat
 from trainer.metrics.classification import score, trust
-from trainer.metrics.evaluation import predictions_frame
+from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
 from trainer.normalizers.bundle import NormalizerBundle
 
 
@@ -117,7 +118,8 @@ def evaluate(
     the calibration's own, of the probabilities without it too.
     normalizer: what the classifier's training images went through; raw images of its source domain go
     through it first.
-    Returns the evaluation as it is written to JSON, and one row of probabilities per image.
+    Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
+    the heat of the cells that a report shows (see trainer.grad_cam).
     """
     domains_here = set(dataset.samples(columns=["domain"])["domain"])
     crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
@@ -174,7 +176,46 @@ def evaluate(
             "uncalibrated": trust(calibrated_probabilities(logits, 1.0).numpy(), labels, groups, cell_types),
         },
     }
-    return result, predictions_frame(samples, answers, cell_types)
+    frame = predictions_frame(samples, answers, cell_types)
+    if topology.rank == 0:
+        heat = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
+        frame[HEAT] = frame["id"].map(heat).astype(object)
+    return result, frame
+
+
+def _heat_of_shown(
+    frame: pd.DataFrame,
+    passes: Sequence[tuple[nn.Module, StreamConfig]],
+    classifier: nn.Module,
+    dataset: Dataset,
+    cell_types: Sequence[str],
+    topology: Topology,
+    batch: int,
+) -> dict[str, bytes]:
+    """Id -> heat of the cells that a report shows; nothing for a network without feature maps."""
+    shown = pd.concat(shown_cells(frame, cell_types))
+    heat: dict[str, bytes] = {}
+    for network, seen in passes:
+        domains = set(shown["domain"]) & set(seen.domains or shown["domain"])
+        for domain in sorted(domains):
+            try:
+                grad_cam = GradCam(network, classifier, seen.image_size, topology.device)
+            except UserError:
+                return {}
+            crop = seen.crop.get(domain, 1.0)
+            stream = Stream(
+                dataset,
+                replace(seen, domains=[domain], crop={domain: crop}),
+                splits=None,
+                cell_types=cell_types,
+                ids=shown.loc[shown["domain"] == domain, "id"].tolist(),
+                global_batch=batch,
+                training=False,
+                topology=Topology(device=topology.device),
+            )
+            _, rows, found = predict_with_heat(grad_cam, stream.read(), crop)
+            heat |= dict(zip(stream.samples["id"].iloc[rows.numpy()], found, strict=True))
+    return heat
 
 
 def _normalizer_of(

@@ -17,9 +17,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.sources import SourceDeclaration
 from trainer.metrics.classification import format_estimate, score
-from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from trainer.metrics.evaluation import MOST_WRONG, RIGHT_PER_TYPE, predictions_frame, save_evaluation
 from trainer.report import gallery, write_prediction_gallery, write_run_report
-from trainer.report.evaluation_section import MOST_WRONG, RIGHT_PER_TYPE
 
 TYPES = ("basophil", "immature granulocyte", "platelet", "smudge cell")
 VOID = {"meta", "img", "br", "link", "input"}

@@ -10,13 +10,12 @@ from markupsafe import Markup
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from trainer.metrics.classification import format_estimate, format_nats
-from trainer.metrics.evaluation import PROBABILITY, Evaluation
+from trainer.metrics.evaluation import HEAT, PROBABILITY, RIGHT_PER_TYPE, Evaluation, shown_cells
 from trainer.report import figures
-from trainer.report.gallery import NO_PICTURE, prediction_card, thumbnail, type_numbers
+from trainer.report.gallery import prediction_card, type_numbers
 from trainer.report.page import Block, Cards, Cell, Facts, Figure, Section, Table, Text, Tile, Tiles
+from trainer.report.picture import HEAT_WORDS, NO_PICTURE, thumbnail
 
-RIGHT_PER_TYPE = 2
-MOST_WRONG = 24
 HEADLINE = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy = mean sensitivity",
@@ -196,13 +195,12 @@ def _galleries(evaluation: Evaluation, words: str) -> list[Block]:
         return [Text(f"{evaluation.name}.parquet cannot be read: no single cells are shown.", warning=True)]
     is_right = predictions["cell_type"] == predictions["predicted"]
     columns = [f"{PROBABILITY}{cell_type}" for cell_type in record["cell_types"]]
-    confidence = predictions[columns].max(axis=1)
-    # An id is a hash: the first by id are a random draw, not the best ones.
-    right = predictions[is_right].sort_values(["cell_type", "id"]).groupby("cell_type").head(RIGHT_PER_TYPE)
-    wrong = predictions[~is_right].assign(confidence=confidence[~is_right])
-    wrong = wrong.sort_values(["confidence", "id"], ascending=[False, True]).head(MOST_WRONG)
-    pictures, problem = _pictures(record, [*right["id"], *wrong["id"]])
-    key = f"Bars: {type_numbers(record['cell_types'])}."
+    right, wrong = shown_cells(predictions, record["cell_types"])
+    shown = pd.concat([right, wrong])
+    heat = dict(zip(shown["id"], shown[HEAT], strict=True)) if HEAT in shown else {}
+    heat = {name: each for name, each in heat.items() if isinstance(each, bytes)}
+    pictures, problem = _pictures(record, heat, shown["id"].tolist())
+    key = f"Bars: {type_numbers(record['cell_types'])}.{f' {HEAT_WORDS}' if heat else ''}"
     blocks: list[Block] = [Text(problem, warning=True)] if problem else []
     if len(right):
         caption = (
@@ -239,8 +237,10 @@ def _cards(
     ]
 
 
-def _pictures(record: Mapping[str, Any], ids: Sequence[str]) -> tuple[dict[str, Markup], str]:
-    """Thumbnails of the ids that the data set still holds, and one line on what is amiss ('' nothing)."""
+def _pictures(
+    record: Mapping[str, Any], heat: Mapping[str, bytes], ids: Sequence[str]
+) -> tuple[dict[str, Markup], str]:
+    """Thumbnails of the ids that the data set still holds, under their heat; and what is amiss ('' nothing)."""
     data = record["dataset"]
     try:
         dataset = Dataset.open(str(data["path"]))
@@ -251,7 +251,8 @@ def _pictures(record: Mapping[str, Any], ids: Sequence[str]) -> tuple[dict[str, 
     problem = ""
     for _, row in samples[samples["id"].isin(list(ids))].iterrows():
         try:
-            pictures[row["id"]] = thumbnail(dataset.read_encoded(row), row["cell_type"] or "cell")
+            picture = dataset.read_encoded(row)
+            pictures[row["id"]] = thumbnail(picture, row["cell_type"] or "cell", heat.get(row["id"]))
         except UserError as error:
             problem = f"Some pictures are missing. {error}"
     missing = len(set(ids) - set(pictures))

@@ -123,7 +123,7 @@ def reliability_diagram(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]
         accuracy.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", title="Accuracy at each confidence")
         accuracy.xaxis.set_major_formatter(PercentFormatter(1.0))
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-        accuracy.legend(loc="upper left")
+        accuracy.legend(loc="lower right")
         counts.set(xlim=(0, 1), xlabel="confidence", title="Predictions at each confidence")
         counts.xaxis.set_major_formatter(PercentFormatter(1.0))
         counts.grid(axis="x", visible=False)
