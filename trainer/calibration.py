@@ -26,7 +26,7 @@ class Calibration:
 
     temperature: above 1 for a classifier that was too sure, below 1 for one that was not sure enough. images: of the
     validation split, on which it was fitted. remark: why it was not fitted, or what is odd about it; '' nothing.
-    checkpoint: SHA-256 of the one that it belongs to.
+    checkpoint: digest of the one that it belongs to.
     """
 
     temperature: float = 1.0
@@ -96,7 +96,7 @@ def save_calibration(run: Path, calibration: Calibration) -> None:
 
 
 def load_calibration(run: Path, checkpoint: str) -> Calibration:
-    """The run's, for the checkpoint of this SHA-256; temperature 1 where none was fitted to it.
+    """The run's, for the checkpoint of this digest; temperature 1 where none was fitted to it.
 
     UserError where the file is damaged.
     """

@@ -188,6 +188,20 @@ def test_every_evaluation_has_its_section_own_test_first(dataset: Dataset, tmp_p
     assert page.text.count("picture not available") > 0
 
 
+def test_a_record_of_before_calibration_is_shown(dataset: Dataset, tmp_path: Path) -> None:
+    """Runs outlive the version that made them."""
+    evaluate(tmp_path, dataset, own=True)
+    path = tmp_path / "evaluation" / "metrics.json"
+    record = json.loads(path.read_text())
+    for name in ("negative_log_likelihood", "selective"):
+        del record["scores"][name]
+    path.write_text(json.dumps(record))
+    page = Page(write_run_report(tmp_path))
+    page.assert_self_contained()
+    assert "expected calibration error" in page.text
+    assert "Selective prediction" not in page.text
+
+
 def test_report_does_without_what_is_missing(dataset: Dataset, tmp_path: Path) -> None:
     """A run that was stopped early, or whose data set was moved, still deserves its report."""
     page = Page(write_run_report(tmp_path))

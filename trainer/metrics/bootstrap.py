@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Estimate = dict[str, float | None]  # "value", "low", "high"
 
 # Resamples worked on together: few enough that their weights stay in the processor's cache.
 RESAMPLES_AT_ONCE = 32
@@ -157,3 +158,15 @@ def all_right_lower_bound(groups: NDArray[np.generic], confidence: float = 0.975
         spent = np.sum(counts * np.maximum(0.0, -np.log(level * counts)))
         low, high = (level, high) if spent > budget else (low, level)
     return float(np.minimum(1.0, high * counts).mean())
+
+
+def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
+    """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
+    draws = draws[~np.isnan(draws)]
+    if draws.size and np.ptp(draws) > 1e-12:
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return {"value": value, "low": float(low), "high": float(high)}
+    if trials is not None and value in (0.0, 1.0):
+        bound = all_right_lower_bound(trials)
+        return {"value": value, "low": bound, "high": 1.0} if value else {"value": value, "low": 0.0, "high": 1 - bound}
+    return {"value": value, "low": None, "high": None}

@@ -9,14 +9,15 @@ from numpy.typing import NDArray
 from torchmetrics.functional import classification as torchmetrics
 
 from trainer.metrics.bootstrap import (
+    Estimate,
     Floats,
     ScoredImages,
-    all_right_lower_bound,
+    interval,
     negative_log_likelihood,
     resampled_measures,
     resampled_trust,
 )
-from trainer.metrics.selective import COVERAGES, HEADLINE_COVERAGES, RiskCoverage, resampled_selective
+from trainer.metrics.selective import selective_scores
 
 CALIBRATION_BINS = 15
 INTERVAL_METHOD = (
@@ -28,8 +29,6 @@ MACRO = ("sensitivity", "specificity", "precision", "f1", "auroc")
 PER_TYPE = ("sensitivity", "specificity", "precision", "f1", "auroc", "accuracy")
 OVERALL = ("accuracy", "balanced_accuracy", *MACRO, "calibration_error")
 TRUST = ("calibration_error", "negative_log_likelihood")
-
-Estimate = dict[str, float | None]
 
 
 def score(
@@ -48,7 +47,7 @@ def score(
     has null values and is left out of the means, though predictions of it still count as wrong. A type's
     "accuracy" is one-vs-rest: (TP + TN) / n, as in figures 53 and 54. An interval is null where it cannot be
     had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins;
-    "negative_log_likelihood" is a mean over images, in nats; "selective": see `_selective`.
+    "negative_log_likelihood" is a mean over images, in nats; "selective": see `selective_scores`.
     Raises ValueError when the arrays disagree, are empty, or are no probabilities.
     """
     images = _scored_images(probabilities, labels, groups, len(cell_types))
@@ -81,7 +80,7 @@ def score(
         "per_type": per_type,
         "confusion": point["confusion"].astype(int).tolist(),
         "reliability": _reliability(images),
-        "selective": _selective(images, bootstrap_samples, seed),
+        "selective": selective_scores(images, bootstrap_samples, seed),
     }
 
 
@@ -271,18 +270,6 @@ def _macro_estimate(
     return interval(value, draws, groups_of_types if name == "sensitivity" else None)
 
 
-def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
-    """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
-    draws = draws[~np.isnan(draws)]
-    if draws.size and np.ptp(draws) > 1e-12:
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return {"value": value, "low": float(low), "high": float(high)}
-    if trials is not None and value in (0.0, 1.0):
-        bound = all_right_lower_bound(trials)
-        return {"value": value, "low": bound, "high": 1.0} if value else {"value": value, "low": 0.0, "high": 1 - bound}
-    return {"value": value, "low": None, "high": None}
-
-
 def _reliability(images: ScoredImages) -> list[dict[str, float | int | None]]:
     """Per confidence bin: its limits, how many predictions fell in, their mean confidence and accuracy."""
     confidence = images.probabilities.max(axis=1)
@@ -301,37 +288,3 @@ def _reliability(images: ScoredImages) -> list[dict[str, float | int | None]]:
             }
         )
     return bins
-
-
-def _selective(images: ScoredImages, resamples: int, seed: int) -> dict[str, Any]:
-    """How right the surest answers are, others left to a person.
-
-    "risk_coverage_area": see `RiskCoverage.measures`; "accuracy_at_coverage": of the surest 80, 90 and 95 % of the
-    images; "curve": for each of COVERAGES its "accuracy" and the least "confidence" that is answered.
-    """
-    curve = RiskCoverage(images)
-    (accuracy,), (area,) = curve.measures(np.ones((images.number_of_groups, 1)))
-    thresholds, groups = curve.thresholds()
-    draws: tuple[Floats, Floats] | None = None
-    if resamples > 0 and images.number_of_groups > 1:
-        draws = resampled_selective(curve, images.number_of_groups, resamples, seed)
-
-    def estimate(value: float, drawn: Floats | None, behind: int | None) -> Estimate:
-        if drawn is None or behind == 1:
-            return {"value": value, "low": None, "high": None}
-        return interval(value, drawn, None if behind is None else np.array([behind]))
-
-    accuracies = [
-        estimate(float(accuracy[i]), None if draws is None else draws[0][:, i], groups[i])
-        for i in range(len(COVERAGES))
-    ]
-    return {
-        "risk_coverage_area": estimate(float(area), None if draws is None else draws[1], None),
-        "accuracy_at_coverage": {
-            f"{100 * coverage:.0f}": accuracies[COVERAGES.index(coverage)] for coverage in HEADLINE_COVERAGES
-        },
-        "curve": [
-            {"coverage": coverage, "confidence": float(threshold), "accuracy": each}
-            for coverage, threshold, each in zip(COVERAGES, thresholds, accuracies, strict=True)
-        ],
-    }

@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from trainer.metrics.bootstrap import Floats, ScoredImages, group_weights
+from trainer.metrics.bootstrap import (
+    Estimate,
+    Floats,
+    ScoredImages,
+    all_right_lower_bound,
+    group_weights,
+    interval,
+)
 
 # Shares of the images that are answered, at which the accuracy is told.
 COVERAGES = tuple(step / 20 for step in range(1, 21))
@@ -56,7 +63,40 @@ class RiskCoverage:
         return np.stack([(share >= coverage - 1e-12).argmax(axis=0) for coverage in COVERAGES])
 
 
-def resampled_selective(curve: RiskCoverage, groups: int, resamples: int, seed: int) -> tuple[Floats, Floats]:
-    """`RiskCoverage.measures` of B resamples over groups: accuracy [B, len(COVERAGES)] and area [B]."""
-    parts = [curve.measures(weights) for weights in group_weights(groups, resamples, seed)]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+def selective_scores(images: ScoredImages, resamples: int, seed: int) -> dict[str, Any]:
+    """How right the surest answers are, the others left to a person.
+
+    "risk_coverage_area": see `RiskCoverage.measures`; "accuracy_at_coverage": of the surest 80, 90 and 95 % of the
+    images; "curve": for each of COVERAGES its "accuracy" and the least "confidence" that is answered.
+    """
+    curve = RiskCoverage(images)
+    (accuracy,), (area,) = curve.measures(np.ones((images.number_of_groups, 1)))
+    thresholds, groups = curve.thresholds()
+    if resamples > 0 and images.number_of_groups > 1:
+        parts = [curve.measures(weights) for weights in group_weights(images.number_of_groups, resamples, seed)]
+        accuracies, areas = (np.concatenate([part[i] for part in parts]) for i in range(2))
+        estimates = [_accuracy(float(accuracy[i]), accuracies[:, i], groups[i]) for i in range(len(COVERAGES))]
+        whole = interval(float(area), areas, None)
+    else:
+        estimates = [_accuracy(float(value), None, 1) for value in accuracy]
+        whole = {"value": float(area), "low": None, "high": None}
+    return {
+        "risk_coverage_area": whole,
+        "accuracy_at_coverage": {
+            f"{100 * coverage:.0f}": estimates[COVERAGES.index(coverage)] for coverage in HEADLINE_COVERAGES
+        },
+        "curve": [
+            {"coverage": coverage, "confidence": float(threshold), "accuracy": estimate}
+            for coverage, threshold, estimate in zip(COVERAGES, thresholds, estimates, strict=True)
+        ],
+    }
+
+
+def _accuracy(value: float, draws: Floats | None, groups: int) -> Estimate:
+    if draws is None or groups < 2:
+        return {"value": value, "low": None, "high": None}
+    estimate = interval(value, draws, np.array([groups]))
+    if value == 1 and estimate["low"] is not None:
+        # A few draws with a wrong answer in them would leave an interval of one point.
+        estimate["low"] = min(estimate["low"], all_right_lower_bound(np.array([groups])))
+    return estimate

@@ -54,6 +54,10 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         ("normaliser", _normalizer(record)),
         ("intervals", f"{scores['interval']['method']}; {scores['interval']['resamples']} resamples"),
     ]
+    if "calibration" in record:
+        calibration = record["calibration"]
+        fitted = f"fitted on {calibration['validation_images']} validation images"
+        rows.append(("temperature", f"{calibration['temperature']:.3f}, {calibration['remark'] or fitted}"))
     if record["not_scored"]:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record["not_scored"].items())
         rows.insert(3, ("not scored", f"{left}: not among the model's types"))
