@@ -15,6 +15,7 @@ usage:
       features=RUN    what sets of images are compared in: another run, or inception; default: the classifier's
       lpips_weights=FILE  torchvision's AlexNet, for LPIPS; default: the one in torch's cache, else a perceptual
                       distance in the classifier's feature maps takes its place, under a name of its own
+  A classifier's scores are of the probabilities that the temperature in RUN/calibration.json gives.
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else, RUN/model_card.md and RUN/report.html; for a bank BANK/evaluation, BANK/report.html and two
   scores of each image into the bank.
@@ -154,6 +155,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
         cell_types=trained.cell_types,
         batch=scoring_batch(trained.config.train),
         topology=topology,
+        calibration=trained.calibration,
         normalizer=trained.normalizer,
         folds=config.folds,
     )

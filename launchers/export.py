@@ -9,7 +9,7 @@ usage:
       domain=NAME   the images' stain, as of predict.py: a normaliser that the classifier carries goes into the model
                     unless it is the stain that it makes
       shards=DIR    data set with real images to compare it with the live model on; default: the run's own
-  predict.py run=OUT reads what this writes.
+  Its probabilities are calibrated as the run's are. predict.py run=OUT reads what this writes.
 
 example:
   python launchers/export.py run=runs/quickstart/classifier format=onnx out=exports/quickstart

@@ -1,4 +1,4 @@
-"""Train a blood-cell classifier, score it on its test split, write a report.
+"""Train a blood-cell classifier, calibrate it on its validation split, score it on its test split, write a report.
 
 usage:
   accelerate launch launchers/train_classifier.py

@@ -20,9 +20,10 @@ from data_pipeline.stream import Stream, StreamConfig, Topology
 from models.classifiers import ClassifierConfig, build_classifier
 from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
+from trainer.calibration import Calibration, fit_temperature, load_calibration, save_calibration
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
-from trainer.evaluation import evaluate, scoring_stream, validation_scores
+from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_state
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
@@ -71,7 +72,7 @@ class ClassifierRunConfig(DatasetConfig):
 
 
 def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
-    """Train, score the test split with the best checkpoint, write model card and report; returns the report's path.
+    """Train, calibrate and score with the best checkpoint, write model card and report; returns the report's path.
 
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
     after_epoch: see `fit`.
@@ -149,7 +150,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
             describe_run=describe_run,
             after_epoch=after_epoch,
         )
-    trained = load_classifier(run)
+    trained = _calibrated(load_classifier(run), held_out, run, topology)
     result, frame = evaluate(
         trained.network.to(topology.device),
         trained.checkpoint,
@@ -159,6 +160,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
         cell_types=cell_types,
         batch=scoring_batch(config.train),
         topology=topology,
+        calibration=trained.calibration,
     )
     if topology.rank != 0:
         return run / "report.html"
@@ -166,6 +168,17 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     save_training_data(run, dataset, config.data)
     write_model_card(run)
     return write_run_report(run)
+
+
+def _calibrated(trained: "TrainedClassifier", held_out: Stream, run: Path, topology: Topology) -> "TrainedClassifier":
+    """With a temperature fitted to the best checkpoint on the validation images, which the run keeps."""
+    if trained.calibration.checkpoint == trained.checkpoint.digest:
+        return trained
+    logits = predict_all(trained.network.to(topology.device), held_out)
+    calibration = fit_temperature(logits, torch.tensor(held_out.labels), trained.checkpoint.digest)
+    if topology.rank == 0:
+        save_calibration(run, calibration)
+    return dataclasses.replace(trained, calibration=calibration)
 
 
 def _train_by_gradient(
@@ -257,6 +270,7 @@ class TrainedClassifier:
     dataset_hash: content hash of the data set that it was trained on.
     storage: how the images of that data set are stored; raw images go the same way before prediction.
     normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
+    calibration: what its logits become probabilities by; the network itself knows nothing of it.
     """
 
     network: nn.Module
@@ -266,6 +280,7 @@ class TrainedClassifier:
     dataset_hash: str
     storage: ShardSettings
     normalizer: NormalizerBundle | None
+    calibration: Calibration
 
     @property
     def layers(self) -> nn.Module:
@@ -289,7 +304,10 @@ def load_classifier(run: Path) -> TrainedClassifier:
     network = _build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
     checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
-    return TrainedClassifier(network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle)
+    calibration = load_calibration(run, checkpoint.digest)
+    return TrainedClassifier(
+        network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration
+    )
 
 
 def _take_normalizer(dataset: Dataset, run: Path) -> str | None:

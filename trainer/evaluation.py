@@ -14,10 +14,12 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import lineage, normalization, normalization_needs_label
 from data_pipeline.stream import Stream, StreamConfig, Topology
+from trainer.calibration import Calibration, calibrated_probabilities
 from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict
-from trainer.metrics.classification import score
-from trainer.metrics.evaluation import predictions_frame
+from trainer.grad_cam import GradCam, predict_with_heat
+from trainer.metrics.classification import score, trust
+from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
 from trainer.normalizers.bundle import NormalizerBundle
 
 
@@ -51,20 +53,20 @@ def scoring_stream(
 
 
 def predict_all(classifier: nn.Module, stream: Stream) -> torch.Tensor:
-    """Probabilities float32 [n, types] of the stream's samples, in its table's order, on every process."""
+    """Logits float32 [n, types] of the stream's samples, in its table's order, on every process."""
     mine = predict(classifier, stream.read())
     parts: list[Any] = [mine]
     if distributed.is_initialized():
         parts = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, mine)
     filled = [part for part in parts if len(part[1])]
-    probabilities, rows = (torch.cat(pieces) for pieces in zip(*filled, strict=True))
-    return probabilities[rows.argsort()]
+    logits, rows = (torch.cat(pieces) for pieces in zip(*filled, strict=True))
+    return logits[rows.argsort()]
 
 
 def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]:
     """`loss` (mean negative log likelihood), `accuracy` and `balanced_accuracy` on a stream's samples."""
-    probabilities = predict_all(classifier, stream)
+    probabilities = predict_all(classifier, stream).softmax(dim=1)
     labels = torch.tensor(stream.labels)
     correct = probabilities.argmax(dim=1) == labels
     recalls = [correct[labels == label].double().mean() for label in labels.unique()]
@@ -106,14 +108,18 @@ def evaluate(
     cell_types: Sequence[str],
     batch: int,
     topology: Topology,
+    calibration: Calibration,
     normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Score real images of the types the classifier knows; count those it does not.
 
+    calibration: what makes its logits probabilities; the scores are of these, and `calibration` in the result holds
+    the calibration's own, of the probabilities without it too.
     normalizer: what the classifier's training images went through; raw images of its source domain go
     through it first.
-    Returns the evaluation as it is written to JSON, and one row of probabilities per image.
+    Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
+    the heat of the cells that a report shows (see trainer.grad_cam).
     """
     domains_here = set(dataset.samples(columns=["domain"])["domain"])
     crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
@@ -138,15 +144,17 @@ def evaluate(
     plain = sorted(here - {raw})
     if plain or not passes:
         passes.append((classifier, replace(config, domains=plain or config.domains)))
-    tables, probabilities = [], []
+    tables, parts = [], []
     for network, seen in passes:
         stream = scoring_stream(
             dataset, seen, splits=splits, cell_types=cell_types, batch=batch, topology=topology, folds=folds
         )
-        probabilities.append(predict_all(network, stream).numpy())
+        parts.append(predict_all(network, stream))
         tables.append(stream.samples)
-    samples, answers = pd.concat(tables, ignore_index=True), np.concatenate(probabilities)
+    samples, logits = pd.concat(tables, ignore_index=True), torch.cat(parts)
+    answers = calibrated_probabilities(logits, calibration.temperature).numpy()
     labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
+    groups = samples["group"].tolist()
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
     result = {
         "dataset": {
@@ -160,9 +168,54 @@ def evaluate(
         "normalizer": _normalizer_of(dataset, samples, everything, normalizer),
         "cell_types": list(cell_types),
         "not_scored": not_scored,
-        "scores": score(answers, labels, samples["group"].tolist(), cell_types),
+        "scores": score(answers, labels, groups, cell_types),
+        "calibration": {
+            "temperature": calibration.temperature,
+            "validation_images": calibration.images,
+            "remark": calibration.remark,
+            "uncalibrated": trust(calibrated_probabilities(logits, 1.0).numpy(), labels, groups, cell_types),
+        },
     }
-    return result, predictions_frame(samples, answers, cell_types)
+    frame = predictions_frame(samples, answers, cell_types)
+    if topology.rank == 0:
+        heat = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
+        frame[HEAT] = frame["id"].map(heat).astype(object)
+    return result, frame
+
+
+def _heat_of_shown(
+    frame: pd.DataFrame,
+    passes: Sequence[tuple[nn.Module, StreamConfig]],
+    classifier: nn.Module,
+    dataset: Dataset,
+    cell_types: Sequence[str],
+    topology: Topology,
+    batch: int,
+) -> dict[str, bytes]:
+    """Id -> heat of the cells that a report shows; nothing for a network without feature maps."""
+    shown = pd.concat(shown_cells(frame, cell_types))
+    heat: dict[str, bytes] = {}
+    for network, seen in passes:
+        domains = set(shown["domain"]) & set(seen.domains or shown["domain"])
+        for domain in sorted(domains):
+            try:
+                grad_cam = GradCam(network, classifier, seen.image_size, topology.device)
+            except UserError:
+                return {}
+            crop = seen.crop.get(domain, 1.0)
+            stream = Stream(
+                dataset,
+                replace(seen, domains=[domain], crop={domain: crop}),
+                splits=None,
+                cell_types=cell_types,
+                ids=shown.loc[shown["domain"] == domain, "id"].tolist(),
+                global_batch=batch,
+                training=False,
+                topology=Topology(device=topology.device),
+            )
+            _, rows, found = predict_with_heat(grad_cam, stream.read(), crop)
+            heat |= dict(zip(stream.samples["id"].iloc[rows.numpy()], found, strict=True))
+    return heat
 
 
 def _normalizer_of(

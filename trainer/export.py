@@ -40,7 +40,8 @@ def export_classifier(
 ) -> dict[str, Any]:
     """Write a run's classifier, its normaliser in it, to the folder `out`; what its model.json tells comes back.
 
-    The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives `probabilities` float32 [n, types].
+    The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives calibrated `probabilities` float32
+    [n, types].
     domain: the stain of the images that it is for. It is compared with the live model on real test images of the data
     set first. card: the run's model card, which goes with it where there is one. UserError for what cannot be exported,
     or differs; nothing is written then.
@@ -104,7 +105,7 @@ def _write_model(raw: RawClassifier, path: Path, form: Format) -> None:
 def _describe(
     trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format, domain: str | None
 ) -> dict[str, Any]:
-    through = trained.normalizer if raw.network is not trained.network else None
+    through = raw.normalizer
     side = raw.data.image_size
     return {
         "format_version": FORMAT_VERSION,
@@ -122,6 +123,7 @@ def _describe(
         "domain": domain or (None if through is None else through.source),
         "image_size": side,
         "crop": raw.crop,
+        "temperature": raw.temperature,
         "storage": dataclasses.asdict(raw.storage),
         "normalizer": None if through is None else through.describe(),
         "model": trained.config.model.name,
@@ -137,7 +139,7 @@ def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset) -> 
         dataset, config, splits=["test"], cell_types=live.cell_types, batch=_CHECKED, topology=Topology()
     )
     batch: MicroBatch = next(iter(stream.read()))
-    answers = [predict(classifier.network, [batch])[0] for classifier in (live, exported)]
+    answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
     difference = float((answers[0] - answers[1]).abs().max())
     if not difference <= _TOLERANCE:
         raise UserError(

@@ -13,8 +13,10 @@ from torch import nn
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import StreamConfig
+from trainer.calibration import Calibrated
 from trainer.classifier_training import TrainedClassifier, load_classifier, scoring_batch
 from trainer.evaluation import NormalizedClassifier
+from trainer.normalizers.bundle import NormalizerBundle
 
 DESCRIPTION = "model.json"
 FORMAT_VERSION = 1
@@ -29,7 +31,9 @@ class RawClassifier:
 
     network: images float32 [n, 3, S, S] in [-1, 1] -> logits [n, types]. storage: the codec that images go through
     first, as those that it learned from. data: S, and how they are decoded. crop: share of their sides that is kept.
-    batch: how many at a time.
+    batch: how many at a time. temperature: what calibrates the logits; the network divides them by it already.
+    classifier: the part of the network that names types, without normaliser and temperature; None of an export.
+    normalizer: what the images go through on the way to it.
     """
 
     network: nn.Module
@@ -38,17 +42,31 @@ class RawClassifier:
     data: StreamConfig
     crop: float
     batch: int
+    temperature: float
+    classifier: nn.Module | None = None
+    normalizer: NormalizerBundle | None = None
 
 
 def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
-    """A run's classifier for images of a stain, through the run's normaliser unless that is the stain it makes."""
+    """A run's calibrated classifier for images of a stain, through its normaliser unless that is the stain it makes."""
     network, data = trained.network, trained.config.data
     crop = data.crop.get(domain or "", 1.0)
-    normalizer = trained.normalizer
-    if normalizer is not None and domain != normalizer.target:
+    normalizer = None if trained.normalizer is None or domain == trained.normalizer.target else trained.normalizer
+    if normalizer is not None:
         network = NormalizedClassifier(network, normalizer, data.image_size).eval()
         data, crop = replace(data, image_size=normalizer.image_size), normalizer.crop
-    return RawClassifier(network, trained.cell_types, trained.storage, data, crop, scoring_batch(trained.config.train))
+    temperature = trained.calibration.temperature
+    return RawClassifier(
+        Calibrated(network, temperature).eval(),
+        trained.cell_types,
+        trained.storage,
+        data,
+        crop,
+        scoring_batch(trained.config.train),
+        temperature,
+        classifier=trained.network,
+        normalizer=normalizer,
+    )
 
 
 def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
@@ -76,6 +94,7 @@ def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
             StreamConfig(image_size=told["image_size"]),
             told["crop"],
             _BATCH,
+            told.get("temperature", 1.0),  # before there was calibration, none was told
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not an export, or damaged ({error}): export the run again") from error

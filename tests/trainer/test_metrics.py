@@ -76,6 +76,24 @@ def test_every_measure_equals_scikit_learn() -> None:
     assert scores["specificity"]["value"] == pytest.approx(np.mean(specificities), abs=1e-6)
 
 
+def test_selective_prediction_by_hand() -> None:
+    """Who lets the surest answers through must know how right those are."""
+    probabilities = np.array([[0.95, 0.05], [0.1, 0.9], [0.8, 0.2], [0.2, 0.8], [0.6, 0.4]])
+    labels = np.array([0, 1, 1, 1, 1])  # wrong: one of the two level at 0.8, and the least sure
+    selective = score(probabilities, labels, own_groups(5), ("a", "b"), bootstrap_samples=0)["selective"]
+    # Risk at each image, the level ones together: 0, 0, 1/4, 1/4, 2/5.
+    assert selective["risk_coverage_area"]["value"] == pytest.approx((1 / 4 + 1 / 4 + 2 / 5) / 5)
+    curve = {round(row["coverage"], 2): (row["accuracy"]["value"], row["confidence"]) for row in selective["curve"]}
+    assert curve[0.2] == pytest.approx((1, 0.95))
+    assert curve[0.4] == pytest.approx((1, 0.9))
+    assert curve[0.45] == curve[0.8] == pytest.approx((3 / 4, 0.8))
+    assert curve[1.0] == pytest.approx((3 / 5, 0.6))
+    assert {share: each["value"] for share, each in selective["accuracy_at_coverage"].items()} == pytest.approx(
+        {"80": 3 / 4, "90": 3 / 5, "95": 3 / 5}
+    )
+    assert selective["accuracy_at_coverage"]["80"]["low"] is None
+
+
 def test_calibration_error_by_hand() -> None:
     """An overconfident model must not pass as calibrated."""
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.62, 0.38], [0.0, 1.0]])
@@ -110,7 +128,8 @@ def test_intervals_equal_a_plain_bootstrap() -> None:
     drawn = np.concatenate([generator.integers(30, size=(size, 30)) for size in [32, 32, 6]])
     rows_of = [np.arange(8 * group, 8 * group + 8) for group in range(30)]
     plain: dict[str, list[float]] = {"accuracy": [], "auroc": [], "balanced_accuracy": [], "precision": []}
-    errors = []
+    plain["negative_log_likelihood"] = []
+    errors, areas, surest = [], [], []
     for chosen in drawn:
         rows = np.concatenate([rows_of[group] for group in chosen])
         truth, table = labels[rows], probabilities[rows]
@@ -120,11 +139,19 @@ def test_intervals_equal_a_plain_bootstrap() -> None:
         plain["precision"].append(sklearn.precision_score(truth, said, average="macro", zero_division=0))
         plain["auroc"].append(sklearn.roc_auc_score(truth, table, multi_class="ovr"))
         again = score(table, truth, own_groups(len(rows)), TYPES, bootstrap_samples=0)
+        plain["negative_log_likelihood"].append(again["negative_log_likelihood"]["value"])
         errors.append(again["calibration_error"]["value"])
+        areas.append(again["selective"]["risk_coverage_area"]["value"])
+        surest.append(again["selective"]["accuracy_at_coverage"]["90"]["value"])
     for name, values in plain.items():
         low, high = np.percentile(values, [2.5, 97.5])
         assert scores[name]["low"] == pytest.approx(low, abs=1e-6), name
         assert scores[name]["high"] == pytest.approx(high, abs=1e-6), name
+    for estimate, values in (
+        (scores["selective"]["risk_coverage_area"], areas),
+        (scores["selective"]["accuracy_at_coverage"]["90"], surest),
+    ):
+        assert [estimate["low"], estimate["high"]] == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=1e-9)
     centred = np.array(errors) - np.mean(errors) + scores["calibration_error"]["value"]
     assert scores["calibration_error"]["low"] == pytest.approx(max(0, np.percentile(centred, 2.5)), abs=1e-5)
 

@@ -17,9 +17,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.sources import SourceDeclaration
 from trainer.metrics.classification import format_estimate, score
-from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from trainer.metrics.evaluation import MOST_WRONG, RIGHT_PER_TYPE, predictions_frame, save_evaluation
 from trainer.report import gallery, write_prediction_gallery, write_run_report
-from trainer.report.evaluation_section import MOST_WRONG, RIGHT_PER_TYPE
 
 TYPES = ("basophil", "immature granulocyte", "platelet", "smudge cell")
 VOID = {"meta", "img", "br", "link", "input"}
@@ -168,8 +167,8 @@ def test_report_is_one_file_with_the_numbers_of_the_evaluation(dataset: Dataset,
     right = sum(min(RIGHT_PER_TYPE, counts[kind][kind]) for kind in range(len(TYPES)))
     assert page.tags.count("img") == right + min(MOST_WRONG, wrong)
     assert "small<script>" in page.text  # as text, not as a script
-    # Drawn: curves, throughput, bars per type, calibration, and bars in each card.
-    assert page.tags.count("svg") == 4 + page.tags.count("img")
+    # Drawn: curves, throughput, bars per type, calibration, selective prediction, and bars in each card.
+    assert page.tags.count("svg") == 5 + page.tags.count("img")
     assert "2 epochs, 8 steps, 3.0 minutes" in page.text
 
 
@@ -189,6 +188,20 @@ def test_every_evaluation_has_its_section_own_test_first(dataset: Dataset, tmp_p
     for gone in ("/elsewhere/aaa", "/another/aaa"):
         assert f"No pictures: the data set cannot be read. {gone}" in page.text
     assert page.text.count("picture not available") > 0
+
+
+def test_a_record_of_before_calibration_is_shown(dataset: Dataset, tmp_path: Path) -> None:
+    """Runs outlive the version that made them."""
+    evaluate(tmp_path, dataset, own=True)
+    path = tmp_path / "evaluation" / "metrics.json"
+    record = json.loads(path.read_text())
+    for name in ("negative_log_likelihood", "selective"):
+        del record["scores"][name]
+    path.write_text(json.dumps(record))
+    page = Page(write_run_report(tmp_path))
+    page.assert_self_contained()
+    assert "expected calibration error" in page.text
+    assert "Selective prediction" not in page.text
 
 
 def test_report_does_without_what_is_missing(dataset: Dataset, tmp_path: Path) -> None:

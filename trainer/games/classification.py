@@ -56,12 +56,12 @@ class Classification(Stateless):
 
 @torch.no_grad()
 def predict(classifier: torch.nn.Module, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities float32 [n, types] and rows int64 [n] of all images in `batches`, on the CPU."""
+    """Logits float32 [n, types] and rows int64 [n] of all images in `batches`, on the CPU."""
     classifier.eval()
-    probabilities, rows = [], []
+    logits, rows = [], []
     for batch in batches:
-        probabilities.append(classifier(batch.images).float().softmax(dim=1).cpu())
+        logits.append(classifier(batch.images).float().cpu())
         rows.append(torch.from_numpy(batch.rows))
     if not rows:
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
-    return torch.cat(probabilities), torch.cat(rows)
+    return torch.cat(logits), torch.cat(rows)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Estimate = dict[str, float | None]  # "value", "low", "high"
 
 # Resamples worked on together: few enough that their weights stay in the processor's cache.
 RESAMPLES_AT_ONCE = 32
@@ -62,24 +63,39 @@ def measures_of_confusion(confusion: NDArray[np.generic]) -> dict[str, Floats]:
 
 
 def resampled_measures(images: ScoredImages, resamples: int, seed: int) -> dict[str, Floats]:
-    """The measures of `measures_of_confusion`, "auroc" [B, C] and "calibration_error" [B] of B resamples."""
-    n, types = images.probabilities.shape
+    """The measures of `measures_of_confusion` and of `resampled_trust`, and "auroc" [B, C], of B resamples."""
+    types = images.probabilities.shape[1]
     confusions = np.zeros((images.number_of_groups, types * types))
     np.add.at(confusions, (images.group, images.labels * types + images.predicted), 1.0)
-    confidence = images.probabilities[np.arange(n), images.predicted]
-    overconfidence = np.zeros((images.number_of_groups, images.number_of_bins))
-    right = images.labels == images.predicted
-    np.add.at(overconfidence, (images.group, images.calibration_bin), confidence - right)
-    images_of_group = np.bincount(images.group, minlength=images.number_of_groups).astype(np.float64)
     rankings = [_ranking(images, kind) for kind in range(types)]
 
     parts: list[dict[str, Floats]] = []
     for weights in group_weights(images.number_of_groups, resamples, seed):
         part = measures_of_confusion((weights.T @ confusions).reshape(-1, types, types))
-        part["calibration_error"] = np.abs(weights.T @ overconfidence).sum(axis=1) / (weights.T @ images_of_group)
         part["auroc"] = np.stack([_weighted_auroc(ranking, weights) for ranking in rankings], axis=1)
         parts.append(part)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return joined | resampled_trust(images, resamples, seed)
+
+
+def resampled_trust(images: ScoredImages, resamples: int, seed: int) -> dict[str, Floats]:
+    """ "calibration_error" and "negative_log_likelihood" [B] of B resamples, the same as `resampled_measures` draws."""
+    confidence = images.probabilities[np.arange(len(images.labels)), images.predicted]
+    overconfidence = np.zeros((images.number_of_groups, images.number_of_bins))
+    np.add.at(overconfidence, (images.group, images.calibration_bin), confidence - (images.labels == images.predicted))
+    losses = np.bincount(images.group, negative_log_likelihood(images), images.number_of_groups)
+    images_of_group = np.bincount(images.group, minlength=images.number_of_groups).astype(np.float64)
+    errors, means = [], []
+    for weights in group_weights(images.number_of_groups, resamples, seed):
+        drawn = weights.T @ images_of_group
+        errors.append(np.abs(weights.T @ overconfidence).sum(axis=1) / drawn)
+        means.append(weights.T @ losses / drawn)
+    return {"calibration_error": np.concatenate(errors), "negative_log_likelihood": np.concatenate(means)}
+
+
+def negative_log_likelihood(images: ScoredImages) -> Floats:
+    """-log p(true type) of each image [n]; a probability below 1e-12 counts as that, so that one image stays one."""
+    return -np.log(np.maximum(images.probabilities[np.arange(len(images.labels)), images.labels], 1e-12))
 
 
 def group_weights(number_of_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
@@ -142,3 +158,15 @@ def all_right_lower_bound(groups: NDArray[np.generic], confidence: float = 0.975
         spent = np.sum(counts * np.maximum(0.0, -np.log(level * counts)))
         low, high = (level, high) if spent > budget else (low, level)
     return float(np.minimum(1.0, high * counts).mean())
+
+
+def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
+    """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
+    draws = draws[~np.isnan(draws)]
+    if draws.size and np.ptp(draws) > 1e-12:
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return {"value": value, "low": float(low), "high": float(high)}
+    if trials is not None and value in (0.0, 1.0):
+        bound = all_right_lower_bound(trials)
+        return {"value": value, "low": bound, "high": 1.0} if value else {"value": value, "low": 0.0, "high": 1 - bound}
+    return {"value": value, "low": None, "high": None}

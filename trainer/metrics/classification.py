@@ -8,7 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional import classification as torchmetrics
 
-from trainer.metrics.bootstrap import Floats, ScoredImages, all_right_lower_bound, resampled_measures
+from trainer.metrics.bootstrap import (
+    Estimate,
+    Floats,
+    ScoredImages,
+    interval,
+    negative_log_likelihood,
+    resampled_measures,
+    resampled_trust,
+)
+from trainer.metrics.selective import selective_scores
 
 CALIBRATION_BINS = 15
 INTERVAL_METHOD = (
@@ -19,8 +28,7 @@ INTERVAL_METHOD = (
 MACRO = ("sensitivity", "specificity", "precision", "f1", "auroc")
 PER_TYPE = ("sensitivity", "specificity", "precision", "f1", "auroc", "accuracy")
 OVERALL = ("accuracy", "balanced_accuracy", *MACRO, "calibration_error")
-
-Estimate = dict[str, float | None]
+TRUST = ("calibration_error", "negative_log_likelihood")
 
 
 def score(
@@ -38,7 +46,8 @@ def score(
     balanced accuracy is by definition the mean sensitivity. A type without an image in the labels ("absent")
     has null values and is left out of the means, though predictions of it still count as wrong. A type's
     "accuracy" is one-vs-rest: (TP + TN) / n, as in figures 53 and 54. An interval is null where it cannot be
-    had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins.
+    had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins;
+    "negative_log_likelihood" is a mean over images, in nats; "selective": see `selective_scores`.
     Raises ValueError when the arrays disagree, are empty, or are no probabilities.
     """
     images = _scored_images(probabilities, labels, groups, len(cell_types))
@@ -49,9 +58,7 @@ def score(
         resampled = resampled_measures(images, bootstrap_samples, seed)
     counted = _groups_behind(images)
 
-    overall = {
-        name: _estimate(point, resampled, name, counted["accuracy"]) for name in ("accuracy", "calibration_error")
-    }
+    overall = {name: _estimate(point, resampled, name, counted["accuracy"]) for name in ("accuracy", *TRUST)}
     for name in MACRO:
         overall[name] = _macro_estimate(point, resampled, name, counted["sensitivity"][present])
     overall["balanced_accuracy"] = dict(overall["sensitivity"])
@@ -69,11 +76,29 @@ def score(
         "groups": images.number_of_groups,
         "interval": {"method": INTERVAL_METHOD, "resamples": bootstrap_samples, "seed": seed},
         "absent": [cell_type for cell_type, there in zip(cell_types, present, strict=True) if not there],
-        **{name: overall[name] for name in OVERALL},
+        **{name: overall[name] for name in (*OVERALL, "negative_log_likelihood")},
         "per_type": per_type,
         "confusion": point["confusion"].astype(int).tolist(),
         "reliability": _reliability(images),
+        "selective": selective_scores(images, bootstrap_samples, seed),
     }
+
+
+def trust(
+    probabilities: NDArray[np.floating[Any]],
+    labels: NDArray[np.integer[Any]],
+    groups: Sequence[str],
+    cell_types: Sequence[str],
+    bootstrap_samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Of what `score` returns: "calibration_error", "negative_log_likelihood" and "reliability" alone."""
+    images = _scored_images(probabilities, labels, groups, len(cell_types))
+    point, resampled = _point_trust(images), {}
+    if bootstrap_samples > 0 and images.number_of_groups > 1:
+        resampled = resampled_trust(images, bootstrap_samples, seed)
+    behind = np.array([images.number_of_groups], dtype=np.float64)
+    return {name: _estimate(point, resampled, name, behind) for name in TRUST} | {"reliability": _reliability(images)}
 
 
 def format_scores(scores: Mapping[str, Any]) -> str:
@@ -82,6 +107,11 @@ def format_scores(scores: Mapping[str, Any]) -> str:
     lines += [f"{name.replace('_', ' '):<22}{format_estimate(scores[name], brackets=True)}" for name in OVERALL]
     width = max(len(cell_type) for cell_type in scores["per_type"]) + 2
     heads = ("sensitivity", "specificity", "precision", "f1")
+    lines += [f"{'log likelihood, neg.':<22}{format_nats(scores['negative_log_likelihood'])}"]
+    selective = scores["selective"]
+    lines += [f"{'error over coverage':<22}{format_estimate(selective['risk_coverage_area'], brackets=True)}"]
+    for share, estimate in selective["accuracy_at_coverage"].items():
+        lines.append(f"{f'accuracy, surest {share} %':<22}{format_estimate(estimate, brackets=True)}")
     lines += ["", f"{'':<{width}}{'images':>7}" + "".join(f"{name:>20}" for name in heads)]
     for cell_type, row in scores["per_type"].items():
         cells = "".join(f"{format_estimate(row[name], brackets=True):>20}" for name in heads)
@@ -99,6 +129,14 @@ def format_estimate(estimate: Mapping[str, float | None], brackets: bool = False
     if not brackets or low is None or high is None:
         return f"{100 * value:.1f}"
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def format_nats(estimate: Mapping[str, float | None]) -> str:
+    """'0.142 [0.101, 0.187]': a negative log likelihood with its interval; '-' where there is no value."""
+    value, low, high = estimate["value"], estimate["low"], estimate["high"]
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _scored_images(
@@ -150,12 +188,8 @@ def _point_measures(images: ScoredImages) -> dict[str, Floats]:
         if not only_type[kind]:
             auroc[kind] = torchmetrics.binary_auroc(probabilities[:, kind], is_type).item()
     accuracy = torchmetrics.multiclass_accuracy(predicted, labels, types, average="micro")
-    error = torchmetrics.multiclass_calibration_error(
-        probabilities.clamp(max=1 - 1e-9), labels, types, n_bins=CALIBRATION_BINS, norm="l1"
-    )
-    return {
+    return _point_trust(images) | {
         "accuracy": np.array(accuracy.item()),
-        "calibration_error": np.array(error.item()),
         "sensitivity": per_type(torchmetrics.multiclass_recall),
         "specificity": np.where(only_type, np.nan, per_type(torchmetrics.multiclass_specificity)),
         "precision": per_type(torchmetrics.multiclass_precision),
@@ -163,6 +197,21 @@ def _point_measures(images: ScoredImages) -> dict[str, Floats]:
         "auroc": auroc,
         "type_accuracy": type_accuracy,
         "confusion": confusion,
+    }
+
+
+def _point_trust(images: ScoredImages) -> dict[str, Floats]:
+    """The calibration error and the mean negative log likelihood of the images as they are."""
+    error = torchmetrics.multiclass_calibration_error(
+        torch.from_numpy(images.probabilities).clamp(max=1 - 1e-9),
+        torch.from_numpy(images.labels),
+        images.probabilities.shape[1],
+        n_bins=CALIBRATION_BINS,
+        norm="l1",
+    )
+    return {
+        "calibration_error": np.array(error.item()),
+        "negative_log_likelihood": np.array(negative_log_likelihood(images).mean()),
     }
 
 
@@ -219,18 +268,6 @@ def _macro_estimate(
     with np.errstate(invalid="ignore"):
         draws = np.where(there, resampled[name], 0.0).sum(axis=1) / there.sum(axis=1)
     return interval(value, draws, groups_of_types if name == "sensitivity" else None)
-
-
-def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
-    """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
-    draws = draws[~np.isnan(draws)]
-    if draws.size and np.ptp(draws) > 1e-12:
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return {"value": value, "low": float(low), "high": float(high)}
-    if trials is not None and value in (0.0, 1.0):
-        bound = all_right_lower_bound(trials)
-        return {"value": value, "low": bound, "high": 1.0} if value else {"value": value, "low": 0.0, "high": 1 - bound}
-    return {"value": value, "low": None, "high": None}
 
 
 def _reliability(images: ScoredImages) -> list[dict[str, float | int | None]]:

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from data_pipeline.errors import UserError
 
 OWN_TEST = "metrics.json"
+# How many cells a report shows.
+RIGHT_PER_TYPE = 2
+MOST_WRONG = 24
+HEAT = "heat"  # column of uint8 bytes of HEAT_SIDE squared pixels, as trainer.grad_cam gives them; of shown cells only
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
 SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 
@@ -43,6 +47,16 @@ def predictions_frame(
     frame["predicted"] = np.array(cell_types, dtype=object)[np.asarray(probabilities).argmax(axis=1)]
     columns = {f"{PROBABILITY}{cell_type}": probabilities[:, i] for i, cell_type in enumerate(cell_types)}
     return pd.concat([frame, pd.DataFrame(columns, dtype=np.float32)], axis=1)
+
+
+def shown_cells(predictions: pd.DataFrame, cell_types: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that a report shows: RIGHT_PER_TYPE right answers of each type, the MOST_WRONG surest wrong ones."""
+    is_right = predictions["cell_type"] == predictions["predicted"]
+    confidence = predictions[[f"{PROBABILITY}{cell_type}" for cell_type in cell_types]].max(axis=1)
+    # An id is a hash: the first by id are a random draw, not the best ones.
+    right = predictions[is_right].sort_values(["cell_type", "id"]).groupby("cell_type").head(RIGHT_PER_TYPE)
+    wrong = predictions[~is_right].assign(confidence=confidence[~is_right])
+    return right, wrong.sort_values(["confidence", "id"], ascending=[False, True]).head(MOST_WRONG)
 
 
 def save_evaluation(run: Path, record: dict[str, Any], predictions: pd.DataFrame, own_test: bool) -> Path:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from trainer.metrics.bootstrap import Floats, group_weights, measures_of_confusion
-from trainer.metrics.classification import Estimate, interval
+from trainer.metrics.bootstrap import Estimate, Floats, group_weights, interval, measures_of_confusion
 from trainer.metrics.evaluation import Evaluation, load_evaluations
 
 SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"

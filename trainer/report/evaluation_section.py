@@ -1,4 +1,4 @@
-"""One evaluation of a classifier as blocks of a page: scores, figures 53 to 57, confusion, calibration."""
+"""One evaluation of a classifier as blocks of a page: scores, figures 53 to 57, confusion, trust."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +9,13 @@ from markupsafe import Markup
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from trainer.metrics.classification import format_estimate
-from trainer.metrics.evaluation import PROBABILITY, Evaluation
+from trainer.metrics.classification import format_estimate, format_nats
+from trainer.metrics.evaluation import HEAT, PROBABILITY, RIGHT_PER_TYPE, Evaluation, shown_cells
 from trainer.report import figures
-from trainer.report.gallery import NO_PICTURE, prediction_card, thumbnail, type_numbers
+from trainer.report.gallery import prediction_card, type_numbers
 from trainer.report.page import Block, Cards, Cell, Facts, Figure, Section, Table, Text, Tile, Tiles
+from trainer.report.picture import HEAT_WORDS, NO_PICTURE, thumbnail
 
-RIGHT_PER_TYPE = 2
-MOST_WRONG = 24
 HEADLINE = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy = mean sensitivity",
@@ -55,6 +54,10 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         ("normaliser", _normalizer(record)),
         ("intervals", f"{scores['interval']['method']}; {scores['interval']['resamples']} resamples"),
     ]
+    if "calibration" in record:
+        calibration = record["calibration"]
+        fitted = f"fitted on {calibration['validation_images']} validation images"
+        rows.append(("temperature", f"{calibration['temperature']:.3f}, {calibration['remark'] or fitted}"))
     if record["not_scored"]:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record["not_scored"].items())
         rows.insert(3, ("not scored", f"{left}: not among the model's types"))
@@ -95,15 +98,58 @@ def evaluation_section(evaluation: Evaluation) -> Section:
         ),
         _type_table(scores, words),
         _confusion_table(record, words),
-        Figure(
-            figures.reliability_diagram(scores, evaluation.name),
-            f"Calibration ({words}): expected calibration error "
-            f"{format_estimate(scores['calibration_error'])} % "
-            f"({interval_words(scores['calibration_error'])}) in {len(scores['reliability'])} bins.",
-        ),
+        *_trust(evaluation, words),
     ]
     title = f"{'Own test split' if evaluation.is_own_test else 'Evaluation'}: {_title_words(record)}"
     return Section(title, f"Scores on {words}.", [*blocks, *_galleries(evaluation, words)])
+
+
+def _trust(evaluation: Evaluation, words: str) -> list[Block]:
+    """Calibration before and after temperature, and selective prediction; less of both in records of old."""
+    scores, calibration = evaluation.record["scores"], evaluation.record.get("calibration")
+    models, told = [("this model", scores["reliability"])], ""
+    if calibration is not None and calibration["temperature"] != 1:
+        models = [
+            (f"at temperature {calibration['temperature']:.2f}", scores["reliability"]),
+            ("as trained", calibration["uncalibrated"]["reliability"]),
+        ]
+        told = (
+            f" Temperature {calibration['temperature']:.3f} was fitted on {calibration['validation_images']} "
+            "validation images, and all scores are of the probabilities that it gives; as trained: "
+            f"{_trust_words(calibration['uncalibrated'])}."
+        )
+    if calibration is not None and calibration["remark"]:
+        told += f" Calibration: {calibration['remark']}."
+    bins = len(scores["reliability"])
+    blocks: list[Block] = [
+        Figure(
+            figures.reliability_diagram(models, evaluation.name),
+            f"Calibration ({words}): {_trust_words(scores)}, in {bins} bins.{told}",
+        )
+    ]
+    if "selective" in scores:
+        selective = scores["selective"]
+        shares = "; ".join(
+            f"of the surest {share} %, {format_estimate(estimate)} % are right ({interval_words(estimate)})"
+            for share, estimate in selective["accuracy_at_coverage"].items()
+        )
+        area = selective["risk_coverage_area"]
+        caption = (
+            f"Selective prediction ({words}): {shares}. Area under the risk-coverage curve (mean share of wrong "
+            f"answers over all coverages) {format_estimate(area)} % ({interval_words(area)}). To leave images to a "
+            "person, give predict.py a confidence from the right as min_confidence=."
+        )
+        blocks.append(Figure(figures.risk_coverage(selective["curve"], evaluation.name), caption))
+    return blocks
+
+
+def _trust_words(scores: Mapping[str, Any]) -> str:
+    """'expected calibration error 3.1 % (2.0 to 4.4), negative log likelihood 0.142 [0.101, 0.187]'."""
+    error = scores["calibration_error"]
+    words = f"expected calibration error {format_estimate(error)} % ({interval_words(error)})"
+    if "negative_log_likelihood" in scores:
+        words += f", negative log likelihood {format_nats(scores['negative_log_likelihood'])}"
+    return words
 
 
 def _title_words(record: Mapping[str, Any]) -> str:
@@ -153,13 +199,12 @@ def _galleries(evaluation: Evaluation, words: str) -> list[Block]:
         return [Text(f"{evaluation.name}.parquet cannot be read: no single cells are shown.", warning=True)]
     is_right = predictions["cell_type"] == predictions["predicted"]
     columns = [f"{PROBABILITY}{cell_type}" for cell_type in record["cell_types"]]
-    confidence = predictions[columns].max(axis=1)
-    # An id is a hash: the first by id are a random draw, not the best ones.
-    right = predictions[is_right].sort_values(["cell_type", "id"]).groupby("cell_type").head(RIGHT_PER_TYPE)
-    wrong = predictions[~is_right].assign(confidence=confidence[~is_right])
-    wrong = wrong.sort_values(["confidence", "id"], ascending=[False, True]).head(MOST_WRONG)
-    pictures, problem = _pictures(record, [*right["id"], *wrong["id"]])
-    key = f"Bars: {type_numbers(record['cell_types'])}."
+    right, wrong = shown_cells(predictions, record["cell_types"])
+    shown = pd.concat([right, wrong])
+    heat = dict(zip(shown["id"], shown[HEAT], strict=True)) if HEAT in shown else {}
+    heat = {name: each for name, each in heat.items() if isinstance(each, bytes)}
+    pictures, problem = _pictures(record, heat, shown["id"].tolist())
+    key = f"Bars: {type_numbers(record['cell_types'])}.{f' {HEAT_WORDS}' if heat else ''}"
     blocks: list[Block] = [Text(problem, warning=True)] if problem else []
     if len(right):
         caption = (
@@ -196,8 +241,10 @@ def _cards(
     ]
 
 
-def _pictures(record: Mapping[str, Any], ids: Sequence[str]) -> tuple[dict[str, Markup], str]:
-    """Thumbnails of the ids that the data set still holds, and one line on what is amiss ('' nothing)."""
+def _pictures(
+    record: Mapping[str, Any], heat: Mapping[str, bytes], ids: Sequence[str]
+) -> tuple[dict[str, Markup], str]:
+    """Thumbnails of the ids that the data set still holds, under their heat; and what is amiss ('' nothing)."""
     data = record["dataset"]
     try:
         dataset = Dataset.open(str(data["path"]))
@@ -208,7 +255,8 @@ def _pictures(record: Mapping[str, Any], ids: Sequence[str]) -> tuple[dict[str, 
     problem = ""
     for _, row in samples[samples["id"].isin(list(ids))].iterrows():
         try:
-            pictures[row["id"]] = thumbnail(dataset.read_encoded(row), row["cell_type"] or "cell")
+            picture = dataset.read_encoded(row)
+            pictures[row["id"]] = thumbnail(picture, row["cell_type"] or "cell", heat.get(row["id"]))
         except UserError as error:
             problem = f"Some pictures are missing. {error}"
     missing = len(set(ids) - set(pictures))

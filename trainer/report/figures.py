@@ -105,29 +105,57 @@ def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
         return svg(drawing, f"types-{name}")
 
 
-def reliability_diagram(scores: Mapping[str, Any], name: str) -> Markup:
-    """Accuracy against confidence, and the number of predictions, in the bins of the calibration error."""
-    bins = [row for row in scores["reliability"] if row["count"]]
-    middle = [(row["low"] + row["high"]) / 2 for row in scores["reliability"]]
-    width = 1 / len(middle)
+def reliability_diagram(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str) -> Markup:
+    """Accuracy against confidence, and the number of predictions, in the bins of the calibration error.
+
+    models: a label and the "reliability" of each, at most three.
+    """
     with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 3.7), layout="constrained")
         accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
         accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
-        accuracy.plot(
-            [row["confidence"] for row in bins],
-            [row["accuracy"] for row in bins],
-            color=SERIES[0], marker="o", markersize=5, label="this model",
-        )  # fmt: skip
+        for number, (label, bins) in enumerate(models):
+            points = [(row["confidence"], row["accuracy"]) for row in bins if row["count"]]
+            accuracy.plot(*zip(*points, strict=True), color=SERIES[number], marker="o", markersize=5, label=label)
+            width = 1 / len(bins) / len(models)
+            left = [row["low"] + (number + 0.5) * width for row in bins]
+            counts.bar(left, [row["count"] for row in bins], 0.86 * width, color=SERIES[number], label=label)
         accuracy.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", title="Accuracy at each confidence")
         accuracy.xaxis.set_major_formatter(PercentFormatter(1.0))
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-        accuracy.legend(loc="upper left")
-        counts.bar(middle, [row["count"] for row in scores["reliability"]], 0.86 * width, color=SERIES[0])
+        accuracy.legend(loc="lower right")
         counts.set(xlim=(0, 1), xlabel="confidence", title="Predictions at each confidence")
         counts.xaxis.set_major_formatter(PercentFormatter(1.0))
         counts.grid(axis="x", visible=False)
         return svg(drawing, f"reliability-{name}")
+
+
+def risk_coverage(curve: Sequence[Mapping[str, Any]], name: str) -> Markup:
+    """Accuracy of the surest answers against the share of images answered, and the confidence that this asks for.
+
+    curve: "selective" / "curve" of what `trainer.metrics.classification.score` returned.
+    """
+    share = [row["coverage"] for row in curve]
+    estimates = [row["accuracy"] for row in curve]
+    spread = [
+        (each["low"], each["high"], x) for each, x in zip(estimates, share, strict=True) if each["low"] is not None
+    ]
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, confidence = drawing.subplots(1, 2)
+        if spread:
+            low, high, x = zip(*spread, strict=True)
+            accuracy.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0, label="95 % interval")
+        accuracy.plot(share, [each["value"] for each in estimates], color=SERIES[0], label="accuracy")
+        accuracy.set(title="Accuracy of the surest answers")
+        accuracy.legend(loc="lower left")
+        confidence.plot(share, [row["confidence"] for row in curve], color=SERIES[1])
+        confidence.set(title="Least confidence that is answered", ylim=(0, 1.02))
+        for axes in (accuracy, confidence):
+            axes.set(xlim=(0, 1.02), xlabel="share of images answered")
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        return svg(drawing, f"coverage-{name}")
 
 
 def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:

@@ -1,7 +1,5 @@
 """Galleries of cells with the model's answers (figures 55 to 57)."""
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,32 +7,15 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
 from tqdm import tqdm
 
 from data_pipeline.errors import UserError
-from trainer.metrics.evaluation import PROBABILITY
+from trainer.metrics.evaluation import HEAT, PROBABILITY
 from trainer.report.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
+from trainer.report.picture import HEAT_WORDS, thumbnail
 
-THUMBNAIL_SIZE = 144  # pixels; about 5 kB as JPEG
 CARDS_PER_PAGE = 240  # about 2 MB
 MAX_PAGES = 100
-NO_PICTURE = Markup('<div class="nothing">picture not available</div>')
-
-
-def thumbnail(source: Path | bytes, alt: str) -> Markup:
-    """An <img> whose data URI holds the picture as a small JPEG; a grey box where it cannot be read."""
-    try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            image.draft("RGB", (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return NO_PICTURE  # Pillow raises each of these for a damaged file
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Markup('<img src="data:image/jpeg;base64,{}" alt="{}" loading="lazy">').format(Markup(data), alt)
 
 
 def confidence_bars(probabilities: Sequence[float], predicted: int, true: int | None) -> Markup:
@@ -62,7 +43,13 @@ def type_numbers(cell_types: Sequence[str]) -> str:
 
 
 def prediction_card(
-    probabilities: Sequence[float], cell_types: Sequence[str], true_type: str, picture: Markup, note: str
+    probabilities: Sequence[float],
+    cell_types: Sequence[str],
+    true_type: str,
+    picture: Markup,
+    note: str,
+    *,
+    uncertain: bool = False,
 ) -> Card:
     """'Neutrophil 71 % (Basophil)': predicted type, confidence, in brackets the true type ('' unknown)."""
     predicted = max(range(len(cell_types)), key=lambda index: probabilities[index])
@@ -74,14 +61,16 @@ def prediction_card(
         note=note,
         bars=confidence_bars(probabilities, predicted, true),
         wrong=bool(true_type) and true_type != cell_types[predicted],
+        uncertain=uncertain,
     )
 
 
-def write_prediction_gallery(frame: pd.DataFrame, out: Path) -> Path:
+def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: bool = False) -> Path:
     """Write out/gallery.html for pictures without (or with) known types; returns its path.
 
     frame columns: path (of an image file), type, confidence, a "p:<type>" column per type, and optionally
-    cell_type (the true type, '' unknown). The cells stand by predicted type, least certain first,
+    cell_type (the true type, '' unknown), uncertain (bool) and heat (bytes, as trainer.grad_cam gives them; with
+    middle_square, of each picture's middle square). The cells stand by predicted type, least certain first,
     CARDS_PER_PAGE to a file: gallery.html, gallery-002.html, ... Beyond MAX_PAGES files the most certain
     cells of each type are left out, and the page says so. Files of an earlier gallery in `out` are replaced.
     Raises UserError when the folder cannot be written.
@@ -112,7 +101,7 @@ def write_prediction_gallery(frame: pd.DataFrame, out: Path) -> Path:
                     )
                 if pages > 1:
                     above.append(Links("Pages:", links))
-                sections = _sections_by_type(rows, cell_types, progress)
+                sections = _sections_by_type(rows, cell_types, middle_square, progress)
                 subtitle = f"{len(frame)} images; page {number + 1} of {pages}; least certain first in each type"
                 write_page(out / name, "Predicted cell types", subtitle, above, sections)
     except OSError as error:
@@ -146,24 +135,33 @@ def _count_table(frame: pd.DataFrame, cell_types: Sequence[str]) -> Table:
     for cell_type in cell_types:
         confidences = frame.loc[frame["type"] == cell_type, "confidence"]
         middle = _percent(float(confidences.median())) if len(confidences) else "-"
-        unsure = str(int((confidences < 0.5).sum()))
+        is_unsure = frame["uncertain"] if "uncertain" in frame else frame["confidence"] < 0.5
+        unsure = str(int(is_unsure[frame["type"] == cell_type].sum()))
         rows.append([Cell(cell_type), Cell(str(len(confidences))), Cell(middle), Cell(unsure)])
     caption = f"Predictions of {len(frame)} images. Confidence is the model's own probability."
-    return Table(caption, ["type", "images", "median confidence", "below 50 %"], rows)
+    last = "uncertain" if "uncertain" in frame else "below 50 %"
+    return Table(caption, ["type", "images", "median confidence", last], rows)
 
 
-def _sections_by_type(rows: pd.DataFrame, cell_types: Sequence[str], progress: Any) -> list[Section]:
+def _sections_by_type(
+    rows: pd.DataFrame, cell_types: Sequence[str], middle_square: bool, progress: Any
+) -> list[Section]:
     columns = [f"{PROBABILITY}{cell_type}" for cell_type in cell_types]
     sections = []
     for predicted, part in rows.groupby("type", sort=False):
         cards = []
         tables = part[columns].to_numpy(dtype=float).tolist()
         truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
-        for path, truth, probabilities in zip(part["path"], truths, tables, strict=True):
-            picture = thumbnail(Path(str(path)), Path(str(path)).name)
-            cards.append(prediction_card(probabilities, cell_types, str(truth), picture, Path(str(path)).name))
+        unsure = part["uncertain"] if "uncertain" in part else [False] * len(part)
+        hot = part[HEAT] if HEAT in part else [None] * len(part)
+        for path, truth, probabilities, uncertain, heat in zip(part["path"], truths, tables, unsure, hot, strict=True):
+            name = Path(str(path)).name
+            picture = thumbnail(Path(str(path)), name, heat, middle_square=middle_square)
+            cards.append(
+                prediction_card(probabilities, cell_types, str(truth), picture, name, uncertain=bool(uncertain))
+            )
             progress.update()
-        key = f"Bars: {type_numbers(cell_types)}."
+        key = f"Bars: {type_numbers(cell_types)}.{f' {HEAT_WORDS}' if HEAT in part else ''}"
         sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))
     return sections
 

@@ -94,6 +94,7 @@ class Card:
     note: str
     bars: Markup
     wrong: bool = False
+    uncertain: bool = False
 
 
 @dataclass(frozen=True)
