@@ -82,9 +82,9 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
     """All measurements, as they go into the JSON."""
     # Worker processes that write the data sets import this file: what they do not need waits until here.
     from tests.benchmarks.machine import describe_machine
+    from tests.benchmarks.own_training import training_throughput
     from tests.benchmarks.peers import DECODERS, installed_peers
     from tests.benchmarks.throughput import loading_throughput
-    from tests.benchmarks.training import training_throughput
     from trainer.topology import join_processes
 
     # One more worker than cores is among the settings tried, on purpose.

@@ -5,6 +5,7 @@ import io
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainer.player import Player
 from trainer.progress import read_records
 from trainer.topology import resolve_precision
 
-_LAPS = 4
+LAPS = 4
 
 
 class OnDevice(Stream):
@@ -60,7 +61,7 @@ def training_throughput(
     kinds = {"stream": Stream, "synthetic": OnDevice}
     # As many steps as fill the time, however fast the device is.
     speed = train_speed(OnDevice, dataset, config, topology, 1, scratch / "trial")
-    lap_steps = max(1, math.ceil(seconds * speed / config.train.global_batch / _LAPS))
+    lap_steps = max(1, math.ceil(seconds * speed / config.train.global_batch / LAPS))
     found: dict[str, list[float]] = {name: [] for name in kinds}
     with tqdm(total=repeats * len(kinds), desc="training", disable=not progress) as bar:
         for repeat in range(repeats):
@@ -73,7 +74,7 @@ def training_throughput(
         "model": config.model.name,
         "image_size": config.data.image_size,
         "global_batch": config.train.global_batch,
-        "steps_measured": lap_steps * _LAPS,
+        "steps_measured": lap_steps * LAPS,
         "images_per_second": {name: summary(values, 1) for name, values in found.items()},
         "ratios": {"stream / synthetic": paired_ratio(found["stream"], found["synthetic"])},
     }
@@ -83,7 +84,26 @@ def train_speed(
     kind: type[Stream], dataset: Dataset, config: ClassifierRunConfig, topology: Topology, lap_steps: int, run: Path
 ) -> float:
     """Images per second of some laps of the real loop, after one that is left out."""
-    steps = (1 + _LAPS) * lap_steps
+    return train_laps(kind, dataset, config, topology, lap_steps, run).images_per_second
+
+
+@dataclass(frozen=True)
+class Laps:
+    """What some laps of the real loop came to: images per second, and the share of the time spent waiting for data."""
+
+    images_per_second: float
+    data_wait: float
+
+
+class _Measured(Exception):
+    """Ends the loop before it writes a checkpoint, which is no part of a step."""
+
+
+def train_laps(
+    kind: type[Stream], dataset: Dataset, config: ClassifierRunConfig, topology: Topology, lap_steps: int, run: Path
+) -> Laps:
+    """Some laps of the real loop, after one that is left out."""
+    steps = (1 + LAPS) * lap_steps
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)
     stream = kind(
@@ -92,12 +112,20 @@ def train_speed(
         splits=SPLITS,
         cell_types=cell_types,
         global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
         training=True,
         topology=topology,
     )
     torch.manual_seed(0)
     network = build_classifier(config.model, len(cell_types), config.data.image_size)
-    classifier = Player("classifier", network, config.optimizer, precision=precision, total_steps=steps)
+    classifier = Player(
+        "classifier",
+        network,
+        config.optimizer,
+        precision=precision,
+        total_steps=steps,
+        choices=config.train.network_choices,
+    )
     game = Classification(
         classifier,
         label_smoothing=config.train.label_smoothing,
@@ -111,11 +139,11 @@ def train_speed(
         checkpoint_every=steps,
         log_every=lap_steps,
     )
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Measured):  # no progress bar
         fit(
             game,
             {"train": stream},
-            lambda step: {},
+            _stop,
             length,
             epoch_steps=steps,
             run=run,
@@ -125,5 +153,12 @@ def train_speed(
             fingerprint={},
             progress=Progress(),
         )
-    laps = [record["images_per_second"] for record in read_records(run) if record["kind"] == "step"]
-    return statistics.harmonic_mean(laps[1:])
+    laps = [record for record in read_records(run) if record["kind"] == "step"][1:]
+    return Laps(
+        statistics.harmonic_mean([lap["images_per_second"] for lap in laps]),
+        statistics.mean([lap["data_wait"] for lap in laps]),
+    )
+
+
+def _stop(step: int) -> dict[str, float]:
+    raise _Measured
