@@ -88,7 +88,7 @@ class Player:
         optimizer = _make_optimizer(self.module, config, self.device)
         self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
         # Beside the bare network, which scores and is saved as ever.
-        self._compiled = torch.compile(self._engine.network) if choices.compile else None
+        self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
         self._average = None
         if config.average_decay > 0:
             self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
@@ -96,7 +96,8 @@ class Player:
     @property
     def engine(self) -> nn.Module:
         """The network, data-parallel: losses go through it."""
-        return self._engine.network if self._compiled is None else self._compiled
+        network: nn.Module = self._engine.network if self._compiled is None else self._compiled
+        return network
 
     @property
     def average(self) -> nn.Module:
