@@ -159,13 +159,18 @@ def _gib(count: int) -> float:
 
 def phantoms(work: Path, per_type: int, size: int) -> Path:
     """A data set of phantoms in both stains; per_type in each."""
-    workers = len(os.sched_getaffinity(0))
+    workers = useful_workers(12 * 2 * per_type)
     table = render_phantoms(
         work / "raw", per_type, slides=min(20, per_type), size=size, workers=workers, progress=False
     )
     source = SourceDeclaration(kind="table", name="phantom", root=table, domain="phantom")
     build_dataset(work / "data", [source], ratio=(0.6, 0.2, 0.2), workers=workers, progress=False)
     return work / "data"
+
+
+def useful_workers(images: int) -> int:
+    """Processes that prepare so many images: each takes some seconds to begin."""
+    return len(os.sched_getaffinity(0)) if images > 2000 else 1
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class _Bench:
         folders = sorted(raw.iterdir())
         labels = {folder.name: CELL_TYPES[number % len(CELL_TYPES)] for number, folder in enumerate(folders)}
         source = SourceDeclaration("folder", "images", raw, "benchmark", labels)
-        workers = len(os.sched_getaffinity(0))
+        workers = memory.useful_workers(options.count)
         settings = ShardSettings(stored_size=options.stored_size)
         build_dataset(scratch / "dataset", [source], settings=settings, workers=workers, progress=progress)
         self._dataset = Dataset.open(scratch / "dataset")
