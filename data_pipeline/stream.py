@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from data_pipeline.augment import AugmentConfig, draw_parameters
 from data_pipeline.catalog import SPLITS, Dataset
+from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.global_batches import GlobalBatches
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
@@ -213,14 +214,17 @@ class Stream:
         read = _Reading(self, first_batch, ahead)
         try:
             pipeline = build_graph(self._graph_config(), read.next_inputs, self._topology.gpu)
+            # Images come in the order of torch's own work: the host does not wait for them.
+            on_gpu = self._topology.gpu is not None
+            compute_stream = torch.cuda.current_stream(self._topology.device) if on_gpu else None
             while True:
                 try:
-                    (output,) = pipeline.run()
+                    (output,) = pipeline.run(compute_stream)
                 except StopIteration:
                     return
                 batch, rows, positions = read.handed_over.popleft()
                 images = from_dlpack(output.as_tensor())
-                labels = torch.from_numpy(self.labels[rows]).to(images.device, non_blocking=True)
+                labels = to_device(self.labels[rows], images.device)
                 yield MicroBatch(images, labels, rows, positions, batch, self.parts)
         finally:
             if ahead is not None:

@@ -13,6 +13,8 @@ usage:
                             timm (any of its models, with model.timm_name=...)
       data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
       train.epochs=200      train.global_batch=64      train.precision=fp16
+      train.checkpoint_activations=true   less memory for about a third more time
+      train.compile=true                  by torch.compile; needs a C++ compiler
       optimizer.learning_rate=0.001
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 

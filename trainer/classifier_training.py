@@ -28,6 +28,7 @@ from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_sta
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
+from trainer.network_choices import NetworkChoices
 from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_model_card, write_run_report
@@ -42,18 +43,25 @@ class ClassifierFitConfig(FitConfig):
 
     select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
     one after which training stops; null never stops early. synchronize_batch_norm: one set of batch
-    statistics over all GPUs.
+    statistics over all GPUs. checkpoint_activations, compile, channels_last: see NetworkChoices.
     """
 
     label_smoothing: float = 0.1
     select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
     patience: int | None = None
     synchronize_batch_norm: bool = False
+    checkpoint_activations: bool = False
+    compile: bool = False
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
+
+    @property
+    def network_choices(self) -> NetworkChoices:
+        return NetworkChoices(self.checkpoint_activations, self.compile, self.channels_last)
 
 
 @dataclass(frozen=True)
@@ -204,6 +212,7 @@ def _train_by_gradient(
         engine=resolve_engine(config.train.engine),
         total_steps=config.train.epochs * epoch_steps,
         synchronize_batch_norm=config.train.synchronize_batch_norm,
+        choices=config.train.network_choices,
     )
     game = Classification(
         classifier,

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from data_pipeline.device import to_device
+
 Change = Literal["colour", "translation", "cutout"]
 
 # Uniform numbers in [0, 1) that one image's changes follow from.
@@ -33,7 +35,7 @@ def augment(images: torch.Tensor, numbers: npt.NDArray[np.float64], changes: Col
 
 def _change_colour(images: torch.Tensor, numbers: npt.NDArray[np.float64]) -> torch.Tensor:
     """Brightness shifted by -1/2 to 1/2, saturation times 0 to 2, contrast times 1/2 to 3/2."""
-    amounts = torch.from_numpy(numbers).to(images.device, images.dtype).view(-1, 3, 1, 1, 1)
+    amounts = to_device(numbers, images.device).to(images.dtype).view(-1, 3, 1, 1, 1)
     images = images + (amounts[:, 0] - 0.5)
     grey = images.mean(dim=1, keepdim=True)
     images = (images - grey) * (2 * amounts[:, 1]) + grey
@@ -57,4 +59,4 @@ def _cut_out(images: torch.Tensor, numbers: npt.NDArray[np.float64]) -> torch.Te
     kept = np.ones((len(images), 1, side, side), np.float32)
     for mask, (x, y) in zip(kept, centres.tolist(), strict=True):
         mask[:, max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
-    return images * torch.from_numpy(kept).to(images.device, images.dtype)
+    return images * to_device(kept, images.device).to(images.dtype)

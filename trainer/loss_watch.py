@@ -23,7 +23,9 @@ class LossWatch:
         bad = ~torch.isfinite(loss)
         if not self._loss_only:
             bad = bad | ~torch.isfinite(gradient_norm)
-        self._first_bad = torch.where(bad & (self._first_bad < 0), step, self._first_bad)
+        # Filled on the device: a number that torch.where brings there itself is waited for.
+        now = torch.full_like(self._first_bad, step)
+        self._first_bad = torch.where(bad & (self._first_bad < 0), now, self._first_bad)
         if self._copied is None:
             return self.finish()
         known = int(self._arrived) if self._copied.query() else -1

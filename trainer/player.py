@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import distributed, nn
 
 from data_pipeline.errors import UserError
 from trainer.engine import make_engine
+from trainer.network_choices import NetworkChoices, checkpoint_activations, require_compiler, resting_statistics
 from trainer.topology import EngineName, Precision
 
 
@@ -53,6 +54,7 @@ class Player:
     module: the bare network, which computes in the player's precision inside `autocast()` only. engine: the same
     network, data-parallel; losses go through it.
     average: the network to score with (the running average, or the bare network where none is kept).
+    choices: how the network computes.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Player:
         engine: EngineName = "ddp",
         total_steps: int,
         synchronize_batch_norm: bool = False,
+        choices: NetworkChoices = NetworkChoices(),
     ) -> None:
         self.name = name
         self.config = config
@@ -75,9 +78,17 @@ class Player:
             if self.device.type != "cuda":
                 raise UserError("train.synchronize_batch_norm=true works on GPUs only: leave it out on the CPU")
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self.module = module.to(self.device)
+        if choices.checkpoint_activations:
+            checkpoint_activations(module)
+        if choices.compile:
+            require_compiler(self.device)
+        layout = torch.channels_last if choices.channels_last else torch.preserve_format
+        self.module = module.to(self.device).to(memory_format=layout)
+        self._computes_again = choices.checkpoint_activations
         optimizer = _make_optimizer(self.module, config, self.device)
         self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
+        # Beside the bare network, which scores and is saved as ever.
+        self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
         self._average = None
         if config.average_decay > 0:
             self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
@@ -85,7 +96,8 @@ class Player:
     @property
     def engine(self) -> nn.Module:
         """The network, data-parallel: losses go through it."""
-        return self._engine.network
+        network: nn.Module = self._engine.network if self._compiled is None else self._compiled
+        return network
 
     @property
     def average(self) -> nn.Module:
@@ -123,7 +135,8 @@ class Player:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a loss's gradient to the step's; averaged over the processes."""
-        self._engine.backward(loss)
+        with resting_statistics(self.module) if self._computes_again else nullcontext():
+            self._engine.backward(loss)
 
     def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Make these, by parameter's name, the step's gradient, which no loss gave; averaged over the processes."""

@@ -20,6 +20,8 @@ FREE_SETTINGS = frozenset(
         "run",
         "data.threads",
         "data.prefetch",
+        "train.checkpoint_activations",
+        "train.compile",
         "train.engine",
         "train.micro_batch",
         "train.checkpoint_every",

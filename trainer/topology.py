@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import distributed
 
+from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
 
@@ -72,7 +73,7 @@ def gather_images(images: torch.Tensor, positions: npt.NDArray[np.int64]) -> tup
     """
     if not distributed.is_initialized():
         order = positions.argsort()
-        return images[torch.from_numpy(order)], positions[order]
+        return images[to_device(order, images.device)], positions[order]
     world_size = distributed.get_world_size()
     held = torch.tensor([len(images)], device=images.device)
     counts = [torch.empty_like(held) for _ in range(world_size)]

@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from timm.models import checkpoint
 from timm.models.senet import SEBottleneck, SEModule
 from torch import Tensor, nn
 
@@ -155,6 +156,7 @@ class SENetGE(nn.Module):
         self.attention = AttentionFusion(config.stem_widths[-1], channels, config) if config.ge else None
         self.dropout = nn.Dropout(config.dropout)
         self.last_linear = nn.Linear(channels, number_of_types)
+        self._checkpoints_blocks = False
         self._initialise(config.zero_init)
 
     def _initialise(self, zero_init: bool) -> None:
@@ -170,12 +172,21 @@ class SENetGE(nn.Module):
                 elif isinstance(module, AttentionFusion):
                     nn.init.zeros_(module.project_norm.weight)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks keep no activations and compute them again in the backward pass; timm's name for it."""
+        self._checkpoints_blocks = enable
+
     def features(self, images: Tensor) -> Tensor:
         """What the classifier's mean is taken of: Y of figure 38, float [n, C, H, W]."""
         first = self.layer0(images)
         last: Tensor = self.pool0(first)
         for stage in self.stages:
-            last = self.get_submodule(stage)(last)
+            blocks = self.get_submodule(stage)
+            if self._checkpoints_blocks and torch.is_grad_enabled():
+                for block in blocks.children():
+                    last = checkpoint(block, last)
+            else:
+                last = blocks(last)
         return last if self.attention is None else self.attention(first, last)
 
     def forward(self, images: Tensor) -> Tensor:

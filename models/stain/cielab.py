@@ -1,5 +1,7 @@
 """sRGB to CIELAB (white D65, observer of 2 degrees) and back, on batches of images."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ _XYZ_OF_RGB = (
 _LAB_OF_COMPRESSED = torch.tensor([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]], dtype=torch.float64)
 # Once and for all: no exporter knows how to invert a matrix.
 _RGB_OF_XYZ, _COMPRESSED_OF_LAB = torch.linalg.inv(_XYZ_OF_RGB), torch.linalg.inv(_LAB_OF_COMPRESSED)
-_OFFSET = 16.0
+_LIGHTNESS_OFFSET = 16.0
+_OFFSET = torch.tensor([_LIGHTNESS_OFFSET, 0.0, 0.0], dtype=torch.float64).view(3, 1, 1)
 _DELTA = 6 / 29  # where the cube root gives way to a line (CIE 15:2004, section 8.2.1)
 
 
@@ -27,14 +30,13 @@ def rgb_to_lab(images: Tensor) -> Tensor:
     xyz = _mix(_XYZ_OF_RGB, linear)
     compressed = torch.where(xyz > _DELTA**3, xyz.clamp_min(_DELTA**3) ** (1 / 3), xyz / (3 * _DELTA**2) + 4 / 29)
     lab = _mix(_LAB_OF_COMPRESSED, compressed)
-    lab[:, 0] -= _OFFSET
+    lab[:, 0] -= _LIGHTNESS_OFFSET
     return lab
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """The inverse; colours that sRGB does not have are clipped to [-1, 1] in each channel."""
-    offset = torch.tensor([_OFFSET, 0.0, 0.0], dtype=lab.dtype, device=lab.device).view(3, 1, 1)
-    compressed = _mix(_COMPRESSED_OF_LAB, lab + offset)
+    compressed = _mix(_COMPRESSED_OF_LAB, lab + _beside(lab, _OFFSET))
     xyz = torch.where(compressed > _DELTA, compressed**3, 3 * _DELTA**2 * (compressed - 4 / 29))
     linear = _mix(_RGB_OF_XYZ, xyz).clamp(0, 1)
     # The root's derivative at zero is infinite, and would not be a number where the line is taken.
@@ -45,4 +47,17 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
 
 def _mix(matrix: Tensor, images: Tensor) -> Tensor:
     """matrix [3, 3] applied to the channels of images [n, 3, H, W]."""
-    return torch.einsum("ij,njhw->nihw", matrix.to(images), images)
+    return torch.einsum("ij,njhw->nihw", _beside(images, matrix), images)
+
+
+def _beside(images: Tensor, constant: Tensor) -> Tensor:
+    """One of the constants above on the images' device, in their type."""
+    if images.is_cuda and not torch.compiler.is_compiling():
+        return _on_gpu(constant, images.device, images.dtype)
+    return constant.to(images)
+
+
+@cache
+def _on_gpu(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Once for each GPU: every copy there would wait for all that the GPU has been given to do."""
+    return constant.to(device, dtype)

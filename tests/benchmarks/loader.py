@@ -81,9 +81,9 @@ def main(arguments: Sequence[str]) -> None:
 def run(options: Options, progress: bool = True) -> dict[str, Any]:
     """All measurements, as they go into the JSON."""
     # Worker processes that write the data sets import this file: what they do not need waits until here.
+    from tests.benchmarks.own_training import training_throughput
     from tests.benchmarks.peers import DECODERS, installed_peers
     from tests.benchmarks.throughput import loading_throughput
-    from tests.benchmarks.training import training_throughput
     from trainer.machine import describe_machine
     from trainer.topology import join_processes
 

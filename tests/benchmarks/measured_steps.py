@@ -21,9 +21,9 @@ from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, Topology
 from launchers.console import read_config
 from models.classifiers import build_classifier
+from tests.benchmarks.own_training import OnDevice, train_speed
 from tests.benchmarks.step_time import Link, Step, fit_link, ring_all_reduce, waited_for
 from tests.benchmarks.timing import summary
-from tests.benchmarks.training import OnDevice, train_speed
 from trainer.classifier_training import ClassifierRunConfig, known_cell_types
 from trainer.topology import join_processes, leave_processes
 

@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, normal
 from data_pipeline.stream import MicroBatch, Topology
 from trainer.fit import Batches, Stateless, StepResult
@@ -149,7 +151,7 @@ class ConditionalGame(Stateless, ABC):
     def _latents(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         """Standard normal float32 [n, latent_size], the same however the global batch is sliced (contract C11)."""
         draws = normal(derive_key(self._seed, "latent", purpose), part.positions, self._latent_size)
-        return torch.from_numpy(draws).float().to(part.images.device)
+        return to_device(draws.astype(np.float32), part.images.device)
 
     def _judge(self, part: MicroBatch) -> Terms:
         conditions = self._conditions_for(part, "critic")

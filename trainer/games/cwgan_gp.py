@@ -2,8 +2,7 @@
 
 from functools import partial
 
-import torch
-
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, uniform
 from trainer import losses
 from trainer.games.conditional import ConditionalGame, Generated, Judged, Terms
@@ -22,7 +21,7 @@ class ConditionalWganGp(ConditionalGame):
             partial(self._critic.module, types=part.labels),
             part.images,
             judged.generated,
-            torch.from_numpy(points).to(part.images.device),
+            to_device(points, part.images.device),
         )
         distance = losses.wasserstein_critic(losses.score(judged.on_real), losses.score(judged.on_generated))
         return {"critic": (1.0, distance), "penalty": (self._weights.penalty, penalty)}

@@ -14,6 +14,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, normal, uniform
 from models.few_shot import Generator
 from trainer.losses import PenaltyMetric
@@ -86,9 +87,10 @@ class Draw:
     key: int
     positions: npt.NDArray[np.int64]
 
-    def normal(self, purpose: str, count: int) -> torch.Tensor:
-        """Standard normal float32 [n, count], on the CPU."""
-        return torch.from_numpy(normal(derive_key(self.key, purpose), self.positions, count)).float()
+    def normal(self, purpose: str, count: int, device: torch.device = torch.device("cpu")) -> torch.Tensor:
+        """Standard normal float32 [n, count], on the device."""
+        draws = normal(derive_key(self.key, purpose), self.positions, count)
+        return to_device(draws.astype(np.float32), device)
 
     def uniform(self, purpose: str, count: int) -> npt.NDArray[np.float64]:
         """Uniform in [0, 1), float64 [n, count]."""
@@ -244,7 +246,7 @@ class Episode(ABC):
         """As many images from noise as there are real ones, float32 [n, 3, S, S]."""
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
-        made: torch.Tensor = generator(draw.normal("z", generator.in_size).to(images.device))
+        made: torch.Tensor = generator(draw.normal("z", generator.in_size, images.device))
         return made
 
     def _autocast(self, device: torch.device) -> Any:

@@ -41,6 +41,6 @@ class FewShotMeta(Episode):
         features = self.networks["encoder"](images)
         generator = self.networks["generator"]
         size = generator.in_size - features.shape[1]
-        noise = tuple(draw.normal(name, size).to(images.device) for name in ("z1", "z2"))
+        noise = tuple(draw.normal(name, size, images.device) for name in ("z1", "z2"))
         made = generator(torch.cat([torch.cat([z, features], dim=1) for z in noise]))
         return noise, made.chunk(2)

@@ -2,6 +2,7 @@
 
 import torch
 
+from data_pipeline.device import to_device
 from trainer import losses
 from trainer.games.few_shot import Draw, Episode, judge
 
@@ -13,7 +14,7 @@ class Figr(Episode):
         with torch.no_grad():
             generated = self._generate(images, draw)
         critic = self.networks["discriminator"]
-        points = torch.from_numpy(draw.uniform("penalty", 1)[:, 0]).to(images.device)
+        points = to_device(draw.uniform("penalty", 1)[:, 0], images.device)
         return {
             "discriminator": losses.wasserstein_critic(*judge(critic, images, generated)),
             "penalty": losses.gradient_penalty(critic, images, generated, points, self._weights.penalty_metric),

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import distributed
 
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, uniform
 from data_pipeline.stream import MicroBatch
 from trainer import losses
@@ -50,12 +51,13 @@ class InfoGan(ConditionalGan):
     def _conditions_for(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         """A code for each image, every one equally likely."""
         draws = uniform(derive_key(self._seed, "code", purpose), part.positions, 1)[:, 0]
-        return torch.from_numpy((draws * self._types).astype(np.int64)).to(part.images.device)
+        return to_device((draws * self._types).astype(np.int64), part.images.device)
 
     def _critic_terms(self, judged: Judged) -> Terms:
         codes = judged.on_real.detach()[:, 1:].argmax(dim=1)
         pairs = judged.real.labels * self._types + codes
-        self._new_answers += torch.bincount(pairs, minlength=self._types**2).view_as(self._new_answers)
+        # Counting by torch.bincount would wait for the device.
+        self._new_answers.view(-1).index_add_(0, pairs, torch.ones_like(pairs, dtype=torch.float64))
         found = losses.classification(judged.on_generated[:, 1:], judged.conditions)
         return super()._critic_terms(judged) | {"critic_code": (1.0, found)}
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch
 from models.few_shot import Generator
@@ -30,7 +31,7 @@ class MineGan(Figr):
     def _generate(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
-        mined = self.networks["miner"](draw.normal("z", generator.in_size).to(images.device))
+        mined = self.networks["miner"](draw.normal("z", generator.in_size, images.device))
         made: torch.Tensor = generator(mined)
         return made
 
@@ -87,7 +88,7 @@ class Pretraining(Stateless):
         with self._discriminator.autocast():
             real, made = judge(self._discriminator.engine, part.images, generated)
         distance = losses.wasserstein_critic(real, made).sum()
-        points = torch.from_numpy(self._draw(part).uniform("penalty", 1)[:, 0]).to(part.images.device)
+        points = to_device(self._draw(part).uniform("penalty", 1)[:, 0], part.images.device)
         penalty = losses.gradient_penalty(
             # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
             self._discriminator.module,
@@ -103,7 +104,7 @@ class Pretraining(Stateless):
     def _noise(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         generator = self._generator.module
         assert isinstance(generator, Generator)
-        return self._draw(part).normal(purpose, generator.in_size).to(part.images.device)
+        return self._draw(part).normal(purpose, generator.in_size, part.images.device)
 
     def _draw(self, part: MicroBatch) -> Draw:
         return Draw(derive_key(self._seed, "pretraining"), part.positions)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, uniform
 from trainer import losses
 from trainer.games.cycle import CycleGame, Pair
@@ -46,7 +47,7 @@ class WCycleGanGp(CycleGame):
                             getattr(self._critics.module, name),
                             real.images,
                             fakes[name],
-                            torch.from_numpy(points).to(real.images.device),
+                            to_device(points, real.images.device),
                             self._weights.penalty_metric,
                         ).sum()
                     )

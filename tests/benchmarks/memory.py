@@ -1,0 +1,177 @@
+"""Memory and speed of every training configuration as it is delivered, on phantoms.
+
+usage: uv run python -m tests.benchmarks.memory out=FILE.json [key=value ...]
+  models=NAME,NAME        of configs/model/; all, if nothing is said
+  settings=KEY=VALUE,...  laid over each of them, train.precision=fp16 say
+  steps=5                 that are timed, after warm_up=3
+  per_type=24 size=224    phantoms of each type and stain, and their side in pixels
+
+Trainings run in this process, one after the other, each as its launcher builds it. Memory is the most that
+torch held of the GPU (allocated: in tensors; reserved: with what it keeps ready), and what the GPU had given out
+to everything at the end, DALI's decoders too. On the CPU, speed alone is measured.
+"""
+
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+import yaml
+
+from data_pipeline.build import build_dataset
+from data_pipeline.errors import UserError
+from data_pipeline.sources import SourceDeclaration
+from data_pipeline.sources.phantom import render_phantoms
+from data_pipeline.stream import Topology
+from launchers.console import CONFIGS, launch
+from tests.benchmarks.real_loops import some_steps
+from trainer.conditional_config import ConditionalModelConfig
+from trainer.configuration import typed
+from trainer.few_shot_config import FewShotModelConfig
+from trainer.machine import describe_machine
+from trainer.stain_config import StainModelConfig
+from trainer.topology import join_processes
+
+# What these were made for; all others take their launcher's.
+_IMAGE_SIZES = {"senet_small_ge": 96, "senet_tiny_ge": 64}
+_LEFT_OUT = {
+    "naive_bayes": "learns without gradients",
+    "timm": "names no model of its own",
+    "stain_student": "needs a trained teacher",
+    "fast_gan": "learns in its adaptation alone",
+    "diff_augment": "learns in its adaptation alone",
+}
+_GAN_LAUNCHERS = {
+    "train_stain_gan": StainModelConfig,
+    "train_conditional_gan": ConditionalModelConfig,
+    "train_few_shot_gan": FewShotModelConfig,
+}
+# Phantoms are as many of each type: which are rare has to be said.
+_RARE = "rare_types=[myeloblast]"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line; see the usage above."""
+
+    out: str = ""
+    models: str = ""
+    settings: str = ""
+    steps: int = 5
+    warm_up: int = 3
+    per_type: int = 24
+    size: int = 224
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = typed(Options, dict(argument.split("=", 1) for argument in arguments), "arguments")
+    if not options.out:
+        raise UserError("give out=FILE.json")
+    result = run(options)
+    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    print(Path(options.out).resolve())
+
+
+def run(options: Options) -> dict[str, Any]:
+    """All measurements, as they go into the JSON."""
+    launchers = {path.stem: launcher_of(path) for path in sorted((CONFIGS / "model").glob("*.yaml"))}
+    chosen = options.models.split(",") if options.models else list(launchers)
+    unknown = [name for name in chosen if name not in launchers]
+    if unknown:
+        raise UserError(f"models={unknown[0]}: no such file in configs/model/")
+    topology = join_processes()
+    result: dict[str, Any] = {
+        "options": asdict(options) | {"out": Path(options.out).name},
+        "machine": describe_machine(),
+        "models": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="memory-benchmark-") as temporary:
+        dataset = phantoms(Path(temporary), options.per_type, options.size)
+        for name in chosen:
+            if name in _LEFT_OUT:
+                result["models"][name] = {"left_out": _LEFT_OUT[name]}
+                continue
+            begun = time.monotonic()
+            found = measure(name, launchers[name], dataset, options, topology)
+            result["models"][name] = found
+            print(f"{name} ({time.monotonic() - begun:.1f} s): {json.dumps(found)}", file=sys.stderr, flush=True)
+            if options.out:  # what is known stays, however the run ends
+                Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def launcher_of(path: Path) -> str:
+    """The launcher whose model a file of configs/model/ describes."""
+    content = yaml.safe_load(path.read_text())
+    if "architecture" in content:
+        return "train_classifier"
+    games = {name: get_args(get_type_hints(kind)["game"]) for name, kind in _GAN_LAUNCHERS.items()}
+    return next(name for name, known in games.items() if content["game"] in known)
+
+
+def overrides_of(name: str, launcher: str, dataset: Path, run: Path) -> list[str]:
+    """What the launcher is told for a training on phantoms."""
+    size = [f"data.image_size={_IMAGE_SIZES[name]}"] if name in _IMAGE_SIZES else []
+    rare = [_RARE] if launcher == "train_few_shot_gan" else []
+    return [f"model={name}", f"shards={dataset}", f"run={run}", *size, *rare]
+
+
+def measure(name: str, launcher: str, dataset: Path, options: Options, topology: Topology) -> dict[str, Any]:
+    """One training's memory and speed, or the error that it ended in."""
+    overrides = overrides_of(name, launcher, dataset, dataset.parent / "runs" / name)
+    overrides += options.settings.split(",") if options.settings else []
+    on_gpu = topology.device.type == "cuda"
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        steps = some_steps(launcher, overrides, topology, warm_up=options.warm_up, steps=options.steps)
+    except (RuntimeError, UserError) as error:  # out of memory, say: the others are measured all the same
+        return {"launcher": launcher, "error": f"{type(error).__name__}: {str(error)[:500]}"}
+    found: dict[str, Any] = {
+        "launcher": launcher,
+        "global_batch": steps.global_batch,
+        "precision": steps.precision,
+        "steps_per_second": round(steps.steps / steps.seconds, 3),
+        "max_allocated_gib": None,
+        "max_reserved_gib": None,
+        "given_out_gib": None,
+    }
+    if on_gpu:
+        free, total = torch.cuda.mem_get_info()
+        found["max_allocated_gib"] = _gib(torch.cuda.max_memory_allocated())
+        found["max_reserved_gib"] = _gib(torch.cuda.max_memory_reserved())
+        found["given_out_gib"] = _gib(total - free)
+    return found
+
+
+def _gib(count: int) -> float:
+    return round(count / 2**30, 2)
+
+
+def phantoms(work: Path, per_type: int, size: int) -> Path:
+    """A data set of phantoms in both stains; per_type in each."""
+    workers = useful_workers(12 * 2 * per_type)
+    table = render_phantoms(
+        work / "raw", per_type, slides=min(20, per_type), size=size, workers=workers, progress=False
+    )
+    source = SourceDeclaration(kind="table", name="phantom", root=table, domain="phantom")
+    build_dataset(work / "data", [source], ratio=(0.6, 0.2, 0.2), workers=workers, progress=False)
+    return work / "data"
+
+
+def useful_workers(images: int) -> int:
+    """Processes that prepare so many images: each takes some seconds to begin."""
+    return len(os.sched_getaffinity(0)) if images > 2000 else 1
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

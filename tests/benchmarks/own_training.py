@@ -1,0 +1,164 @@
+"""Training throughput: the trainer's own loop on the stream, and on one batch that already lies on the device."""
+
+import contextlib
+import io
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data_pipeline.catalog import SPLITS, Dataset
+from data_pipeline.stream import MicroBatch, Stream, Topology
+from launchers.console import read_config
+from models.classifiers import build_classifier
+from tests.benchmarks.timing import paired_ratio, summary
+from trainer.classifier_training import ClassifierRunConfig, known_cell_types
+from trainer.fit import FitConfig, Progress, fit
+from trainer.games.classification import Classification
+from trainer.player import Player
+from trainer.progress import read_records
+from trainer.topology import resolve_precision
+
+LAPS = 4
+
+
+class OnDevice(Stream):
+    """A stream of the same rows whose images cost nothing: one random batch, on the device already."""
+
+    def read(self, first_batch: int = 0) -> Iterator[MicroBatch]:
+        device = self._topology.device
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (self.global_batch, 3, self.config.image_size, self.config.image_size)
+        images = torch.rand(shape, generator=generator, device=device) * 2 - 1
+        batch = first_batch
+        while True:
+            for rows, positions in self.parts_of(batch):
+                labels = torch.from_numpy(self.labels[rows]).to(device)
+                yield MicroBatch(images[: len(rows)], labels, rows, positions, batch, self.parts)
+            batch += 1
+
+
+def training_throughput(
+    dataset: Dataset,
+    overrides: list[str],
+    topology: Topology,
+    *,
+    seconds: float,
+    repeats: int,
+    scratch: Path,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Images per second of training from the stream and from the device, in turns; and their ratio.
+
+    overrides: of the classifier's run configuration, as its launcher takes them.
+    """
+    config = read_config(ClassifierRunConfig, "train_classifier", overrides)
+    kinds = {"stream": Stream, "synthetic": OnDevice}
+    # As many steps as fill the time, however fast the device is.
+    speed = train_speed(OnDevice, dataset, config, topology, 1, scratch / "trial")
+    lap_steps = max(1, math.ceil(seconds * speed / config.train.global_batch / LAPS))
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    with tqdm(total=repeats * len(kinds), desc="training", disable=not progress) as bar:
+        for repeat in range(repeats):
+            # Each in turn goes first.
+            for name in sorted(kinds, reverse=repeat % 2 == 1):
+                run = scratch / f"{name}-{repeat}"
+                found[name].append(train_speed(kinds[name], dataset, config, topology, lap_steps, run))
+                bar.update()
+    return {
+        "model": config.model.name,
+        "image_size": config.data.image_size,
+        "global_batch": config.train.global_batch,
+        "steps_measured": lap_steps * LAPS,
+        "images_per_second": {name: summary(values, 1) for name, values in found.items()},
+        "ratios": {"stream / synthetic": paired_ratio(found["stream"], found["synthetic"])},
+    }
+
+
+def train_speed(
+    kind: type[Stream], dataset: Dataset, config: ClassifierRunConfig, topology: Topology, lap_steps: int, run: Path
+) -> float:
+    """Images per second of some laps of the real loop, after one that is left out."""
+    return train_laps(kind, dataset, config, topology, lap_steps, run).images_per_second
+
+
+@dataclass(frozen=True)
+class Laps:
+    """What some laps of the real loop came to: images per second, and the share of the time spent waiting for data."""
+
+    images_per_second: float
+    data_wait: float
+
+
+class _Measured(Exception):
+    """Ends the loop before it writes a checkpoint, which is no part of a step."""
+
+
+def train_laps(
+    kind: type[Stream], dataset: Dataset, config: ClassifierRunConfig, topology: Topology, lap_steps: int, run: Path
+) -> Laps:
+    """Some laps of the real loop, after one that is left out."""
+    steps = (1 + LAPS) * lap_steps
+    precision = resolve_precision(config.train.precision, topology.device)
+    cell_types = known_cell_types(dataset, config.data)
+    stream = kind(
+        dataset,
+        config.data,
+        splits=SPLITS,
+        cell_types=cell_types,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        training=True,
+        topology=topology,
+    )
+    torch.manual_seed(0)
+    network = build_classifier(config.model, len(cell_types), config.data.image_size)
+    classifier = Player(
+        "classifier",
+        network,
+        config.optimizer,
+        precision=precision,
+        total_steps=steps,
+        choices=config.train.network_choices,
+    )
+    game = Classification(
+        classifier,
+        label_smoothing=config.train.label_smoothing,
+        global_batch=config.train.global_batch,
+        world_size=topology.world_size,
+    )
+    length = FitConfig(
+        epochs=1,
+        iterations_per_epoch=steps,
+        global_batch=config.train.global_batch,
+        checkpoint_every=steps,
+        log_every=lap_steps,
+    )
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Measured):  # no progress bar
+        fit(
+            game,
+            {"train": stream},
+            _stop,
+            length,
+            epoch_steps=steps,
+            run=run,
+            seed=0,
+            topology=topology,
+            precision=precision,
+            fingerprint={},
+            progress=Progress(),
+        )
+    laps = [record for record in read_records(run) if record["kind"] == "step"][1:]
+    return Laps(
+        statistics.harmonic_mean([lap["images_per_second"] for lap in laps]),
+        statistics.mean([lap["data_wait"] for lap in laps]),
+    )
+
+
+def _stop(step: int) -> dict[str, float]:
+    raise _Measured

@@ -1,0 +1,122 @@
+"""Where a training step's time goes, by phases that each end with a wait for the device.
+
+The waits take away what host and device do side by side, so the sum is more than a step takes: shares, not speeds.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+from trainer import losses
+from trainer.games.classification import Classification
+from trainer.games.conditional import ConditionalGame
+from trainer.games.cycle import CycleGame
+from trainer.games.few_shot import Episode, FastPlayer
+from trainer.games.w_cyclegan_gp import WCycleGanGp
+from trainer.player import Player
+from trainer.step_clock import StepClock
+
+
+class PhaseClock:
+    """Seconds of each phase; of phases within each other the innermost counts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._within = ["other"]
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._turn()
+        self._within.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._within.pop()
+
+    def shares(self) -> dict[str, float]:
+        """Of all time since the last restart."""
+        self._turn()
+        total = sum(self.seconds.values())
+        return {name: round(seconds / total, 4) for name, seconds in self.seconds.most_common()}
+
+    @property
+    def outermost(self) -> bool:
+        return len(self._within) == 1
+
+    def _turn(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[self._within[-1]] += now - self._since
+        self._since = now
+
+
+@contextmanager
+def told_apart(clock: PhaseClock) -> Iterator[None]:
+    """Within, trainings tell the clock their phases.
+
+    data; for a classifier forward, backward, optimizer; for a game of several players each player's move (its
+    forward and backward passes together), penalty (without its part of the critic's backward pass), optimizer.
+    """
+    named: list[tuple[Any, str, Callable[..., str | None]]] = [
+        (Classification, "_logits", lambda *_: "forward"),
+        # A player's move has its backward pass within it.
+        (Player, "backward", lambda *_: "backward" if clock.outermost else None),
+        (Player, "step", lambda *_: "optimizer"),
+        (Player, "set_gradient", lambda *_: "optimizer"),
+        (FastPlayer, "move", lambda *_: "backward and optimizer of the inner loop"),
+        (losses, "gradient_penalty", lambda *_: "penalty"),
+        (WCycleGanGp, "_move_critics", lambda *_: "critic"),
+        (CycleGame, "_move_generators", lambda *_: "generator"),
+        (ConditionalGame, "_move", lambda game, name, *_: name),
+    ]
+    for game in _all_kinds(Episode):
+        for method, name in (("discriminator_terms", "discriminator"), ("generator_terms", "generator")):
+            if method in vars(game) and not getattr(vars(game)[method], "__isabstractmethod__", False):
+                named.append((game, method, lambda *_, name=name: name))
+    with ExitStack() as patches:
+        for owner, method, name_of in named:
+            patches.enter_context(mock.patch.object(owner, method, _timed(getattr(owner, method), name_of, clock)))
+        patches.enter_context(mock.patch.object(StepClock, "waiting", _timed_waiting(StepClock.waiting, clock)))
+        yield
+
+
+def _all_kinds(kind: type) -> Iterator[type]:
+    yield kind
+    for sub in kind.__subclasses__():
+        yield from _all_kinds(sub)
+
+
+def _timed(function: Callable[..., Any], name_of: Callable[..., str | None], clock: PhaseClock) -> Callable[..., Any]:
+    def timed(*arguments: Any, **named: Any) -> Any:
+        name = name_of(*arguments)
+        if name is None:
+            return function(*arguments, **named)
+        with clock.phase(name):
+            return function(*arguments, **named)
+
+    return timed
+
+
+def _timed_waiting(waiting: Callable[..., Any], clock: PhaseClock) -> Callable[..., Any]:
+    def timed(step_clock: StepClock, batches: Any) -> Iterator[Any]:
+        iterator = iter(waiting(step_clock, batches))
+        while True:
+            with clock.phase("data"):
+                batch = next(iterator, None)
+            if batch is None:
+                return
+            yield batch
+
+    return timed

@@ -1,0 +1,105 @@
+"""The trainings of the launchers, entered as their launchers do and left after some steps, for benchmarks."""
+
+import contextlib
+import importlib
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+from data_pipeline.stream import Topology
+from launchers.console import read_config
+from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.conditional_config import ConditionalRunConfig
+from trainer.conditional_training import train_conditional_model
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.few_shot_training import train_few_shot_model
+from trainer.fit import Game
+from trainer.stain_config import StainRunConfig
+from trainer.stain_training import train_stain_model
+
+# Launcher -> what it reads, what it calls, and where that finds its loop.
+TRAININGS: dict[str, tuple[type, Callable[..., Any], str]] = {
+    "train_classifier": (ClassifierRunConfig, train_classifier, "trainer.classifier_training"),
+    "train_stain_gan": (StainRunConfig, train_stain_model, "trainer.stain_training"),
+    "train_conditional_gan": (ConditionalRunConfig, train_conditional_model, "trainer.conditional_training"),
+    "train_few_shot_gan": (FewShotRunConfig, train_few_shot_model, "trainer.few_shot_training"),
+}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a training that were timed. global_batch: images of each stream that a step takes once or more."""
+
+    seconds: float
+    steps: int
+    global_batch: int
+    precision: str
+
+
+class _Done(Exception):
+    """Leaves a training's loop."""
+
+
+def some_steps(
+    launcher: str,
+    overrides: list[str],
+    topology: Topology,
+    *,
+    warm_up: int,
+    steps: int,
+    on_start: Callable[[], None] = lambda: None,
+) -> Steps:
+    """Time steps of a launcher's training by its configuration; no checkpoint is written.
+
+    overrides: as the launcher takes them, with shards= and run=. on_start: called when the warm-up is over.
+    """
+    kind, train, module = TRAININGS[launcher]
+    length = [f"train.iterations_per_epoch={warm_up + steps + 1}", "train.epochs=1", "train.log_every=1000000"]
+    config = read_config(kind, launcher, [*overrides, *length])
+    original = importlib.import_module(module).fit
+    found: list[Steps] = []
+
+    def timed_fit(game: Game, *arguments: Any, precision: Any, **named: Any) -> None:
+        clock = _Clock(game, warm_up, steps, topology.device, on_start)
+        with mock.patch.object(type(game), "step", clock.step):
+            try:
+                original(game, *arguments, precision=precision, **named)
+            except _Done:
+                found.append(Steps(clock.seconds, steps, config.train.global_batch, precision))
+                raise
+
+    with (
+        mock.patch(f"{module}.fit", timed_fit),
+        contextlib.suppress(_Done),
+        contextlib.redirect_stderr(io.StringIO()),  # its progress bar
+    ):
+        train(config, topology)
+    return found[0]
+
+
+class _Clock:
+    """Stands in for a game's step: counts, starts the time after the warm-up, and ends it all."""
+
+    def __init__(
+        self, game: Game, warm_up: int, steps: int, device: torch.device, on_start: Callable[[], None]
+    ) -> None:
+        self._step, self._device, self._on_start = game.step, device, on_start
+        self._warm_up, self._steps, self._calls = warm_up, steps, 0
+        self.seconds = 0.0
+
+    def step(self, *arguments: Any, **named: Any) -> Any:
+        if self._calls in (self._warm_up, self._warm_up + self._steps):
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            if self._calls > self._warm_up:
+                self.seconds = time.perf_counter() - self._begun
+                raise _Done
+            self._on_start()
+            self._begun = time.perf_counter()
+        self._calls += 1
+        return self._step(*arguments, **named)
