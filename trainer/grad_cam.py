@@ -15,14 +15,14 @@ from models.classifiers.senet_ge import SENetGE
 
 # Side of the maps that are kept of each picture.
 HEAT_SIDE = 32
-# The paper's networks end in maps of 7 pixels and more; coarser ones of small images show no place.
-_LEAST_SIDE = 7
+# The last map is what the answer is taken from, so its heat is the truest; below 4 pixels it shows no place.
+_LEAST_SIDE = 4
 
 
 class GradCam:
     """A classifier that shows its work: images -> logits, and the heat of each image's likeliest type.
 
-    The heat is taken at the last stage whose map has 7 pixels a side or more, at the widest where none has.
+    The heat is taken at the last stage whose map has 4 pixels a side or more, at the widest where none has.
     UserError for a network without maps: naive Bayes, a transformer, an exported model.
     """
 

@@ -74,26 +74,26 @@ def test_heat_lies_where_the_answer_comes_from() -> None:
 
 def test_heat_is_of_the_equations_and_the_answer_stays(tiny_network: nn.Module) -> None:
     """By the network's own maps and head, and through a normaliser as without it on what the normaliser gives."""
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    logits, heat = GradCam(tiny_network, tiny_network, 64, CPU)(images)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    logits, heat = GradCam(tiny_network, tiny_network, 32, CPU)(images)
     torch.testing.assert_close(logits, tiny_network(images))
-    maps = tiny_network.stages[:3](images).detach().requires_grad_()  # 8 pixels; the fourth stage has 4
+    maps = tiny_network.stages[:3](images).detach().requires_grad_()  # 4 pixels; the fourth stage has 2
     tiny_network.forward_head(tiny_network.stages[3:](maps)).max(dim=1).values.sum().backward()
     expected = (maps.grad.mean((2, 3), keepdim=True) * maps).sum(1).relu()
     torch.testing.assert_close(heat, expected / expected.amax((1, 2), keepdim=True).clamp_min(1e-12))
     assert expected.amax((1, 2)).max() > 0
 
-    reinhard = CLASSICAL["reinhard"].fit(torch.rand(4, 3, 64, 64) * 2 - 1)
-    bundle = NormalizerBundle(reinhard, "violet", "giemsa", 64, 1.0, {})
-    through = GradCam(NormalizedClassifier(tiny_network, bundle, 64), tiny_network, 64, CPU)(images)
-    torch.testing.assert_close(through, GradCam(tiny_network, tiny_network, 64, CPU)(reinhard(images)))
+    reinhard = CLASSICAL["reinhard"].fit(torch.rand(4, 3, 32, 32) * 2 - 1)
+    bundle = NormalizerBundle(reinhard, "violet", "giemsa", 32, 1.0, {})
+    through = GradCam(NormalizedClassifier(tiny_network, bundle, 32), tiny_network, 32, CPU)(images)
+    torch.testing.assert_close(through, GradCam(tiny_network, tiny_network, 32, CPU)(reinhard(images)))
 
 
 @pytest.fixture
 def tiny_network() -> nn.Module:
     torch.manual_seed(0)
     config = ClassifierConfig(architecture="sequential", timm_name="", layers=[1, 1, 1, 1], widths=[8, 8, 8, 8])
-    return build_classifier(config, 3, 64).eval()
+    return build_classifier(config, 3, 32).eval()
 
 
 @pytest.mark.parametrize(
