@@ -75,7 +75,7 @@ class Player:
             if self.device.type != "cuda":
                 raise UserError("train.synchronize_batch_norm=true works on GPUs only: leave it out on the CPU")
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self.module = module.to(self.device)
+        self.module = on_device(module, self.device)
         optimizer = _make_optimizer(self.module, config, self.device)
         self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
         self._average = None
@@ -163,6 +163,12 @@ class Player:
             self._average.module.load_state_dict(state["average"] or state["module"])
         self._engine.load_state_dict(state)
         self.steps = state["steps"]
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its weights on the device; weights of a FakeTensorMode can only stay where they are."""
+    there = all(weights.device == device for weights in (*module.parameters(), *module.buffers()))
+    return module if there else module.to(device)
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
