@@ -141,14 +141,11 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
     )
     stain = ("w_cyclegan_gp", "w_cyclegan_gp_thesis", "cyclegan", "pix2pix")
     conditional = ("c_wgan_gp", "cwgan_gp", "ac_gan", "cgan", "info_gan")
-    few_shot = ("few_shot_meta", "few_shot_meta_thesis", "figr", "fast_gan", "diff_augment")
     return [
         *(("train_classifier", (f"model={model}", *accumulated)) for model in classifiers),
         *(("train_stain_gan", (f"model={model}",)) for model in stain),
         ("train_stain_gan", ("data.image_size=256",)),  # configs/sweeps/ablation.yaml
         *(("train_conditional_gan", (f"model={model}",)) for model in conditional),
-        *(("train_few_shot_gan", (f"model={model}",)) for model in few_shot),
-        ("train_few_shot_gan", ("model=mine_gan", "train.global_batch=32")),
     ]
 
 
