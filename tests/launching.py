@@ -28,6 +28,7 @@ _PRELOADED = [
     "launchers.evaluate",
     "launchers.export",
     "launchers.normalize_stains",
+    "launchers.plan",
     "launchers.predict",
     "launchers.synthesize",
     "launchers.train_classifier",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_model_card, write_run_report
 from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
-from trainer.topology import Precision, resolve_engine, resolve_precision
+from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
 from trainer.training_data import save_training_data
 
 
@@ -88,17 +88,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)
-    stream = Stream(
-        dataset,
-        config.data,
-        splits=["train"],
-        cell_types=cell_types,
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        seed=config.seed,
-        training=True,
-        topology=topology,
-    )
+    stream = training_stream(dataset, config, cell_types, topology)
     # The test split too is opened now: that it cannot be scored is better known before the training.
     held_out, _ = (
         scoring_stream(
@@ -112,7 +102,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
         for split in ("validation", "test")
     )
     torch.manual_seed(derive_key(config.seed, "weights"))
-    network = _build_network(config.model, len(cell_types), config.data.image_size)
+    network = build_network(config.model, len(cell_types), config.data.image_size)
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
     values = settings(config, ClassifierRunConfig, stream.config.order)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
@@ -203,23 +193,9 @@ def _train_by_gradient(
     after_epoch: AfterEpoch | None,
 ) -> None:
     """Train the network from where the run's newest checkpoint stands to the end."""
-    run = Path(str(config.run))
-    classifier = Player(
-        "classifier",
-        network,
-        config.optimizer,
-        precision=precision,
-        engine=resolve_engine(config.train.engine),
-        total_steps=config.train.epochs * epoch_steps,
-        synchronize_batch_norm=config.train.synchronize_batch_norm,
-        choices=config.train.network_choices,
-    )
-    game = Classification(
-        classifier,
-        label_smoothing=config.train.label_smoothing,
-        global_batch=config.train.global_batch,
-        world_size=topology.world_size,
-    )
+    run, engine = Path(str(config.run)), resolve_engine(config.train.engine)
+    game = make_game(config, network, precision, engine, config.train.epochs * epoch_steps, topology)
+    classifier = game.players["classifier"]
 
     def validate(step: int) -> dict[str, float]:
         classifier.share_buffers()
@@ -242,6 +218,50 @@ def _train_by_gradient(
         progress=progress,
         selection=Selection(config.train.select_by, config.train.patience),
         after_epoch=after_epoch,
+    )
+
+
+def training_stream(
+    dataset: Dataset, config: ClassifierRunConfig, cell_types: Sequence[str], topology: Topology
+) -> Stream:
+    """What a classifier learns from."""
+    return Stream(
+        dataset,
+        config.data,
+        splits=["train"],
+        cell_types=cell_types,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+    )
+
+
+def make_game(
+    config: ClassifierRunConfig,
+    network: nn.Module,
+    precision: Precision,
+    engine: EngineName,
+    steps: int,
+    topology: Topology,
+) -> Classification:
+    """The game of a run of so many steps, on this network."""
+    classifier = Player(
+        "classifier",
+        network,
+        config.optimizer,
+        precision=precision,
+        engine=engine,
+        total_steps=steps,
+        synchronize_batch_norm=config.train.synchronize_batch_norm,
+        choices=config.train.network_choices,
+    )
+    return Classification(
+        classifier,
+        label_smoothing=config.train.label_smoothing,
+        global_batch=config.train.global_batch,
+        world_size=topology.world_size,
     )
 
 
@@ -310,7 +330,7 @@ def load_classifier(run: Path) -> TrainedClassifier:
     if checkpoint is None:
         raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
     state = checkpoint.load()["players"]["classifier"]
-    network = _build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
+    network = build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
     checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
     calibration = load_calibration(run, checkpoint.digest)
@@ -349,7 +369,7 @@ def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
     return known
 
 
-def _build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
+def build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
     weights = None
     if config.weights is not None and (Path(config.weights) / CONFIG_FILE).exists():
         weights = load_classifier(Path(config.weights)).network.state_dict()

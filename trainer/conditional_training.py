@@ -18,17 +18,18 @@ from trainer.fit import fit, resume
 from trainer.games.conditional import ConditionalGame
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import Precision, resolve_engine, resolve_precision
+from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
 
 
 def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
     dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
-    cell_types = _chosen_cell_types(dataset, config)
-    stream = _training_stream(dataset, config, cell_types, topology)
+    cell_types = chosen_cell_types(dataset, config)
+    stream = training_stream(dataset, config, cell_types, topology)
     epoch_steps = config.train.iterations_per_epoch or max(1, stream.batches_per_epoch // config.model.critic_steps)
-    game = _make_game(config, len(cell_types), precision, config.train.epochs * epoch_steps, topology)
+    engine = resolve_engine(config.train.engine)
+    game = make_game(config, len(cell_types), precision, engine, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
     values = settings(config, ConditionalRunConfig, stream.config.order)
     made_with = fingerprint(values, facts, free=("samples_per_type",))
@@ -66,7 +67,7 @@ def train_conditional_model(config: ConditionalRunConfig, topology: Topology) ->
     return run
 
 
-def _chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[str, ...]:
+def chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[str, ...]:
     """The types to make, in the order of CELL_TYPES. UserError for one without training images."""
     rows = dataset.samples(
         splits=["train"],
@@ -89,7 +90,7 @@ def _chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[
     return tuple(name for name in CELL_TYPES if name in present)
 
 
-def _training_stream(
+def training_stream(
     dataset: Dataset, config: ConditionalRunConfig, cell_types: Sequence[str], topology: Topology
 ) -> Stream:
     """Training images that no generator made, all types equally often."""
@@ -108,10 +109,11 @@ def _training_stream(
     )
 
 
-def _make_game(
-    config: ConditionalRunConfig, types: int, precision: Precision, steps: int, topology: Topology
+def make_game(
+    config: ConditionalRunConfig, types: int, precision: Precision, engine: EngineName, steps: int, topology: Topology
 ) -> ConditionalGame:
-    model, engine = config.model, resolve_engine(config.train.engine)
+    """The game of a run of so many steps, its networks fresh, for so many cell types."""
+    model = config.model
     torch.manual_seed(derive_key(config.seed, "weights"))
     optimizers = {
         "generator": model.generator_optimizer,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 
-from trainer.topology import EngineName, Precision
+from trainer.topology import EngineName, Precision, autocast
 
 
 class Engine(Protocol):
@@ -59,6 +59,8 @@ def make_engine(
     """
     if name == "ddp":
         return AcceleratedEngine(module, optimizer, precision, clip_norm)
+    if name == "alone":
+        return LoneEngine(module, optimizer, precision, clip_norm)
     # Imported only where it is asked for: DeepSpeed takes seconds to load.
     from trainer.zero_engine import ZeroEngine
 
@@ -121,3 +123,43 @@ class AcceleratedEngine:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._accelerator.scaler is not None and state["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(state["scaler"])
+
+
+class LoneEngine:
+    """The bare network in this process alone, half precision without a loss scale: for steps that are thrown away."""
+
+    loss_scale = None
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, clip_norm: float | None
+    ) -> None:
+        self.network, self._optimizer, self._precision, self._clip_norm = module, optimizer, precision, clip_norm
+        self._device = next(module.parameters()).device
+        for group in optimizer.param_groups:
+            group["fused"] = True  # as on a GPU, also where a step is only planned
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self._precision, self._device)
+
+    def part_of_step(self, last: bool) -> Any:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = gradients[name]
+
+    def step(self, learning_rate: float) -> torch.Tensor:
+        limit = math.inf if self._clip_norm is None else self._clip_norm
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self._optimizer.state_dict(), "scaler": None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])

@@ -13,6 +13,7 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
+from data_pipeline.sampling import Order
 from data_pipeline.stream import Stream, Topology
 from trainer.checkpoint import CheckpointStore
 from trainer.episodes import EpisodeOrder, FewShotData, choose_data
@@ -25,7 +26,7 @@ from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import Precision, leave_processes, resolve_engine, resolve_precision
+from trainer.topology import EngineName, Precision, leave_processes, resolve_engine, resolve_precision
 
 # Settings that change no weights; of the training on rich types, those of the adaptation don't either.
 _FREE = ("sheet_columns", "rare_types")
@@ -108,9 +109,11 @@ class _Training:
     def learn_from_rich(self, made_with: dict[str, Any], content: Mapping[str, Any]) -> dict[str, nn.Module]:
         """Train to the end; returns the networks that learned. content: of the run's config.yaml."""
         config, topology = self._config, self._topology
-        stream = self._episodes() if config.model.plays_episodes else self._batches()
+        stream = rich_stream(config, self._dataset, self._data, topology)
         epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
-        game = self._make_game(config.train.epochs * epoch_steps)
+        engine = resolve_engine(config.train.engine)
+        steps = config.train.epochs * epoch_steps
+        game = make_game(config, self._networks, self._precision, engine, steps, topology)
         progress = resume(self._run, game, made_with)
         if topology.rank == 0:
             write_run_config(self._run, content)
@@ -147,65 +150,67 @@ class _Training:
         """All networks, with the averaged weights of those that have learned and keep an average."""
         return self._networks | {name: player.average for name, player in game.players.items()}
 
-    def _episodes(self) -> Stream:
-        """Each process's slice of a global batch is whole episodes."""
-        config = self._config
-        config.check_processes(self._topology.world_size)
 
-        def order(labels: npt.ArrayLike) -> EpisodeOrder:
+def rich_stream(config: FewShotRunConfig, dataset: Dataset, data: FewShotData, topology: Topology) -> Stream:
+    """Images of rich types: each process's slice of a global batch is whole episodes, or every type equally often."""
+    make_order = None
+    if config.model.plays_episodes:
+        config.check_processes(topology.world_size)
+
+        def make_order(labels: npt.ArrayLike) -> Order:
             return EpisodeOrder(labels, config.seed, config.shots, config.train.global_batch)
 
-        return self._stream(make_order=order)
+    return Stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None, sampling="class_balanced", order="global"),
+        splits=["train"],
+        cell_types=data.rich,
+        ids=data.rich_ids,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+        make_order=make_order,
+    )
 
-    def _batches(self) -> Stream:
-        """Every rich type equally often."""
-        return self._stream()
 
-    def _stream(self, **order: Any) -> Stream:
-        config = self._config
-        return Stream(
-            self._dataset,
-            dataclasses.replace(config.data, cell_types=None, sampling="class_balanced", order="global"),
-            splits=["train"],
-            cell_types=self._data.rich,
-            ids=self._data.rich_ids,
-            global_batch=config.train.global_batch,
-            micro_batch=config.train.micro_batch,
-            seed=config.seed,
-            training=True,
-            topology=self._topology,
-            **order,
+def make_game(
+    config: FewShotRunConfig,
+    networks: Mapping[str, nn.Module],
+    precision: Precision,
+    engine: EngineName,
+    steps: int,
+    topology: Topology,
+) -> Game:
+    """The game of so many steps on rich types, in which these networks learn."""
+    model = config.model
+    optimizer = model.scaled_optimizer(steps)
+    if model.plays_episodes:
+        # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
+        players = {
+            name: Player(name, network, optimizer, precision="fp32", engine=engine, total_steps=steps)
+            for name, network in networks.items()
+        }
+        begin = functools.partial(begin_episode, model, precision=precision)
+        return Reptile(players, begin, rounds=model.inner.rounds, shots=config.shots, seed=config.seed)
+    generator, discriminator = (
+        Player(
+            name,
+            networks[name],
+            optimizer,
+            precision=precision,
+            engine=engine,
+            total_steps=steps * moves,
         )
-
-    def _make_game(self, steps: int) -> Game:
-        config, model = self._config, self._config.model
-        engine = resolve_engine(config.train.engine)
-        optimizer = model.scaled_optimizer(steps)
-        if model.plays_episodes:
-            # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
-            players = {
-                name: Player(name, network, optimizer, precision="fp32", engine=engine, total_steps=steps)
-                for name, network in self._networks.items()
-            }
-            begin = functools.partial(begin_episode, model, precision=self._precision)
-            return Reptile(players, begin, rounds=model.inner.rounds, shots=config.shots, seed=config.seed)
-        generator, discriminator = (
-            Player(
-                name,
-                self._networks[name],
-                optimizer,
-                precision=self._precision,
-                engine=engine,
-                total_steps=steps * moves,
-            )
-            for name, moves in (("generator", 1), ("discriminator", model.inner.discriminator_steps))
-        )
-        return Pretraining(
-            generator,
-            discriminator,
-            model.weights,
-            discriminator_steps=model.inner.discriminator_steps,
-            global_batch=config.train.global_batch,
-            seed=config.seed,
-            world_size=self._topology.world_size,
-        )
+        for name, moves in (("generator", 1), ("discriminator", model.inner.discriminator_steps))
+    )
+    return Pretraining(
+        generator,
+        discriminator,
+        model.weights,
+        discriminator_steps=model.inner.discriminator_steps,
+        global_batch=config.train.global_batch,
+        seed=config.seed,
+        world_size=topology.world_size,
+    )

@@ -82,8 +82,9 @@ class Player:
             checkpoint_activations(module)
         if choices.compile:
             require_compiler(self.device)
-        layout = torch.channels_last if choices.channels_last else torch.preserve_format
-        self.module = module.to(self.device).to(memory_format=layout)
+        self.module = on_device(module, self.device)
+        if choices.channels_last:
+            self.module = self.module.to(memory_format=torch.channels_last)
         self._computes_again = choices.checkpoint_activations
         optimizer = _make_optimizer(self.module, config, self.device)
         self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
@@ -176,6 +177,12 @@ class Player:
             self._average.module.load_state_dict(state["average"] or state["module"])
         self._engine.load_state_dict(state)
         self.steps = state["steps"]
+
+
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with its weights on the device; weights of a FakeTensorMode can only stay where they are."""
+    there = all(weights.device == device for weights in (*module.parameters(), *module.buffers()))
+    return module if there else module.to(device)
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -25,18 +25,18 @@ from trainer.games.w_cyclegan_gp import WCycleGanGp
 from trainer.player import OptimizerConfig, Player
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
-from trainer.stain_run import build_critics, build_generators, into_domains, load_stain_model
+from trainer.stain_run import TrainedStainModel, build_critics, build_generators, into_domains, load_stain_model
 from trainer.stain_sheets import StainSheets
-from trainer.topology import Precision, resolve_engine, resolve_precision
+from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
 
 
 def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
     dataset, run = config.open_dataset(), Path(str(config.run))
-    config = _with_domains(dataset, config)
+    config = with_domains(dataset, config)
     precision = resolve_precision(config.train.precision, topology.device)
-    cell_types = _shared_cell_types(dataset, config, topology)
-    streams = _streams(dataset, config, cell_types, topology)
+    cell_types = shared_cell_types(dataset, config, topology)
+    streams = training_streams(dataset, config, cell_types, topology)
     epoch_steps = config.train.iterations_per_epoch or min(stream.batches_per_epoch for stream in streams.values())
     game = _make_game(dataset, config, cell_types, precision, config.train.epochs * epoch_steps, topology)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
@@ -75,7 +75,7 @@ def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     return run
 
 
-def _with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
+def with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
     """The configuration with both domains named. UserError unless the data set has them."""
     counts = dataset.samples(columns=["domain"])["domain"].value_counts()
     here = ", ".join(sorted(counts.index))
@@ -96,7 +96,7 @@ def _with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
     return config
 
 
-def _shared_cell_types(dataset: Dataset, config: StainRunConfig, topology: Topology) -> tuple[str, ...]:
+def shared_cell_types(dataset: Dataset, config: StainRunConfig, topology: Topology) -> tuple[str, ...]:
     """The types shown: with matching those that both domains have, and a word on those left out."""
     present = {
         domain: set(
@@ -130,7 +130,7 @@ def _splits(config: StainRunConfig, domain: str) -> list[str] | None:
     return None if domain in config.folds else ["train"]
 
 
-def _streams(
+def training_streams(
     dataset: Dataset, config: StainRunConfig, cell_types: Sequence[str], topology: Topology
 ) -> dict[str, Stream]:
     matched = config.matching == "cell_type"
@@ -209,30 +209,54 @@ def _make_game(
     steps: int,
     topology: Topology,
 ) -> Game:
-    model, size = config.model, config.data.image_size
-    engine = resolve_engine(config.train.engine)
+    model, teacher = config.model, None
     torch.manual_seed(derive_key(config.seed, "weights"))
+    networks = build_generators(model, config.data.image_size)
+    if model.generator.start == "reinhard":
+        for domain, generator in zip((config.a, config.b), into_domains(model, networks), strict=True):
+            _target_of(generator).target = _typical_colours(dataset, config, str(domain), cell_types, topology)
+    if model.game == "stain_student":
+        learned = load_teacher(config)
+        if (learned.a, learned.b) != (config.a, config.b):
+            raise UserError(
+                f"{model.teacher}: taught {learned.a} and {learned.b}, not {config.a} and {config.b}: set a= and b="
+            )
+        teacher = learned.to_a, learned.to_b
+    return make_game(config, networks, teacher, precision, resolve_engine(config.train.engine), steps, topology)
+
+
+def load_teacher(config: StainRunConfig) -> TrainedStainModel:
+    """What a stain_student learns from. UserError where no run is named, or that one is no stain run."""
+    if config.model.teacher is None:
+        raise UserError("model=stain_student needs model.teacher=RUN, a run of train_stain_gan.py to learn from")
+    return load_stain_model(Path(config.model.teacher))
+
+
+def make_game(
+    config: StainRunConfig,
+    networks: nn.Module,
+    teacher: tuple[nn.Module, nn.Module] | None,
+    precision: Precision,
+    engine: EngineName,
+    steps: int,
+    topology: Topology,
+) -> Game:
+    """The game of a run of so many steps, in which these generators learn.
+
+    teacher: of stain_student, what gives an image the stain of a, and of b.
+    """
+    model = config.model
 
     def player(name: str, module: nn.Module, optimizer: OptimizerConfig, moves: int) -> Player:
         return Player(name, module, optimizer, precision=precision, engine=engine, total_steps=moves)
 
-    networks = build_generators(model, size)
-    if model.generator.start == "reinhard":
-        for domain, generator in zip((config.a, config.b), into_domains(model, networks), strict=True):
-            _target_of(generator).target = _typical_colours(dataset, config, str(domain), cell_types, topology)
     generators = player("generators", networks, model.generator_optimizer, steps)
     batch = {"global_batch": config.train.global_batch}
-    if model.game == "stain_student":
-        if model.teacher is None:
-            raise UserError("model=stain_student needs model.teacher=RUN, a run of train_stain_gan.py to learn from")
-        teacher = load_stain_model(Path(model.teacher))
-        if (teacher.a, teacher.b) != (config.a, config.b):
-            raise UserError(
-                f"{model.teacher}: taught {teacher.a} and {teacher.b}, not {config.a} and {config.b}: set a= and b="
-            )
-        return StainStudent(generators, teacher.to_a, teacher.to_b, world_size=topology.world_size, **batch)
+    if teacher is not None:
+        to_a, to_b = teacher
+        return StainStudent(generators, to_a, to_b, world_size=topology.world_size, **batch)
     moves = steps if model.game == "pix2pix" else steps * model.critic_steps
-    critics = player("critics", build_critics(model, size), model.critic_optimizer, moves)
+    critics = player("critics", build_critics(model, config.data.image_size), model.critic_optimizer, moves)
     if model.game == "pix2pix":
         return Pix2Pix(generators, critics, l1_weight=model.l1_weight, world_size=topology.world_size, **batch)
     play = functools.partial(CycleGan, pool_size=model.pool_size) if model.game == "cyclegan" else WCycleGanGp

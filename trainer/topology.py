@@ -17,7 +17,8 @@ from data_pipeline.stream import Topology
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
 EngineChoice = Literal["auto", "ddp", "zero1", "zero2"]
-EngineName = Literal["ddp", "zero1", "zero2"]
+# `alone` is no choice of a run: it moves a network whose numbers nobody keeps, to see what memory that takes.
+EngineName = Literal["ddp", "zero1", "zero2", "alone"]
 
 # bf16 arithmetic came with Ampere (compute capability 8); Turing has fp16 only.
 _BF16_CAPABILITY = 8

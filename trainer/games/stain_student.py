@@ -5,7 +5,7 @@ import torch
 from models.stain import DomainPair
 from trainer import losses
 from trainer.fit import Batches, Stateless, StepResult
-from trainer.player import Player
+from trainer.player import Player, on_device
 
 
 class StainStudent(Stateless):
@@ -19,7 +19,7 @@ class StainStudent(Stateless):
         self.players = {"generators": students}
         self.takes = {"a": 1, "b": 1}
         self._students = students
-        self._to_a, self._to_b = to_a.to(students.device).eval(), to_b.to(students.device).eval()
+        self._to_a, self._to_b = (on_device(network, students.device).eval() for network in (to_a, to_b))
         # An image's share of the joined batch's mean, whatever the sizes of the processes' slices.
         self._share = world_size / global_batch
 

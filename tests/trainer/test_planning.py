@@ -1,0 +1,166 @@
+"""If these fail, what plan.py says of memory is not what a training takes, or a default run does not fit its GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from data_pipeline.errors import UserError
+from launchers.console import read_config
+from launchers.plan import LAUNCHERS
+from tests.launching import ROOT
+from trainer.planning.device_memory import GIB, parse_memory
+from trainer.planning.living_memory import LivingMemory
+from trainer.planning.plan import cut, plan_memory
+from trainer.planning.rehearsals import RunConfig, rehearsal_of
+from trainer.planning.speeds import Speed, estimates, read_speeds
+from trainer.planning.step_memory import Rehearsal, rehearse
+
+SMALL_GAN = (
+    "data.image_size=32",
+    "model.generator.width=32",
+    "model.generator.blocks=[1,1,1]",
+    "model.critic.width=32",
+    "model.critic.blocks=[1,1,1]",
+    "model.critic_steps=1",
+)
+
+
+def configured(launcher: str, *arguments: str) -> RunConfig:
+    config: RunConfig = read_config(LAUNCHERS[launcher], launcher, arguments)
+    return config
+
+
+def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
+    """Bytes that torch's own allocator counts at once in the second step, beyond what there was before the game."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        game = rehearsal.make_game()
+        for _ in range(2):
+            game.step(rehearsal.batches(images, parts, game.takes, torch.device("cpu")), detailed=True)
+    living = peak = 0
+    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            living += event.nbytes()
+            peak = max(peak, living)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "images", "parts"),
+    [
+        ("train_classifier", ("model=senet_small_ge", "data.image_size=64"), 16, 1),
+        ("train_classifier", ("model=senet_small_ge", "data.image_size=64", "optimizer.average_decay=0.9"), 8, 2),
+        ("train_conditional_gan", SMALL_GAN, 16, 1),
+        ("train_stain_gan", ("data.image_size=32", "model.generator.depth=4", "model.generator.width=16"), 8, 1),
+    ],
+)
+def test_the_prediction_is_what_a_real_step_takes(
+    launcher: str, arguments: tuple[str, ...], images: int, parts: int
+) -> None:
+    rehearsal = rehearsal_of(configured(launcher, *arguments), "fp32")
+    predicted = rehearse(rehearsal, (parts,)).memory(parts).peak(images)
+    measured = real_peak(rehearsal, images, parts)
+    print(
+        f"{launcher} {images}x{parts}: predicted {predicted / 2**20:.1f} MiB, real {measured / 2**20:.1f} MiB, "
+        f"{100 * (predicted / measured - 1):+.1f} %"
+    )
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_memory_is_told_of_any_micro_batch() -> None:
+    """A line through two sizes says what a step of a third takes."""
+    rehearsal = rehearsal_of(configured("train_classifier", "model=senet_tiny_ge", "data.image_size=64"), "fp16")
+    told = rehearse(rehearsal, (1,)).memory(1)
+    with LivingMemory() as memory:
+        kept = torch.zeros(1000)
+        view = kept[:10]  # no memory of its own
+        passing = torch.ones(3000)
+        del passing
+        learned = torch.ones(500, requires_grad=True)
+        total = learned.exp().sum()  # its gradient's graph keeps the exponentials
+    assert memory.peak == 4 * 4000
+    assert sum(memory.living.values()) == 4 * (1000 + 500 + 500 + 1)
+    assert len(view) == 10
+    assert total > 0
+    assert told.peak(200) - told.peak(100) == pytest.approx(told.peak(300) - told.peak(200), rel=1e-6)
+
+
+def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
+    arguments = ("model=senet_small_ge", "data.image_size=64", "train.global_batch=64")
+    limit = parse_memory("1.2GiB")
+    largest = plan_memory(configured("train_classifier", *arguments), limit).largest
+    assert largest is not None
+    assert 1 < largest.images < 64
+    at_most = plan_memory(configured("train_classifier", *arguments, f"train.micro_batch={largest.images}"), limit)
+    assert at_most.fits
+    whole = plan_memory(configured("train_classifier", *arguments), limit)
+    assert not whole.fits
+    assert whole.largest == largest
+
+
+def test_a_share_is_cut_as_the_stream_cuts_it() -> None:
+    assert (cut(64, None).images, cut(64, None).parts) == (64, 1)
+    assert (cut(64, 16).images, cut(64, 16).parts) == (16, 4)
+    assert (cut(64, 22).images, cut(64, 22).parts) == (22, 3)
+
+
+def test_sizes_are_read() -> None:
+    assert parse_memory("8GiB") == parse_memory("8") == 8 * GIB
+    assert parse_memory("8GB") == 8 * 10**9
+    with pytest.raises(UserError, match="gpu_memory=much"):
+        parse_memory("much")
+
+
+def test_hours_follow_from_the_speed_that_is_most_alike(tmp_path: Path) -> None:
+    table = tmp_path / "speeds.yaml"
+    row = "{launcher: train_classifier, model: %s, image_size: 224, precision: fp16, device: %s, images_per_second: %s}"
+    table.write_text("\n".join("- " + row % known for known in (("a", "X", 100), ("b", "X", 50), ("a", "Y", 10))))
+    speeds = read_speeds(table)
+    same, other = (Speed("train_classifier", model, 224, "fp16") for model in ("b", "c"))
+
+    def count(speed: Speed) -> float:
+        return {"a": 1.0, "b": 2.0, "c": 4.0}[speed.model]
+
+    assert [estimate.images_per_second for estimate in estimates(speeds, same, count)] == [50, 5]
+    assert [estimate.images_per_second for estimate in estimates(speeds, other, count)] == [25, 2.5]
+    assert "scaled by multiply-accumulates" in estimates(speeds, other, count)[0].how
+
+
+def test_the_projects_table_can_be_read() -> None:
+    assert all(speed.images_per_second > 0 and speed.device for speed in read_speeds(ROOT / "configs/speeds.yaml"))
+
+
+def commands() -> list[tuple[str, tuple[str, ...]]]:
+    """Every launcher with each model of its own at the defaults, and README's commands and sweeps for 8 GB."""
+    accumulated = ("train.global_batch=64", "train.micro_batch=16")
+    classifiers = (
+        *("senet154_ge", "senet154", "vgg19", "resnet50", "inception_v3", "xception", "efficientnet", "resnext101"),
+        *("se_resnext50", "sequential_cnn", "senet_small_ge", "senet_tiny_ge"),
+    )
+    stain = ("w_cyclegan_gp", "w_cyclegan_gp_thesis", "cyclegan", "pix2pix")
+    conditional = ("c_wgan_gp", "cwgan_gp", "ac_gan", "cgan", "info_gan")
+    return [
+        *(("train_classifier", (f"model={model}", *accumulated)) for model in classifiers),
+        *(("train_stain_gan", (f"model={model}",)) for model in stain),
+        ("train_stain_gan", ("data.image_size=256",)),  # configs/sweeps/ablation.yaml
+        *(("train_conditional_gan", (f"model={model}",)) for model in conditional),
+    ]
+
+
+def in_eight_gigabytes(launcher: str, arguments: tuple[str, ...]) -> Any:
+    plan = plan_memory(configured(launcher, *arguments, "train.precision=fp16"), 8 * GIB, search=False)
+    print(f"{launcher} {' '.join(arguments)}: {plan.takes / GIB:.2f} GiB")
+    return plan
+
+
+def test_the_default_classifier_fits_eight_gigabytes() -> None:
+    """The thesis's own; the slow test goes over all runs."""
+    assert in_eight_gigabytes(*commands()[0]).fits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "arguments"), commands())
+def test_every_default_run_fits_eight_gigabytes(launcher: str, arguments: tuple[str, ...]) -> None:
+    assert in_eight_gigabytes(launcher, arguments).fits

@@ -1,0 +1,42 @@
+"""What of a GPU's memory is not a step's tensors: constants, each with where it comes from."""
+
+import re
+
+from data_pipeline.errors import UserError
+
+MIB, GIB = 2**20, 2**30
+
+# Assumed, until measured: what nvidia-smi shows beyond max_memory_reserved. With lazily loaded kernels (CUDA 12.2 on).
+CUDA_CONTEXT = 450 * MIB
+# cuBLAS: 8 MiB + 128 KiB up to Ampere, 32 MiB on Hopper (PyTorch's notes on CUBLAS_WORKSPACE_CONFIG).
+# cuDNN's share is assumed, until measured: kernels chosen without benchmarking ask for little.
+WORKSPACES = 256 * MIB
+# Assumed, until measured: max_memory_reserved over max_memory_allocated, less one. The allocator cuts blocks of 2 MiB
+# and more, and a gap that is too small for what comes next stays empty.
+FRAGMENTATION = 0.08
+# Assumed, until measured: what DALI's and nvJPEG's pools hold at first.
+DALI_POOLS = 150 * MIB
+# A decoded image's side where the data set tells none: the larger of the public sets has 400 px.
+STORED_SIZE = 400
+
+_UNITS = {"": GIB, "g": GIB, "gib": GIB, "gb": 10**9, "m": MIB, "mib": MIB, "mb": 10**6}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of `8GiB`, `8GB` (10^9 each) or `8` (GiB). UserError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) <= 0:
+        raise UserError(f"gpu_memory={text}: write a size such as 8GiB, 24GB or 11000MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def dali_bytes(images: int, image_size: int, prefetch: int, *, moves_stain: bool, streams: int) -> int:
+    """What loading takes beside the step: batches made ahead, and the graph's buffers of one batch.
+
+    images: of a micro-batch. By the graph in data_pipeline/pipeline.py: float32 batches, `prefetch` of them and one
+    that is worked on; decoded and resized images in 8 bits; densities twice in float32 and once in 16 bits.
+    """
+    pixels = 3 * image_size**2
+    ahead = (prefetch + 1) * 4 * pixels
+    worked_on = 3 * STORED_SIZE**2 + pixels + ((4 + 4 + 2 + 4) * pixels if moves_stain else 0)
+    return streams * (images * (ahead + worked_on) + DALI_POOLS)
