@@ -2,7 +2,7 @@
 
 usage:
   python launchers/plan.py config=LAUNCHER gpu_memory=SIZE [processes=N] [gpu=NAME] [key=value ...]
-      config=LAUNCHER   train_classifier, train_stain_gan or train_conditional_gan; train_few_shot_gan is refused yet
+      config=LAUNCHER   train_classifier, train_stain_gan, train_conditional_gan or train_few_shot_gan
       gpu_memory=SIZE   of each GPU: 8GiB, 24GB; default: 8GiB
       processes=N       GPUs that share a global batch; default: 1
       gpu=NAME          tell hours of the devices with this in their name alone: gpu=3090

@@ -30,6 +30,7 @@ from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
 from trainer.network_choices import NetworkChoices
 from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
+from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import OptimizerConfig, Player
 from trainer.report import write_model_card, write_run_report
 from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
@@ -85,6 +86,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     A run that was cut off goes on where its newest checkpoint stands; a finished one is scored again.
     after_epoch: see `fit`.
     """
+    config = with_found_micro_batch(config, topology)
     dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)

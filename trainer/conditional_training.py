@@ -16,6 +16,7 @@ from trainer.conditional_run import GAMES, KIND, build_networks
 from trainer.conditional_sheets import ConditionalSheets
 from trainer.fit import fit, resume
 from trainer.games.conditional import ConditionalGame
+from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
@@ -23,6 +24,7 @@ from trainer.topology import EngineName, Precision, resolve_engine, resolve_prec
 
 def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
+    config = with_found_micro_batch(config, topology)
     dataset, run = config.open_dataset(), Path(str(config.run))
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = chosen_cell_types(dataset, config)

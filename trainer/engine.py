@@ -135,8 +135,6 @@ class LoneEngine:
     ) -> None:
         self.network, self._optimizer, self._precision, self._clip_norm = module, optimizer, precision, clip_norm
         self._device = next(module.parameters()).device
-        for group in optimizer.param_groups:
-            group["fused"] = True  # as on a GPU, also where a step is only planned
 
     def autocast(self) -> torch.autocast:
         return autocast(self._precision, self._device)

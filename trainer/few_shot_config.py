@@ -124,6 +124,8 @@ class FewShotRunConfig(DatasetConfig):
         unknown = [name for name in self.origins if name not in ORIGINS]
         if unknown or not self.origins:
             raise ValueError(f"origins={list(self.origins)}: give some of {', '.join(ORIGINS)}")
+        if self.train.find_micro_batch:
+            raise ValueError("train.find_micro_batch=true: episodes are not divided: leave it out")
         if self.model.plays_episodes and self.train.global_batch % self.shots:
             raise ValueError(
                 f"train.global_batch={self.train.global_batch}: a step plays whole episodes of shots={self.shots} "

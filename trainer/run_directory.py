@@ -24,6 +24,7 @@ FREE_SETTINGS = frozenset(
         "train.compile",
         "train.engine",
         "train.micro_batch",
+        "train.find_micro_batch",
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.log_every",

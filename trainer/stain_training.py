@@ -22,6 +22,7 @@ from trainer.games.cyclegan import CycleGan
 from trainer.games.pix2pix import Pix2Pix
 from trainer.games.stain_student import StainStudent
 from trainer.games.w_cyclegan_gp import WCycleGanGp
+from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import OptimizerConfig, Player
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
@@ -32,6 +33,7 @@ from trainer.topology import EngineName, Precision, resolve_engine, resolve_prec
 
 def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
     """Train to the end, or go on where the run's newest checkpoint stands; returns the run directory."""
+    config = with_found_micro_batch(config, topology)
     dataset, run = config.open_dataset(), Path(str(config.run))
     config = with_domains(dataset, config)
     precision = resolve_precision(config.train.precision, topology.device)

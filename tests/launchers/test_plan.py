@@ -1,7 +1,10 @@
 """If these fail, a user learns only by an out-of-memory error what fits a GPU."""
 
+from pathlib import Path
+
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch
+from trainer.run_directory import read_run_config
 
 SMALL = ("config=train_classifier", "model=senet_tiny_ge", "data.image_size=32", "train.global_batch=12")
 
@@ -18,7 +21,7 @@ def test_a_run_that_fits_is_planned_with_steps_and_hours(tiny_dataset: Dataset, 
 
 
 def test_a_run_that_does_not_fit_names_what_does(launch: Launch) -> None:
-    done = launch("plan", *SMALL, "gpu_memory=900MiB", "train.global_batch=400", "data.image_size=64")
+    done = launch("plan", *SMALL, "gpu_memory=1300MiB", "train.global_batch=400", "data.image_size=64")
     assert done.returncode == 2
     assert "does not fit" in done.stdout
     (line,) = done.stderr.strip().splitlines()
@@ -30,3 +33,24 @@ def test_a_plan_of_nothing_is_one_line(launch: Launch) -> None:
     assert done.returncode == 2
     assert "config=LAUNCHER" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_finds_its_micro_batch_and_keeps_it(launch: Launch, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    command = (
+        "train_classifier",
+        f"shards={tiny_dataset.root}",
+        "run=run",
+        "model=senet_tiny_ge",
+        "data.image_size=32",
+        "train.global_batch=12",
+        "train.iterations_per_epoch=2",
+        "train.find_micro_batch=true",
+    )
+    done = launch(*command, "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "run/config.yaml"
+    assert read_run_config(config.parent)["train"]["micro_batch"] == 12
+    config.write_text(config.read_text().replace("micro_batch: 12", "micro_batch: 4"))
+    done = launch(*command, "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert read_run_config(config.parent)["train"]["micro_batch"] == 4

@@ -54,6 +54,7 @@ def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
         ("train_classifier", ("model=senet_small_ge", "data.image_size=64", "optimizer.average_decay=0.9"), 8, 2),
         ("train_conditional_gan", SMALL_GAN, 16, 1),
         ("train_stain_gan", ("data.image_size=32", "model.generator.depth=4", "model.generator.width=16"), 8, 1),
+        ("train_few_shot_gan", ("data.image_size=64", "model.generator.width=16", "model.encoder.width=16"), 8, 1),
     ],
 )
 def test_the_prediction_is_what_a_real_step_takes(
@@ -140,12 +141,14 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
         *("se_resnext50", "sequential_cnn", "senet_small_ge", "senet_tiny_ge"),
     )
     stain = ("w_cyclegan_gp", "w_cyclegan_gp_thesis", "cyclegan", "pix2pix")
+    few_shot = ("few_shot_meta", "few_shot_meta_thesis", "figr", "mine_gan", "fast_gan", "diff_augment")
     conditional = ("c_wgan_gp", "cwgan_gp", "ac_gan", "cgan", "info_gan")
     return [
         *(("train_classifier", (f"model={model}", *accumulated)) for model in classifiers),
         *(("train_stain_gan", (f"model={model}",)) for model in stain),
         ("train_stain_gan", ("data.image_size=256",)),  # configs/sweeps/ablation.yaml
         *(("train_conditional_gan", (f"model={model}",)) for model in conditional),
+        *(("train_few_shot_gan", (f"model={model}",)) for model in few_shot),
     ]
 
 

@@ -10,7 +10,7 @@ from trainer.classifier_training import ClassifierRunConfig, known_cell_types
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.episodes import choose_data
 from trainer.few_shot_config import FewShotRunConfig
-from trainer.planning.device_memory import CUDA_CONTEXT, FRAGMENTATION, WORKSPACES, dali_bytes
+from trainer.planning.device_memory import CUDA_CONTEXT, FRAGMENTATION, dali_bytes
 from trainer.planning.rehearsals import RunConfig, rehearsal_of
 from trainer.planning.step_memory import KINDS, MOMENTS, WEIGHTS, RehearsedStep, rehearse
 from trainer.stain_config import StainRunConfig
@@ -109,8 +109,9 @@ def _with_device(step: dict[str, int], config: RunConfig, images: int, processes
             kinds[MOMENTS] = -(-step[MOMENTS] // processes)
     kinds["gaps in the allocator's blocks"] = round(FRAGMENTATION * sum(kinds.values()))
     kinds["CUDA context"] = CUDA_CONTEXT
-    kinds["cuDNN and cuBLAS workspaces"] = WORKSPACES
     streams = 2 if isinstance(config, StainRunConfig) else 1
+    if isinstance(config, StainRunConfig) and config.model.game == "cyclegan":
+        kinds["image pool"] = streams * config.model.pool_size * 3 * 4 * config.data.image_size**2
     kinds["DALI"] = dali_bytes(
         images,
         config.data.image_size,

@@ -22,6 +22,9 @@ from trainer.stain_run import build_generators, into_domains
 from trainer.topology import Precision
 
 RunConfig = ClassifierRunConfig | StainRunConfig | ConditionalRunConfig | FewShotRunConfig
+RUN_CONFIGS: dict[str, type[RunConfig]] = {
+    kind.__name__: kind for kind in (ClassifierRunConfig, StainRunConfig, ConditionalRunConfig, FewShotRunConfig)
+}
 # Schedules and weights of terms depend on it, memory does not.
 _STEPS = 100
 
@@ -44,14 +47,13 @@ def rehearsal_of(config: RunConfig, precision: Precision) -> Rehearsal:
             if config.model.game == "stain_student":
                 taught = stain_training.load_teacher(config).config
                 teacher = into_domains(taught.model, build_generators(taught.model, size))
-            return stain_training.make_game(config, networks, teacher, precision, "alone", _STEPS, topology)
+            # The operations of a pool depend on its images; what it holds is counted apart, see plan.py.
+            pooled = dataclasses.replace(config, model=dataclasses.replace(config.model, pool_size=0))
+            return stain_training.make_game(pooled, networks, teacher, precision, "alone", _STEPS, topology)
         return _few_shot_game(config, precision, topology)
 
     if isinstance(config, ClassifierRunConfig) and config.model.architecture == "naive_bayes":
         raise UserError("model=naive_bayes is fitted in one pass and takes no steps: there is nothing to plan")
-    if isinstance(config, FewShotRunConfig):
-        # torch 2.15 may end in a segmentation fault after episodes, whose networks are copies, on fake tensors.
-        raise UserError("config=train_few_shot_gan cannot be planned yet: plan another launcher")
     if isinstance(config, ConditionalRunConfig) and config.model.game == "dcgan":
         raise UserError(
             "model=dcgan deals its images to a pair of networks for each type, which no plan can without the images; "
