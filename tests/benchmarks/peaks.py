@@ -1,9 +1,7 @@
 """What a GPU can do at most, and what share of that a training does."""
 
 import torch
-from torch import nn
 
-from trainer.orchestration.cost import multiply_accumulates
 from trainer.topology import Precision
 
 # Dense floating-point operations per second in 1e12, from the makers' data sheets, of half precision (fp16 and bf16
@@ -34,13 +32,14 @@ def peak_operations(device: torch.device, precision: Precision) -> float | None:
 
 
 def utilization(
-    network: nn.Module, image_size: int, images_per_second: float, device: torch.device, precision: Precision
+    multiply_accumulates: int, images_per_second: float, device: torch.device, precision: Precision
 ) -> dict[str, float | None]:
     """The model's floating-point operations as a share of the peak (MFU; Chowdhery et al. 2022, appendix B).
 
-    network: on the CPU. A multiply-accumulate is two operations, and a backward pass costs twice its forward pass.
+    multiply_accumulates: of one image's forward pass. One is two operations, and a backward pass costs twice its
+    forward pass.
     """
-    operations = 3 * 2 * multiply_accumulates(network, image_size)
+    operations = 3 * 2 * multiply_accumulates
     peak = peak_operations(device, precision)
     return {
         "operations_per_image": operations,

@@ -20,6 +20,7 @@ cores; channels last or not, whichever is faster for it. Ours reads the stream w
 "synthetic" is ours on a batch that lies on the device already, "stain" ours with stain augmentation.
 """
 
+import functools
 import json
 import math
 import os
@@ -53,6 +54,7 @@ from tests.benchmarks.timm_training import TimmLoop, write_folder
 from trainer.classifier_training import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.machine import describe_machine
+from trainer.orchestration.cost import multiply_accumulates
 from trainer.topology import join_processes, resolve_precision
 
 _CHOICES = ("channels_last", "compile", "checkpoint_activations")
@@ -218,8 +220,12 @@ class _Bench:
         return build_classifier(self._plain.model, types, self._options.image_size)
 
     def _utilization(self, speed: float) -> dict[str, float | None]:
-        device = self._topology.device
-        return utilization(self._network(), self._options.image_size, speed, device, self._precision)
+        return utilization(self._multiply_accumulates, speed, self._topology.device, self._precision)
+
+    @functools.cached_property
+    def _multiply_accumulates(self) -> int:
+        """Of the forward pass of one image."""
+        return multiply_accumulates(self._network(), self._options.image_size)
 
     def _forget(self) -> None:
         if self._topology.device.type == "cuda":

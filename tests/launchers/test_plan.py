@@ -21,7 +21,7 @@ def test_a_run_that_fits_is_planned_with_steps_and_hours(tiny_dataset: Dataset, 
 
 
 def test_a_run_that_does_not_fit_names_what_does(launch: Launch) -> None:
-    done = launch("plan", *SMALL, "gpu_memory=1300MiB", "train.global_batch=400", "data.image_size=64")
+    done = launch("plan", *SMALL, "gpu_memory=1450MiB", "train.global_batch=400", "data.image_size=64")
     assert done.returncode == 2
     assert "does not fit" in done.stdout
     (line,) = done.stderr.strip().splitlines()

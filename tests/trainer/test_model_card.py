@@ -79,7 +79,16 @@ def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Pat
     write_config(tmp_path, tiny_dataset, configured("data.image_size=32"))
     save_training_data(tmp_path, tiny_dataset, StreamConfig(image_size=32))
     estimate = {"value": 0.0625, "low": 0.03125, "high": 0.125}
-    calibration = {"temperature": 1.5, "remark": "none", "uncalibrated": {"error": estimate, "bins": [{"low": 0.0}]}}
+    calibration = {
+        "temperature": 1.5,
+        "validation_images": 40,
+        "remark": "none",
+        "uncalibrated": {
+            "calibration_error": estimate,
+            "negative_log_likelihood": estimate,
+            "reliability": [{"low": 0.0, "high": 1.0, "count": 0, "accuracy": None, "confidence": None}],
+        },
+    }
     records = [
         evaluate(tmp_path, tiny_dataset, "test", True, calibration=calibration),
         evaluate(tmp_path, tiny_dataset, "validation", False),

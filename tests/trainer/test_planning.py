@@ -90,7 +90,7 @@ def test_memory_is_told_of_any_micro_batch() -> None:
 
 def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
     arguments = ("model=senet_small_ge", "data.image_size=64", "train.global_batch=64")
-    limit = parse_memory("1.2GiB")
+    limit = parse_memory("1.32GiB")
     largest = plan_memory(configured("train_classifier", *arguments), limit).largest
     assert largest is not None
     assert 1 < largest.images < 64
