@@ -67,8 +67,8 @@ def is_clean(config: AuditConfig) -> bool:
 def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:
     """The data set of the run, and the checks of the run's evaluation records."""
     # Here, for the processes that look at images import this file too, and need no network.
-    from trainer.classifier_training import read_classifier_run
     from trainer.run_audit import audit_run
+    from trainer.trained_classifier import read_classifier_run
 
     folder, cache = Path(str(config.run)), config.shard_cache()
     run = read_classifier_run(folder)

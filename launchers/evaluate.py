@@ -37,7 +37,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.stream import Topology
 from launchers.console import launch, read_config
-from trainer.classifier_training import load_classifier, scoring_batch
+from trainer.classifier_training import scoring_batch
 from trainer.evaluation import evaluate, refuse_training_images
 from trainer.generation_evaluation import evaluate_bank
 from trainer.generation_scores import Judges
@@ -50,6 +50,7 @@ from trainer.run_directory import read_run_config
 from trainer.stain_evaluation import evaluate_stain_model
 from trainer.stain_run import load_stain_model
 from trainer.topology import join_processes, leave_processes
+from trainer.trained_classifier import load_classifier
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.classifier_training import load_classifier
 from trainer.export import Format, export_classifier
 from trainer.report import MODEL_CARD
+from trainer.trained_classifier import load_classifier
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 
 from data_pipeline.errors import UserError
 from launchers.console import CONFIGS, launch, read_config
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.planning.device_memory import GIB, parse_memory

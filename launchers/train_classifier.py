@@ -34,7 +34,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from launchers.console import launch, read_config
-from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import train_classifier
 from trainer.topology import join_processes, leave_processes
 
 

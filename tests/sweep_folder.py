@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.classifiers import ClassifierConfig
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
 from trainer.orchestration.sweep_config import SweepConfig, parameter_sets

@@ -3,81 +3,33 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
-from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Stream, StreamConfig, Topology
-from models.classifiers import ClassifierConfig, build_classifier
 from models.classifiers.naive_bayes import NaiveBayes
-from models.errors import ModelError
-from trainer.calibration import Calibration, fit_temperature, load_calibration, save_calibration
-from trainer.checkpoint import Checkpoint, CheckpointStore
-from trainer.configuration import typed
+from trainer.calibration import fit_temperature, save_calibration
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_state
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
-from trainer.network_choices import NetworkChoices
-from trainer.normalizers.bundle import FILE, NormalizerBundle, load_bundle
+from trainer.normalizers.bundle import FILE
 from trainer.planning.micro_batch import with_found_micro_batch
-from trainer.player import OptimizerConfig, Player
+from trainer.player import Player
 from trainer.report import write_model_card, write_run_report
-from trainer.run_directory import CONFIG_FILE, fingerprint, read_run_config, settings, write_run_config
+from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
+from trainer.trained_classifier import TrainedClassifier, build_network, load_classifier
 from trainer.training_data import save_training_data
-
-
-@dataclass(frozen=True)
-class ClassifierFitConfig(FitConfig):
-    """How long and how to train a classifier.
-
-    select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
-    one after which training stops; null never stops early. synchronize_batch_norm: one set of batch
-    statistics over all GPUs. checkpoint_activations, compile, channels_last: see NetworkChoices.
-    """
-
-    label_smoothing: float = 0.1
-    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
-    patience: int | None = None
-    synchronize_batch_norm: bool = False
-    checkpoint_activations: bool = False
-    compile: bool = False
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
-
-    @property
-    def network_choices(self) -> NetworkChoices:
-        return NetworkChoices(self.checkpoint_activations, self.compile, self.channels_last)
-
-
-@dataclass(frozen=True)
-class ClassifierRunConfig(DatasetConfig):
-    """Everything a classifier's run follows from.
-
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written.
-    """
-
-    run: str | None = None
-    seed: int = 0
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    data: StreamConfig = field(default_factory=StreamConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
 
 
 def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
@@ -170,7 +122,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     return write_run_report(run)
 
 
-def _calibrated(trained: "TrainedClassifier", held_out: Stream, run: Path, topology: Topology) -> "TrainedClassifier":
+def _calibrated(trained: TrainedClassifier, held_out: Stream, run: Path, topology: Topology) -> TrainedClassifier:
     """With a temperature fitted to the best checkpoint on the validation images, which the run keeps."""
     if trained.calibration.checkpoint == trained.checkpoint.digest:
         return trained
@@ -267,80 +219,6 @@ def make_game(
     )
 
 
-@dataclass(frozen=True)
-class ClassifierRun:
-    """What a run's config.yaml says: settings, the types it learns, its data set's content hash and storage.
-
-    normalizer: file in the run of what raw images go through first; None where it learned from raw ones.
-    """
-
-    config: ClassifierRunConfig
-    cell_types: tuple[str, ...]
-    dataset_hash: str
-    storage: ShardSettings
-    normalizer: str | None
-
-
-def read_classifier_run(run: Path) -> ClassifierRun:
-    """The run's configuration. UserError when the folder holds no run of train_classifier.py."""
-    path, content = run / CONFIG_FILE, read_run_config(run)
-    try:
-        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
-        storage = ShardSettings(**content.pop("storage"))
-        normalizer = content.pop("normalizer")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
-    config = typed(ClassifierRunConfig, content, str(path))
-    return ClassifierRun(config, cell_types, dataset_hash, storage, normalizer)
-
-
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """A run's best network, on the CPU in evaluation mode, and what it was made from.
-
-    dataset_hash: content hash of the data set that it was trained on.
-    storage: how the images of that data set are stored; raw images go the same way before prediction.
-    normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
-    calibration: what its logits become probabilities by; the network itself knows nothing of it.
-    """
-
-    network: nn.Module
-    checkpoint: Checkpoint
-    config: ClassifierRunConfig
-    cell_types: tuple[str, ...]
-    dataset_hash: str
-    storage: ShardSettings
-    normalizer: NormalizerBundle | None
-    calibration: Calibration
-
-    @property
-    def layers(self) -> nn.Module:
-        """The network, for what its layers see in an image. UserError where it has none."""
-        if isinstance(self.network, NaiveBayes):
-            raise UserError(
-                f"{self.config.run}: {self.config.model.name} has no layers whose features could be compared: give a "
-                "run of another model"
-            )
-        return self.network
-
-
-def load_classifier(run: Path) -> TrainedClassifier:
-    """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
-    made, path = read_classifier_run(run), run / CONFIG_FILE
-    config, cell_types = made.config, made.cell_types
-    checkpoint = CheckpointStore(run / "checkpoints").best()
-    if checkpoint is None:
-        raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
-    state = checkpoint.load()["players"]["classifier"]
-    network = build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
-    checkpoint.fill(network, state["average"] or state["module"], path)
-    bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
-    calibration = load_calibration(run, checkpoint.digest)
-    return TrainedClassifier(
-        network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration
-    )
-
-
 def _take_normalizer(dataset: Dataset, run: Path) -> str | None:
     """Copy the normaliser that comes with a data set into the run; its file name there, or None."""
     if FILE not in dataset.metadata.get("attachments", {}):
@@ -369,16 +247,6 @@ def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
             "a classifier needs two at least; see the counts in build_report.json"
         )
     return known
-
-
-def build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
-    weights = None
-    if config.weights is not None and (Path(config.weights) / CONFIG_FILE).exists():
-        weights = load_classifier(Path(config.weights)).network.state_dict()
-    try:
-        return build_classifier(config, number_of_types, image_size, weights)
-    except ModelError as error:
-        raise UserError(str(error)) from error
 
 
 def scoring_batch(config: FitConfig) -> int:

@@ -16,7 +16,6 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream import MicroBatch, Topology
-from trainer.classifier_training import TrainedClassifier
 from trainer.evaluation import scoring_stream
 from trainer.games.classification import predict
 from trainer.raw_classifier import (
@@ -27,6 +26,7 @@ from trainer.raw_classifier import (
     load_raw_classifier,
     of_run,
 )
+from trainer.trained_classifier import TrainedClassifier
 
 Format = Literal["onnx", "torch_export"]
 # Real images on which the export is compared with the live model.

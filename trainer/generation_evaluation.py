@@ -14,7 +14,6 @@ from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.lineage import lineage
 from data_pipeline.stream import StreamConfig, Topology
-from trainer.classifier_training import TrainedClassifier, load_classifier
 from trainer.evaluation import refuse_training_images
 from trainer.generation_images import ImageReader
 from trainer.generation_scores import (
@@ -32,6 +31,7 @@ from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import ImageFeatures
 from trainer.run_directory import CONFIG_FILE
+from trainer.trained_classifier import TrainedClassifier, load_classifier
 
 SPLIT = "test"  # of the real images that generated ones are compared with; copies are looked for in "train"
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from data_pipeline.randomness import derive_key, permute
-from trainer.classifier_training import TrainedClassifier
 from trainer.generation_images import ImageReader, Integers, to_intensity
 from trainer.generation_sheets import Pairs
 from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace
@@ -27,6 +26,7 @@ from trainer.metrics.nearest_image import (
 )
 from trainer.metrics.perceptual import PerceptualDistance, keyed_pairs, pair_distances
 from trainer.metrics.shortcut import detect_generated, traces
+from trainer.trained_classifier import TrainedClassifier
 
 _BATCH = 64
 

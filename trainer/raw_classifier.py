@@ -14,9 +14,10 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import StreamConfig
 from trainer.calibration import Calibrated
-from trainer.classifier_training import TrainedClassifier, load_classifier, scoring_batch
+from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
 from trainer.normalizers.bundle import NormalizerBundle
+from trainer.trained_classifier import TrainedClassifier, load_classifier
 
 DESCRIPTION = "model.json"
 FORMAT_VERSION = 1

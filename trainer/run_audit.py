@@ -14,9 +14,9 @@ from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import normalization_needs_label
 from data_pipeline.stream import StreamConfig
-from trainer.classifier_training import ClassifierRun
 from trainer.evaluation import seen_in_training
 from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
+from trainer.trained_classifier import ClassifierRun
 
 _REMEDY = "do not use this score: remove the record and score the run again with evaluate.py"
 

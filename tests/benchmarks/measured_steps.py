@@ -24,7 +24,8 @@ from models.classifiers import build_classifier
 from tests.benchmarks.own_training import OnDevice, train_speed
 from tests.benchmarks.step_time import Link, Step, fit_link, ring_all_reduce, waited_for
 from tests.benchmarks.timing import summary
-from trainer.classifier_training import ClassifierRunConfig, known_cell_types
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import known_cell_types
 from trainer.topology import join_processes, leave_processes
 
 

@@ -17,7 +17,8 @@ from data_pipeline.stream import MicroBatch, Stream, Topology
 from launchers.console import read_config
 from models.classifiers import build_classifier
 from tests.benchmarks.timing import paired_ratio, summary
-from trainer.classifier_training import ClassifierRunConfig, known_cell_types
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import known_cell_types
 from trainer.fit import FitConfig, Progress, fit
 from trainer.games.classification import Classification
 from trainer.player import Player

@@ -13,7 +13,8 @@ import torch
 
 from data_pipeline.stream import Topology
 from launchers.console import read_config
-from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import train_classifier
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.conditional_training import train_conditional_model
 from trainer.few_shot_config import FewShotRunConfig

@@ -28,7 +28,6 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, StreamConfig
 from tests.benchmarks.launch import call
-from trainer.classifier_training import TrainedClassifier, load_classifier
 from trainer.machine import describe_machine
 from trainer.metrics import image_distance
 from trainer.metrics.classification import score
@@ -39,6 +38,7 @@ from trainer.normalizers.classical import CLASSICAL
 from trainer.normalizers.learned import LearnedNormalizer
 from trainer.progress import read_records
 from trainer.stain_run import load_stain_model
+from trainer.trained_classifier import TrainedClassifier, load_classifier
 
 BATCH = 8
 # Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.

@@ -13,7 +13,7 @@ from launchers.console import read_config
 from tests.benchmarks.ours import own_contenders
 from tests.benchmarks.peers import peer_contenders, write_copies
 from tests.benchmarks.timing import Contender, Measurement, Setting, find_setting, measure, paired_ratio, summary
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 
 # What the rivals do: no turns, no zooms.
 _FLIP = AugmentConfig(rotation=0.0, scale=1.0, shift=0.0)

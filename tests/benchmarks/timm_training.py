@@ -18,7 +18,7 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from tests.benchmarks.own_training import LAPS
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.topology import Precision
 
 

@@ -51,7 +51,7 @@ from tests.benchmarks.phases import PhaseClock, told_apart
 from tests.benchmarks.real_loops import some_steps
 from tests.benchmarks.timing import paired_ratio, summary
 from tests.benchmarks.timm_training import TimmLoop, write_folder
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.machine import describe_machine
 from trainer.orchestration.cost import multiply_accumulates

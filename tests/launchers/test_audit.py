@@ -15,8 +15,8 @@ from tests.conftest import Launch
 from tests.forged_catalog import first, forge
 from tests.launchers.test_launchers import TINY, assert_refused
 from tests.launching import Launched
-from trainer.classifier_training import read_classifier_run
 from trainer.run_audit import audit_run
+from trainer.trained_classifier import read_classifier_run
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer import test_conditional_training, test_few_shot_training, test_stain_training
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import AblationConfig, Arm, ablation_arms, choose_roles

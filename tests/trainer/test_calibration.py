@@ -24,8 +24,8 @@ from trainer.calibration import (
     load_calibration,
     save_calibration,
 )
-from trainer.classifier_training import load_classifier
 from trainer.metrics.classification import score
+from trainer.trained_classifier import load_classifier
 
 
 def drawn(temperature: float, images: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,6 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from data_pipeline.errors import UserError
 from models.classifiers import ClassifierConfig, build_classifier
-from trainer.classifier_training import TrainedClassifier
 from trainer.metrics.manifold import ManifoldScores, compare_manifolds
 from trainer.metrics.memorization import compare_distances
 from trainer.metrics.nearest_image import (
@@ -35,6 +34,7 @@ from trainer.metrics.perceptual import (
     perceptual_distance,
 )
 from trainer.metrics.shortcut import detect_generated, traces
+from trainer.trained_classifier import TrainedClassifier
 
 Floats = NDArray[np.float64]
 TINY = ClassifierConfig(block="basic", layers=(1, 1), widths=(8, 16), groups=1, reduction=4, stem_widths=(8,))

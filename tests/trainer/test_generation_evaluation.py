@@ -20,12 +20,12 @@ from data_pipeline.stream import Topology
 from tests.conftest import TINY_TYPES, Launch
 from tests.launching import Launched
 from tests.trainer.test_report import Page
-from trainer.classifier_training import TrainedClassifier, load_classifier
 from trainer.generation_evaluation import check_classifier, evaluate_bank
 from trainer.generation_images import ImageReader
 from trainer.generation_scores import GenerationEvaluation, Judges, Shortcuts, TypeImages
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.perceptual import ClassifierPerceptualDistance
+from trainer.trained_classifier import TrainedClassifier, load_classifier
 
 COUNT = 24  # images of each type
 QUICK = GenerationEvaluation(neighbours=2, pairs=20)

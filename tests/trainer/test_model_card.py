@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.metrics.classification import OVERALL, format_estimate, score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
 from trainer.report import write_model_card
@@ -132,10 +132,11 @@ def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Pat
             values = [format_estimate(of_type[name], brackets=True) for name in measures]
             assert row[1:] == [str(of_type["count"]), str(of_type["groups"]), *values]
     calibrated = tables(parts[0].split("### Calibration")[1])[0]
-    assert calibrated[:3] == [
+    assert calibrated[:4] == [
         ["temperature", "1.5"],
+        ["validation images", "40"],
         ["remark", "none"],
-        ["uncalibrated, error", "0.0625 [0.03125, 0.125]"],
+        ["uncalibrated, calibration error", "0.0625 [0.03125, 0.125]"],
     ]
     assert "### Calibration" not in parts[1]
 

@@ -18,9 +18,11 @@ from launchers.console import read_config
 from models.classifiers.hand_features import FEATURES, hand_features
 from models.classifiers.naive_bayes import NaiveBayes
 from tests.conftest import TINY_TYPES, Launch
-from trainer.classifier_training import ClassifierRunConfig, load_classifier, train_classifier
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import train_classifier
 from trainer.naive_bayes import take_fit
 from trainer.progress import read_records
+from trainer.trained_classifier import load_classifier
 
 ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=5")
 

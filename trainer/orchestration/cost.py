@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifiers import ClassifierConfig, build_classifier
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.orchestration.results import Trial
 from trainer.progress import read_records

@@ -22,7 +22,7 @@ from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root, root_of
 from data_pipeline.stream import default_order
-from trainer.classifier_training import ClassifierRunConfig
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import Arm, ablation_arms
 from trainer.orchestration.method_stages import Compose

@@ -16,7 +16,8 @@ from torch import distributed
 
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
-from trainer.classifier_training import ClassifierRunConfig, train_classifier
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import train_classifier
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import LAUNCHERS
 from trainer.progress import read_records

@@ -6,7 +6,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
 from trainer import classifier_training, conditional_training, few_shot_training, stain_training
-from trainer.classifier_training import ClassifierRunConfig, known_cell_types
+from trainer.classifier_config import ClassifierRunConfig
+from trainer.classifier_training import known_cell_types
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.episodes import choose_data
 from trainer.few_shot_config import FewShotRunConfig

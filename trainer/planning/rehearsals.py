@@ -8,8 +8,8 @@ import torch
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
-from trainer import classifier_training, conditional_training, few_shot_training, stain_training
-from trainer.classifier_training import ClassifierRunConfig
+from trainer import classifier_training, conditional_training, few_shot_training, stain_training, trained_classifier
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import MODERATE_TYPES, ConditionalRunConfig
 from trainer.few_shot_adaptation import begin_episode
 from trainer.few_shot_config import FewShotRunConfig
@@ -35,7 +35,7 @@ def rehearsal_of(config: RunConfig, precision: Precision) -> Rehearsal:
 
     def make_game() -> Game:
         if isinstance(config, ClassifierRunConfig):
-            network = classifier_training.build_network(
+            network = trained_classifier.build_network(
                 dataclasses.replace(config.model, weights=None), types_of(config), size
             )
             return classifier_training.make_game(config, network, precision, "alone", _STEPS, topology)
