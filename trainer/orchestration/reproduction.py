@@ -50,6 +50,7 @@ SITE_ARMS: dict[str, tuple[str, bool, bool, tuple[str, ...]]] = {
 class ReproductionConfig:
     """A preset: how large each part of the experiment is.
 
+    note: what whoever reads the report is to know of these sizes.
     phantoms: cell type -> images to be rendered where no raw folder is given; empty renders none. phantom_size: their
     side in pixels. build: arguments of build_shards.py, beside the sources.
     ablation: see AblationConfig; its stain, conditional and few_shot are the arguments of all models of their kind.
@@ -63,6 +64,7 @@ class ReproductionConfig:
     resources: of each stage and each trial.
     """
 
+    note: str = ""
     phantoms: dict[str, int] = field(default_factory=dict)
     phantom_size: int = 48
     build: list[str] = field(default_factory=list)

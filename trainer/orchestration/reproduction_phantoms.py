@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data_pipeline.build import build_dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from trainer.orchestration.reproduction import ReproductionConfig
@@ -28,4 +29,5 @@ def build_phantom_dataset(config: ReproductionConfig, folder: Path, shards: Path
             cell_types=types,
         )
         sources.append(SourceDeclaration(kind="table", name=f"phantom{count}", root=table, domain="phantom"))
-    build_dataset(shards, sources, ratio=_RATIO)
+    settings = ShardSettings(stored_size=config.phantom_size)
+    build_dataset(shards, sources, settings=settings, ratio=_RATIO)

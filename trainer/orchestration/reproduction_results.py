@@ -42,6 +42,7 @@ def summarize_reproduction(folder: Path) -> dict[str, Any]:
     plan = read_reproduction(folder)
     return {
         **{name: plan[name] for name in ("preset", "dataset", "stains", "roles")},
+        "note": plan["config"]["note"],
         "machine": describe_machine(),
         "counts": _counts(Dataset.open(plan["dataset"]["path"])),
         "models": {

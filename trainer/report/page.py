@@ -56,10 +56,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """An inline drawing (safe SVG markup) over its caption."""
+    """An inline drawing (safe SVG markup) over its caption; `beside` others of its kind where there is room."""
 
     drawing: Markup
     caption: str
+    beside: bool = False
     kind: str = field(default="figure", init=False)
 
 
@@ -136,7 +137,7 @@ def sheet_figure(path: Path, caption: str) -> Figure:
     """A PNG, inline, over its caption."""
     encoded = base64.b64encode(path.read_bytes()).decode()
     picture = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(path.stem, encoded)
-    return Figure(picture, caption)
+    return Figure(picture, caption, beside=True)
 
 
 def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], sections: Sequence[Section]) -> Path:

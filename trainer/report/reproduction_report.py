@@ -82,7 +82,9 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
             accuracy = arms[name]["scores"]["overall"]["accuracy"]
             label = f"{arms[name]['title']}: accuracy (thesis {theirs.accuracy})" if theirs else arms[name]["title"]
             tiles.append(Tile(label, format_estimate(accuracy), interval_words(accuracy)))
+    noted = [Text(summary["note"], warning=True)] if summary["note"] else []
     return [
+        *noted,
         Facts(
             [
                 ("data set", f"{Path(data['path']).name} (content {data['content_hash'][:12]})"),
@@ -131,10 +133,11 @@ def _few_shot(folder: Path, plan: Mapping[str, Any], summary: Mapping[str, Any])
     blocks = few_shot_tables(summary)
     for cell_type in summary["models"]["few_shot"]["few_shot_meta"]["record"]["per_type"]:
         name = cell_type.replace(" ", "-")
-        sheets = sorted((folder / plan["models"]["few_shot"]["few_shot_meta"]["run"] / "samples").glob(f"{name}-*.png"))
-        for path in sheets:
-            moment = path.stem.removeprefix(f"{name}-").replace("-", " ")
-            blocks.append(sheet_figure(path, f"{cell_type}, {moment}; figures 48-50."))
+        samples = folder / plan["models"]["few_shot"]["few_shot_meta"]["run"] / "samples"
+        for kind, words in (("step", "steps of meta-training"), ("round", "rounds of the adaptation")):
+            for path in sorted(samples.glob(f"{name}-{kind}-*.png")):
+                count = int(path.stem.rpartition("-")[2])
+                blocks.append(sheet_figure(path, f"{cell_type} after {count} {words}; figures 48-50."))
     intro = "The meta-learned generator and its rivals, on types with dozens of images."
     return Section("Few-shot generation (tables 21-22, figures 48-50)", intro, blocks)
 
@@ -211,7 +214,4 @@ def _what_was_run(folder: Path, plan: Mapping[str, Any]) -> Section:
 
 def _renamed(what: str, sections: Sequence[Section]) -> list[Section]:
     """Sections of one sweep beside those of another."""
-    return [
-        dataclasses.replace(section, title=f"{what}: {section.title[0].lower()}{section.title[1:]}")
-        for section in sections
-    ]
+    return [dataclasses.replace(section, title=f"{what}: {section.title}") for section in sections]

@@ -93,7 +93,7 @@ def stain_tables(summary: Mapping[str, Any]) -> list[Block]:
             (into_of["generated"], "B real - B generated"),
             (into_to["reconstructed"], "B real - B reconstructed"),
         )
-        cells = [_beside(duration(found["cost"]["seconds"]), theirs and _STAIN_TIMES[theirs])]
+        cells = [_beside(duration(found["cost"]["seconds"] or None), theirs and _STAIN_TIMES[theirs])]
         cells += [_beside(_frechet(pair), _column(THESIS_FID[name], column)) for pair, name in pairs]
         for record, name in ((into_of, "A real - A reconstructed"), (into_to, "B real - B reconstructed")):
             mean = record["reconstruction_ssim"]["mean"]
@@ -120,7 +120,7 @@ def conditional_tables(summary: Mapping[str, Any]) -> list[Block]:
     for model, found in summary["models"]["conditional"].items():
         record, theirs = found["record"], _CONDITIONAL_NAMES.get(model, "")
         agreement, space = record["type_agreement"]["generated"], record["feature_space"]
-        cells = [_beside(duration(found["cost"]["seconds"]), TIMES.get(theirs))]
+        cells = [_beside(duration(found["cost"]["seconds"] or None), TIMES.get(theirs))]
         for number, measure in enumerate(("precision", "sensitivity", "f1")):
             published = f"{AGREEMENT[theirs][number]:.2f}" if theirs in AGREEMENT else None
             cells.append(_beside(format_estimate(agreement[measure]), published))
@@ -154,7 +154,7 @@ def few_shot_tables(summary: Mapping[str, Any]) -> list[Block]:
         cells = _set_cells(record, FEW_SHOT.get(theirs))
         cells += [
             Cell(format_estimate(agreement["accuracy"]), interval_words(agreement["accuracy"])),
-            _beside(duration(cost["seconds"]), time),
+            _beside(duration(cost["seconds"] or None), time),
             _beside(str(cost["steps"]), episodes),
             _beside(f"{sum(cost['parameters'].values()) / 1e6:.2f}", parameters),
             Cell(f"{generator / 1e6:.2f}"),

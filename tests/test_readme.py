@@ -1,0 +1,170 @@
+"""If these fail, a command of the README does not do what it says there, or does not run at all."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.balance import BalanceConfig
+from launchers import ablate, audit, build_shards, evaluate, export, plan, predict, reproduce, train_classifier
+from launchers.console import CONFIGS, read_config
+from tests.launching import ROOT
+from trainer.orchestration.reproduction import read_preset
+from trainer.orchestration.sweep_config import read_sweep
+
+README = (ROOT / "README.md").read_text()
+KINDS: dict[str, type] = {
+    **ablate.LAUNCHER_CONFIGS,
+    "balance": BalanceConfig,
+    "audit": audit.AuditConfig,
+    "build_shards": build_shards.BuildConfig,
+    "evaluate": evaluate.EvaluateConfig,
+    "export": export.ExportConfig,
+    "predict": predict.PredictConfig,
+}
+# What keeps a training short; a command's own word for the same gives way.
+TINY_TRAINING = {
+    "data.image_size": "32",
+    "train.epochs": "1",
+    "train.iterations_per_epoch": "2",
+    "train.global_batch": "16",
+    "train.micro_batch": "null",
+    "train.precision": "fp32",
+}
+TINY = {
+    "train_classifier": TINY_TRAINING | {"model": "senet_tiny_ge"},
+    "train_stain_gan": TINY_TRAINING | {"model.generator.depth": "3", "model.generator.width": "8"},
+    "train_conditional_gan": TINY_TRAINING
+    | {f"model.{network}.blocks": "[1,1,1]" for network in ("generator", "critic", "classifier")}
+    | {f"model.{network}.width": "8" for network in ("generator", "critic", "classifier")},
+    "train_few_shot_gan": TINY_TRAINING
+    | {"train.global_batch": "4", "shots": "4", "adaptation.images": "40", "model.inner.rounds": "1"}
+    | {f"model.{network}.width": "8" for network in ("generator", "encoder", "discriminator")},
+    "synthesize": {"count": "8"},
+    "balance": {"per_type": "30"},
+    "plan": {"model": "senet_tiny_ge", "data.image_size": "32"},
+}
+# Sections whose commands are run, in this order, in one folder.
+RUN = ("Your images", "Training", "Scores and predictions", "Another laboratory's stain", "Types with few images")
+# Other machines, several GPUs, files that only the reader has, or a second time what another line does.
+LEFT_OUT = ("--num_processes", "s3://", "rdzv", "sbatch", "docker", "export ", "table=raw", "split=all", "mkdir")
+
+
+def commands(section: str) -> list[str]:
+    """The lines of a section's code blocks, continued ones joined, without comments."""
+    text = README.split(f"## {section}\n", 1)[1]
+    text = re.split(r"^## ", text, maxsplit=1, flags=re.M)[0]
+    found = []
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+        lines = block.replace("\\\n", " ").splitlines()
+        found += [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    return found
+
+
+def launched(command: str) -> tuple[str, list[str]] | None:
+    """The launcher and its arguments; None where the command starts none."""
+    words = shlex.split(command)
+    for number, word in enumerate(words):
+        if word.startswith("launchers/"):
+            return Path(word).stem, words[number + 1 :]
+    return None
+
+
+def all_launches() -> Iterator[tuple[str, list[str]]]:
+    for section in re.findall(r"^## (.*)$", README, flags=re.M):
+        for command in commands(section):
+            found = launched(command)
+            if found is not None:
+                yield found
+
+
+LAUNCHES = list(all_launches())
+
+
+@pytest.mark.parametrize(("launcher", "arguments"), LAUNCHES, ids=[" ".join([name, *rest]) for name, rest in LAUNCHES])
+def test_the_launcher_knows_every_argument(launcher: str, arguments: list[str]) -> None:
+    own: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments)
+    if launcher == "ablate":
+        keys = ("sweep", "out")
+        read_sweep(ROOT / own["sweep"], [argument for argument in arguments if argument.split("=")[0] not in keys])
+    elif launcher == "reproduce":
+        keys = ("preset", "run", "barcelona", "munich")
+        rest = [argument for argument in arguments if argument.split("=")[0] not in keys]
+        read_config(reproduce.ReproduceConfig, "reproduce", [each for each in arguments if each not in rest])
+        read_preset(CONFIGS / "reproduce" / f"{own['preset']}.yaml", rest)
+    elif launcher == "plan":
+        mine = [argument for argument in arguments if argument.split("=")[0] in ("config", "gpu_memory")]
+        asked = read_config(plan.PlanConfig, "plan", mine)
+        read_config(
+            plan.LAUNCHERS[str(asked.config)], str(asked.config), [each for each in arguments if each not in mine]
+        )
+    elif not arguments:
+        read_config(train_classifier.QuickstartConfig, "quickstart", arguments)
+    else:
+        read_config(KINDS[launcher], launcher, arguments)
+
+
+def test_every_file_and_module_that_is_named_is_there() -> None:
+    named = re.findall(r"\b((?:configs|docker|tests|trainer|launchers)/[\w/]+\.(?:yaml|sh|py|json|png))", README)
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    modules = re.findall(r"python -m (tests[\w.]+)", README)
+    assert modules
+    assert [name for name in modules if importlib.util.find_spec(name) is None] == []
+
+
+def samples_of(real_images: Path, raw: Path, per_folder: int) -> None:
+    """A few images of every folder of the two public sets, and of one as a laboratory's own."""
+    for name in ("PBC_dataset_normal_DIB", "AML-Cytomorphology_LMU"):
+        for folder in sorted(path for path in (real_images / name).rglob("*") if path.is_dir()):
+            files = sorted(path for path in folder.iterdir() if path.is_file())[:per_folder]
+            if files:
+                target = raw / name / folder.relative_to(real_images / name)
+                target.mkdir(parents=True, exist_ok=True)
+                for path in files:
+                    shutil.copy(path, target)
+    shutil.copytree(raw / "PBC_dataset_normal_DIB", raw / "our_slides")
+    shutil.move(raw / "our_slides" / "ig", raw / "our_slides" / "immature granulocyte")
+
+
+def run_tiny(command: str, folder: Path) -> None:
+    """The command as it stands there, but for sizes."""
+    found = launched(command)
+    assert found is not None, command
+    launcher, arguments = found
+    tiny = TINY.get(launcher, {})
+    kept = [argument for argument in arguments if argument.split("=")[0] not in tiny]
+    made = [sys.executable, str(ROOT / "launchers" / f"{launcher}.py"), *kept, *(f"{k}={v}" for k, v in tiny.items())]
+    done = subprocess.run(made, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(made)}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_laboratory_s_way_runs_step_by_step(real_images: Path, tmp_path: Path) -> None:
+    samples_of(real_images, tmp_path / "raw", 40)
+    shutil.copytree(tmp_path / "raw/our_slides/monocyte", tmp_path / "raw/new_slide")
+    for command in commands("Your own slides, step by step"):
+        run_tiny(command, tmp_path)
+    for made in ("runs/lab/report.html", "runs/lab2/model_card.md", "predictions/new_slide/predictions.csv"):
+        assert (tmp_path / made).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_commands_of_the_other_sections_run(real_images: Path, tmp_path: Path) -> None:
+    samples_of(real_images, tmp_path / "raw", 60)
+    shutil.copytree(tmp_path / "raw/PBC_dataset_normal_DIB/monocyte", tmp_path / "slides/today")
+    shutil.rmtree(tmp_path / "raw/our_slides")  # they are in the data set already
+    for section in RUN:
+        for command in commands(section):
+            if not any(words in command for words in (*LEFT_OUT, "our_slides")):
+                run_tiny(command, tmp_path)
+    assert (tmp_path / "runs/balanced/report.html").is_file()
