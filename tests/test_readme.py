@@ -48,7 +48,7 @@ TINY = {
     | {"train.global_batch": "4", "shots": "4", "adaptation.images": "40", "model.inner.rounds": "1"}
     | {f"model.{network}.width": "8" for network in ("generator", "encoder", "discriminator")},
     "synthesize": {"count": "8"},
-    "balance": {"per_type": "30"},
+    "balance": {"per_type": "80"},
     "plan": {"model": "senet_tiny_ge", "data.image_size": "32"},
 }
 # Sections whose commands are run, in this order, in one folder.

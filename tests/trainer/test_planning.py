@@ -158,9 +158,10 @@ def in_eight_gigabytes(launcher: str, arguments: tuple[str, ...]) -> Any:
     return plan
 
 
-def test_the_default_classifier_fits_eight_gigabytes() -> None:
-    """The thesis's own; the slow test goes over all runs."""
-    assert in_eight_gigabytes(*commands()[0]).fits
+@pytest.mark.parametrize("launcher", ["train_classifier", "train_stain_gan", "train_conditional_gan"])
+def test_the_thesis_s_own_models_fit_eight_gigabytes(launcher: str) -> None:
+    """The slow test goes over all runs."""
+    assert in_eight_gigabytes(*next(command for command in commands() if command[0] == launcher)).fits
 
 
 @pytest.mark.slow
