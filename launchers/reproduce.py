@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
             "of two stains (build_shards.py)"
         )
     reproduction = plan_reproduction(preset, file, run, root_of(shards), _compose)
-    refuse_other_sweep(reproduction.ablation)
+    refuse_other_sweep(reproduction.ablation, "run")
     print("\n".join(reproduction.describe()), flush=True)
     if config.plan:
         return
@@ -118,7 +118,7 @@ def _run(reproduction: Reproduction) -> None:
         run_trials(reproduction.ablation, room)
         refuse_failures(reproduction.ablation)
         comparison = reproduction.comparison()
-        refuse_other_sweep(comparison)
+        refuse_other_sweep(comparison, "run")
         held.enter_context(opened(comparison))
         run_trials(comparison, room)
         refuse_failures(comparison)

@@ -239,8 +239,11 @@ def opened(sweep: Sweep) -> Iterator[None]:
         yield
 
 
-def refuse_other_sweep(sweep: Sweep) -> None:
-    """UserError where the sweep's folder holds another one: none of these trials, or one that was something else."""
+def refuse_other_sweep(sweep: Sweep, argument: str = "out") -> None:
+    """UserError where the sweep's folder holds another one: none of these trials, or one that was something else.
+
+    argument: what the user names another folder by.
+    """
     if not (sweep.folder / SWEEP_FILE).exists():
         return
     before = read_plan(sweep.folder)
@@ -258,7 +261,7 @@ def refuse_other_sweep(sweep: Sweep) -> None:
         if changed
         else f"trial {other[0]} was of other images, or of another configs/"
     )
-    raise UserError(f"{sweep.folder}: holds another sweep, {before['name']} ({told}): give another out=DIR")
+    raise UserError(f"{sweep.folder}: holds another sweep, {before['name']} ({told}): give another {argument}=DIR")
 
 
 def write_trials(sweep: Sweep) -> None:
