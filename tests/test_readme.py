@@ -45,7 +45,13 @@ TINY = {
     | {f"model.{network}.blocks": "[1,1,1]" for network in ("generator", "critic", "classifier")}
     | {f"model.{network}.width": "8" for network in ("generator", "critic", "classifier")},
     "train_few_shot_gan": TINY_TRAINING
-    | {"train.global_batch": "4", "shots": "4", "adaptation.images": "40", "model.inner.rounds": "1"}
+    | {
+        "rare_types": "[monoblast,smudge cell]",
+        "train.global_batch": "4",
+        "shots": "4",
+        "adaptation.images": "40",
+        "model.inner.rounds": "1",
+    }
     | {f"model.{network}.width": "8" for network in ("generator", "encoder", "discriminator")},
     "synthesize": {"count": "8"},
     "balance": {"per_type": "80"},
