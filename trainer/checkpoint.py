@@ -67,8 +67,10 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         partial = self.directory / f"partial-{os.getpid()}"
         try:
-            torch.save(state, partial)
-            with partial.open("rb") as file:
+            # To a file without a name: torch writes one into the archive, and equal states would differ in their bytes.
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)

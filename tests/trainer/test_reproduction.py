@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,11 +130,15 @@ def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduc
     marker = score.folder(tmp_path)
     marker.with_name(f"{marker.name}.done.json").write_text("{}")
     assert not score.done(tmp_path)
+    done = marker.with_name(f"{marker.name}.done.json")
     for needed in score.needs:
         folder = needed.folder(tmp_path)
         folder.mkdir()
         folder.with_name(f"{folder.name}.done.json").write_text("{}")
+        os.utime(folder.with_name(f"{folder.name}.done.json"), ns=(1, 1))
     assert score.done(tmp_path)
+    os.utime(done, ns=(0, 0))  # made again since
+    assert not score.done(tmp_path)
     assert not any(argument.startswith("None=") for argument in score.command(tmp_path, CONFIG.resources))
 
 

@@ -104,9 +104,15 @@ class Stage:
 
     def done(self, root: Path) -> bool:
         """Whether its launcher has ended well, and what it wrote, or added to, is still there."""
-        if not _beside(self.folder(root), "done.json").is_file():
+        marker = _beside(self.folder(root), "done.json")
+        if not marker.is_file():
             return False
-        return self.folder(root).exists() if self.output is not None else all(each.done(root) for each in self.needs)
+        if self.output is not None:
+            return self.folder(root).exists()
+        # What it added to may have been made again since, and lacks what was added.
+        made = [_beside(each.folder(root), "done.json") for each in self.needs if each.done(root)]
+        newest = max((each.stat().st_mtime_ns for each in made), default=0)
+        return len(made) == len(self.needs) and newest <= marker.stat().st_mtime_ns
 
 
 def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage]:
