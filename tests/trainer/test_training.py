@@ -37,6 +37,18 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in read_records(run) if record["kind"] == "step"]
 
 
+def test_equal_states_are_equal_files_whichever_process_saves_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made by a checkpoint names its digest: a training done again would else be another data set's parent."""
+    for process in (7, 12345):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        CheckpointStore(tmp_path / str(process)).save(1, {"weights": torch.arange(5.0)})
+    first, second = ([path.name for path in (tmp_path / str(process)).iterdir()] for process in (7, 12345))
+    assert first == second
+    assert len(first) == 1
+
+
 def test_two_processes_train_to_the_weights_of_one(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     """fp32, group normalisation in place of batch normalisation, no dropout; relative tolerance 1e-4."""
     arguments = [
