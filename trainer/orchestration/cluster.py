@@ -90,6 +90,8 @@ def run_trials(sweep: Sweep, room: int) -> None:
     """
     resources, config = sweep.config.resources_per_trial, sweep.config
     to_run = [trial.name for trial in sweep.to_run]
+    if not to_run:
+        return
     for trial in sweep.to_run:
         forget_ending(trial.run)
     known = [trial.name for trial in sweep.trials if trial.name not in to_run]
