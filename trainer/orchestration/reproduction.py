@@ -206,10 +206,14 @@ class Reproduction:
                 for each in self.sites
             ],
             "both_sites": [
-                {"arm": trial.arm, "title": SITE_ARMS[trial.arm][0], "seed": trial.seed, "run": f"{trial_folder}"}
+                {
+                    "arm": trial.arm,
+                    "title": SITE_ARMS[trial.arm][0],
+                    "seed": trial.seed,
+                    "run": f"ablation/{TRIALS_FOLDER}/{trial.name}",
+                }
                 for trial in self.ablation.trials
                 if trial.arm in SITE_ARMS
-                for trial_folder in [f"ablation/{TRIALS_FOLDER}/{trial.name}"]
             ],
             "stages": {stage.name: place(stage) for stage in self.stages},
         }
