@@ -3,18 +3,17 @@
 import errno
 import logging
 import sys
+import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+import yaml
 
 from data_pipeline.errors import UserError
-from trainer.configuration import first_line, schema_of, typed
+from trainer.arguments import nearest, read_arguments, split_argument
+from trainer.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Config = TypeVar("Config")
@@ -51,29 +50,53 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def read_config(kind: type[Config], name: str, overrides: Sequence[str]) -> Config:
+def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
     """`configs/<name>.yaml` over the dataclass `kind`, with the command line's `key=value` laid over both.
 
-    Raises UserError for an unknown key, a wrong type, or an argument that is not key=value.
+    Raises UserError for an unknown key or choice, a wrong type, a key that is given twice, or an argument that is not
+    key=value. Hydra composes the files; what is written on the command line is read by the dataclass's types alone.
     """
-    ConfigStore.instance().store(name=f"schema_{kind.__name__}", node=schema_of(kind))
+    groups, choices, own = config_groups(name), {}, []
+    for argument in arguments:
+        key, value = split_argument(argument)
+        if key not in groups:
+            own.append(argument)
+        elif key in choices:
+            raise UserError(f"{key}= is given twice: leave one out")
+        else:
+            choices[key] = _checked_choice(key, value)
+    told = read_arguments(kind, own)
+    values = _compose(name, choices)
+    lay_over(values, told)
+    return typed(kind, values, "")
+
+
+def config_groups(name: str) -> dict[str, str]:
+    """The groups of settings of `configs/<name>.yaml`, each with the file of it that is the default."""
+    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
+    chosen = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
+    return {group: choice for entry in chosen for group, choice in entry.items()}
+
+
+def _checked_choice(group: str, choice: str) -> str:
+    choices = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    if choice not in choices:
+        raise UserError(
+            f"{group}={choice}: no file of configs/{group}{nearest(choice, choices)}; there are {', '.join(choices)}"
+        )
+    return choice
+
+
+def _compose(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
+    """`configs/<name>.yaml` and the files of its groups as plain values."""
+    # Here, for neither --help nor a wrong argument need wait for Hydra.
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
     try:
         with initialize_config_dir(str(CONFIGS), version_base=None):
-            composed = compose(name, overrides=[_quoted(override) for override in overrides])
+            composed = compose(name, overrides=[f"{group}='{choice}'" for group, choice in choices.items()])
     except HydraException as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{first_line(cause)} (configs/{name}.yaml shows the keys)") from error
-    return typed(kind, composed, "arguments")
-
-
-def _quoted(override: str) -> str:
-    """The override with its value in quotes where Hydra's grammar could not read it bare (a path with spaces, say)."""
-    key, sign, value = override.partition("=")
-    if not sign:
-        raise UserError(f"{override}: arguments are written key=value")
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{escaped}'"
-    return override
+        raise UserError(f"configs/{name}.yaml: {' '.join(str(error.__cause__ or error).split())}") from error
+    return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))

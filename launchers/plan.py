@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Literal
 
 from accelerate import PartialState
-from omegaconf import OmegaConf
 
 from data_pipeline.errors import UserError
-from launchers.console import CONFIGS, launch, read_config
+from launchers.console import CONFIGS, config_groups, launch, read_config
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.few_shot_config import FewShotRunConfig
@@ -79,9 +78,7 @@ def main(arguments: Sequence[str]) -> None:
 def _model(launcher: str, arguments: Sequence[str]) -> str:
     """The file of configs/model that is trained."""
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
-    defaults = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{launcher}.yaml").defaults)
-    assert isinstance(defaults, list)
-    return [*(entry["model"] for entry in defaults if isinstance(entry, dict) and "model" in entry), *named][-1]
+    return [config_groups(launcher)["model"], *named][-1]
 
 
 def _told(plan: MemoryPlan, title: str, config: RunConfig) -> list[str]:

@@ -1,60 +1,45 @@
-"""Frozen dataclasses as configuration: their schema for Hydra, and typed objects back from plain values.
+"""Frozen dataclasses as configuration: filled with plain values of a file, every value checked against its type."""
 
-OmegaConf checks names and types but knows neither Literal nor how to change a frozen
-dataclass. So it is given a plain twin of each dataclass, in which a Literal is a string; the
-choices are checked when the values become the dataclass itself.
-"""
-
-import copy
 import dataclasses
-import functools
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.errors import UserError
+from trainer.arguments import NULL, TYPE_WORDS, keys_of, nearest, read_arguments, read_scalar, without_none
 
 Config = TypeVar("Config")
-# `int | None` is the one, `Literal[...] | None` the other.
-_UNIONS = (types.UnionType, typing.Union)
+# How a YAML file says None, beside nothing at all.
+_NULLS = ("", "~", NULL)
 
 
-def schema_of(kind: Any, defaults: Any = None) -> type:
-    """The dataclass's twin for OmegaConf and Hydra: same names, types and defaults.
+class Plain(str):
+    """A scalar of a YAML file that stands there without quotes: what it means follows from its field's type.
 
-    defaults: a dataclass of this kind whose values are the twin's defaults; None takes the kind's own.
+    YAML itself would make 2024_01_15 the number 20240115, 10.50 the number 10.5 and `no` the truth value false.
     """
-    hints = get_type_hints(kind)
-    defaults = kind() if defaults is None else defaults
-    fields = []
-    for field in dataclasses.fields(kind):
-        value = getattr(defaults, field.name)
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            twin = schema_of(typing.cast(type, hint), value)
-            fields.append((field.name, twin, dataclasses.field(default_factory=twin)))
-        else:
-            plain = _plain(value, hint)
-            factory = dataclasses.field(default_factory=functools.partial(copy.copy, plain))
-            fields.append((field.name, _without_literal(hint), factory))
-    return dataclasses.make_dataclass(kind.__name__, fields)
 
 
-def _plain(value: Any, hint: Any) -> Any:
-    """The default as OmegaConf takes it."""
-    if isinstance(value, dict):
-        # Its keys are the user's to name: Hydra closes every other node to names that are not there yet.
-        key, element = get_args(hint)
-        return DictConfig(
-            value, key_type=key, element_type=element, ref_type=hint, is_optional=False, flags={"struct": False}
-        )
-    return list(value) if isinstance(value, tuple | list) else value
+class _Loader(yaml.SafeLoader):
+    """YAML with every scalar as text."""
+
+    # Of all that YAML tells from a plain scalar's looks only the merge key.
+    yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", yaml.SafeLoader.yaml_implicit_resolvers["<"][0][1])]}  # noqa: RUF012
+
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        return Plain(node.value) if node.style is None else str(node.value)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value if name.tag != "tag:yaml.org,2002:merge"]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
 
 
 def read_file(
@@ -66,68 +51,79 @@ def read_file(
     for an unknown key, and for a value that cannot be.
     """
     try:
-        content = OmegaConf.load(path)
-        merged = OmegaConf.merge(dict(defaults or {}), content, OmegaConf.from_dotlist(list(changes)))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: no {what} file to read ({error.strerror}): give {what}=FILE.yaml") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        raise UserError(f"{path}: no {what} can be read from it: {first_line(error)}") from error
-    return typed(kind, merged, str(path))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: no {what} can be read from it: {' '.join(str(error).split())}") from error
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"{path}: no {what} can be read from it: write key: value on each line")
+    values = {**(defaults or {}), **(content or {})}
+    try:
+        lay_over(values, read_arguments(kind, changes))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return typed(kind, values, str(path))
+
+
+def lay_over(values: dict[str, Any], arguments: Sequence[tuple[tuple[str, ...], Any]]) -> None:
+    """Set arguments, as `read_arguments` gives them, in nested plain values; a dictionary adds to what is there."""
+    for path, value in arguments:
+        inner = values
+        for name in path[:-1]:
+            if not isinstance(inner.get(name), dict):
+                inner[name] = {}
+            inner = inner[name]
+        before = inner.get(path[-1])
+        inner[path[-1]] = {**before, **value} if isinstance(value, dict) and isinstance(before, dict) else value
 
 
 def typed(kind: type[Config], values: Any, where: str) -> Config:
-    """The dataclass filled with `values`. UserError, one line, for an unknown name, type or choice."""
-    plain = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
+    """The dataclass filled with `values`. UserError, one line, for an unknown name, type or choice.
+
+    where: what UserErrors name first; empty for arguments of the command line.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema_of(kind)), plain)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {first_line(error)}") from error
-    return _build(kind, OmegaConf.to_container(merged, resolve=True), where, "")
+        return _filled(kind(), values, "")
+    except (UserError, ValueError) as error:  # ValueError: a dataclass's own check of its values
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
-def first_line(error: BaseException) -> str:
-    """What OmegaConf says of an error, and of which key, in one line."""
-    lines = str(error).strip().splitlines()
-    key = next((line.split(":", 1)[1].strip() for line in lines if "full_key:" in line), "")
-    return f"{key}: {lines[0]}" if key else lines[0]
-
-
-def _build(kind: type[Config], values: Any, where: str, prefix: str) -> Config:
-    hints = get_type_hints(kind)
-    arguments = {}
+def _filled(default: Config, values: Any, prefix: str) -> Config:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'it'}={values}: write a name and a value for each setting")
+    kind = type(default)
+    hints, names, changes = get_type_hints(kind), {field.name for field in dataclasses.fields(default)}, {}  # type: ignore[arg-type]
     for name, value in values.items():
-        hint, key = hints[name], f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
-            value = _build(typing.cast(type, hint), value, where, f"{key}.")
-        elif not _is_choice(value, hint):
-            choices = ", ".join(map(str, get_args(_literal_of(hint))))
-            raise UserError(f"{where}: {key}={value} is none of {choices}")
-        elif get_origin(hint) is tuple:
-            value = tuple(value)
-        arguments[name] = value
-    try:
-        return kind(**arguments)
-    except ValueError as error:  # a dataclass's own check of its values
-        raise UserError(f"{where}: {error}") from error
+        key = f"{prefix}{name}"
+        if name not in names:
+            raise UserError(f"{key}: no such key{nearest(key, keys_of(kind, prefix))}")
+        if dataclasses.is_dataclass(hints[name]):
+            changes[name] = _filled(getattr(default, name), value, f"{key}.")
+        else:
+            changes[name] = _checked(hints[name], value, key)
+    return dataclasses.replace(default, **changes)  # type: ignore[type-var]
 
 
-def _literal_of(hint: Any) -> Any:
-    """The Literal in a hint, which may be optional; None where there is none."""
-    parts = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
-    return next((part for part in parts if get_origin(part) is Literal), None)
-
-
-def _is_choice(value: Any, hint: Any) -> bool:
-    literal = _literal_of(hint)
-    may_be_none = get_origin(hint) in _UNIONS and type(None) in get_args(hint)
-    return literal is None or value in get_args(literal) or (value is None and may_be_none)
-
-
-def _without_literal(hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return str
-    if get_origin(hint) in _UNIONS:
-        return typing.Union[tuple(_without_literal(part) for part in get_args(hint))]  # noqa: UP007
-    if get_origin(hint) is tuple:
-        return list[get_args(hint)[0]]  # type: ignore[misc]
-    return hint
+def _checked(hint: Any, value: Any, key: str) -> Any:
+    """A plain value as its field has it. UserError where it is of another type."""
+    inner, optional = without_none(hint)
+    origin, number = get_origin(inner), isinstance(value, int | float) and not isinstance(value, bool)
+    if (value is None or (isinstance(value, Plain) and value in _NULLS)) and (optional or inner is Any):
+        return None
+    if isinstance(value, Mapping) and (origin is dict or inner is Any):
+        key_hint, element = get_args(inner) or (str, Any)
+        return {_checked(key_hint, name, key): _checked(element, each, f"{key}.{name}") for name, each in value.items()}
+    if isinstance(value, list | tuple) and (origin in (list, tuple) or inner is Any):
+        element = (get_args(inner) or (Any,))[0]
+        return (tuple if origin is tuple else list)(_checked(element, each, key) for each in value)
+    if isinstance(value, str) and origin not in (dict, list, tuple):
+        return read_scalar(inner if isinstance(value, Plain) or inner is not Any else str, str(value), key)
+    if inner is Any or (inner is float and number) or (inner in (int, bool) and type(value) is inner):
+        return float(value) if inner is float else value
+    if origin is Literal and value in get_args(inner):
+        return value
+    if inner is str or origin is Literal:
+        raise UserError(f"{key}: {value} is not read as text here: write it in quotes")
+    words = {dict: "{name: value, ...}", list: "a list, [a, b]", tuple: "a list, [a, b]"}
+    raise UserError(f"{key}={value}: write {words.get(origin) or TYPE_WORDS[inner]}")

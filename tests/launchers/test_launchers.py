@@ -41,7 +41,7 @@ def test_help_shows_usage_and_an_example(launch: Launch, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("train_classifier", ("shards=x", "run=y", "train.epoch=3"), ("train.epoch", "configs/train_classifier.yaml")),
+        ("train_classifier", ("shards=x", "run=y", "train.epoch=3"), ("train.epoch", "train.epochs")),
         ("train_classifier", ("shards=x", "run=y", "train.epochs=many"), ("train.epochs", "many")),
         ("train_classifier", ("shards=x", "run=y", "train.precision=fp8"), ("train.precision=fp8", "auto, fp32")),
         ("train_classifier", ("shards=x", "run=y", "model=resnet"), ("resnet",)),

@@ -237,7 +237,7 @@ def test_without_a_second_stain_or_a_rare_type_there_is_nothing_to_take_away(tmp
         ({"rich_types": ["basophile"]}, "ablation.rich_types=basophile: no cell type"),
         ({"rare_types": ["basophil"], "moderate_types": ["basophil"]}, "is among moderate_types too"),
         ({"stain": ["run=elsewhere"]}, "ablation.stain=run=elsewhere: run is for the ablation to set"),
-        ({"conditional": ["+data.cell_types=[basophil]"]}, "is for the ablation to set"),
+        ({"conditional": ["data.cell_types=[basophil]"]}, "is for the ablation to set"),
         ({"few_shot": ["shots"]}, "ablation.few_shot=shots: write arguments as key=value"),
         ({"few_shots": []}, "few_shots"),
     ],

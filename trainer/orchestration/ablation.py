@@ -75,7 +75,7 @@ class AblationConfig:
                 key, sign, _ = argument.partition("=")
                 if not sign:
                     raise ValueError(f"ablation.{name}={argument}: write arguments as key=value")
-                if key.lstrip("+") in taken:
+                if key in taken:
                     raise ValueError(f"ablation.{name}={argument}: {key} is for the ablation to set; leave it out")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.store import Root
+from trainer.arguments import later_wins, written
 from trainer.orchestration.stages import Inputs, Stage
 
 # What a piece of work is for people, its launcher's name and arguments, to its configuration; UserError for an
@@ -27,8 +28,9 @@ def make_stage(
     one_process: bool = False,
 ) -> Stage:
     """A stage, known by what its arguments come to. UserError for one that the launcher does not know."""
+    arguments = later_wins(arguments)
     settings = dataclasses.asdict(compose(name, launcher, arguments))
-    return Stage(name, launcher, tuple(arguments), inputs, output, settings, one_process)
+    return Stage(name, launcher, arguments, inputs, output, settings, one_process)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class MethodStages:
         self, parent: Stage | Root, types: Sequence[str], name: str, arguments: Sequence[str] = ()
     ) -> Stage:
         """A training on these types of C-WGAN-GP, or of a rival that the arguments (over `conditional`) name."""
-        told = (f"data.cell_types={written_list(types)}", *self.conditional, *arguments)
+        told = (f"data.cell_types={written(types)}", *self.conditional, *arguments)
         return self._training(name, "train_conditional_gan", told, parent)
 
     def few_shot_run(
@@ -125,7 +127,7 @@ class MethodStages:
     ) -> Stage:
         """A training of the few-shot generator, or of a rival, for those of the rare types that lack images."""
         made = self.roles.made(rare)
-        types = (f"rich_types={written_list(rich)}", f"rare_types={written_list(made)}")
+        types = (f"rich_types={written(rich)}", f"rare_types={written(made)}")
         return self._training(name, "train_few_shot_gan", (*types, *self.few_shot, *arguments), parent)
 
     def bank(self, run: Stage) -> Stage:
@@ -136,7 +138,7 @@ class MethodStages:
     def images(self, run: Stage, name: str, count: int, types: Sequence[str], seed: int = 0) -> Stage:
         """So many images of each of these types, drawn by a generator's run."""
         more = (f"seed={seed}",) if seed else ()
-        arguments = (f"count={count}", f"cell_types={written_list(types)}", *more)
+        arguments = (f"count={count}", f"cell_types={written(types)}", *more)
         return self._stage(name, "synthesize", arguments, {"run": run}, "bank")
 
     def balanced(self, parent: Stage | Root, banks: tuple[Stage, ...], name: str) -> Stage:
@@ -162,8 +164,3 @@ def _types_of(run: Stage) -> Sequence[str]:
 def in_label_order(types: Sequence[str]) -> tuple[str, ...]:
     """These types, each once, in the order of CELL_TYPES."""
     return tuple(name for name in CELL_TYPES if name in types)
-
-
-def written_list(words: Sequence[str]) -> str:
-    """Words as an argument's value has them."""
-    return f"[{','.join(words)}]"

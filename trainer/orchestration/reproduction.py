@@ -20,6 +20,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root
+from trainer.arguments import written
 from trainer.configuration import read_file
 from trainer.orchestration.ablation import AblationConfig, choose_stains, method_stages
 from trainer.orchestration.method_stages import CellTypeRoles, Compose, MethodStages, make_stage
@@ -325,7 +326,7 @@ class _Planner:
             }
             for arm, (_, normalize, generate, own) in SITE_ARMS.items():
                 domain = self._domain(site, normalize)
-                told = (f"data.domains=[{domain}]", *self._config.classifier, *own)
+                told = (f"data.domains={written([domain])}", *self._config.classifier, *own)
                 for seed in self._config.seeds:
                     name = f"{site} {arm.replace('_', ' ')} seed {seed}"
                     run = self._classifier(name, of_arm[normalize, generate], (*told, f"seed={seed}"))
@@ -359,9 +360,9 @@ class _Planner:
             self.method, roles=CellTypeRoles((), tuple(counts), (), most, lacking), compose=self._compose
         )
         suffix = f"{site}{'' if normalize else ' unnormalized'}"
-        domain = f"data.domains=[{self._domain(site, normalize)}]"
-        run = method.conditional_run(parent, tuple(counts), f"C-WGAN-GP {suffix}", (domain,))
-        told = (f"per_type={most}", f"domains=[{self._domain(site, normalize)}]")
+        domains = written([self._domain(site, normalize)])
+        run = method.conditional_run(parent, tuple(counts), f"C-WGAN-GP {suffix}", (f"data.domains={domains}",))
+        told = (f"per_type={most}", f"domains={domains}")
         inputs: Inputs = {"shards": parent, "banks": (method.bank(run),)}
         return self._stage(f"balanced data {suffix}", "balance", told, inputs, "out")
 

@@ -25,6 +25,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root, Store
+from trainer.arguments import written
 from trainer.orchestration.resources import Resources
 from trainer.run_directory import fingerprint
 
@@ -33,8 +34,6 @@ LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 # Settings of the launchers that no weight and no image follows from, beside those of every run.
 _FREE = ("samples_per_type", "sheet_columns", "batch")
 _SHOWN_LINES = 20
-# Hydra reads these bare in a list.
-_BARE = re.compile(r"[\w/.-]+", re.ASCII)
 # prctl(2): the signal that a process gets when the one that started it has died.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -245,5 +244,4 @@ def _written(source: Source, root: Path) -> str:
     folders = [str(place) if isinstance(place, Store) else os.path.abspath(place) for place in places]
     if not isinstance(source, tuple):
         return folders[0]
-    quoted = (folder if _BARE.fullmatch(folder) else json.dumps(folder, ensure_ascii=False) for folder in folders)
-    return f"[{','.join(quoted)}]"
+    return written(folders)

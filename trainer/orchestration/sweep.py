@@ -22,6 +22,7 @@ from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root, root_of
 from data_pipeline.stream import default_order
+from trainer.arguments import later_wins, written
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.orchestration.ablation import Arm, ablation_arms
@@ -118,7 +119,7 @@ def plan_sweep(
         for seed in config.seeds:
             name = f"{arm.name}-seed{seed}"
             # Without being told, every trial would decode with all the cores of its machine.
-            overrides = (f"data.threads={resources.threads}", *config.fixed, *arm.overrides, f"seed={seed}")
+            overrides = later_wins((f"data.threads={resources.threads}", *config.fixed, *arm.overrides, f"seed={seed}"))
             arguments = [f"shards={source}", f"run={folder / TRIALS_FOLDER / name}", *overrides]
             run = configured(f"trial {name}", "train_classifier", arguments)
             content_hash = _content_hash(run, images, resources)
@@ -184,7 +185,7 @@ def _variants(config: SweepConfig, shards: Root, compose: Compose, where: Path) 
         return [
             (Arm(f"point{number}", ", ".join(arguments), shards, arguments), point)
             for number, point in enumerate(points)
-            for arguments in [tuple(f"{name}={_written(value)}" for name, value in point.items())]
+            for arguments in [tuple(f"{name}={written(value)}" for name, value in point.items())]
         ]
     arms = ablation_arms(config.ablation, shards, config.resources_per_trial.threads, compose)
     names = [arm.name for arm in arms]
@@ -192,11 +193,6 @@ def _variants(config: SweepConfig, shards: Root, compose: Compose, where: Path) 
         if name not in names:
             raise UserError(f"{where}: arms: no arm {name}; there are {', '.join(names)}")
     return [(arm, {}) for arm in arms if config.arms is None or arm.name in config.arms]
-
-
-def _written(value: Any) -> str:
-    """A value as an argument has it."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def describe_sweep(sweep: Sweep) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
+from trainer.arguments import field_at, without_none
+from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import read_file
 from trainer.orchestration.ablation import AblationConfig
 from trainer.orchestration.resources import Resources
@@ -120,12 +122,24 @@ def _check_source(name: str, source: Any) -> None:
     if not isinstance(values, list) or not values:
         raise ValueError(f"space.{name}.{how}={values}: write a list")
     if how in _LISTS:
+        texts = all(isinstance(value, str) for value in values)
+        if _is_text(name) and not texts:
+            raise ValueError(f"space.{name}.{how}={values}: text that looks like a number or a word of YAML is quoted")
         return
     number = int if how == "integer" else int | float
     numbers = all(isinstance(value, number) and not isinstance(value, bool) for value in values)
     if not numbers or len(values) != 2 or values[0] > values[1] or (how == "loguniform" and values[0] <= 0):
         kind = {"integer": "two integers", "loguniform": "two numbers above 0"}.get(how, "two numbers")
         raise ValueError(f"space.{name}.{how}={values}: write {kind}, the smaller one first")
+
+
+def _is_text(name: str) -> bool:
+    """Whether an argument of train_classifier.py is text, or names a file of configs/."""
+    try:
+        hint, _ = without_none(field_at(ClassifierRunConfig, name)[1])
+    except UserError:  # a group, or an unknown argument, which is refused where it is composed
+        return True
+    return hint is str
 
 
 def _refuse_own(key: str, where: str) -> None:

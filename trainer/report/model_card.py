@@ -1,8 +1,6 @@
 """A run's model card: what the classifier is for and not for, what it learned from, how far it may be trusted."""
 
-import json
 import os
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +10,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.cell_types import CELL_TYPES
+from trainer.arguments import written
 from trainer.metrics.classification import OVERALL, format_estimate
 from trainer.metrics.evaluation import Evaluation, load_evaluations
 from trainer.report.evaluation_section import data_facts, data_words
@@ -26,7 +25,6 @@ FEW_TEST_IMAGES = 30
 WIDE_INTERVAL = 0.1
 # Of config.yaml, what train_classifier.py adds to its arguments.
 _FACTS = ("cell_types", "dataset_hash", "storage", "normalizer")
-_PLAIN, _WORDS = re.compile(r"[A-Za-z/][\w./:-]*"), ("null", "true", "false", "nan", "inf")
 _TYPE_MEASURES = ("sensitivity", "specificity", "precision", "f1", "auroc")
 _FRONT_MATTER = {
     "pipeline_tag": "image-classification",
@@ -74,11 +72,7 @@ def _arguments(name: str, value: Any) -> list[str]:
     name = name.rstrip(".")
     if isinstance(value, Mapping) and name != "data.crop":
         return [argument for key, entry in value.items() for argument in _arguments(f"{name}.{key}", entry)]
-    if isinstance(value, Mapping):  # Hydra's grammar has no quotes around keys
-        return [f"{name}={{{', '.join(f'{key}: {entry}' for key, entry in value.items())}}}"]
-    # Of a text that Hydra takes for nothing else the quotes may go.
-    is_plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS
-    return [f"{name}={value if is_plain else json.dumps(value, ensure_ascii=False)}"]
+    return [f"{name}={written(value)}"]
 
 
 def _use(config: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
