@@ -6,7 +6,7 @@ import hashlib
 import io
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.curate import fold_of, group_name
-from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import NAME, ImageBank
@@ -29,29 +29,6 @@ from data_pipeline.store import folder_of
 _MEASURED = 200
 # Generated images in memory at a time.
 _READ_AT_ONCE = 128
-
-
-@dataclass(frozen=True)
-class BalanceConfig(DatasetConfig):
-    """What is added to which data set.
-
-    shards, cache, cache_size: see DatasetConfig. banks: image banks of synthesize.py, in the order in which they are
-    used; each gives its folder's name to its images as their source. out: the new data set. per_type: training images
-    that each type is brought to; a type with more keeps them all. best: name of a score, whose highest come first;
-    null takes the first images of each bank. domains: those whose training images count, as data.domains of the
-    classifier; null counts all. Images of others are kept all the same.
-    """
-
-    banks: list[str] = field(default_factory=list)
-    out: str | None = None
-    per_type: int | None = None
-    best: str | None = None
-    domains: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.per_type is not None and self.per_type < 1:
-            raise ValueError(f"per_type={self.per_type}: must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_location import ShardFiles, check_shards
-from data_pipeline.store import Root, Store, root_of
+from data_pipeline.store import CATALOG_FILE, Root, Store, no_dataset, root_of
 
 FORMAT_VERSION = 1
-CATALOG_FILE = "catalog.parquet"
 SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _METADATA_KEY = b"hemaforge"
@@ -216,9 +215,7 @@ class Dataset:
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             table = table.replace_schema_metadata(None)
         except FileNotFoundError:
-            raise UserError(
-                f"{root}: no data set here (no {CATALOG_FILE}); make one with launchers/build_shards.py"
-            ) from None
+            raise no_dataset(root) from None
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None

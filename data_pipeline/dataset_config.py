@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipeline.catalog import Dataset
 from data_pipeline.shard_cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
+from data_pipeline.store import CATALOG_FILE, no_dataset, root_of
+
+if TYPE_CHECKING:
+    from data_pipeline.catalog import Dataset
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,12 @@ class DatasetConfig:
         if self.cache_size <= 0:
             raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
 
+    def require_dataset(self) -> None:
+        """UserError where a folder is named that holds no data set; quickly, a store is asked when it is opened."""
+        root = root_of(self.shards or "")
+        if self.shards and isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
+            raise no_dataset(root)
+
     def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
         """The data set; UserError when there is none, or it is not as it was committed.
 
@@ -34,6 +44,8 @@ class DatasetConfig:
         if default is not None:
             cache = self if self.cache else default
             return replace(cache, shards=self.shards or default.shards).open_dataset()
+        from data_pipeline.catalog import Dataset
+
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:

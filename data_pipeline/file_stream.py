@@ -11,7 +11,8 @@ from torch.utils.dlpack import from_dlpack
 from data_pipeline.images import UnreadableImage
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 from data_pipeline.shards import ShardSettings, encode_image
-from data_pipeline.stream import MicroBatch, StreamConfig, Topology, check_crop
+from data_pipeline.stream import MicroBatch, Topology
+from data_pipeline.stream_config import StreamConfig, check_crop
 
 
 class FileStream:

@@ -17,6 +17,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.store_client import StoreClient, status_of
 
 Result = TypeVar("Result")
+# The file that makes a folder a data set.
+CATALOG_FILE = "catalog.parquet"
 # Seconds that a store may be away before whoever needs it gives up: less than other processes wait for this one.
 PATIENCE = 300.0
 _LITTLE_PATIENCE = 5.0
@@ -149,6 +151,11 @@ def root_of(address: str | Path | Store) -> Root:
         if address.startswith(scheme):
             return Path(address.removeprefix(scheme))
     return Store(address)
+
+
+def no_dataset(root: Root) -> UserError:
+    """What to say of a place without a data set."""
+    return UserError(f"{root}: no data set here (no {CATALOG_FILE}); make one with launchers/build_shards.py")
 
 
 def is_url(address: str) -> bool:

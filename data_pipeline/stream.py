@@ -6,18 +6,16 @@ the augmentation parameters of each sample, to the DALI graph.
 """
 
 import dataclasses
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from data_pipeline.augment import AugmentConfig, draw_parameters
+from data_pipeline.augment import draw_parameters
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
@@ -33,62 +31,7 @@ from data_pipeline.sampling import (
     rank_slice,
 )
 from data_pipeline.shard_bytes import ShardBytes
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """How images are read and prepared.
-
-    image_size: side in pixels of the square the network sees.
-    domains, cell_types: restrict the data set; null takes all.
-    order: `global` reads any sample anywhere (local disks); `windowed` reads shards in sequence
-    and shuffles `window` samples at a time (network stores). null is `windowed` where shards lie in a store and
-    the sampling is uniform, else `global`.
-    sampling: `uniform` shows every image once an epoch; `class_balanced` every type equally often.
-    crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
-    that is not named keeps all. Cells of two domains come to one scale by it. Generated images keep all:
-    they have the scale that their generator was shown.
-    threads: DALI's CPU threads of each process; null takes the process's share of the cores.
-    prefetch: batches prepared ahead. deterministic: the same pixels on every run of one GPU kind.
-    """
-
-    image_size: int = 224
-    domains: list[str] | None = None
-    cell_types: list[str] | None = None
-    order: Literal["global", "windowed"] | None = None
-    window: int = 4096
-    sampling: Literal["uniform", "class_balanced"] = "uniform"
-    threads: int | None = None
-    prefetch: int = 2
-    deterministic: bool = False
-    crop: dict[str, float] = field(default_factory=dict)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "window", "prefetch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"data.threads={self.threads}: must be at least 1, or null")
-        for domain, share in self.crop.items():
-            check_crop(f"data.crop.{domain}", share)
-
-    @property
-    def usable_threads(self) -> int:
-        """DALI's threads of this process."""
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return self.threads or max(1, len(os.sched_getaffinity(0)) // processes_here)
-
-
-def default_order(config: StreamConfig, in_store: bool) -> Literal["global", "windowed"]:
-    """What data.order=null means for a data set with shards in a store, or without."""
-    return "windowed" if in_store and config.sampling == "uniform" else "global"
-
-
-def check_crop(name: str, share: float) -> None:
-    """ValueError unless `share` can be the share of an image's sides that is kept."""
-    if not 0 < share <= 1:
-        raise ValueError(f"{name}={share}: must be above 0 and at most 1")
+from data_pipeline.stream_config import StreamConfig, default_order
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.balance import BalanceConfig
+from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.few_shot_config import FewShotRunConfig
-from trainer.normalization import NormalizeConfig
+from trainer.normalization_config import NormalizeConfig
 from trainer.orchestration.sweep import (
     describe_sweep,
     opened,
@@ -40,7 +40,7 @@ from trainer.orchestration.sweep import (
 from trainer.orchestration.sweep_config import read_sweep
 from trainer.report.sweep_report import write_sweep_report
 from trainer.stain_config import StainRunConfig
-from trainer.synthesis import SynthesizeConfig
+from trainer.synthesis_config import SynthesizeConfig
 
 # The launchers that a sweep starts, and what their arguments come to.
 LAUNCHER_CONFIGS: dict[str, type] = {

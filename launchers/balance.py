@@ -21,19 +21,23 @@ example:
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-
-from data_pipeline.balance import BalanceConfig, balance_dataset, format_counts, training_counts
-from data_pipeline.catalog import Dataset
+from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.topology import join_processes, leave_processes
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(BalanceConfig, "balance", arguments)
     if not config.shards or not config.banks or not config.out or config.per_type is None:
         raise UserError("balance.py needs shards=DIR, banks=[DIR,...], out=DIR and per_type=N; see --help")
+    config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from data_pipeline.balance import balance_dataset, format_counts, training_counts
+    from data_pipeline.catalog import Dataset
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     report = balance_dataset(
         config, rank=topology.rank, world_size=topology.world_size, barrier=PartialState().wait_for_everyone

@@ -26,31 +26,21 @@ example:
   python launchers/evaluate.py bank=banks/moderate shards=data/blood classifier=runs/barcelona features=inception
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from data_pipeline.catalog import SPLITS
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import ImageBank
-from data_pipeline.stream import Topology
 from launchers.console import launch, read_config
-from trainer.classifier_training import scoring_batch
-from trainer.evaluation import evaluate, refuse_training_images
-from trainer.generation_evaluation import evaluate_bank
-from trainer.generation_scores import Judges
-from trainer.metrics.classification import format_scores
-from trainer.metrics.evaluation import save_evaluation, save_record
-from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
-from trainer.metrics.perceptual import perceptual_distance
-from trainer.report import write_generation_report, write_model_card, write_run_report, write_stain_report
 from trainer.run_directory import read_run_config
-from trainer.stain_evaluation import evaluate_stain_model
-from trainer.stain_run import load_stain_model
-from trainer.topology import join_processes, leave_processes
-from trainer.trained_classifier import load_classifier
+
+if TYPE_CHECKING:
+    from data_pipeline.stream import Topology
+    from trainer.metrics.feature_space import FeatureSpace
 
 
 @dataclass(frozen=True)
@@ -74,9 +64,12 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(
             "give run=DIR of train_classifier.py or train_stain_gan.py, or bank=DIR of synthesize.py, one of them"
         )
-    topology = join_processes()
+    _require_folders(config)
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.topology import join_processes
+
     if config.bank:
-        _score_bank(Path(config.bank), config, topology)
+        _score_bank(Path(config.bank), config, join_processes())
         return
     run = Path(str(config.run))
     content = read_run_config(run)
@@ -85,10 +78,21 @@ def main(arguments: Sequence[str]) -> None:
             f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
             "bank=DIR"
         )
+    topology = join_processes()
     if "game" in content.get("model", {}):
         _score_stain_run(run, config, topology)
     else:
         _score_classifier(run, config, topology)
+
+
+def _require_folders(config: EvaluateConfig) -> None:
+    """UserError where a folder that is named is not what it is to be."""
+    config.require_dataset()
+    if config.bank and not Path(config.bank).is_dir():
+        raise UserError(f"{config.bank}: no image bank here; make one with launchers/synthesize.py")
+    for run in (config.run, config.classifier, config.features):
+        if run and run != "inception":
+            read_run_config(Path(run))
 
 
 def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
@@ -100,6 +104,11 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
         raise UserError(
             f"{run}: give features=RUN, a run of train_classifier.py whose features are compared, or features=inception"
         )
+    from trainer.metrics.evaluation import save_record
+    from trainer.report.stain_report import write_stain_report
+    from trainer.stain_evaluation import evaluate_stain_model
+    from trainer.stain_run import load_stain_model
+
     trained = load_stain_model(run)
     dataset = config.open_dataset(trained.config)
     space = _feature_space(config.features, config).to(topology.device)
@@ -113,6 +122,9 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
 
 
 def _feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
+    from trainer.metrics.feature_space import ClassifierFeatures, InceptionFeatures
+    from trainer.trained_classifier import load_classifier
+
     if features == "inception":
         return InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
     return ClassifierFeatures.of(load_classifier(Path(features)))
@@ -127,6 +139,13 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         raise UserError(
             f"{root}: a bank is scored against its types' test images: leave out split=, domain= and folds="
         )
+    from data_pipeline.image_bank import ImageBank
+    from trainer.generation_evaluation import evaluate_bank
+    from trainer.generation_scores import Judges
+    from trainer.metrics.perceptual import perceptual_distance
+    from trainer.report.generation_report import write_generation_report
+    from trainer.trained_classifier import load_classifier
+
     bank, dataset = ImageBank.open(root), config.open_dataset()
     classifier = load_classifier(Path(config.classifier))
     judges = Judges(
@@ -139,6 +158,16 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 
 
 def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
+    from data_pipeline.catalog import SPLITS
+    from trainer.classifier_training import scoring_batch
+    from trainer.evaluation import evaluate, refuse_training_images
+    from trainer.metrics.classification import format_scores
+    from trainer.metrics.evaluation import save_evaluation
+    from trainer.report.model_card import write_model_card
+    from trainer.report.run_report import write_run_report
+    from trainer.topology import leave_processes
+    from trainer.trained_classifier import load_classifier
+
     trained = load_classifier(run)
     own = trained.config.open_dataset()
     dataset = config.open_dataset(trained.config)

@@ -22,9 +22,8 @@ from pathlib import Path
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.export import Format, export_classifier
-from trainer.report import MODEL_CARD
-from trainer.trained_classifier import load_classifier
+from trainer.choices import Format
+from trainer.run_directory import read_run_config
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,13 @@ def main(arguments: Sequence[str]) -> None:
     if not config.run or config.format is None:
         raise UserError("export.py needs run=DIR and format=onnx or torch_export")
     run = Path(config.run)
+    read_run_config(run)
+    config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.export import export_classifier
+    from trainer.report.model_card import MODEL_CARD
+    from trainer.trained_classifier import load_classifier
+
     trained = load_classifier(run)
     dataset = config.open_dataset(trained.config)
     out = Path(config.out) if config.out else run / f"export-{config.format}"

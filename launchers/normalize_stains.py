@@ -20,17 +20,25 @@ example:
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.normalization import NormalizeConfig, normalize_dataset
-from trainer.topology import join_processes, leave_processes
+from trainer.normalization_config import NormalizeConfig
+from trainer.run_directory import read_run_config
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(NormalizeConfig, "normalize_stains", arguments)
     if not config.shards or not config.out:
         raise UserError("normalize_stains.py needs shards=DIR and out=DIR; see --help")
+    config.require_dataset()
+    if config.run:
+        read_run_config(Path(config.run))
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.normalization import normalize_dataset
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     report = normalize_dataset(config, topology)
     leave_processes()

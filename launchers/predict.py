@@ -23,20 +23,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-from tqdm import tqdm
-
 from data_pipeline.errors import UserError
-from data_pipeline.file_stream import FileStream
-from data_pipeline.sources.declaration import list_images
 from launchers.console import launch, read_config
-from trainer.games.classification import predict
-from trainer.grad_cam import GradCam, predict_with_heat
-from trainer.metrics.evaluation import HEAT
-from trainer.raw_classifier import load_raw_classifier
-from trainer.report import write_prediction_gallery
-from trainer.topology import join_processes
+from trainer.run_directory import require_classifier
 
 
 @dataclass(frozen=True)
@@ -59,13 +48,25 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
     if not (config.run and config.images and config.out):
         raise UserError("predict.py needs run=DIR images=PATH out=DIR")
-    classifier, source, out = (
-        load_raw_classifier(Path(config.run), config.domain),
-        Path(config.images),
-        Path(config.out),
-    )
+    run, source, out = Path(config.run), Path(config.images), Path(config.out)
+    require_classifier(run)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
+    # Here, for neither --help nor a mistake need wait for torch.
+    import numpy as np
+    import pandas as pd
+    from tqdm import tqdm
+
+    from data_pipeline.file_stream import FileStream
+    from data_pipeline.sources.declaration import list_images
+    from trainer.games.classification import predict
+    from trainer.grad_cam import GradCam, predict_with_heat
+    from trainer.metrics.evaluation import HEAT
+    from trainer.raw_classifier import load_raw_classifier
+    from trainer.report.gallery import write_prediction_gallery
+    from trainer.topology import join_processes
+
+    classifier = load_raw_classifier(run, config.domain)
     paths = [source] if source.is_file() else [source / name for name in list_images(source)[0]]
     topology = join_processes()
     if topology.world_size > 1:

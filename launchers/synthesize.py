@@ -20,14 +20,19 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.synthesis import SynthesizeConfig, load_sampler, synthesize
-from trainer.topology import join_processes, leave_processes
+from trainer.run_directory import read_run_config
+from trainer.synthesis_config import SynthesizeConfig
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(SynthesizeConfig, "synthesize", arguments)
     if not config.run or not config.bank or config.count is None:
         raise UserError("synthesize.py needs run=RUN, bank=DIR and count=N; see --help")
+    read_run_config(Path(config.run))
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.synthesis import load_sampler, synthesize
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     bank = synthesize(load_sampler(Path(config.run)), config, topology)
     leave_processes()

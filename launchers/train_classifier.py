@@ -27,16 +27,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-
-from data_pipeline.build import build_dataset
 from data_pipeline.errors import UserError
-from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
 from launchers.console import launch, read_config
 from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
-from trainer.topology import join_processes, leave_processes
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,14 @@ def main(arguments: Sequence[str]) -> None:
         config = read_config(ClassifierRunConfig, "train_classifier", arguments)
     if not config.shards or not config.run:
         raise UserError("train_classifier.py needs shards=DIR and run=DIR, or no argument for the tour on phantoms")
+    if not quickstart:
+        config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.classifier_training import train_classifier
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     if isinstance(config, QuickstartConfig):
         with PartialState().main_process_first():
@@ -78,6 +79,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _make_phantom_dataset(config: QuickstartConfig) -> None:
+    from data_pipeline.build import build_dataset
+    from data_pipeline.sources import SourceDeclaration
+    from data_pipeline.sources.phantom import render_phantoms
+
     phantom = config.phantom
     table = render_phantoms(
         Path(phantom.folder),

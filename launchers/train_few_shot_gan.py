@@ -28,14 +28,17 @@ from collections.abc import Sequence
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.few_shot_config import FewShotRunConfig
-from trainer.few_shot_training import train_few_shot_model
-from trainer.topology import join_processes, leave_processes
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(FewShotRunConfig, "train_few_shot_gan", arguments)
     if not config.shards or not config.run:
         raise UserError("train_few_shot_gan.py needs shards=DIR and run=DIR; see --help")
+    config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.few_shot_training import train_few_shot_model
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     run = train_few_shot_model(config, topology)
     leave_processes()

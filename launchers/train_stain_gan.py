@@ -25,14 +25,17 @@ from collections.abc import Sequence
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.stain_config import StainRunConfig
-from trainer.stain_training import train_stain_model
-from trainer.topology import join_processes, leave_processes
 
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(StainRunConfig, "train_stain_gan", arguments)
     if not config.shards or not config.run:
         raise UserError("train_stain_gan.py needs shards=DIR and run=DIR; see --help")
+    config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.stain_training import train_stain_model
+    from trainer.topology import join_processes, leave_processes
+
     topology = join_processes()
     run = train_stain_model(config, topology)
     leave_processes()

@@ -1,13 +1,10 @@
 """Layers that networks of several families share."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal["instance", "batch", "none"]
-Upsampling = Literal["transposed", "nearest"]
+from models.layer_choices import Norm, Upsampling
 
 SLOPE = 0.2  # of every LeakyReLU
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.classifiers import ClassifierConfig
+from models.classifiers.config import ClassifierConfig
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation

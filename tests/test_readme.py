@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.balance import BalanceConfig
+from data_pipeline.balance_config import BalanceConfig
 from launchers import ablate, audit, build_shards, evaluate, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.launching import ROOT

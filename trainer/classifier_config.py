@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig
-from data_pipeline.stream import StreamConfig
-from models.classifiers import ClassifierConfig
-from trainer.fit import FitConfig
-from trainer.network_choices import NetworkChoices
-from trainer.player import OptimizerConfig
+from data_pipeline.stream_config import StreamConfig
+from models.classifiers.config import ClassifierConfig
+from trainer.fit_config import FitConfig, NetworkChoices
+from trainer.optimizer_config import OptimizerConfig
 
 
 @dataclass(frozen=True)

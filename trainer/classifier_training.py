@@ -13,21 +13,25 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
 from models.classifiers.naive_bayes import NaiveBayes
 from trainer.calibration import fit_temperature, save_calibration
+from trainer.choices import EngineName, Precision
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
-from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_state
+from trainer.fit import AfterEpoch, Selection, fit, resume, saved_state
+from trainer.fit_config import FitConfig
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
 from trainer.naive_bayes import fit_naive_bayes
 from trainer.normalizers.bundle import FILE
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
-from trainer.report import write_model_card, write_run_report
+from trainer.report.model_card import write_model_card
+from trainer.report.run_report import write_run_report
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
+from trainer.topology import resolve_engine, resolve_precision
 from trainer.trained_classifier import TrainedClassifier, build_network, load_classifier
 from trainer.training_data import save_training_data
 

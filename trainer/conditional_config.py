@@ -4,11 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig
-from data_pipeline.stream import StreamConfig
-from models.conditional import ClassifierConfig, CriticConfig, GeneratorConfig
-from trainer.fit import FitConfig
-from trainer.games.conditional import ConditionalWeights
-from trainer.player import OptimizerConfig
+from data_pipeline.stream_config import StreamConfig
+from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
+from trainer.fit_config import FitConfig
+from trainer.optimizer_config import OptimizerConfig
 
 
 def _adam(average_decay: float = 0.0) -> OptimizerConfig:
@@ -23,6 +22,24 @@ def _adam(average_decay: float = 0.0) -> OptimizerConfig:
         clip_norm=None,
         average_decay=average_decay,
     )
+
+
+@dataclass(frozen=True)
+class ConditionalWeights:
+    """The weight of each term.
+
+    penalty: of eq. 26, c_wgan_gp's and cwgan_gp's. classification: of c_wgan_gp's classifier in what its
+    generator minimises, in the first step and in the last, linear between them.
+    """
+
+    penalty: float = 10.0
+    classification_first: float = 0.1
+    classification_last: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("penalty", "classification_first", "classification_last"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
 
 
 @dataclass(frozen=True)

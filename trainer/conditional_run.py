@@ -12,7 +12,8 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal
-from models.conditional import OfEachType, build_classifier, build_critic, build_generator
+from models.conditional.build import build_classifier, build_critic, build_generator
+from models.conditional.of_each_type import OfEachType
 from models.errors import ModelError
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.conditional_config import ConditionalModelConfig, ConditionalRunConfig

@@ -11,6 +11,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, Topology
+from trainer.choices import EngineName, Precision
 from trainer.conditional_config import MODERATE_TYPES, ConditionalRunConfig
 from trainer.conditional_run import GAMES, KIND, build_networks
 from trainer.conditional_sheets import ConditionalSheets
@@ -19,7 +20,7 @@ from trainer.games.conditional import ConditionalGame
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
+from trainer.topology import resolve_engine, resolve_precision
 
 
 def train_conditional_model(config: ConditionalRunConfig, topology: Topology) -> Path:

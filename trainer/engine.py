@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import nn
 
-from trainer.topology import EngineName, Precision, autocast
+from trainer.choices import EngineName, Precision
+from trainer.topology import autocast
 
 
 class Engine(Protocol):

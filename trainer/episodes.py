@@ -14,7 +14,6 @@ from data_pipeline.randomness import derive_key, permute, uniform
 
 # A type with fewer training images is rare (thesis, section 3.6).
 FEWEST_OF_RICH = 100
-ORIGINS = ("real", "normalized", "synthetic")
 
 
 class EpisodeOrder:

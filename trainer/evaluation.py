@@ -13,7 +13,8 @@ from torch.nn import functional
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import lineage, normalization, normalization_needs_label
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
 from trainer.calibration import Calibration, calibrated_probabilities
 from trainer.checkpoint import Checkpoint
 from trainer.games.classification import predict

@@ -8,7 +8,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream import MicroBatch, Topology
+from trainer.choices import Format
 from trainer.evaluation import scoring_stream
 from trainer.games.classification import predict
 from trainer.raw_classifier import (
@@ -28,7 +29,6 @@ from trainer.raw_classifier import (
 )
 from trainer.trained_classifier import TrainedClassifier
 
-Format = Literal["onnx", "torch_export"]
 # Real images on which the export is compared with the live model.
 _CHECKED = 64
 # Of a probability. Runtimes sum in orders of their own.

@@ -20,6 +20,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch, Stream, Topology
 from trainer.checkpoint import Checkpoint, CheckpointStore
+from trainer.choices import Precision
 from trainer.episodes import FewShotData
 from trainer.few_shot_config import FewShotModelConfig, FewShotRunConfig
 from trainer.few_shot_run import adapted_folder, evaluating
@@ -33,7 +34,6 @@ from trainer.games.mine_gan import MineGan
 from trainer.loss_watch import LossWatch
 from trainer.progress import RunLog
 from trainer.step_clock import StepClock
-from trainer.topology import Precision
 
 EPISODES: dict[str, type[Episode]] = {
     "few_shot_meta": FewShotMeta,

@@ -6,12 +6,14 @@ from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
-from data_pipeline.stream import StreamConfig
-from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
-from trainer.episodes import ORIGINS
-from trainer.fit import FitConfig
-from trainer.games.few_shot import FewShotWeights, InnerLoopConfig
-from trainer.player import OptimizerConfig
+from data_pipeline.stream_config import StreamConfig
+from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
+from trainer.choices import PenaltyMetric
+from trainer.fit_config import FitConfig
+from trainer.optimizer_config import OptimizerConfig
+
+# Of training images: those that a source brought, in the stain of another domain, drawn by a generator.
+ORIGINS = ("real", "normalized", "synthetic")
 
 
 def _adam() -> OptimizerConfig:
@@ -19,6 +21,55 @@ def _adam() -> OptimizerConfig:
     return OptimizerConfig(
         name="adam", learning_rate=1e-5, weight_decay=0.0, schedule="constant", warmup=0.0, clip_norm=None
     )
+
+
+@dataclass(frozen=True)
+class InnerLoopConfig:
+    """How networks learn inside an episode (thesis, section 3.6).
+
+    A round is `discriminator_steps` moves of the discriminator, then `generator_steps` of the generator and what
+    learns with it. rounds: of an episode of meta-training. learning_rate, betas: of an Adam that starts fresh.
+    """
+
+    rounds: int = 10
+    discriminator_steps: int = 2
+    generator_steps: int = 5
+    learning_rate: float = 2e-4
+    betas: list[float] = field(default_factory=lambda: [0.5, 0.999])
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "discriminator_steps", "generator_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.inner.{name}={getattr(self, name)}: must be at least 1")
+        if self.learning_rate <= 0:
+            raise ValueError(f"model.inner.learning_rate={self.learning_rate}: must be above 0")
+        if len(self.betas) != 2:
+            raise ValueError(f"model.inner.betas={list(self.betas)}: give two numbers, [0.5, 0.999] say")
+
+    @property
+    def moves(self) -> int:
+        """Moves of a round, each on one batch of images."""
+        return self.discriminator_steps + self.generator_steps
+
+
+@dataclass(frozen=True)
+class FewShotWeights:
+    """The weight of each term beside the adversarial one.
+
+    encoder, mode_seeking: of few_shot_meta (eq. 44); penalty and its metric: of figr and mine_gan;
+    reconstruction: of fast_gan's discriminator.
+    """
+
+    encoder: float = 1.0
+    mode_seeking: float = 1.0
+    penalty: float = 10.0
+    penalty_metric: PenaltyMetric = "euclidean"
+    reconstruction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("encoder", "mode_seeking", "penalty", "reconstruction"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
 
 
 @dataclass(frozen=True)

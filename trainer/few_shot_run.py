@@ -15,7 +15,11 @@ from torch import nn
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal, uniform
 from models.errors import ModelError
-from models.few_shot import Discriminator, Encoder, FeatureDecoder, Generator, Miner
+from models.few_shot.decoder import FeatureDecoder
+from models.few_shot.discriminator import Discriminator
+from models.few_shot.encoder import Encoder
+from models.few_shot.generator import Generator
+from models.few_shot.miner import Miner
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.few_shot_config import FewShotModelConfig, FewShotRunConfig

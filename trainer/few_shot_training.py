@@ -16,6 +16,7 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.sampling import Order
 from data_pipeline.stream import Stream, Topology
 from trainer.checkpoint import CheckpointStore
+from trainer.choices import EngineName, Precision
 from trainer.episodes import EpisodeOrder, FewShotData, choose_data
 from trainer.few_shot_adaptation import Adaptation, begin_episode, saved_adaptation
 from trainer.few_shot_config import FewShotRunConfig
@@ -26,7 +27,7 @@ from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
-from trainer.topology import EngineName, Precision, leave_processes, resolve_engine, resolve_precision
+from trainer.topology import leave_processes, resolve_engine, resolve_precision
 
 # Settings that change no weights; of the training on rich types, those of the adaptation don't either.
 _FREE = ("sheet_columns", "rare_types")

@@ -16,11 +16,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch, Stream, Topology
 from trainer.checkpoint import CheckpointStore, require_the_same_everywhere
+from trainer.choices import Precision
+from trainer.fit_config import FitConfig
 from trainer.loss_watch import LossWatch
 from trainer.player import Player
 from trainer.progress import RunLog
 from trainer.step_clock import StepClock
-from trainer.topology import EngineChoice, Precision, PrecisionChoice
 
 # A scale this small multiplies losses by less than one: no gradient of any use overflows there.
 _SMALLEST_LOSS_SCALE = 1e-3
@@ -30,39 +31,6 @@ DETAIL = "detail/"
 
 # What a training is to call after each epoch, on every process; told whether it was the last.
 AfterEpoch = Callable[[bool], None]
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How long and in what portions to train.
-
-    epochs: passes over the data, or portions of `iterations_per_epoch` steps (the thesis: 200 of 256).
-    global_batch: images per optimiser step over all processes. micro_batch: most images a device holds
-    at once; null takes a process's whole slice. find_micro_batch: it is found at the start, the largest that the device
-    has room for; batch norm takes its means over it. precision: see resolve_precision. engine: DDP or
-    DeepSpeed's ZeRO, see resolve_engine. checkpoint_every, log_every: in steps.
-    """
-
-    epochs: int = 200
-    iterations_per_epoch: int | None = None
-    global_batch: int = 64
-    micro_batch: int | None = None
-    find_micro_batch: bool = False
-    precision: PrecisionChoice = "auto"
-    engine: EngineChoice = "auto"
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    log_every: int = 10
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "global_batch", "checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        if self.find_micro_batch and self.micro_batch is not None:
-            raise ValueError(f"train.micro_batch={self.micro_batch}: find_micro_batch is to find it: give one of them")
-        for name in ("iterations_per_epoch", "micro_batch"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1, or null")
 
 
 @dataclass(frozen=True)

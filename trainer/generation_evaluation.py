@@ -13,7 +13,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.lineage import lineage
-from data_pipeline.stream import StreamConfig, Topology
+from data_pipeline.stream import Topology
+from data_pipeline.stream_config import StreamConfig
 from trainer.evaluation import refuse_training_images
 from trainer.generation_images import ImageReader
 from trainer.generation_scores import (

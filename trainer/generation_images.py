@@ -17,7 +17,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 from data_pipeline.shards import ShardSettings, encode_pixels
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
 
 Integers = npt.NDArray[np.int64]
 

@@ -4,14 +4,13 @@ Games weigh and sum them: an image's weight does not depend on which process or 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch.nn import functional
 
+from trainer.choices import PenaltyMetric
+
 Critic = Callable[[torch.Tensor], torch.Tensor]
-# What a change of an image is measured by: see `gradient_penalty`.
-PenaltyMetric = Literal["euclidean", "root_mean_square"]
 
 
 def score(patch_map: torch.Tensor) -> torch.Tensor:

@@ -5,27 +5,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from data_pipeline.errors import UserError
-
-
-@dataclass(frozen=True)
-class NetworkChoices:
-    """How a network computes; its numbers differ in their last bits at most.
-
-    checkpoint_activations: blocks keep no activations for the backward pass, which computes them again (Chen et al.
-    2016, "Training deep nets with sublinear memory cost"). compile: what losses go through is compiled by
-    torch.compile; never for a network of which gradients of gradients are taken. channels_last: convolutions'
-    weights lie in memory with channels innermost.
-    """
-
-    checkpoint_activations: bool = False
-    compile: bool = False
-    channels_last: bool = False
 
 
 def checkpoint_activations(network: nn.Module) -> None:

@@ -5,9 +5,9 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,45 +16,18 @@ from torch import distributed
 
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
+from trainer.normalization_config import NormalizeConfig, Policy
 from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.bundle import FILE, NormalizerBundle, normalized_domain, save_bundle
 from trainer.normalizers.classical import CLASSICAL
 from trainer.normalizers.learned import LearnedNormalizer
 from trainer.stain_run import load_stain_model
-
-Policy = Literal["to_a", "to_b", "thesis"]
-
-
-@dataclass(frozen=True)
-class NormalizeConfig(DatasetConfig):
-    """Which images take which stain, and by what.
-
-    shards, cache, cache_size: see DatasetConfig. out: the new data set. run: of train_stain_gan.py, or method: a
-    classical normaliser, fitted on training images of both domains. a, b: the domains, for method=; a run knows its
-    own.
-    policy: `to_a` gives b's images the stain of a; `to_b` the reverse; `thesis` gives each cell type, in
-    the domain that has fewer of it, the stain of the other, in the training split only, since it needs
-    each image's label. image_size: of the normalised images, in pixels; null takes the run's, or 256.
-    crop: as data.crop, for method=. fit_images: of each domain that a classical normaliser is fitted on.
-    batch: images in the device at a time.
-    """
-
-    out: str | None = None
-    run: str | None = None
-    method: Literal["reinhard", "reinhard_domain", "macenko"] | None = None
-    a: str | None = None
-    b: str | None = None
-    policy: Policy = "to_a"
-    image_size: int | None = None
-    crop: dict[str, float] = field(default_factory=dict)
-    fit_images: int = 500
-    batch: int = 64
 
 
 @dataclass(frozen=True)

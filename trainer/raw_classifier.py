@@ -12,7 +12,7 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 from trainer.calibration import Calibrated
 from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier

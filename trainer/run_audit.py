@@ -13,7 +13,7 @@ from data_pipeline.audit_check import Check, named
 from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import normalization_needs_label
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 from trainer.evaluation import seen_in_training
 from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
 from trainer.trained_classifier import ClassifierRun

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig
-from data_pipeline.stream import StreamConfig
-from models.stain import CriticConfig, GeneratorConfig
-from trainer.fit import FitConfig
-from trainer.games.cycle import CycleWeights
-from trainer.player import OptimizerConfig
+from data_pipeline.stream_config import StreamConfig
+from models.stain.config import CriticConfig, GeneratorConfig
+from trainer.choices import PenaltyMetric
+from trainer.fit_config import FitConfig
+from trainer.optimizer_config import OptimizerConfig
 
 
 def _adam() -> OptimizerConfig:
@@ -22,6 +22,22 @@ def _adam() -> OptimizerConfig:
         warmup=0.0,
         clip_norm=None,
     )
+
+
+@dataclass(frozen=True)
+class CycleWeights:
+    """The weight of each term (eq. 21, 23, 29, 30). penalty and its metric are W-CycleGAN-GP's alone."""
+
+    adversarial: float = 1.0
+    cycle: float = 10.0
+    identity: float = 5.0
+    penalty: float = 10.0
+    penalty_metric: PenaltyMetric = "root_mean_square"
+
+    def __post_init__(self) -> None:
+        for name in ("adversarial", "cycle", "identity", "penalty"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
 
 
 @dataclass(frozen=True)

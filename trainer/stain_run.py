@@ -8,7 +8,8 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from models.errors import ModelError
-from models.stain import DomainPair, TwoWay, build_critic, build_generator
+from models.stain.build import build_critic, build_generator
+from models.stain.two_way import DomainPair, TwoWay
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.configuration import typed
 from trainer.games.pix2pix import to_grey

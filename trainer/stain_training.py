@@ -15,20 +15,24 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream import Stream, StreamConfig, Topology
-from models.stain import ColourStatistics, Generator
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
+from models.stain.build import Generator
+from models.stain.colour_statistics import ColourStatistics
+from trainer.choices import EngineName, Precision
 from trainer.fit import Game, fit, resume
 from trainer.games.cyclegan import CycleGan
 from trainer.games.pix2pix import Pix2Pix
 from trainer.games.stain_student import StainStudent
 from trainer.games.w_cyclegan_gp import WCycleGanGp
+from trainer.optimizer_config import OptimizerConfig
 from trainer.planning.micro_batch import with_found_micro_batch
-from trainer.player import OptimizerConfig, Player
+from trainer.player import Player
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
 from trainer.stain_run import TrainedStainModel, build_critics, build_generators, into_domains, load_stain_model
 from trainer.stain_sheets import StainSheets
-from trainer.topology import EngineName, Precision, resolve_engine, resolve_precision
+from trainer.topology import resolve_engine, resolve_precision
 
 
 def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:

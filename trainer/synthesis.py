@@ -1,7 +1,6 @@
 """Making images of a wanted cell type: what every trained generator of cells can do, and filling a bank with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from data_pipeline.image_bank import BankFacts, ImageBank
 from data_pipeline.stream import Topology
 from trainer import conditional_run, few_shot_run
 from trainer.run_directory import read_run_config
+from trainer.synthesis_config import SynthesizeConfig
 
 
 class ImageSampler(Protocol):
@@ -47,25 +47,6 @@ class ImageSampler(Protocol):
     def describe(self) -> dict[str, Any]:
         """What made the images, as plain JSON values: name, checkpoint (SHA-256), dataset_hash, config."""
         ...
-
-
-@dataclass(frozen=True)
-class SynthesizeConfig:
-    """What is drawn from which generator.
-
-    run: of train_conditional_gan.py or train_few_shot_gan.py. bank: the folder of the image bank. cell_types: those
-    to be made, all that the run can make where it is empty. count: images of each type.
-    """
-
-    run: str | None = None
-    bank: str | None = None
-    cell_types: list[str] = field(default_factory=list)
-    count: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ValueError(f"count={self.count}: must be at least 1")
 
 
 def load_sampler(run: Path) -> ImageSampler:

@@ -1,7 +1,6 @@
 """Which process this is, on which device, in which precision: what the launch says, checked against the config."""
 
 import os
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +12,7 @@ from torch import distributed
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
-
-PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
-Precision = Literal["fp32", "fp16", "bf16"]
-EngineChoice = Literal["auto", "ddp", "zero1", "zero2"]
-# `alone` is no choice of a run: it moves a network whose numbers nobody keeps, to see what memory that takes.
-EngineName = Literal["ddp", "zero1", "zero2", "alone"]
+from trainer.choices import EngineChoice, EngineName, Precision, PrecisionChoice
 
 # bf16 arithmetic came with Ampere (compute capability 8); Turing has fp16 only.
 _BF16_CAPABILITY = 8

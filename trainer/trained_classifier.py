@@ -8,7 +8,8 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.calibration import Calibration, load_calibration

@@ -8,7 +8,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import banks_of, family, normalization
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 
 FILE = "training_data.json"
 

@@ -18,7 +18,8 @@ from torch import distributed, nn
 from torch._C._distributed_c10d import HashStore
 
 from data_pipeline.errors import UserError
-from trainer.topology import Precision, autocast
+from trainer.choices import Precision
+from trainer.topology import autocast
 
 # Elements of a gradient that are joined in one exchange, at most: 100 MB in fp32; DeepSpeed's own choice takes 2 GB.
 _BUCKET = 25_000_000

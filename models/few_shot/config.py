@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from models.checks import check_at_least_one, check_choices
 from models.errors import ModelError
-from models.layers import Upsampling
+from models.layer_choices import Upsampling
 
 SMALLEST_IMAGE = 32  # three halvings leave the discriminator a 4x4 map
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.checks import check_at_least_one, check_choices
-from models.layers import Norm, Upsampling
+from models.layer_choices import Norm, Upsampling
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from models.layers import Norm, normalization, upsampling
+from models.layer_choices import Norm
+from models.layers import normalization, upsampling
 from models.stain.config import GeneratorConfig
 
 

@@ -20,7 +20,7 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
 from data_pipeline.stream import Stream, Topology
 from launchers.console import read_config
-from models.classifiers import build_classifier
+from models.classifiers.build import build_classifier
 from tests.benchmarks.own_training import OnDevice, train_speed
 from tests.benchmarks.step_time import Link, Step, fit_link, ring_all_reduce, waited_for
 from tests.benchmarks.timing import summary

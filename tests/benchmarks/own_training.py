@@ -15,11 +15,12 @@ from tqdm import tqdm
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.stream import MicroBatch, Stream, Topology
 from launchers.console import read_config
-from models.classifiers import build_classifier
+from models.classifiers.build import build_classifier
 from tests.benchmarks.timing import paired_ratio, summary
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.classifier_training import known_cell_types
-from trainer.fit import FitConfig, Progress, fit
+from trainer.fit import Progress, fit
+from trainer.fit_config import FitConfig
 from trainer.games.classification import Classification
 from trainer.player import Player
 from trainer.progress import read_records

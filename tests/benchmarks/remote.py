@@ -29,7 +29,8 @@ from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
 from launchers.console import launch
 from tests.benchmarks.loader import choose_images
 from tests.benchmarks.timing import OUR_PREFETCH, Contender, Setting, measure, paired_ratio, summary

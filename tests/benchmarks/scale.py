@@ -29,7 +29,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import TABLE, render_phantoms
-from data_pipeline.stream import Stream, StreamConfig
+from data_pipeline.stream import Stream
+from data_pipeline.stream_config import StreamConfig
 from trainer.machine import describe_machine
 
 SIDE = 48

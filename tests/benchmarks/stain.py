@@ -26,7 +26,8 @@ from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Stream, StreamConfig
+from data_pipeline.stream import Stream
+from data_pipeline.stream_config import StreamConfig
 from tests.benchmarks.launch import call
 from trainer.machine import describe_machine
 from trainer.metrics import image_distance

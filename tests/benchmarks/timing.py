@@ -11,7 +11,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 
 # Rounds that are let go before the clock starts: one to get going, one to fill what is held ready.
 _WARM_UP_ROUNDS = 2

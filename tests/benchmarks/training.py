@@ -42,7 +42,7 @@ from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.stream import Stream, Topology
 from launchers.console import CONFIGS, launch, read_config
-from models.classifiers import build_classifier
+from models.classifiers.build import build_classifier
 from tests.benchmarks import memory
 from tests.benchmarks.loader import choose_images
 from tests.benchmarks.own_training import LAPS, OnDevice, train_laps

@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_pipeline.audit import audit_dataset
 from data_pipeline.audit_check import Check
-from data_pipeline.balance import BalanceConfig, balance_dataset
+from data_pipeline.balance import balance_dataset
+from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.build import build_dataset
 from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, from_table, write_catalog
 from data_pipeline.curate import NEAR_DUPLICATE_BITS, split_of

@@ -24,7 +24,8 @@ from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, from_table
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.shards import encode_pixels, index_name
-from data_pipeline.stream import Stream, StreamConfig
+from data_pipeline.stream import Stream
+from data_pipeline.stream_config import StreamConfig
 from data_pipeline.verify import verify_dataset
 from tests.conftest import TINY_TYPES
 from tests.data_pipeline.negatives import MADE_TYPE, SETTINGS, Renderer, derive, divide, own_shards

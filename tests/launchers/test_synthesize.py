@@ -8,7 +8,8 @@ import pytest
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import MANIFEST_FILE
-from data_pipeline.stream import StreamConfig, Topology
+from data_pipeline.stream import Topology
+from data_pipeline.stream_config import StreamConfig
 from data_pipeline.verify import verify_dataset
 from tests.conftest import TINY_TYPES, Launch, Start
 from tests.data_pipeline.raw_images import files_below

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from models.errors import ModelError
 
 SMALL = ClassifierConfig(

@@ -12,8 +12,8 @@ import yaml
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from models.classifiers import ClassifierConfig, build_classifier
-from models.classifiers.build import InputAdapter
+from models.classifiers.build import InputAdapter, build_classifier
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.senet_ge import SENetGE, pool_to_grid
 from models.errors import ModelError
 

@@ -5,17 +5,12 @@ import torch
 from torch import nn
 
 from models.errors import ModelError
-from models.few_shot import (
-    Discriminator,
-    DiscriminatorConfig,
-    Encoder,
-    EncoderConfig,
-    FeatureDecoder,
-    Generator,
-    GeneratorConfig,
-    Miner,
-)
-from models.few_shot.generator import SkipLayerExcitation, skips
+from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
+from models.few_shot.decoder import FeatureDecoder
+from models.few_shot.discriminator import Discriminator
+from models.few_shot.encoder import Encoder
+from models.few_shot.generator import Generator, SkipLayerExcitation, skips
+from models.few_shot.miner import Miner
 
 
 def images(count: int, size: int) -> torch.Tensor:

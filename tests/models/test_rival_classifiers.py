@@ -14,7 +14,8 @@ from skimage.feature import graycomatrix, graycoprops
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.hand_features import FEATURES, hand_features
 from models.classifiers.sequential_cnn import SequentialCNN
 from models.errors import ModelError

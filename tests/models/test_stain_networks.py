@@ -9,18 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import ModelError
-from models.layers import NearestUpsampling, Norm
-from models.stain import (
-    ColourStatistics,
-    CriticConfig,
-    DomainPair,
-    GeneratorConfig,
-    TwoWay,
-    build_critic,
-    build_generator,
-    restain,
-)
+from models.layer_choices import Norm
+from models.layers import NearestUpsampling
+from models.stain.build import build_critic, build_generator
 from models.stain.cielab import rgb_to_lab
+from models.stain.colour_statistics import ColourStatistics, restain
+from models.stain.config import CriticConfig, GeneratorConfig
+from models.stain.two_way import DomainPair, TwoWay
 
 MICRO = {
     "unet": GeneratorConfig(width=4, depth=3),

@@ -26,7 +26,7 @@ from trainer.orchestration.ablation import AblationConfig, Arm, ablation_arms, c
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, in_order
 from trainer.stain_config import StainRunConfig
-from trainer.synthesis import SynthesizeConfig
+from trainer.synthesis_config import SynthesizeConfig
 
 # The last of three types is the rare one.
 CONFIG = AblationConfig(rare_types=["lymphocyte"], per_type=60, conditional=["train.epochs=2"], few_shot=["shots=4"])

@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources.phantom import STAINS, render_cell
 from models.stain.cielab import lab_to_rgb, rgb_to_lab
 from trainer.metrics.image_distance import ciede2000, density_structure
-from trainer.normalizers import StainNormalizer
+from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.classical import CLASSICAL, Macenko, Reinhard, ReinhardDomain
 
 BARCELONA, MUNICH = STAINS

@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from data_pipeline.randomness import derive_key, normal, uniform
 from data_pipeline.stream import MicroBatch, Topology
-from models.conditional import ClassifierConfig, CriticConfig, GeneratorConfig
+from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from trainer import losses
-from trainer.conditional_config import ConditionalModelConfig
+from trainer.conditional_config import ConditionalModelConfig, ConditionalWeights
 from trainer.conditional_run import GAMES, build_networks
-from trainer.games.conditional import ConditionalGame, ConditionalWeights
+from trainer.games.conditional import ConditionalGame
 from trainer.games.info_gan import InfoGan, codes_of_types
-from trainer.player import OptimizerConfig, Player
+from trainer.optimizer_config import OptimizerConfig
+from trainer.player import Player
 
 SIZE, LATENTS, TYPES, SEED = 8, 5, 3, 11
 # Plain descent at rate 1: what the weights lose is the gradient.

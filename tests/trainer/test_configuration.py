@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 from launchers.console import read_config
 from trainer import conditional_run, few_shot_run
 from trainer.conditional_config import ConditionalRunConfig

@@ -16,8 +16,9 @@ from tests.trainer.test_stain_training import DEPTH, final_state, joined
 from tests.trainer.test_stain_training import TINY as TINY_STAIN
 from tests.trainer.test_training import TINY, kill_when, losses
 from trainer.checkpoint import CheckpointStore
+from trainer.choices import EngineChoice
 from trainer.progress import read_records
-from trainer.topology import EngineChoice, join_processes, resolve_engine
+from trainer.topology import join_processes, resolve_engine
 from trainer.zero_engine import _LossScale
 
 USE, STAGE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"

@@ -13,16 +13,17 @@ from torch.nn import functional
 
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch
-from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
+from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer import losses
 from trainer.differentiable_augmentation import NUMBERS, augment
 from trainer.few_shot_adaptation import EPISODES, begin_episode
-from trainer.few_shot_config import FewShotModelConfig
+from trainer.few_shot_config import FewShotModelConfig, InnerLoopConfig
 from trainer.few_shot_run import build_networks
-from trainer.games.few_shot import Draw, Episode, InnerLoopConfig
+from trainer.games.few_shot import Draw, Episode
 from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
-from trainer.player import OptimizerConfig, Player
+from trainer.optimizer_config import OptimizerConfig
+from trainer.player import Player
 
 SHOTS = 3
 

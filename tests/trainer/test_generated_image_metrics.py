@@ -15,7 +15,8 @@ from torch.nn import functional
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from data_pipeline.errors import UserError
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from trainer.metrics.manifold import ManifoldScores, compare_manifolds
 from trainer.metrics.memorization import compare_distances
 from trainer.metrics.nearest_image import (

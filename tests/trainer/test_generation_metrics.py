@@ -16,7 +16,8 @@ from torch_fidelity import feature_extractor_inceptionv3 as torch_fidelity
 from torchmetrics.image.inception import InceptionScore
 
 from data_pipeline.errors import UserError
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from trainer.metrics.feature_space import ClassifierFeatures, InceptionFeatures
 from trainer.metrics.generation import (
     extract_features,

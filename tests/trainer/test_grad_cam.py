@@ -14,7 +14,8 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
 from trainer.calibration import Calibrated

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.stain import CriticConfig, build_critic
+from models.stain.build import build_critic
+from models.stain.config import CriticConfig
 from trainer import losses
-from trainer.losses import PenaltyMetric
+from trainer.choices import PenaltyMetric
 
 
 def make_critic() -> nn.Module:

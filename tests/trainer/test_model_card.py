@@ -13,14 +13,13 @@ import yaml
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.metrics.classification import OVERALL, format_estimate, score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
-from trainer.report import write_model_card
-from trainer.report.model_card import command
+from trainer.report.model_card import command, write_model_card
 from trainer.training_data import save_training_data
 
 TYPES = (*TINY_TYPES, "platelet")

@@ -12,13 +12,15 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream import MicroBatch
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.trainer.test_training import TINY, final_state, losses
 from trainer.checkpoint import CheckpointStore
+from trainer.fit_config import NetworkChoices
 from trainer.games.classification import Classification
-from trainer.network_choices import NetworkChoices
-from trainer.player import OptimizerConfig, Player
+from trainer.optimizer_config import OptimizerConfig
+from trainer.player import Player
 
 SENET = ClassifierConfig(
     timm_name="",

@@ -18,7 +18,9 @@ from data_pipeline.errors import UserError
 from data_pipeline.sources import SourceDeclaration
 from trainer.metrics.classification import format_estimate, score
 from trainer.metrics.evaluation import MOST_WRONG, RIGHT_PER_TYPE, predictions_frame, save_evaluation
-from trainer.report import gallery, write_prediction_gallery, write_run_report
+from trainer.report import gallery
+from trainer.report.gallery import write_prediction_gallery
+from trainer.report.run_report import write_run_report
 
 TYPES = ("basophil", "immature granulocyte", "platelet", "smudge cell")
 VOID = {"meta", "img", "br", "link", "input"}

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.balance import BalanceConfig
+from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
-from trainer.normalization import NormalizeConfig
+from trainer.normalization_config import NormalizeConfig
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_stage
 

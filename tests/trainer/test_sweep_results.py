@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 
 from data_pipeline.errors import UserError
-from models.classifiers import build_classifier
+from models.classifiers.build import build_classifier
 from tests.sweep_folder import TINY, TYPES, add_answers, add_log, add_trial, answers, write_sweep
 from trainer.metrics.bootstrap import all_right_lower_bound
 from trainer.orchestration.cost import multiply_accumulates

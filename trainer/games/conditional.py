@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -12,29 +11,12 @@ import torch
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, normal
 from data_pipeline.stream import MicroBatch, Topology
+from trainer.conditional_config import ConditionalWeights
 from trainer.fit import Batches, Stateless, StepResult
 from trainer.player import Player
 
 # The terms that a player minimises: name -> (weight, one number per image float32 [n]).
 Terms = dict[str, tuple[float, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class ConditionalWeights:
-    """The weight of each term.
-
-    penalty: of eq. 26, c_wgan_gp's and cwgan_gp's. classification: of c_wgan_gp's classifier in what its
-    generator minimises, in the first step and in the last, linear between them.
-    """
-
-    penalty: float = 10.0
-    classification_first: float = 0.1
-    classification_last: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("penalty", "classification_first", "classification_last"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
 
 
 class Judged(NamedTuple):

@@ -2,38 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from data_pipeline.stream import MicroBatch, Topology
-from models.stain import DomainPair, Translation, TwoWay
+from models.stain.two_way import DomainPair, Translation, TwoWay
 from trainer import losses
 from trainer.fit import DETAIL, Batches, Stateless, StepResult
-from trainer.losses import PenaltyMetric
 from trainer.player import Player
+from trainer.stain_config import CycleWeights
 
 # Gradients at an image's pixels are small; half precision would round them to zero.
 _GRADIENT_SCALE = 2.0**12
 
 # One micro-batch of each domain, at the same positions of the global order.
 Pair = tuple[MicroBatch, MicroBatch]
-
-
-@dataclass(frozen=True)
-class CycleWeights:
-    """The weight of each term (eq. 21, 23, 29, 30). penalty and its metric are W-CycleGAN-GP's alone."""
-
-    adversarial: float = 1.0
-    cycle: float = 10.0
-    identity: float = 5.0
-    penalty: float = 10.0
-    penalty_metric: PenaltyMetric = "root_mean_square"
-
-    def __post_init__(self) -> None:
-        for name in ("adversarial", "cycle", "identity", "penalty"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
 
 
 class CycleGame(Stateless, ABC):

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from models.few_shot import Discriminator
+from models.few_shot.discriminator import Discriminator
 from trainer import losses
 from trainer.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.games.few_shot import Draw, Episode

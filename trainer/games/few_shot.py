@@ -1,7 +1,6 @@
 """What the few-shot games share: episodes, in which copies of networks learn from a handful of images."""
 
 import copy
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,68 +15,16 @@ from torch import nn
 
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, normal, uniform
-from models.few_shot import Generator
-from trainer.losses import PenaltyMetric
-from trainer.topology import Precision, autocast
+from models.few_shot.generator import Generator
+from trainer.choices import Precision
+from trainer.few_shot_config import FewShotWeights, InnerLoopConfig
+from trainer.topology import autocast
 
 # Where the loss scale of half precision begins: an episode is too short to come down from the usual 65536.
 _FIRST_LOSS_SCALE = 2.0**10
 
 # Images float32 [n, 3, S, S] in [-1, 1], and int64 [n], where they stand in the order of all images shown.
 Shown = tuple[torch.Tensor, npt.NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class InnerLoopConfig:
-    """How networks learn inside an episode (thesis, section 3.6).
-
-    A round is `discriminator_steps` moves of the discriminator, then `generator_steps` of the generator and what
-    learns with it. rounds: of an episode of meta-training. learning_rate, betas: of an Adam that starts fresh.
-    """
-
-    rounds: int = 10
-    discriminator_steps: int = 2
-    generator_steps: int = 5
-    learning_rate: float = 2e-4
-    betas: list[float] = dataclasses.field(default_factory=lambda: [0.5, 0.999])
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "discriminator_steps", "generator_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.inner.{name}={getattr(self, name)}: must be at least 1")
-        if self.learning_rate <= 0:
-            raise ValueError(f"model.inner.learning_rate={self.learning_rate}: must be above 0")
-        if len(self.betas) != 2:
-            raise ValueError(f"model.inner.betas={list(self.betas)}: give two numbers, [0.5, 0.999] say")
-
-    @property
-    def moves(self) -> int:
-        """Moves of a round, each on one batch of images."""
-        return self.discriminator_steps + self.generator_steps
-
-
-@dataclass(frozen=True)
-class FewShotWeights:
-    """The weight of each term beside the adversarial one.
-
-    encoder, mode_seeking: of few_shot_meta (eq. 44); penalty and its metric: of figr and mine_gan;
-    reconstruction: of fast_gan's discriminator.
-    """
-
-    encoder: float = 1.0
-    mode_seeking: float = 1.0
-    penalty: float = 10.0
-    penalty_metric: PenaltyMetric = "euclidean"
-    reconstruction: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("encoder", "mode_seeking", "penalty", "reconstruction"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
-
-    def total(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted sum of terms' means over the images; a term that has no weight here counts once."""
-        return torch.stack([getattr(self, name, 1.0) * term.mean() for name, term in terms.items()]).sum()
 
 
 @dataclass(frozen=True)
@@ -95,6 +42,11 @@ class Draw:
     def uniform(self, purpose: str, count: int) -> npt.NDArray[np.float64]:
         """Uniform in [0, 1), float64 [n, count]."""
         return uniform(derive_key(self.key, purpose), self.positions, count)
+
+
+def weighted_sum(weights: FewShotWeights, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The weighted sum of terms' means over the images; a term that has no weight counts once."""
+    return torch.stack([getattr(weights, name, 1.0) * term.mean() for name, term in terms.items()]).sum()
 
 
 class FastPlayer:
@@ -220,7 +172,7 @@ class Episode(ABC):
                 find_terms = self.generator_terms
             with other.frozen(), self._autocast(images.device):
                 terms = find_terms(images, draw)
-            player.move(self._weights.total(terms))
+            player.move(weighted_sum(self._weights, terms))
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.detach().mean() / steps
         return sums

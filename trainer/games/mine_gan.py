@@ -7,10 +7,11 @@ import torch
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import MicroBatch
-from models.few_shot import Generator
+from models.few_shot.generator import Generator
 from trainer import losses
+from trainer.few_shot_config import FewShotWeights
 from trainer.fit import Batches, Stateless, StepResult
-from trainer.games.few_shot import Draw, FewShotWeights, Shown, judge
+from trainer.games.few_shot import Draw, Shown, judge
 from trainer.games.figr import Figr
 from trainer.player import Player
 

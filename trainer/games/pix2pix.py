@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from models.stain import DomainPair
+from models.stain.two_way import DomainPair
 from trainer import losses
 from trainer.fit import Batches, Stateless, StepResult
 from trainer.games.cycle import Pair

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.stain import DomainPair
+from models.stain.two_way import DomainPair
 from trainer import losses
 from trainer.fit import Batches, Stateless, StepResult
 from trainer.player import Player, on_device

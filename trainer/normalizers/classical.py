@@ -9,7 +9,7 @@ from torch import Tensor
 from torchstain.torch.normalizers import TorchMacenkoNormalizer
 
 from data_pipeline.errors import UserError
-from models.stain import ColourStatistics, restain
+from models.stain.colour_statistics import ColourStatistics, restain
 
 
 class Reinhard:

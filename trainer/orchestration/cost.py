@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.classifiers import ClassifierConfig, build_classifier
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.orchestration.results import Trial

@@ -21,7 +21,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root, root_of
-from data_pipeline.stream import default_order
+from data_pipeline.stream_config import default_order
 from trainer.arguments import later_wins, written
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.few_shot_config import FewShotRunConfig

@@ -6,6 +6,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
 from trainer import classifier_training, conditional_training, few_shot_training, stain_training
+from trainer.choices import Precision
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.classifier_training import known_cell_types
 from trainer.conditional_config import ConditionalRunConfig
@@ -15,7 +16,6 @@ from trainer.planning.device_memory import CUDA_CONTEXT, FRAGMENTATION, dali_byt
 from trainer.planning.rehearsals import RunConfig, rehearsal_of
 from trainer.planning.step_memory import KINDS, MOMENTS, WEIGHTS, RehearsedStep, rehearse
 from trainer.stain_config import StainRunConfig
-from trainer.topology import Precision
 
 
 @dataclass(frozen=True)

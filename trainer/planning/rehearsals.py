@@ -9,6 +9,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
 from trainer import classifier_training, conditional_training, few_shot_training, stain_training, trained_classifier
+from trainer.choices import Precision
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import MODERATE_TYPES, ConditionalRunConfig
 from trainer.few_shot_adaptation import begin_episode
@@ -19,7 +20,6 @@ from trainer.games.few_shot import Episode, Shown
 from trainer.planning.step_memory import Rehearsal
 from trainer.stain_config import StainRunConfig
 from trainer.stain_run import build_generators, into_domains
-from trainer.topology import Precision
 
 RunConfig = ClassifierRunConfig | StainRunConfig | ConditionalRunConfig | FewShotRunConfig
 RUN_CONFIGS: dict[str, type[RunConfig]] = {

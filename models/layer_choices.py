@@ -1,0 +1,6 @@
+"""Which of the shared layers a network has, as its configuration names them (see models/layers.py)."""
+
+from typing import Literal
+
+Norm = Literal["instance", "batch", "none"]
+Upsampling = Literal["transposed", "nearest"]
