@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data_pipeline.errors import UserError
 from data_pipeline.file_stream import FileStream
+from data_pipeline.progress_bar import track
 from data_pipeline.sources.declaration import list_images
 from launchers.console import launch, read_config
 from trainer.games.classification import predict
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
         grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     total = -(-len(paths) // classifier.batch)
-    batches = tqdm(stream.read(), desc="predicting", unit="batch", total=total)
+    batches = track(stream.read(), total, "predicting", "batch")
     heat = None
     if grad_cam is None:
         logits, rows = predict(classifier.network.to(topology.device), batches)
