@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from data_pipeline.errors import UserError
+from data_pipeline.threads import limit_threads, thread_share
 from trainer.configuration import first_line, schema_of, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -34,6 +35,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)
+    limit_threads(thread_share().threads)
     try:
         main(arguments)
     except UserError as error:

@@ -1,0 +1,74 @@
+"""Which model a machine trains in a day, by counted operations: for whoever began with one that it cannot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.classifiers import ClassifierConfig, build_classifier
+from trainer.configuration import typed
+from trainer.forecast import DAY, span
+
+MODELS = Path(__file__).resolve().parents[1] / "configs" / "model"
+# Cells of this size are told apart well by the small models, which are made for it.
+_SMALL_IMAGES = 96
+
+
+@dataclass(frozen=True)
+class Choice:
+    """arguments: that choose it on the command line. architecture: as of ClassifierConfig. seconds: it would take."""
+
+    arguments: str
+    architecture: str
+    seconds: float
+
+
+def advise_model(config: ClassifierConfig, types: int, image_size: int, seconds: float) -> str:
+    """A sentence on what to train in place of a model that takes so many seconds: what takes a day at most.
+
+    Of several the largest, of the thesis's kind where there is one. Time is taken to grow with the operations of a
+    forward pass, the same share of a training step in all of them.
+    """
+    per_operation = seconds / count_operations(config, types, image_size)
+    choice = None
+    for size in dict.fromkeys((image_size, min(image_size, _SMALL_IMAGES))):
+        at_size = "" if size == image_size else f" data.image_size={size}"
+        choices = [
+            Choice(
+                f"model={name}{at_size}",
+                model.architecture,
+                per_operation * count_operations(model, types, size),
+            )
+            for name, model in trained_models()
+        ]
+        fitting = [choice for choice in choices if choice.seconds <= DAY]
+        if fitting:
+            choice = max(fitting, key=lambda choice: (choice.architecture == "senet", choice.seconds))
+            break
+        choice = min(choices, key=lambda choice: choice.seconds)
+    assert choice is not None
+    return (
+        f"That is more than a day on this CPU: {choice.arguments} would take about {span(choice.seconds)}, by counted "
+        "operations. This run goes on; stopped, the same command goes on from its newest checkpoint"
+    )
+
+
+def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
+    """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
+    for path in sorted(MODELS.glob("*.yaml")):
+        content = OmegaConf.load(path)
+        if content.get("architecture", "naive_bayes") != "naive_bayes":
+            yield path.stem, typed(ClassifierConfig, content, str(path))
+
+
+def count_operations(config: ClassifierConfig, types: int, image_size: int) -> int:
+    """Floating-point operations of a forward pass of one image: multiplications and additions of matrices and
+    convolutions."""
+    with torch.device("meta"):
+        network = build_classifier(replace(config, weights=None), types, image_size).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.empty(1, 3, image_size, image_size))
+    return counter.get_total_flops()
