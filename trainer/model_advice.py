@@ -33,9 +33,7 @@ def advise_model(config: ClassifierConfig, types: int, image_size: int, seconds:
     """
     per_operation = seconds / count_operations(config, types, image_size)
     models = list(trained_models())
-    kinds = [
-        [(name, model) for name, model in models if (model.architecture == "senet") is ours] for ours in (True, False)
-    ]
+    kinds = [[named for named in models if (named[1].architecture == "senet") is ours] for ours in (True, False)]
     choices: list[Choice] = []
     for size in dict.fromkeys((image_size, min(image_size, _SMALL_IMAGES))):
         at_size = "" if size == image_size else f" data.image_size={size}"

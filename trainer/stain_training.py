@@ -16,6 +16,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.threads import divide, thread_share
 from models.stain import ColourStatistics, Generator
 from trainer.fit import Game, fit, resume
 from trainer.games.cyclegan import CycleGan
@@ -136,6 +137,12 @@ def training_streams(
     dataset: Dataset, config: StainRunConfig, cell_types: Sequence[str], topology: Topology
 ) -> dict[str, Stream]:
     matched = config.matching == "cell_type"
+    # Both are read in every step, and decode side by side on a GPU.
+    division = divide(thread_share().threads, topology.gpu is not None, streams=2)
+    shared = {
+        "threads": min(config.data.threads or division.decode, division.decode),
+        "prefetch": config.data.prefetch if division.overlap else 1,
+    }
     sizes = [
         len(
             dataset.samples(
@@ -151,7 +158,7 @@ def training_streams(
     return {
         name: Stream(
             dataset,
-            _stream_config(config, domain),
+            dataclasses.replace(_stream_config(config, domain), **shared),
             splits=_splits(config, domain),
             cell_types=cell_types,
             folds=config.folds.get(domain),
