@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifiers import ClassifierConfig, build_classifier
@@ -58,7 +59,7 @@ def _told(choice: Choice) -> str:
 def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
     """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
     for path in sorted(MODELS.glob("*.yaml")):
-        content = OmegaConf.load(path)
+        content: dict[str, Any] = yaml.safe_load(path.read_text())
         if content.get("architecture", "naive_bayes") != "naive_bayes":
             yield path.stem, typed(ClassifierConfig, content, str(path))
 

@@ -139,10 +139,8 @@ def training_streams(
     matched = config.matching == "cell_type"
     # Both are read in every step, and decode side by side on a GPU.
     division = divide(thread_share().threads, topology.gpu is not None, streams=2)
-    shared = {
-        "threads": min(config.data.threads or division.decode, division.decode),
-        "prefetch": config.data.prefetch if division.overlap else 1,
-    }
+    threads = min(config.data.threads or division.decode, division.decode)
+    prefetch = config.data.prefetch if division.overlap else 1
     sizes = [
         len(
             dataset.samples(
@@ -158,7 +156,7 @@ def training_streams(
     return {
         name: Stream(
             dataset,
-            dataclasses.replace(_stream_config(config, domain), **shared),
+            dataclasses.replace(_stream_config(config, domain), threads=threads, prefetch=prefetch),
             splits=_splits(config, domain),
             cell_types=cell_types,
             folds=config.folds.get(domain),

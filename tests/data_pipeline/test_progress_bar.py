@@ -10,15 +10,7 @@ from data_pipeline import progress_bar as module
 from data_pipeline.catalog import Dataset
 from data_pipeline.progress_bar import LONGEST_PAUSE, SHORTEST_PAUSE, LogLines, progress_bar, track
 from data_pipeline.verify import verify_dataset
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.told_clock import Clock
 
 
 @pytest.fixture

@@ -11,21 +11,13 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.stream import StreamConfig, Topology
 from launchers.console import read_config
+from tests.told_clock import Clock
 from trainer import forecast as module
 from trainer import model_advice
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.classifier_training import train_classifier
 from trainer.forecast import DAY, Expectation, Forecast, span, try_out
 from trainer.model_advice import advise_model, trained_models
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    now = 1000.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.fixture
