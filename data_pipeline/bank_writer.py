@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from tqdm import tqdm
 
 from data_pipeline.disk import TEMPORARY_PREFIX
 from data_pipeline.errors import UserError
@@ -36,6 +35,7 @@ from data_pipeline.image_bank import (
     secure,
     write_facts,
 )
+from data_pipeline.progress_bar import progress_bar
 
 # Images uint8 [k, S, S, 3] RGB and latents float32 [k, latent_size] of a cell type's indices.
 Draw = Callable[[str, npt.NDArray[np.int64]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
@@ -131,9 +131,7 @@ def _fill_shards(root: Path, facts: BankFacts, count: int, draw: Draw, shards: r
     wanted = {shard: range(shard * INDICES_PER_SHARD, min(count, (shard + 1) * INDICES_PER_SHARD)) for shard in shards}
     whole = {shard: int(made[indices.start : indices.stop].sum()) for shard, indices in wanted.items()}
     total = sum(map(len, wanted.values())) * types
-    with tqdm(
-        total=total, initial=sum(whole.values()) * types, desc="making images", unit="image", disable=not progress
-    ) as bar:
+    with progress_bar(total, "making images", "image", initial=sum(whole.values()) * types, enabled=progress) as bar:
         for shard, indices in wanted.items():
             if whole[shard] < len(indices):
                 old = slice(indices.start * types, (indices.start + whole[shard]) * types)

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipeline.build_files import BUILT, DiskSite
 from data_pipeline.build_report import make_report
 from data_pipeline.build_store import StoreSite
@@ -44,6 +42,7 @@ from data_pipeline.curate import (
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts
 from data_pipeline.parallel import TaskMap, process_map
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.scan import scan
 from data_pipeline.shards import (
     PlannedShard,
@@ -257,7 +256,7 @@ def _write(
             _enter(row, name, StoredImage(there.offset, there.size, there.crc32))
     writing = map_tasks or partial(process_map, workers=workers)
     total = sum(len(task.shard.samples) for task in tasks)
-    with tqdm(total=total, desc="writing shards", unit="image", disable=not progress or not tasks) as bar:
+    with progress_bar(total, "writing shards", "image", enabled=progress and bool(tasks)) as bar:
         for task, result in zip(tasks, writing(write_shard, tasks), strict=True):
             shards[result.name] = {
                 "samples": len(task.shard.samples),

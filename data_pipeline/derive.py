@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipeline.attachments import attachment_location, copy_attachment
 from data_pipeline.build_files import (
     BUILT,
@@ -42,6 +40,7 @@ from data_pipeline.curate import settle
 from data_pipeline.derive_recipe import NOWHERE, Recipe, make_recipe
 from data_pipeline.errors import UserError
 from data_pipeline.made_shards import Render, is_whole, make_shard, read_made_shard
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shard_location import SHARD_FOLDER, check_shards, holder_of
 from data_pipeline.shards import ShardSettings
 
@@ -151,7 +150,7 @@ def _make_missing(folder: Path, recipe: Recipe, render: Render, rank: int, world
     mine = recipe.planned[rank::world_size]
     missing = [shard for shard in mine if read_made_shard(folder, shard) is None]
     total, left = (sum(len(shard.samples) for shard in shards) for shards in (mine, missing))
-    with tqdm(total=total, initial=total - left, desc="making images", unit="image", disable=not progress) as bar:
+    with progress_bar(total, "making images", "image", initial=total - left, enabled=progress) as bar:
         for shard in missing:
             make_shard(folder, shard, recipe.settings, render, bar.update)
 

@@ -46,7 +46,7 @@ class FileStream:
             geometry="none",
             move_stain=False,
             batch_size=batch,
-            threads=config.usable_threads,
+            threads=config.threads,
             prefetch=config.prefetch,
             deterministic=config.deterministic,
             crop=crop != 1,

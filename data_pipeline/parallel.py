@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
+from data_pipeline.threads import limit_threads
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -75,6 +76,7 @@ def _bounded_map(
 def _follow_parent(environment: dict[str, str]) -> None:
     """A worker leaves Ctrl-C to its parent, and ends with it: else it would wait for tasks for ever."""
     os.environ.update(environment)
+    limit_threads(1)  # one of as many workers as its parent has threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

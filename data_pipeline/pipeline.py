@@ -18,6 +18,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 
 from data_pipeline.augment import AugmentParameters, Geometry, regions_of
+from data_pipeline.threads import divide, thread_share
 
 # OD = -log((I + 1) / 256) of an 8-bit intensity lies in [0, log 256] (contract C7).
 DENSITY_OF_INTENSITY: npt.NDArray[np.float32] = -np.log((np.arange(256) + 1) / 256).astype(np.float32)
@@ -30,14 +31,14 @@ _DENSITY_STEPS_PER_UNIT = 65535 / (2 * float(DENSITY_OF_INTENSITY[0]))
 class GraphConfig:
     """What the graph does to an image. `image_size`: side in pixels of the square output.
 
-    `crop`: whether any image is cut to its middle before it is resized.
+    `crop`: whether any image is cut to its middle before it is resized. `threads`, `prefetch`: as of StreamConfig.
     """
 
     image_size: int
     geometry: Geometry
     move_stain: bool
     batch_size: int
-    threads: int
+    threads: int | None
     prefetch: int
     deterministic: bool
     crop: bool = False
@@ -63,6 +64,7 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
     `device_id`: the GPU to work on, or None for the CPU.
     """
     names = _columns_of(config)
+    division = divide(thread_share().threads, device_id is not None)
 
     def columns() -> list[list[Any]]:
         inputs = source()
@@ -71,9 +73,10 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
 
     @pipeline_def(
         batch_size=config.batch_size,
-        num_threads=config.threads,
+        num_threads=min(config.threads or division.decode, division.decode),
         device_id=device_id,
-        prefetch_queue_depth=config.prefetch,
+        # One batch ahead is none: it is asked for when it is needed, and waited for.
+        prefetch_queue_depth=config.prefetch if division.overlap else 1,
         exec_dynamic=True,
         enable_conditionals=True,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.threads import thread_share
 
 # Of the cache: the rest is left to what is in use, and to what other streams read ahead.
 _SHARE_OF_CACHE = 0.5
@@ -33,7 +34,7 @@ class ReadAhead:
         self._planned_bytes = 0
         self._closed = False
         self._changed = threading.Condition()
-        for _ in range(_THREADS):
+        for _ in range(min(_THREADS, thread_share().threads)):
             threading.Thread(target=self._work, name="read ahead", daemon=True).start()
 
     def advance(self, batch: int) -> None:

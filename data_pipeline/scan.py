@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts, inspect_image
 from data_pipeline.parallel import TaskMap, process_map, thread_map
+from data_pipeline.progress_bar import progress_bar
 
 Item = TypeVar("Item")
 
@@ -42,7 +41,7 @@ def scan(
     UserError for a file that the system will not read (that says nothing about the image in it), and for
     one that changes between the two looks.
     """
-    with tqdm(total=len(paths), desc="reading images", unit="image", disable=not progress) as bar:
+    with progress_bar(len(paths), "reading images", "image", enabled=progress) as bar:
         # Hashing lets go of the interpreter lock: threads do, and an unchanged source starts no process.
         hashing = map_tasks or partial(thread_map, workers=workers)
         ids = []
@@ -51,7 +50,7 @@ def scan(
             bar.update(len(identities))
     new = {identity: path for identity, path in zip(ids, paths, strict=True) if identity not in known}
     decoded: dict[str, ImageFacts] = {}
-    with tqdm(total=len(new), desc="decoding images", unit="image", disable=not progress or not new) as bar:
+    with progress_bar(len(new), "decoding images", "image", enabled=progress and bool(new)) as bar:
         decoding = map_tasks or partial(process_map, workers=workers)
         for facts in decoding(_inspect_files, _tasks(list(new.items()))):
             decoded.update(facts)

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from data_pipeline.catalog import Dataset, Sample
 from data_pipeline.duplicates import near_pairs
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES, perceptual_hash
 from data_pipeline.parallel import process_map
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shard_bytes import ShardBytes
 
 # All that mirrors and quarter turns make of a picture; the first leaves it as it is.
@@ -58,7 +58,7 @@ def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, pr
     order = np.lexsort((frame["offset"], frame["shard"]))
     tasks = _EncodedImages(ShardBytes(dataset, frame), order)
     found: list[_Facts] = []
-    with tqdm(total=len(samples), desc="looking at images", unit="image", disable=not progress) as bar:
+    with progress_bar(len(samples), "looking at images", "image", enabled=progress) as bar:
         for part in process_map(_inspect, tasks, workers):
             found += part
             bar.update(len(part))

@@ -245,7 +245,7 @@ class Stream:
             geometry=augment.geometry if self.training else "none",
             move_stain=self.training and augment.moves_stain,
             batch_size=-(-slice_size // self.parts),
-            threads=self.config.usable_threads,
+            threads=self.config.threads,
             prefetch=self.config.prefetch,
             deterministic=self.config.deterministic,
             crop=bool((self._crop != 1).any()),

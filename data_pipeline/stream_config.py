@@ -1,6 +1,5 @@
 """How images are read and prepared, as plain typed values (the configuration group `data`)."""
 
-import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +19,9 @@ class StreamConfig:
     crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
     that is not named keeps all. Cells of two domains come to one scale by it. Generated images keep all:
     they have the scale that their generator was shown.
-    threads: DALI's CPU threads of each process; null takes the process's share of the cores.
-    prefetch: batches prepared ahead. deterministic: the same pixels on every run of one GPU kind.
+    threads: DALI's CPU threads of each process at most; null takes what the process may (data_pipeline/threads.py).
+    prefetch: batches prepared ahead, where decoding has threads beside those that compute.
+    deterministic: the same pixels on every run of one GPU kind.
     """
 
     image_size: int = 224
@@ -44,12 +44,6 @@ class StreamConfig:
             raise ValueError(f"data.threads={self.threads}: must be at least 1, or null")
         for domain, share in self.crop.items():
             check_crop(f"data.crop.{domain}", share)
-
-    @property
-    def usable_threads(self) -> int:
-        """DALI's threads of this process."""
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return self.threads or max(1, len(os.sched_getaffinity(0)) // processes_here)
 
 
 def default_order(config: StreamConfig, in_store: bool) -> Literal["global", "windowed"]:

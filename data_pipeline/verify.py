@@ -10,10 +10,9 @@ import zlib
 from collections import defaultdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name, index_text
@@ -42,7 +41,7 @@ def verify_dataset(root: str | Root, progress: bool = True) -> None:
             if row.kept:
                 by_shard[row.shard].append(row)
         total = sum(facts["bytes"] for facts in dataset.metadata["shards"].values())
-        with tqdm(total=total, desc="verifying", unit="B", unit_scale=True, disable=not progress) as bar:
+        with progress_bar(total, "verifying", "B", unit_scale=True, enabled=progress) as bar:
             for name, facts in sorted(dataset.metadata["shards"].items()):
                 path, holder = dataset.shard_path(name), dataset.shard_files.holder(name)
                 _verify_shard(path, facts["sha256"], by_shard[name])

@@ -5,7 +5,8 @@ usage:
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
       run=RUN       a run of train_classifier.py: each of its evaluation records is looked up too
       out=FILE      receives the result as JSON: every image concerned, sizes and encodings of all
-      workers=N     processes that look at images; all cores of this machine without it
+      workers=N     processes that look at images; without it as many as OMP_NUM_THREADS and this process's share of
+                    the cores allow, and never more
   Prints a line for each check: groups, near duplicates (mirrored and turned ones too) and parents across splits,
   synthetic and label-normalised images held out, generators that saw held-out images, splits that are not their
   group's, how images are stored; for each evaluation record that its images are real, of the split said and unseen.
@@ -16,7 +17,6 @@ example:
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
+from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
 
 
@@ -53,7 +54,7 @@ def is_clean(config: AuditConfig) -> bool:
     if config.out and not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"{config.out}: its folder is not there; make it, or name another out=FILE")
     dataset, of_run = _audit_run(config) if config.run else (config.open_dataset(), [])
-    of_data, stored = audit_dataset(dataset, workers=config.workers or len(os.sched_getaffinity(0)))
+    of_data, stored = audit_dataset(dataset, workers=usable_workers(config.workers))
     checks = of_data + of_run
     about = {"data_set": {"path": dataset.address, "content_hash": dataset.content_hash}, "run": config.run}
     record = record_of(checks, about) | {"stored": stored}

@@ -18,7 +18,8 @@ usage:
       verify=true          read every byte of every shard and compare with the catalogue
       ratio=[0.63,0.07,0.3]  shares of groups for train, validation and test
       codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
-      workers=N            processes that read and write; all cores of this machine without it
+      workers=N            processes that read and write; without it as many as OMP_NUM_THREADS and this process's
+                           share of the cores allow, and never more
       cluster=true         read and write on all nodes of the Ray cluster that RAY_ADDRESS names or `ray start` made
                            this machine part of (configs/ray); raw images and data set must be at the same path on
                            all of them, on a shared file system; the data set is the same, byte for byte
@@ -47,6 +48,7 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.declaration import SourceKind
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.store import Root, Store, root_of
+from data_pipeline.threads import usable_workers
 from data_pipeline.verify import verify_dataset
 from launchers.console import launch, read_config
 
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
             exclude=Path(config.exclude) if config.exclude else None,
             settings=settings,
             ratio=config.ratio,
-            workers=config.workers or len(os.sched_getaffinity(0)),
+            workers=usable_workers(config.workers),
             map_tasks=map_tasks,
         )
     print(format_report(report))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 
 from data_pipeline.errors import UserError
+from data_pipeline.threads import limit_threads, thread_share
 from trainer.arguments import nearest, read_arguments, split_argument
 from trainer.configuration import lay_over, typed
 
@@ -33,6 +34,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)
+    limit_threads(thread_share().threads)
     try:
         main(arguments)
     except UserError as error:

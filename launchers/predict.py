@@ -23,7 +23,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from data_pipeline.errors import UserError
+from data_pipeline.file_stream import FileStream
+from data_pipeline.progress_bar import track
+from data_pipeline.sources.declaration import list_images
 from launchers.console import launch, read_config
 from trainer.run_directory import require_classifier
 
@@ -53,12 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
-    import numpy as np
-    import pandas as pd
-    from tqdm import tqdm
 
-    from data_pipeline.file_stream import FileStream
-    from data_pipeline.sources.declaration import list_images
     from trainer.games.classification import predict
     from trainer.grad_cam import GradCam, predict_with_heat
     from trainer.metrics.evaluation import HEAT
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     total = -(-len(paths) // classifier.batch)
-    batches = tqdm(stream.read(), desc="predicting", unit="batch", total=total)
+    batches = track(stream.read(), total, "predicting", "batch")
     heat = None
     if grad_cam is None:
         logits, rows = predict(classifier.network.to(topology.device), batches)

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from trainer.classifier_config import ClassifierRunConfig
 from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.fit import AfterEpoch, Selection, fit, resume, saved_state
 from trainer.fit_config import FitConfig
+from trainer.forecast import Expectation, try_out
 from trainer.games.classification import Classification
 from trainer.metrics.evaluation import save_evaluation
+from trainer.model_advice import advise_model
 from trainer.naive_bayes import fit_naive_bayes
 from trainer.normalizers.bundle import FILE
 from trainer.planning.micro_batch import with_found_micro_batch
@@ -152,6 +155,7 @@ def _train_by_gradient(
 ) -> None:
     """Train the network from where the run's newest checkpoint stands to the end."""
     run, engine = Path(str(config.run)), resolve_engine(config.train.engine)
+    expectation = _expect(network, stream, config, topology)
     game = make_game(config, network, precision, engine, config.train.epochs * epoch_steps, topology)
     classifier = game.players["classifier"]
 
@@ -176,7 +180,17 @@ def _train_by_gradient(
         progress=progress,
         selection=Selection(config.train.select_by, config.train.patience),
         after_epoch=after_epoch,
+        expectation=expectation,
     )
+
+
+def _expect(network: nn.Module, stream: Stream, config: ClassifierRunConfig, topology: Topology) -> Expectation:
+    """What is told of a training's time before it is measured. On a CPU, where a first step may take minutes."""
+    if topology.device.type != "cpu" or topology.rank != 0:
+        return Expectation()
+    size, types = config.data.image_size, len(stream.cell_types)
+    seconds = try_out(network, size, -(-stream.global_batch // topology.world_size))
+    return Expectation(seconds, partial(advise_model, config.model, types, size))
 
 
 def training_stream(

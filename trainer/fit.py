@@ -18,6 +18,7 @@ from data_pipeline.stream import MicroBatch, Stream, Topology
 from trainer.checkpoint import CheckpointStore, require_the_same_everywhere
 from trainer.choices import Precision
 from trainer.fit_config import FitConfig
+from trainer.forecast import Expectation, Forecast
 from trainer.loss_watch import LossWatch
 from trainer.player import Player
 from trainer.progress import RunLog
@@ -119,13 +120,14 @@ def fit(
     progress: Progress,
     selection: Selection | None = None,
     after_epoch: AfterEpoch | None = None,
+    expectation: Expectation = Expectation(),
 ) -> None:
     """Train from where `progress` (see `resume`) stands to the end.
 
     streams: what the game takes from. score_epoch: called with the step at an epoch's end; its scores
     are the same numbers on every process. fingerprint: what a checkpoint of this run must have been
     made with. Without a selection there is no best checkpoint. after_epoch: called on every process when an epoch's
-    record and checkpoint are written.
+    record and checkpoint are written. expectation: what is told of the time that it will take.
     Raises UserError for a loss that is not finite.
     """
     total_steps = config.epochs * epoch_steps
@@ -134,6 +136,14 @@ def fit(
     log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
     watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
     clock = StepClock()
+    forecast = Forecast(
+        expectation,
+        step=progress.step,
+        total_steps=total_steps,
+        epoch_steps=epoch_steps,
+        may_end_early=selection is not None and selection.patience is not None,
+        say=log.say,
+    )
     batches = {
         name: _global_batches(clock.waiting(stream.read(progress.step * game.takes[name])), stream.parts)
         for name, stream in streams.items()
@@ -174,6 +184,7 @@ def fit(
                 )
                 _refuse_lost_scale(game, progress.step)
             log.advance()
+            forecast.step_done()
             better = False
             if at_epoch_end:
                 means = {
@@ -188,6 +199,7 @@ def fit(
             if at_epoch_end:
                 if after_epoch is not None:
                     after_epoch(ended())
+                forecast.epoch_done()
                 clock.restart()
 
 

@@ -95,7 +95,7 @@ class ImageReader:
             geometry="none",
             move_stain=False,
             batch_size=_BATCH,
-            threads=self.config.usable_threads,
+            threads=self.config.threads,
             prefetch=self.config.prefetch,
             deterministic=True,
         )

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-# A log file or a pipe gets a line now and then instead of a bar redrawn ten times a second.
-_SECONDS_BETWEEN_LINES = 15.0
+from data_pipeline.progress_bar import progress_bar
+
 # Of all that a game tells, what stands beside the bar.
 _SHOWN = ("loss", "critic", "adversarial", "cycle")
 
@@ -36,14 +35,7 @@ class RunLog:
         self._board = SummaryWriter(str(run / "tensorboard"))
         for record in records:
             self._show_on_board(record)
-        self._bar = tqdm(
-            total=total_steps,
-            initial=step,
-            desc=description,
-            unit="step",
-            mininterval=0.5 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
-            dynamic_ncols=True,
-        )
+        self._bar = progress_bar(total_steps, description, "step", initial=step)
 
     def advance(self) -> None:
         """One step is done."""

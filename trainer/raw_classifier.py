@@ -13,6 +13,7 @@ from torch import nn
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream_config import StreamConfig
+from data_pipeline.threads import thread_share
 from trainer.calibration import Calibrated
 from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
@@ -128,7 +129,9 @@ class _OnnxModel(nn.Module):
         super().__init__()
         import onnxruntime
 
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = thread_share().threads
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         (probabilities,) = self._session.run(None, {"images": images.cpu().numpy()})

@@ -17,6 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
+from data_pipeline.threads import divide, thread_share
 from models.stain.build import Generator
 from models.stain.colour_statistics import ColourStatistics
 from trainer.choices import EngineName, Precision
@@ -140,6 +141,10 @@ def training_streams(
     dataset: Dataset, config: StainRunConfig, cell_types: Sequence[str], topology: Topology
 ) -> dict[str, Stream]:
     matched = config.matching == "cell_type"
+    # Both are read in every step, and decode side by side on a GPU.
+    division = divide(thread_share().threads, topology.gpu is not None, streams=2)
+    threads = min(config.data.threads or division.decode, division.decode)
+    prefetch = config.data.prefetch if division.overlap else 1
     sizes = [
         len(
             dataset.samples(
@@ -155,7 +160,7 @@ def training_streams(
     return {
         name: Stream(
             dataset,
-            _stream_config(config, domain),
+            dataclasses.replace(_stream_config(config, domain), threads=threads, prefetch=prefetch),
             splits=_splits(config, domain),
             cell_types=cell_types,
             folds=config.folds.get(domain),

@@ -1,6 +1,8 @@
 """Which process this is, on which device, in which precision: what the launch says, checked against the config."""
 
+import contextlib
 import os
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from torch import distributed
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.stream import Topology
+from data_pipeline.threads import divide, limit_threads, thread_share
 from trainer.choices import EngineChoice, EngineName, Precision, PrecisionChoice
 
 # bf16 arithmetic came with Ampere (compute capability 8); Turing has fp16 only.
@@ -44,15 +47,29 @@ def join_processes() -> Topology:
             f"{processes_here} processes on {torch.cuda.device_count()} GPUs: start fewer processes, or give "
             "CUDA_VISIBLE_DEVICES= in front of the command to compute on the CPU"
         )
-    if on_cpu and "ACCELERATE_MIXED_PRECISION" in os.environ:
-        # `accelerate launch` leaves one compute thread to a process that was not given more.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_here))
+    told = _take_threads(on_gpu=not on_cpu)
     device = PartialState(cpu=on_cpu).device
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     world_size = distributed.get_world_size() if distributed.is_initialized() else 1
+    if rank == 0:
+        print(told, file=sys.stderr, flush=True)
     return Topology(rank, world_size, device)
+
+
+def _take_threads(on_gpu: bool) -> str:
+    """Keep to this process's share of the cores; a line that says what it is."""
+    share = thread_share()
+    division = divide(share.threads, on_gpu)
+    limit_threads(share.threads)
+    torch.set_num_threads(division.compute)
+    # Nothing here computes several operations at once, and a pool of a thread per core would be there for it.
+    with contextlib.suppress(RuntimeError):  # torch's word that such work has begun already
+        torch.set_num_interop_threads(1)
+    if division.overlap:
+        return f"threads: {share.threads} ({share.reason}): {division.decode} decode, 1 feeds the GPU"
+    return f"threads: {share.threads} ({share.reason}), which decode and compute in turn"
 
 
 def leave_processes() -> None:

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.sources.phantom_shapes import Field
 from data_pipeline.sources.phantom_smear import Blood, draw_smear
 from data_pipeline.sources.phantom_stain import STAIN_RECIPES, Film, photograph
@@ -99,7 +99,7 @@ def render_phantoms(
     slides: int = 40,
     size: int = 96,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = 1,
     paired: bool = True,
     cell_types: Sequence[str] = CELL_TYPES,
     progress: bool = True,
@@ -186,7 +186,7 @@ def _sweep(folder: Path) -> None:
 
 def _render_all(folder: Path, jobs: list[_Job], workers: int, progress: bool) -> None:
     tasks = [(folder, job) for job in jobs]
-    with tqdm(total=len(jobs), desc="phantom cells", unit="cell", disable=not progress) as bar:
+    with progress_bar(len(jobs), "phantom cells", "cell", enabled=progress) as bar:
         if workers < 2:
             for task in tasks:
                 _write(task)

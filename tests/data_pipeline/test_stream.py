@@ -17,6 +17,7 @@ from data_pipeline.file_stream import FileStream
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
+from data_pipeline.threads import Division
 from tests.data_pipeline.raw_images import folder_source, write_classes
 
 TYPES = ("basophil", "eosinophil", "lymphocyte")
@@ -95,12 +96,20 @@ def assert_same(found: list[tuple[str, int, torch.Tensor]], expected: list[tuple
 @pytest.mark.parametrize("order", ["global", "windowed"])
 @pytest.mark.parametrize(("world_size", "threads", "prefetch", "micro_batch"), [(2, 2, 3, None), (3, 1, 2, 2)])
 def test_processes_threads_and_prefetch_do_not_change_a_batch(
-    dataset: Dataset, order: str, world_size: int, threads: int, prefetch: int, micro_batch: int | None
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
+    world_size: int,
+    threads: int,
+    prefetch: int,
+    micro_batch: int | None,
 ) -> None:
     """Ids, augmentation and pixels, over the boundary of an epoch."""
     alone = open_stream(dataset, order=order)
     batches = alone.batches_per_epoch + 2
     expected = take(alone, batches)
+    # Where there is a GPU, threads decode ahead.
+    monkeypatch.setattr("data_pipeline.pipeline.divide", lambda share, on_gpu: Division(1, threads, overlap=True))
     apart = [
         take(
             open_stream(

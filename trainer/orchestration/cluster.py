@@ -14,9 +14,9 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
-from tqdm import tqdm
 
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from trainer.orchestration.ray_cluster import RETRIES
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Stage, run_stage
@@ -62,7 +62,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> N
         before = [begun[needed] for needed in stage.needs if needed in begun]
         begun[stage] = task.remote(stage, str(folder), resources, os.getcwd(), *before)
         running[begun[stage]] = stage
-    with tqdm(total=len(stages), desc="stages", unit="stage", disable=None) as bar:
+    with progress_bar(len(stages), "stages", "stage") as bar:
         for number in range(1, len(stages) + 1):
             (ended,), _ = ray.wait(list(running))
             try:

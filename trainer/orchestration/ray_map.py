@@ -17,6 +17,7 @@ from data_pipeline.disk import TEMPORARY_PREFIX
 from data_pipeline.errors import UserError
 from data_pipeline.parallel import IN_FLIGHT_PER_WORKER
 from data_pipeline.store import Root, Store
+from data_pipeline.threads import limit_threads
 from trainer.orchestration.ray_cluster import RETRIES
 
 Task = TypeVar("Task")
@@ -106,6 +107,7 @@ def _at_node(function: Callable[[Task], Result], task: Task, mark: Path | None, 
             "a file system that all nodes see, at the same path"
         )
     try:
+        limit_threads(1)  # the core that the task has
         return function(task)
     except UserError as error:
         if ray.get_runtime_context().get_node_id() == driver:

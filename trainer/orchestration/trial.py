@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import distributed
 
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
@@ -180,10 +179,9 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     The last epoch is told when the run is scored and the ending written: a scheduler ends a trial as it likes when
     it is told.
     """
-    if not resources.gpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # Ray hides no GPU from a process that has asked for none
+    # As a launcher that a stage starts has it; and Ray hides no GPU from a process that has asked for none.
+    os.environ.update(resources.environment)
     topology = join_processes()
-    torch.set_num_threads(resources.threads)
     first = topology.rank == 0
 
     def after_epoch(last: bool) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from tqdm import tqdm
 
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from trainer.metrics.evaluation import HEAT, PROBABILITY
 from trainer.report.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
 from trainer.report.picture import HEAT_WORDS, thumbnail
@@ -84,7 +84,7 @@ def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: b
         out.mkdir(parents=True, exist_ok=True)
         for old in out.glob("gallery-[0-9][0-9][0-9].html"):
             old.unlink()
-        with tqdm(total=len(shown), desc="gallery", unit="image", disable=None) as progress:
+        with progress_bar(len(shown), "gallery", "image") as progress:
             for number, name in enumerate(names):
                 rows = shown.iloc[number * CARDS_PER_PAGE : (number + 1) * CARDS_PER_PAGE]
                 links = [
