@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 # A log file or a pipe gets a line now and then instead of a bar redrawn ten times a second.
@@ -33,6 +32,9 @@ class RunLog:
         cut.rename(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        # Here: who reads the records of a run need not wait for torch.
+        from torch.utils.tensorboard import SummaryWriter
+
         self._board = SummaryWriter(str(run / "tensorboard"))
         for record in records:
             self._show_on_board(record)

@@ -11,18 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import distributed
-
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import LAUNCHERS
 from trainer.progress import read_records
 from trainer.run_directory import CONFIG_FILE, read_run_config
-from trainer.topology import join_processes
 
 # In a sweep's folder, what Ray writes.
 TUNE_FOLDER = "tune"
@@ -180,6 +175,13 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     The last epoch is told when the run is scored and the ending written: a scheduler ends a trial as it likes when
     it is told.
     """
+    # Here: who plans a trial need not wait for torch.
+    import torch
+    from torch import distributed
+
+    from trainer.classifier_training import train_classifier
+    from trainer.topology import join_processes
+
     if not resources.gpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # Ray hides no GPU from a process that has asked for none
     topology = join_processes()
