@@ -30,7 +30,6 @@ from data_pipeline.build_files import (
 )
 from data_pipeline.build_report import make_report
 from data_pipeline.catalog import (
-    CATALOG_FILE,
     FORMAT_VERSION,
     Dataset,
     Sample,
@@ -44,6 +43,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.made_shards import Render, is_whole, make_shard, read_made_shard
 from data_pipeline.shard_location import SHARD_FOLDER, check_shards, holder_of
 from data_pipeline.shards import ShardSettings
+from data_pipeline.store import CATALOG_FILE
 
 
 def derive_dataset(
