@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.attachments import ATTACHMENT_FOLDER
-from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, write_catalog
+from data_pipeline.catalog import Dataset, Sample, write_catalog
 from data_pipeline.disk import TEMPORARY_PREFIX, sync_folder, write_through
 from data_pipeline.errors import UserError
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name
-from data_pipeline.store import Root
+from data_pipeline.store import CATALOG_FILE, Root
 
 DATASET_FILE = "dataset.json"
 REPORT_FILE = "build_report.json"

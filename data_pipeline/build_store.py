@@ -27,11 +27,11 @@ from data_pipeline.build_files import (
     refuse_foreign,
     report_text,
 )
-from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, write_catalog
+from data_pipeline.catalog import Dataset, Sample, write_catalog
 from data_pipeline.errors import UserError
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name
-from data_pipeline.store import Store
+from data_pipeline.store import CATALOG_FILE, Store
 
 # Seconds between two signs of life of a build, and after how long without one another may take its place: long
 # enough for clocks that differ and a store that is away for a while.

@@ -28,7 +28,6 @@ from data_pipeline.build_files import (
 )
 from data_pipeline.build_report import make_report
 from data_pipeline.catalog import (
-    CATALOG_FILE,
     FORMAT_VERSION,
     Dataset,
     Sample,
@@ -43,6 +42,7 @@ from data_pipeline.made_shards import Render, is_whole, make_shard, read_made_sh
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shard_location import SHARD_FOLDER, check_shards, holder_of
 from data_pipeline.shards import ShardSettings
+from data_pipeline.store import CATALOG_FILE
 
 
 def derive_dataset(

@@ -30,15 +30,6 @@ from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.normalization_config import NormalizeConfig
-from trainer.orchestration.sweep import (
-    describe_sweep,
-    opened,
-    plan_sweep,
-    refuse_failures,
-    refuse_other_sweep,
-)
-from trainer.orchestration.sweep_config import read_sweep
-from trainer.report.sweep_report import write_sweep_report
 from trainer.stain_config import StainRunConfig
 from trainer.synthesis_config import SynthesizeConfig
 
@@ -68,6 +59,10 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(AblateConfig, "ablate", own)
     if not config.sweep or not config.out:
         raise UserError("ablate.py needs sweep=FILE and out=DIR; see --help")
+    # Here, for neither --help nor a wrong argument need wait for what a plan takes.
+    from trainer.orchestration.sweep import describe_sweep, opened, plan_sweep, refuse_failures, refuse_other_sweep
+    from trainer.orchestration.sweep_config import read_sweep
+
     changes = [argument for argument in arguments if argument not in own]
     sweep = plan_sweep(
         read_sweep(Path(config.sweep), changes),
@@ -93,6 +88,8 @@ def main(arguments: Sequence[str]) -> None:
             run_trials(sweep, room)
         else:
             held.enter_context(opened(sweep))
+        from trainer.report.sweep_report import write_sweep_report
+
         report = write_sweep_report(sweep.folder)
     print(f"{(sweep.folder / 'table.csv').resolve()}\n{report.resolve()}")
     refuse_failures(sweep)

@@ -16,20 +16,25 @@ example:
   python launchers/audit.py shards=data/blood run=runs/barcelona out=audit.json
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data_pipeline.audit import audit_dataset
-from data_pipeline.audit_check import Check, record_of
-from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
+from trainer.run_directory import read_run_config
+
+if TYPE_CHECKING:
+    from data_pipeline.audit_check import Check
+    from data_pipeline.catalog import Dataset
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,13 @@ def is_clean(config: AuditConfig) -> bool:
     """Whether nothing is found, and all could be checked; a line for each check is printed, config.out is written."""
     if config.out and not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"{config.out}: its folder is not there; make it, or name another out=FILE")
+    config.require_dataset()
+    if config.run:
+        read_run_config(Path(config.run))
+    # Here, for neither --help nor a mistake need wait for what looks at images.
+    from data_pipeline.audit import audit_dataset
+    from data_pipeline.audit_check import record_of
+
     dataset, of_run = _audit_run(config) if config.run else (config.open_dataset(), [])
     of_data, stored = audit_dataset(dataset, workers=usable_workers(config.workers))
     checks = of_data + of_run
@@ -68,6 +80,7 @@ def is_clean(config: AuditConfig) -> bool:
 def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:
     """The data set of the run, and the checks of the run's evaluation records."""
     # Here, for the processes that look at images import this file too, and need no network.
+    from data_pipeline.catalog import Dataset
     from trainer.run_audit import audit_run
     from trainer.trained_classifier import read_classifier_run
 

@@ -22,6 +22,12 @@ Config = TypeVar("Config")
 _USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
+_WRITING = """arguments:
+  Text is taken as it is written: folder=2023_10_05 and name=Smith,John are that folder and that name. null is none (a
+  folder of that name: ./null). Lists are [a,b], tables {a: 0.5}; an element with a comma, bracket or quote in it, or a
+  colon before a table's value, stands in quotes. What the shell itself reads, quote for it: "folder=my slides"."""
+
+
 def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> None:
     """Run a launcher's `main` on the command line's arguments.
 
@@ -30,7 +36,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     """
     arguments = sys.argv[1:]
     if any(argument in ("-h", "--help") for argument in arguments):
-        print((documentation or "").strip())
+        print(f"{(documentation or '').strip()}\n\n{_WRITING}")
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)

@@ -16,12 +16,12 @@ example:
       train.global_batch=64 train.micro_batch=16
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
-
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import UserError
 from launchers.console import CONFIGS, config_groups, launch, read_config
@@ -29,11 +29,12 @@ from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.planning.device_memory import GIB, parse_memory
-from trainer.planning.plan import MemoryPlan, count_steps, plan_memory, precision_of
-from trainer.planning.rehearsals import RunConfig, rehearsal_of
 from trainer.planning.speeds import Speed, estimates, read_speeds
-from trainer.planning.step_memory import rehearse
 from trainer.stain_config import StainRunConfig
+
+if TYPE_CHECKING:
+    from trainer.planning.plan import MemoryPlan
+    from trainer.planning.rehearsals import RunConfig
 
 LAUNCHERS: dict[str, type[RunConfig]] = {
     "train_classifier": ClassifierRunConfig,
@@ -66,11 +67,18 @@ def main(arguments: Sequence[str]) -> None:
     if asked.config is None:
         raise UserError(f"plan.py needs config=LAUNCHER, one of {', '.join(LAUNCHERS)}; see --help")
     gpu_memory = parse_memory(asked.gpu_memory)
-    PartialState(cpu=True)  # on a machine with GPUs, too, nothing of this runs there
     config: RunConfig = read_config(LAUNCHERS[asked.config], asked.config, its)
+    config.require_dataset()
+    speeds = read_speeds(Path(asked.speeds))
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.planning.plan import plan_memory
+
+    PartialState(cpu=True)  # on a machine with GPUs, too, nothing of this runs there
     plan = plan_memory(config, gpu_memory, asked.processes)
     print("\n".join(_told(plan, f"{asked.config} model={_model(asked.config, its)}", config)), flush=True)
-    print("\n".join(_time(plan, asked, config, its)))
+    print("\n".join(_time(plan, asked, config, its, speeds)))
     if not plan.fits:
         raise UserError(_what_fits(plan))
 
@@ -103,7 +111,13 @@ def _cut(plan: MemoryPlan, images: int, parts: int) -> str:
     return f"micro_batch={images}{accumulated}"
 
 
-def _time(plan: MemoryPlan, asked: PlanConfig, config: RunConfig, arguments: Sequence[str]) -> list[str]:
+def _time(
+    plan: MemoryPlan, asked: PlanConfig, config: RunConfig, arguments: Sequence[str], speeds: Sequence[Speed]
+) -> list[str]:
+    from trainer.planning.plan import count_steps, precision_of
+    from trainer.planning.rehearsals import rehearsal_of
+    from trainer.planning.step_memory import rehearse
+
     steps = count_steps(config, plan.processes)
     if steps is None:
         return ["steps: they follow from the data set: give shards=DIR, or train.iterations_per_epoch"]
@@ -118,7 +132,6 @@ def _time(plan: MemoryPlan, asked: PlanConfig, config: RunConfig, arguments: Seq
         its_config: RunConfig = read_config(LAUNCHERS[speed.launcher], speed.launcher, overrides)
         return rehearse(rehearsal_of(its_config, precision_of(its_config)), ()).multiply_accumulates
 
-    speeds = read_speeds(Path(asked.speeds))
     wanted = [speed for speed in speeds if (speed.is_gpu if asked.gpu is None else asked.gpu in speed.device)]
     lines = [f"steps: {steps:,}, {images:,} images"]
     if not wanted:

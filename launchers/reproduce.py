@@ -22,26 +22,24 @@ example:
       munich=raw/AML-Cytomorphology_LMU
 """
 
+from __future__ import annotations
+
 import functools
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.store import root_of
-from launchers import audit, build_shards
 from launchers.ablate import LAUNCHER_CONFIGS
-from launchers.audit import AuditConfig
 from launchers.console import CONFIGS, launch, read_config
 from launchers.evaluate import EvaluateConfig
-from trainer.orchestration.reproduction import AUDIT_FILE, Reproduction, plan_reproduction, read_preset
-from trainer.orchestration.reproduction_phantoms import build_phantom_dataset
-from trainer.orchestration.sweep import opened, refuse_failures, refuse_other_sweep
-from trainer.report.reproduction_report import write_reproduction_report
+
+if TYPE_CHECKING:
+    from trainer.orchestration.reproduction import Reproduction
 
 _CONFIGS = {**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}
 _OWN = ("preset", "run", "shards", "barcelona", "munich", "plan")
@@ -64,6 +62,13 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(ReproduceConfig, "reproduce", own)
     if not config.preset or not config.run:
         raise UserError("reproduce.py needs preset=phantom|small|thesis and run=DIR; see --help")
+    # Here, for neither --help nor a wrong argument need wait for what a plan takes.
+    from data_pipeline.catalog import Dataset
+    from launchers import audit, build_shards
+    from trainer.orchestration.reproduction import AUDIT_FILE, plan_reproduction, read_preset
+    from trainer.orchestration.reproduction_phantoms import build_phantom_dataset
+    from trainer.orchestration.sweep import refuse_other_sweep
+
     named = CONFIGS / "reproduce" / f"{config.preset}.yaml"
     file = named if named.exists() else Path(config.preset)
     preset = read_preset(file, [argument for argument in arguments if argument not in own])
@@ -86,7 +91,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     _run(reproduction)
     # Of the full method's classifier: the data of all generators, banks and normalisers is behind its own.
-    clean = audit.is_clean(AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
+    clean = audit.is_clean(audit.AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
+    from trainer.report.reproduction_report import write_reproduction_report
+
     print(write_reproduction_report(reproduction.folder).resolve())
     if not clean:
         sys.exit(1)
@@ -106,6 +113,7 @@ def _run(reproduction: Reproduction) -> None:
     # Here, for importing Ray takes a while, which a mistake above need not wait for.
     from trainer.orchestration.cluster import check_fit, run_stages, run_trials
     from trainer.orchestration.ray_cluster import joined_cluster
+    from trainer.orchestration.sweep import opened, refuse_failures, refuse_other_sweep
 
     resources = reproduction.config.resources
     with ExitStack() as held:

@@ -35,6 +35,24 @@ _PRELOADED = [
     "launchers.train_conditional_gan",
     "launchers.train_few_shot_gan",
     "launchers.train_stain_gan",
+    # What these import when their work begins.
+    "data_pipeline.audit",
+    "data_pipeline.balance",
+    "trainer.classifier_training",
+    "trainer.conditional_training",
+    "trainer.export",
+    "trainer.few_shot_training",
+    "trainer.generation_evaluation",
+    "trainer.grad_cam",
+    "trainer.normalization",
+    "trainer.planning.rehearsals",
+    "trainer.raw_classifier",
+    "trainer.report.gallery",
+    "trainer.report.generation_report",
+    "trainer.report.stain_report",
+    "trainer.stain_evaluation",
+    "trainer.stain_training",
+    "trainer.synthesis",
 ]
 
 

@@ -7,6 +7,7 @@ as str. Only where the field may be None, `null` means None (a folder of that na
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import re
@@ -68,7 +69,7 @@ def field_at(kind: type, key: str) -> tuple[tuple[str, ...], Any]:
     for index, name in enumerate(names):
         if get_origin(hint) is dict:
             return (*path, ".".join(names[index:])), get_args(hint)[1]
-        hints = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
+        hints = type_hints(hint) if dataclasses.is_dataclass(hint) else {}
         if name not in hints:
             raise UserError(f"{key}: no such key{nearest(key, keys_of(kind)) or '; see --help'}")
         path, hint = (*path, name), hints[name]
@@ -77,9 +78,13 @@ def field_at(kind: type, key: str) -> tuple[tuple[str, ...], Any]:
     return path, hint
 
 
+# The types of a dataclass's fields, resolved: every argument asks for them.
+type_hints = functools.cache(get_type_hints)
+
+
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
     """The keys of all fields of a dataclass and of those in it."""
-    for name, hint in get_type_hints(kind).items():
+    for name, hint in type_hints(kind).items():
         if get_origin(hint) is not typing.ClassVar:
             yield from keys_of(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else (f"{prefix}{name}",)
 

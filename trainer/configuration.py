@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.arguments import NULL, TYPE_WORDS, keys_of, nearest, read_arguments, read_scalar, without_none
+from trainer.arguments import NULL, TYPE_WORDS, keys_of, nearest, read_arguments, read_scalar, type_hints, without_none
 
 Config = TypeVar("Config")
 # How a YAML file says None, beside nothing at all.
@@ -93,7 +93,7 @@ def _filled(default: Config, values: Any, prefix: str) -> Config:
     if not isinstance(values, Mapping):
         raise UserError(f"{prefix.rstrip('.') or 'it'}={values}: write a name and a value for each setting")
     kind = type(default)
-    hints, names, changes = get_type_hints(kind), {field.name for field in dataclasses.fields(default)}, {}  # type: ignore[arg-type]
+    hints, names, changes = type_hints(kind), {field.name for field in dataclasses.fields(default)}, {}  # type: ignore[arg-type]
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in names:

@@ -20,13 +20,13 @@ from trainer.choices import Format
 from trainer.evaluation import scoring_stream
 from trainer.games.classification import predict
 from trainer.raw_classifier import (
-    DESCRIPTION,
     FORMAT_VERSION,
     MODEL_FILES,
     RawClassifier,
     load_raw_classifier,
     of_run,
 )
+from trainer.run_directory import DESCRIPTION
 from trainer.trained_classifier import TrainedClassifier
 
 # Real images on which the export is compared with the live model.

@@ -32,6 +32,8 @@ class RunLog:
         cut.rename(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        # Here: who reads the records of a run need not wait for torch.
+
         self._board = SummaryWriter(str(run / "tensorboard"))
         for record in records:
             self._show_on_board(record)

@@ -18,9 +18,9 @@ from trainer.calibration import Calibrated
 from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
 from trainer.normalizers.bundle import NormalizerBundle
+from trainer.run_directory import DESCRIPTION
 from trainer.trained_classifier import TrainedClassifier, load_classifier
 
-DESCRIPTION = "model.json"
 FORMAT_VERSION = 1
 # A format -> the file of its model.
 MODEL_FILES = {"onnx": "model.onnx", "torch_export": "model.pt2"}

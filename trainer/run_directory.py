@@ -10,6 +10,8 @@ import yaml
 from data_pipeline.errors import UserError
 
 CONFIG_FILE = "config.yaml"
+# In a folder that export.py wrote, what the model is.
+DESCRIPTION = "model.json"
 
 # Settings that change neither what is learned nor the order of the samples, so a run may go on with others.
 FREE_SETTINGS = frozenset(
@@ -73,3 +75,9 @@ def read_run_config(run: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: damaged, or not written by a launcher that trains")
     return content
+
+
+def require_classifier(folder: Path) -> None:
+    """UserError where a folder is neither a run nor one that export.py wrote."""
+    if not (folder / DESCRIPTION).exists():
+        read_run_config(folder)

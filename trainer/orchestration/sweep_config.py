@@ -122,7 +122,7 @@ def _check_source(name: str, source: Any) -> None:
     if not isinstance(values, list) or not values:
         raise ValueError(f"space.{name}.{how}={values}: write a list")
     if how in _LISTS:
-        texts = all(isinstance(value, str) for value in values)
+        texts = all(value is None or isinstance(value, str) for value in values)
         if _is_text(name) and not texts:
             raise ValueError(f"space.{name}.{how}={values}: text that looks like a number or a word of YAML is quoted")
         return
@@ -134,12 +134,11 @@ def _check_source(name: str, source: Any) -> None:
 
 
 def _is_text(name: str) -> bool:
-    """Whether an argument of train_classifier.py is text, or names a file of configs/."""
+    """Whether an argument of train_classifier.py is text. One that is none is refused where it is composed."""
     try:
-        hint, _ = without_none(field_at(ClassifierRunConfig, name)[1])
-    except UserError:  # a group, or an unknown argument, which is refused where it is composed
-        return True
-    return hint is str
+        return without_none(field_at(ClassifierRunConfig, name)[1])[0] is str
+    except UserError:
+        return False
 
 
 def _refuse_own(key: str, where: str) -> None:

@@ -16,12 +16,10 @@ from torch import distributed
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import LAUNCHERS
 from trainer.progress import read_records
 from trainer.run_directory import CONFIG_FILE, read_run_config
-from trainer.topology import join_processes
 
 # In a sweep's folder, what Ray writes.
 TUNE_FOLDER = "tune"
@@ -181,6 +179,11 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     """
     # As a launcher that a stage starts has it; and Ray hides no GPU from a process that has asked for none.
     os.environ.update(resources.environment)
+    # After that, for libraries read the environment when they are loaded; and who plans a trial need not wait for torch.
+
+    from trainer.classifier_training import train_classifier
+    from trainer.topology import join_processes
+
     topology = join_processes()
     first = topology.rank == 0
 

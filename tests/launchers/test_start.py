@@ -1,0 +1,63 @@
+"""If these fail, somebody waits for torch to be imported before being told of a mistyped argument."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launching import ROOT
+
+# What takes seconds to import, and is of no use before the work begins.
+HEAVY = {
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "timm",
+    "accelerate",
+    "deepspeed",
+    "nvidia",
+    "ray",
+    "sklearn",
+    "matplotlib",
+}
+# Seconds; on a quiet machine one. Importing torch alone takes several times as long where this is reached.
+BOUND = 30.0
+RUN = ("run=nowhere", "no config.yaml there")
+DATASET = ("shards=nowhere", "no data set here")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("ablate", ("sweep=nowhere", "out=x"), "no sweep file to read"),
+        ("audit", DATASET[:1], DATASET[1]),
+        ("audit", RUN[:1], RUN[1]),
+        ("balance", (DATASET[0], "banks=[a]", "out=x", "per_type=3"), DATASET[1]),
+        ("build_shards", ("shards=x", "folder=nowhere", "name=a", "domain=b"), "nowhere: no such folder"),
+        ("evaluate", RUN[:1], RUN[1]),
+        ("evaluate", ("bank=nowhere", "shards=x"), "x: no data set here"),
+        ("export", (RUN[0], "format=onnx"), RUN[1]),
+        ("normalize_stains", (DATASET[0], "out=x"), DATASET[1]),
+        ("plan", ("config=train_classifier", DATASET[0]), DATASET[1]),
+        ("predict", (RUN[0], "images=x", "out=y"), RUN[1]),
+        ("reproduce", ("preset=nowhere", "run=x"), "no preset file to read"),
+        ("synthesize", (RUN[0], "bank=x", "count=1"), RUN[1]),
+        ("train_classifier", (DATASET[0], "run=x"), DATASET[1]),
+        ("train_classifier", ("phantom.per_tipe=3",), "the nearest is phantom.per_type"),
+        ("train_conditional_gan", (DATASET[0], "run=x"), DATASET[1]),
+        ("train_few_shot_gan", (DATASET[0], "run=x"), DATASET[1]),
+        ("train_stain_gan", (DATASET[0], "run=x"), DATASET[1]),
+    ],
+)
+def test_a_missing_folder_is_told_before_torch_is_imported(name: str, arguments: tuple[str, ...], says: str) -> None:
+    """--help and an unknown key end on the way there."""
+    command = [sys.executable, "-X", "importtime", str(ROOT / f"launchers/{name}.py"), *arguments]
+    begun = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert time.monotonic() - begun < BOUND
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
+    assert "argparse" in imported or "trainer" in imported  # importtime was understood
+    assert not imported & HEAVY
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
