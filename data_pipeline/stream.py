@@ -19,6 +19,7 @@ from torch.utils.dlpack import from_dlpack
 
 from data_pipeline.augment import AugmentConfig, draw_parameters
 from data_pipeline.catalog import SPLITS, Dataset
+from data_pipeline.cell_types import in_our_words
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.global_batches import GlobalBatches
@@ -33,6 +34,7 @@ from data_pipeline.sampling import (
     rank_slice,
 )
 from data_pipeline.shard_bytes import ShardBytes
+from data_pipeline.split_check import way_out
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class StreamConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        if self.cell_types is not None:
+            object.__setattr__(self, "cell_types", in_our_words(self.cell_types))
         for name in ("image_size", "window", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
@@ -178,10 +182,10 @@ class Stream:
         if ids is not None:
             self.samples = self.samples[self.samples["id"].isin(list(ids))].reset_index(drop=True)
         if len(self.samples) == 0:
+            remedy = way_out(dataset, splits or SPLITS) or "see its counts in build_report.json"
             raise UserError(
                 f"no image in {dataset.root} for split {self._place}, "
-                f"domains {config.domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: "
-                "see its counts in build_report.json"
+                f"domains {config.domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: {remedy}"
             )
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from data_pipeline.bank_writer import fill_bank
-from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.cell_types import CELL_TYPES, in_our_words
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import BankFacts, ImageBank
 from data_pipeline.stream import Topology
@@ -64,6 +64,7 @@ class SynthesizeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cell_types", in_our_words(self.cell_types))
         if self.count is not None and self.count < 1:
             raise ValueError(f"count={self.count}: must be at least 1")
 
