@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache, partial
 
 from data_pipeline.names import plain, shown
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, list_images, passed_over
@@ -20,6 +21,7 @@ _WORDS = """
     large small giant variant variants
 """
 _NO_GROUP = frozenset(_WORDS.split())
+_IN_FILE_NAME = re.compile(r"(?<![a-z])(patient|pat|pt|subject|case|donor|slide|smear) ?[0-9]+")
 _FOLD = re.compile(r"(fold|split|part) ?[0-9]+")
 
 
@@ -28,10 +30,11 @@ def survey_classes(declaration: SourceDeclaration) -> Survey:
     paths, others = list_images(declaration.root)
     images: list[RawImage] = []
     unknown: list[str] = []
+    read_label = cache(partial(cell_type_of, labels=declaration.labels))
     for path in paths:
         label, _, below = path.rpartition("/")[0].partition("/")
         # An image that lies in no class folder has no label that a mapping of '' did not give it.
-        cell_type = cell_type_of(label, declaration.labels) if label or "" in declaration.labels else None
+        cell_type = read_label(label) if label or "" in declaration.labels else None
         group = group_of(below, declaration)
         image = RawImage(path, label, cell_type or "", group, declaration.domain, None)
         if cell_type is None and not image.hidden:
@@ -63,6 +66,7 @@ def group_of(folders: str, declaration: SourceDeclaration) -> str:
     return _group_name(names[0] if declaration.group == "folder" else next(filter(_may_be_group, names), ""))
 
 
+@cache
 def _may_be_group(folder: str) -> bool:
     name = plain(folder)
     return bool(name) and name not in _NO_GROUP and not _FOLD.fullmatch(name) and cell_type_of(folder, {}) is None
@@ -74,7 +78,7 @@ def _group_name(folder: str) -> str:
     return f"folder {name}" if name else ""
 
 
-def _group_warnings(images: Iterable[RawImage], declaration: SourceDeclaration) -> list[str]:
+def _group_warnings(images: Sequence[RawImage], declaration: SourceDeclaration) -> list[str]:
     """Which sub-folders were taken for patients or slides by default, or were not in an older data set."""
     if declaration.group in ("folder", "none"):
         return []
@@ -89,7 +93,7 @@ def _group_warnings(images: Iterable[RawImage], declaration: SourceDeclaration) 
         if name:
             counts[name] += 1
             labels[name].add(image.source_label)
-    warnings = []
+    warnings = _named_in_files(images, declaration)
     if unnamed:
         warnings.append(
             f"{declaration.name}: {unnamed} image(s) lie in sub-folders whose names say that nobody knows whose they "
@@ -113,6 +117,18 @@ def _group_warnings(images: Iterable[RawImage], declaration: SourceDeclaration) 
         *warnings,
         f"{declaration.name}: {listed} are taken for patients or slides: the images of each stay on one side of the "
         f"split. Say group=folder if that is right, group=none if they are neither.{doubt}",
+    ]
+
+
+def _named_in_files(images: Iterable[RawImage], declaration: SourceDeclaration) -> list[str]:
+    """A warning for file names that look as if they named patients or slides (patient01_cell3.png)."""
+    alone = [image.path.rpartition("/")[2] for image in images if not image.group and not image.hidden]
+    found = Counter(match.group() for name in alone if (match := _IN_FILE_NAME.search(plain(name))))
+    if len(found) < 2 or len(found) * 2 > len(alone):
+        return []
+    return [
+        f"{declaration.name}: file names look as if they named patients or slides ('{shown(min(found))}', "
+        f"{len(found)} in all), and their images lie in several splits: list the images in a table with a column patient or slide"
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from functools import cache, partial
 
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names, difference, plain, shown
@@ -47,6 +48,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
         raise UserError(f"{declaration.root}: no image in this table; give it a line for each image")
     lines = _found_images(declaration, table.rows)
     merged = declaration.group is not None
+    read_label = cache(partial(cell_type_of, labels=declaration.labels))
     images: list[RawImage] = []
     unknown: list[str] = []
     for line in lines:
@@ -54,7 +56,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
             check_domain(line["domain"], f"{declaration.root}, line {line.number}")
         patient, slide = (canonical(line[name]) if merged else line[name] for name in ("patient", "slide"))
         group = f"patient {patient}" if patient else f"slide {slide}" if slide else ""
-        cell_type = cell_type_of(line["label"], declaration.labels)
+        cell_type = read_label(line["label"])
         domain = line["domain"] or declaration.domain
         images.append(RawImage(line.path, line["label"], cell_type or "", group, domain, None, listed=True))
         if cell_type is None:

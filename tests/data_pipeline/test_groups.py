@@ -1,7 +1,9 @@
 """If these fail, images of one patient lie on both sides of a split, or an old data set's images change sides."""
 
+import csv
 import json
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,12 @@ from data_pipeline.catalog import SPLITS, Dataset, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.curate import DEFAULT_RATIO, Exclusion, Ratio, apply_exclusions, check_ratio, split_of
 from data_pipeline.errors import UserError
-from data_pipeline.names import plain
 from data_pipeline.sources import SourceDeclaration, survey
 from data_pipeline.sources.declaration import GroupRule
 from data_pipeline.sources.identifiers import canonical, identifier_warnings
 from data_pipeline.split_check import check_splits, way_out
 from data_pipeline.stream import Stream, StreamConfig
-from tests.data_pipeline.raw_images import write_image
+from tests.data_pipeline.raw_images import survey_or_refusal, write_image
 
 
 @pytest.mark.parametrize(
@@ -143,6 +144,10 @@ def test_what_sub_folders_are_taken_for_is_told(tmp_path: Path) -> None:
     finer = tmp_path / "finer"
     folder_groups(finer, "auto", "monocyte/classical/0.png", "monocyte/classical/1.png")
     said = survey(SourceDeclaration("folder", "f", finer, "d")).warnings[0]
+    names = [f"monocyte/patient{patient:02}_{number}.png" for patient in range(3) for number in range(3)]
+    folder_groups(tmp_path / "names", "auto", *names)
+    named = survey(SourceDeclaration("folder", "f", tmp_path / "names", "d")).warnings
+    assert "file names look as if they named patients or slides ('patient00', 3 in all)" in named[0]
     assert "None is found below two cell types: if they are finer types, say group=none" in said
 
 
@@ -304,24 +309,40 @@ identifiers = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(identifiers, identifiers, st.integers(1, 9)), min_size=1, max_size=8), st.booleans())
-def test_whatever_identifiers_are_the_groups_are_sound(rows: list[tuple[str, str, int]], merged: bool) -> None:
-    """No traceback; an identifier's group is its own matter and is found again; warnings are lines for people."""
-    counts: Counter[str] = Counter()
-    for patient, slide, images in rows:
-        counts[patient.strip()] += images
-        for name in (patient, slide):
-            assert canonical(canonical(name)) == canonical(name)
-            assert canonical(f"  {name} ") == canonical(name)
-            assert plain(canonical(name)) or not canonical(name)
-    groups = {f"s/{canonical(patient) or number}": {"basophil": n} for number, (patient, _, n) in enumerate(rows)}
-    warnings = identifier_warnings(counts, "patient", merged) + check_splits(samples(groups), DEFAULT_RATIO)
-    for warning in warnings:
+@given(
+    st.lists(st.tuples(identifiers, identifiers), min_size=1, max_size=8),
+    st.sampled_from(["auto", None]),
+    st.sampled_from(list(",;\t|")),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+)
+def test_whatever_patients_and_slides_are_called_groups_are_sound_or_the_table_is_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str, str]],
+    rule: GroupRule | None,
+    separator: str,
+    encoding: str,
+) -> None:
+    """No traceback; an image's group follows from its own line; warnings are lines that can be printed."""
+    folder = tmp_path_factory.mktemp("groups")
+    with (folder / "t.csv").open("w", encoding=encoding, errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, delimiter=separator)
+        table.writerow(["image", "label", "patient", "slide"])
+        for number, (patient, slide) in enumerate(rows):
+            (folder / f"{number}.png").touch()
+            with suppress(UnicodeEncodeError):
+                table.writerow([f"{number}.png", "basophil", patient, slide])
+    found, refusal = survey_or_refusal(SourceDeclaration("table", "t", folder / "t.csv", "d", group=rule))
+    assert "\n" not in refusal
+    for image in found.images:
+        patient, slide = rows[int(image.path.removesuffix(".png"))]
+        if rule is not None and encoding != "cp1252" and "\0" not in patient + slide:
+            named = f"patient {canonical(patient)}" if canonical(patient) else f"slide {canonical(slide)}"
+            assert image.group in (named, "")
+            assert canonical(image.group.partition(" ")[2]) == image.group.partition(" ")[2]
+    groups = {f"t/{image.group or image.path}": {"basophil": 3} for image in found.images}
+    for warning in found.warnings + check_splits(samples(groups), DEFAULT_RATIO):
         assert warning.isprintable()
         warning.encode()
-    ratio = suggested(warnings)
-    if ratio is not None:
-        assert {split_of(group, ratio) for group in groups} == set(SPLITS)
 
 
 @given(st.lists(st.integers(1, 30), min_size=3, max_size=40), st.floats(0.2, 0.8), st.floats(0.05, 0.2), st.integers())

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from data_pipeline.cell_types import in_our_words
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names, difference, plain, shown
-from data_pipeline.sources import RawImage, SourceDeclaration, read_label_mapping, survey
+from data_pipeline.sources import SourceDeclaration, read_label_mapping, survey
 from data_pipeline.sources.csv_files import read_csv
 from data_pipeline.stream import StreamConfig
-from tests.data_pipeline.raw_images import folder_source, write_image
+from tests.data_pipeline.raw_images import folder_source, survey_or_refusal, write_image
 
 
 def apart(name: str) -> str:
@@ -189,14 +189,6 @@ spellings = st.sampled_from(
 )
 
 
-def outcome(source: SourceDeclaration) -> tuple[list[RawImage], str]:
-    """The images of a source, or why there are none."""
-    try:
-        return survey(source).images, ""
-    except UserError as error:
-        return [], str(error)
-
-
 @given(st.lists(file_names, min_size=1, max_size=4), st.lists(spellings, min_size=1, max_size=3), st.booleans())
 def test_whatever_files_and_labels_are_called_they_are_found_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], written_as: list[object], in_table: bool
@@ -218,8 +210,8 @@ def test_whatever_files_and_labels_are_called_they_are_found_or_refused_in_one_l
             (folder / name).mkdir(exist_ok=True)
             (folder / name / "0.png").write_bytes(b"")
         source = SourceDeclaration("folder", "f", folder, "d", dict.fromkeys(spelled, "basophil"))
-    found, refusal = outcome(source)
+    found, refusal = survey_or_refusal(source)
     assert "\n" not in refusal
     if not in_table:
         forms = {plain(name) for name in spelled}
-        assert all(plain(image.source_label) in forms or not image.cell_type for image in found)
+        assert all(plain(image.source_label) in forms or not image.cell_type for image in found.images)
