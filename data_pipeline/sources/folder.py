@@ -128,7 +128,8 @@ def _named_in_files(images: Iterable[RawImage], declaration: SourceDeclaration) 
         return []
     return [
         f"{declaration.name}: file names look as if they named patients or slides ('{shown(min(found))}', "
-        f"{len(found)} in all), and their images lie in several splits: list the images in a table with a column patient or slide"
+        f"{len(found)} in all), and their images lie in several splits: list the images in a table with a column "
+        "patient or slide"
     ]
 
 
