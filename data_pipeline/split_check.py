@@ -73,7 +73,7 @@ def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
     if not groups.names:
         return []
     warnings = _large_groups(groups)
-    if len(groups.names) == 1:
+    if len(groups.names) == 1 and max(ratio) < 1:
         return [
             f"all images are of one group ({shown(groups.names[0])}), so nothing can be held out: no ratio= helps; "
             "name patients or slides (a table's columns, sub-folders), three at least",

@@ -45,7 +45,7 @@ def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] =
     text, warnings = _decoded(path)
     file = io.StringIO(text, newline="")
     header = file.readline()
-    stated = re.fullmatch(r"sep=(.)\s*", header)  # a line that Excel writes and reads
+    stated = re.fullmatch(r"sep=([,;:|\t])\s*", header)  # a line that Excel writes and reads
     skipped = 1 if stated else 0
     if stated is None:
         file.seek(0)

@@ -43,11 +43,12 @@ def survey(declaration: SourceDeclaration) -> Survey:
     (`canonical`), unless the declaration is of an older data set. A domain in a row goes before the declared
     one. UserError names the line that is wrong.
     """
-    table = read_csv(declaration.root, _REQUIRED, _OPTIONAL)
+    merged = declaration.group is not None
+    # In an older data set a column `Patient` was not used: taking it for patient would move images to other splits.
+    table = read_csv(declaration.root, _REQUIRED, _OPTIONAL if merged else ())
     if not table.rows:
         raise UserError(f"{declaration.root}: no image in this table; give it a line for each image")
     lines = _found_images(declaration, table.rows)
-    merged = declaration.group is not None
     read_label = cache(partial(cell_type_of, labels=declaration.labels))
     images: list[RawImage] = []
     unknown: list[str] = []
@@ -107,7 +108,7 @@ def _column_warnings(columns: list[str]) -> list[str]:
         f"; rename '{shown(column)}' to {meant} if it names one, so that its images stay in one split"
         for column in ignored
         for meant, words in _OTHER_WORDS.items()
-        if meant not in columns and (plain(column) in words.split("|") or Names([meant]).hint(column))
+        if meant not in columns and (plain(column) in (meant, *words.split("|")) or Names([meant]).hint(column))
     ]
     return [f"column(s) not used: {', '.join(map(shown, ignored))}{''.join(hints)}"]
 

@@ -1,6 +1,7 @@
 """If these fail, images of one patient lie on both sides of a split, or an old data set's images change sides."""
 
 import csv
+import dataclasses
 import json
 from collections import Counter
 from contextlib import suppress
@@ -104,7 +105,11 @@ def test_a_table_that_contradicts_itself_is_told(lines: list[str], says: str, tm
 def test_a_column_that_may_name_patients_is_told(header: str, tmp_path: Path) -> None:
     found = survey(write_table(tmp_path, ["1.png,basophil,A"], header))
     assert "to patient if it names one" in found.warnings[0]
-    assert survey(write_table(tmp_path, ["1.png,basophil,A"], " Image ,LABEL,Patient")).images[0].group == "patient A"
+    spelled = write_table(tmp_path, ["1.png,basophil,A"], " Image ,LABEL,Patient")
+    assert survey(spelled).images[0].group == "patient A"
+    old = survey(dataclasses.replace(spelled, group=None))
+    assert old.images[0].group == "", "the column was not used when this source was declared"
+    assert "rename 'Patient' to patient" in old.warnings[0]
     with pytest.raises(UserError, match="the column 'patient' is there twice"):
         survey(write_table(tmp_path, ["1.png,basophil,A,B"], "image,label,patient,Patient "))
 
