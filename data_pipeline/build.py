@@ -19,6 +19,7 @@ from typing import Any
 from data_pipeline.build_files import BUILT, DiskSite
 from data_pipeline.build_report import make_report
 from data_pipeline.build_store import StoreSite
+from data_pipeline.build_warnings import names_alike, unmatched_exclusions
 from data_pipeline.catalog import (
     FORMAT_VERSION,
     Dataset,
@@ -41,6 +42,7 @@ from data_pipeline.curate import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.images import ImageFacts
+from data_pipeline.names import Names, shown
 from data_pipeline.parallel import TaskMap, process_map
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.scan import scan
@@ -53,6 +55,7 @@ from data_pipeline.shards import (
     write_shard,
 )
 from data_pipeline.sources import RawImage, SourceDeclaration, survey
+from data_pipeline.split_check import check_splits
 from data_pipeline.store import Root, Store, root_of
 
 
@@ -137,11 +140,11 @@ def _recipe(
             raise UserError(f"source {name!r} is named twice in this command; name each source once")
     for name in remove:
         if declared.pop(name, None) is None:
-            there = ", ".join(declared) or "none"
-            raise UserError(f"{root}: no source {name!r} to remove; the sources are: {there}")
+            there, hint = ", ".join(declared) or "none", Names(declared).hint(name)
+            raise UserError(f"{root}: no source '{shown(name)}' to remove{hint}; the sources are: {there}")
     for declaration in sources:
-        absolute = Path(os.path.abspath(declaration.root))
-        declared[declaration.name] = dataclasses.replace(declaration, root=absolute)
+        absolute = dataclasses.replace(declaration, root=Path(os.path.abspath(declaration.root)))
+        declared[declaration.name] = absolute.as_remembered(declared.get(declaration.name))
     if not declared:
         raise UserError(f"{root}: no source declared; name at least one folder or table of images")
     if settings is None:
@@ -218,10 +221,7 @@ def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:
     """Expert's list first: an expert may settle a conflict of labels by taking one side out."""
     unmatched = apply_exclusions(samples, recipe.exclusions)
     exclude_duplicates(samples, [declaration.name for declaration in recipe.sources])
-    if not unmatched:
-        return []
-    examples = ", ".join(exclusion.path or exclusion.id for exclusion in unmatched[:3])
-    return [f"{len(unmatched)} line(s) of the exclusion list match no image (the first: {examples})"]
+    return unmatched_exclusions(unmatched, samples) + check_splits(samples, recipe.ratio) + names_alike(samples)
 
 
 def _write(

@@ -25,6 +25,7 @@ from data_pipeline.attachments import ATTACHMENT_FOLDER, check_attachment
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
+from data_pipeline.names import Names
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_location import ShardFiles, check_shards
 from data_pipeline.store import CATALOG_FILE, Root, Store, no_dataset, root_of
@@ -278,9 +279,9 @@ class Dataset:
                 raise TypeError(f"{column}: a sequence of names, not {wanted!r}")
             unknown = [name for name in wanted if name not in present[column]]
             if unknown:
-                known = ", ".join(str(name) for name in present[column] if name != "")
-                kind = column.replace("_", " ")
-                raise UserError(f"{self.root}: no {kind} {unknown[0]!r} here; use one of {known}")
+                there = [str(name) for name in present[column] if name != ""]
+                kind, hint = column.replace("_", " "), Names(there).hint(str(unknown[0]))
+                raise UserError(f"{self.root}: no {kind} {unknown[0]!r} here{hint}; use one of {', '.join(there)}")
             values = self.table.column(column).take(rows)
             rows = rows[pc.is_in(values, pa.array(list(wanted), values.type)).to_numpy()]
         table = self.table if columns is None else self.table.select(list(columns))

@@ -1,6 +1,9 @@
 """The twelve cell types of the thesis (table 6, figures 55-57) and how the two public sets name them."""
 
+from collections.abc import Iterable
 from typing import Literal
+
+from data_pipeline.names import plain
 
 CELL_TYPES: tuple[str, ...] = (
     "basophil",
@@ -51,3 +54,9 @@ MUNICH_CODES: dict[str, str] = {
     "PMB": "promyelocyte",
     "PMO": "promyelocyte",
 }
+
+
+def in_our_words(names: Iterable[str]) -> list[str]:
+    """Names of cell types as a user writes them, in any case, with '_' or '-' for a space; others stay as they are."""
+    known = {plain(cell_type): cell_type for cell_type in CELL_TYPES}
+    return [known.get(plain(name), name) for name in names]

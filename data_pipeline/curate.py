@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from posixpath import normpath
 
@@ -15,7 +15,8 @@ import numpy as np
 from data_pipeline.catalog import FOLDS, SPLITS, Sample
 from data_pipeline.duplicates import near_components
 from data_pipeline.errors import UserError
-from data_pipeline.sources.labels import read_csv
+from data_pipeline.names import Names, shown
+from data_pipeline.sources.csv_files import read_csv
 
 # Of 256 bits. Saving an image again, resizing it, changing its contrast or cutting two pixels from its
 # edges moves up to 16; of 13 million pairs of different cells in the two public sets the nearest is 66 apart.
@@ -39,9 +40,18 @@ def _uniform(purpose: str, group: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{purpose}:{group}".encode()).digest()[:6]) / 2**48
 
 
+def split_position(group: str) -> float:
+    """Where a group stands between 0 and 1: training is below the ratio's first share, test above its first two."""
+    return _uniform("split", group)
+
+
 def split_of(group: str, ratio: Ratio = DEFAULT_RATIO) -> str:
-    """The split of a group: a function of its name and the ratio alone, so more data never moves it."""
-    position = _uniform("split", group)
+    """The split of a group: a function of its name and the ratio alone, so more data never moves it.
+
+    Shares of few groups are therefore uneven. Nothing else could be: an assignment that is the same for a data set
+    built at once and one that grew, and that moves no group, gives each group the split that it has when alone.
+    """
+    position = split_position(group)
     return SPLITS[int(position >= ratio[0]) + int(position >= ratio[0] + ratio[1])]
 
 
@@ -68,7 +78,7 @@ class Exclusion:
 def read_exclusions(path: Path) -> list[Exclusion]:
     """Read an exclusion list: CSV with id or path, if wanted source and reason; UserError names the line."""
     exclusions = []
-    for line, row in read_csv(path, required=()):
+    for line, row in read_csv(path, optional=("id", "path", "source", "reason")).rows:
         exclusion = Exclusion(
             row.get("id", "").lower(),
             normpath(row["path"]) if row.get("path") else "",
@@ -78,25 +88,35 @@ def read_exclusions(path: Path) -> list[Exclusion]:
         if not exclusion.id and not exclusion.path:
             raise UserError(f"{path}, line {line}: no image named; fill the column id or path")
         if exclusion.id and not re.fullmatch(r"[0-9a-f]{64}", exclusion.id):
-            raise UserError(f"{path}, line {line}: {exclusion.id!r} is no id; write the file's SHA-256 in hex")
+            raise UserError(f"{path}, line {line}: '{shown(exclusion.id)}' is no id; write the file's SHA-256 in hex")
         exclusions.append(exclusion)
     return exclusions
 
 
-def apply_exclusions(samples: Iterable[Sample], exclusions: Sequence[Exclusion]) -> list[Exclusion]:
-    """Exclude what the expert's list names; the entries that match no sample come back."""
-    by_name: dict[str, list[int]] = defaultdict(list)
-    for number, exclusion in enumerate(exclusions):
-        by_name[exclusion.id or exclusion.path].append(number)
+def apply_exclusions(samples: Sequence[Sample], exclusions: Sequence[Exclusion]) -> list[Exclusion]:
+    """Exclude what the expert's list names; the entries that match no sample come back.
+
+    A path or source that no sample has means the only one that people see as equal to it.
+    """
+    paths, sources = Names(row.path for row in samples), Names(row.source for row in samples)
+    by_name: dict[str, list[tuple[int, Exclusion]]] = defaultdict(list)
+    for number, written in enumerate(exclusions):
+        meant = replace(written, path=_meant(written.path, paths), source=_meant(written.source, sources))
+        by_name[meant.id or meant.path].append((number, meant))
     matched: set[int] = set()
     for row in samples:
-        for number in by_name.get(row.id, []) + by_name.get(row.path, []):
-            exclusion = exclusions[number]
+        for number, exclusion in by_name.get(row.id, []) + by_name.get(row.path, []):
             if exclusion.source in ("", row.source) and exclusion.path in ("", row.path):
                 matched.add(number)
                 if row.kept:
                     row.exclude("expert's list", exclusion.reason)
     return [exclusion for number, exclusion in enumerate(exclusions) if number not in matched]
+
+
+def _meant(written: str, names: Names) -> str:
+    """The only one of the names that can be meant; what is written, where there is none or more."""
+    found = names.matches(written) or names.matches(written.replace("\\", "/")) if written else []
+    return found[0] if len(found) == 1 else written
 
 
 def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ from data_pipeline.sampling import (
     rank_slice,
 )
 from data_pipeline.shard_bytes import ShardBytes
+from data_pipeline.split_check import way_out
 from data_pipeline.stream_config import StreamConfig, default_order
 
 
@@ -121,10 +122,10 @@ class Stream:
         if ids is not None:
             self.samples = self.samples[self.samples["id"].isin(list(ids))].reset_index(drop=True)
         if len(self.samples) == 0:
+            remedy = way_out(dataset, splits or SPLITS) or "see its counts in build_report.json"
             raise UserError(
                 f"no image in {dataset.root} for split {self._place}, "
-                f"domains {config.domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: "
-                "see its counts in build_report.json"
+                f"domains {config.domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: {remedy}"
             )
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.augment import AugmentConfig
+from data_pipeline.cell_types import in_our_words
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class StreamConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        if self.cell_types is not None:
+            object.__setattr__(self, "cell_types", in_our_words(self.cell_types))
         for name in ("image_size", "window", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")

@@ -12,11 +12,16 @@ usage:
       unlabelled=RAW name=N domain=D       any images below RAW: they serve the stain models
     options
       labels=MAPPING       a CSV label,cell_type for foreign label names (folder and table)
+      group=auto|folder|none   of folder and unlabelled: whether sub-folders (TYPE/PATIENT/image) name patients or
+                           slides, whose images then stay on one side of the split. auto, for a new source: yes, unless
+                           the name is that of something else (train, images, a cell type, ...), and it says so;
+                           folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
-      ratio=[0.63,0.07,0.3]  shares of groups for train, validation and test
+      ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
+                           badly, the build says which ratio would do
       codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
       workers=N            processes that read and write; without it as many as OMP_NUM_THREADS and this process's
                            share of the cores allow, and never more
@@ -45,7 +50,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.parallel import TaskMap
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.declaration import SourceKind
+from data_pipeline.sources.declaration import GroupRule, SourceKind
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.store import Root, Store, root_of
 from data_pipeline.threads import usable_workers
@@ -67,6 +72,7 @@ class BuildConfig:
     domain: str | None = None
     labels: str | None = None
     promyelocytes: PromyelocyteReading = "immature granulocyte"
+    group: GroupRule = "auto"
     exclude: str | None = None
     remove: str | None = None
     verify: bool = False
@@ -136,11 +142,12 @@ def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
         raise UserError(f"{own[0]}= and {own[1]}= in one command share one name=: give them one after the other")
     if own and not (config.name and config.domain):
         raise UserError(f"{own[0]}={getattr(config, own[0])} needs name=N (of the source) and domain=D (of its stain)")
-    if not own and (config.name or config.domain or config.labels):
-        raise UserError("name=, domain= and labels= go with folder=RAW, table=FILE or unlabelled=RAW")
+    if not own and (config.name or config.domain or config.labels or config.group != "auto"):
+        raise UserError("name=, domain=, labels= and group= go with folder=RAW, table=FILE or unlabelled=RAW")
     for kind in own:
         root = Path(getattr(config, kind))
-        sources.append(SourceDeclaration(kind, str(config.name), root, str(config.domain), mapping))
+        source = SourceDeclaration(kind, str(config.name), root, str(config.domain), mapping, group=config.group)
+        sources.append(source)
     return sources
 
 

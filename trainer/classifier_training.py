@@ -14,6 +14,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
+from data_pipeline.split_check import way_out
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
 from models.classifiers.naive_bayes import NaiveBayes
@@ -262,7 +263,7 @@ def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
     if len(known) < 2:
         raise UserError(
             f"{dataset.root}: training images of {len(known)} cell types in domains {config.domains or 'all'}: "
-            "a classifier needs two at least; see the counts in build_report.json"
+            "a classifier needs two at least; " + (way_out(dataset, ["train"]) or "see the counts in build_report.json")
         )
     return known
 

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.cell_types import in_our_words
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.stream_config import StreamConfig
@@ -169,6 +170,9 @@ class FewShotRunConfig(DatasetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("rich_types", "rare_types"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, in_our_words(getattr(self, name)))
         for name in ("shots", "sheet_columns"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from data_pipeline.cell_types import in_our_words
+
 
 @dataclass(frozen=True)
 class SynthesizeConfig:
@@ -18,5 +20,6 @@ class SynthesizeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cell_types", in_our_words(self.cell_types))
         if self.count is not None and self.count < 1:
             raise ValueError(f"count={self.count}: must be at least 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +13,10 @@ from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 
 SourceKind = Literal["barcelona", "munich", "folder", "table", "unlabelled"]
+# The sources that the user declares by name, whose groups are read by a rule.
+NAMED_KINDS = ("folder", "table", "unlabelled")
+# auto: what the layout says of patients and slides; folder: the first sub-folder is one; none: each image is its own.
+GroupRule = Literal["auto", "folder", "none"]
 
 # By its name alone: a text file called .jpg is an image that cannot be read, not a text file.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
@@ -27,6 +31,8 @@ class SourceDeclaration:
 
     `root` is the folder of the images; for a table it is the CSV file, and paths count from its folder.
     `labels` maps the source's own label names to cell types ('' keeps the image, unlabelled).
+    `group`: how patients and slides are read. None, in data sets of before there was a choice: a table's identifiers
+    as they are written, and no sub-folders, so that none of their images changes its split.
     """
 
     kind: SourceKind
@@ -35,6 +41,7 @@ class SourceDeclaration:
     domain: str
     labels: Mapping[str, str] = field(default_factory=dict)
     promyelocytes: PromyelocyteReading = "immature granulocyte"
+    group: GroupRule | None = "auto"
 
     @property
     def folder(self) -> Path:
@@ -42,7 +49,7 @@ class SourceDeclaration:
         return self.root.parent if self.kind == "table" else self.root
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        stored = {
             "kind": self.kind,
             "name": self.name,
             "root": str(self.root),
@@ -50,10 +57,18 @@ class SourceDeclaration:
             "labels": dict(sorted(self.labels.items())),
             "promyelocytes": self.promyelocytes,
         }
+        ruled = self.kind in NAMED_KINDS and self.group is not None
+        return {**stored, "group": self.group} if ruled else stored
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SourceDeclaration:
-        return cls(**{**stored, "root": Path(stored["root"])})
+        return cls(**{"group": None, **stored, "root": Path(stored["root"])})
+
+    def as_remembered(self, before: SourceDeclaration | None) -> SourceDeclaration:
+        """This declaration of a source; where it leaves the rule for groups open, with that of the one before it."""
+        kinds = {self.kind, before.kind} if before else set()
+        open_again = self.group == "auto" and (kinds <= {"folder", "unlabelled"} or kinds == {"table"})
+        return replace(self, group=before.group) if before and open_again else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +81,13 @@ class RawImage:
     group: str  # patient, slide or original inside this source; '' for a group of its own
     domain: str
     microns_per_pixel: float | None
+    listed: bool = field(default=False, compare=False)  # one by one, by the user: wanted, wherever it lies
 
     @property
     def hidden(self) -> bool:
         """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
-        return any(part.startswith(".") and part not in (".", "..") for part in self.path.split("/"))
+        parts = self.path.split("/")
+        return not self.listed and any(part.startswith(".") and part not in (".", "..") for part in parts)
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,16 @@ def check_declaration(declaration: SourceDeclaration) -> None:
             f"source {declaration.name!r}: promyelocytes={declaration.promyelocytes!r}; "
             f"use one of {', '.join(map(repr, readings))}"
         )
+    if declaration.group not in (None, *get_args(GroupRule)):
+        raise UserError(
+            f"source {declaration.name!r}: group={declaration.group}; use one of {', '.join(get_args(GroupRule))}"
+        )
     if declaration.kind == "table":
+        if declaration.group in ("folder", "none"):
+            raise UserError(
+                f"source {declaration.name!r}: group={declaration.group} goes with folders of images; "
+                "a table names patients and slides in its columns patient and slide"
+            )
         if not declaration.root.is_file():
             raise UserError(f"{declaration.root}: no such file (source {declaration.name!r}); name a CSV table")
     elif not declaration.root.is_dir():

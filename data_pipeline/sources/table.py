@@ -2,52 +2,181 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cache, partial
 
 from data_pipeline.errors import UserError
+from data_pipeline.names import Names, difference, plain, shown
+from data_pipeline.sources.csv_files import read_csv
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, check_domain
-from data_pipeline.sources.labels import cell_type_of, read_csv, refuse_unknown
+from data_pipeline.sources.identifiers import canonical, identifier_warnings
+from data_pipeline.sources.labels import cell_type_of, refuse_unknown
+from data_pipeline.sources.listed_files import ListedFiles
 
-_OPTIONAL = ("patient", "slide", "domain")
+_REQUIRED, _OPTIONAL = ("image", "label"), ("patient", "slide", "domain")
+# Other words for patient and slide, as tables have them; compared in `plain` form.
+_OTHER_WORDS = {
+    "patient": "patient id|patientid|patients|patient number|patient no|pid|subject|subject id|case|case id|donor",
+    "slide": "slide id|slideid|slides|slide number|slide no|smear|specimen|sample id|wsi",
+}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row of the table whose image is there. path: as the disk has it."""
+
+    number: int
+    row: dict[str, str]
+    path: str
+
+    def __getitem__(self, column: str) -> str:
+        return self.row.get(column, "")
 
 
 def survey(declaration: SourceDeclaration) -> Survey:
     """The images a table lists. Paths count from the table's folder; an empty label means unlabelled.
 
     Group: the patient, else the slide, else the image itself; names of patients and slides belong to
-    this source, so `7` here and `7` in another table are two people. A domain in a row goes before
-    the declared one. UserError names the line that is wrong.
+    this source, so `7` here and `7` in another table are two people. Spellings of one identifier are one
+    (`canonical`), unless the declaration is of an older data set. A domain in a row goes before the declared
+    one. UserError names the line that is wrong.
     """
-    rows = read_csv(declaration.root, required=("image", "label"))
-    if not rows:
+    merged = declaration.group is not None
+    # In an older data set a column `Patient` was not used: taking it for patient would move images to other splits.
+    table = read_csv(declaration.root, _REQUIRED, _OPTIONAL if merged else ())
+    if not table.rows:
         raise UserError(f"{declaration.root}: no image in this table; give it a line for each image")
+    lines = _found_images(declaration, table.rows)
+    read_label = cache(partial(cell_type_of, labels=declaration.labels))
     images: list[RawImage] = []
     unknown: list[str] = []
-    missing: list[tuple[int, str]] = []
-    folder = str(declaration.folder)
-    for line, row in rows:
-        if not row["image"]:
-            raise UserError(f"{declaration.root}, line {line}: no image named; fill the column image")
-        path = posixpath.normpath(row["image"])
-        if not os.path.isfile(os.path.join(folder, path)):
-            missing.append((line, path))
-        patient, slide, domain = (row.get(column, "") for column in _OPTIONAL)
-        if domain:
-            check_domain(domain, f"{declaration.root}, line {line}")
+    for line in lines:
+        if line["domain"]:
+            check_domain(line["domain"], f"{declaration.root}, line {line.number}")
+        patient, slide = (canonical(line[name]) if merged else line[name] for name in ("patient", "slide"))
         group = f"patient {patient}" if patient else f"slide {slide}" if slide else ""
-        cell_type = cell_type_of(row["label"], declaration.labels)
-        image = RawImage(path, row["label"], cell_type or "", group, domain or declaration.domain, None)
-        if cell_type is None and not image.hidden:
-            unknown.append(row["label"])
-        images.append(image)
+        cell_type = read_label(line["label"])
+        domain = line["domain"] or declaration.domain
+        images.append(RawImage(line.path, line["label"], cell_type or "", group, domain, None, listed=True))
+        if cell_type is None:
+            unknown.append(line["label"])
+    refuse_unknown(unknown, declaration.root, "write cell types in the column label", declaration.labels)
+    warnings = [
+        *table.warnings,
+        *_column_warnings(table.columns),
+        *_name_warnings(lines),
+        *_group_warnings(lines, images, table.columns, merged),
+    ]
+    prefixed = [f"{declaration.name}: {warning}" for warning in warnings]
+    return Survey(sorted(images, key=lambda image: (image.path, image.source_label)), prefixed)
+
+
+def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str, str]]]) -> list[_Line]:
+    """Each row with its file; UserError for the first that has none, or one of several."""
+    folder = str(declaration.folder)
+    files = ListedFiles(folder)
+    lines: list[_Line] = []
+    missing: list[tuple[int, str]] = []
+    for number, row in rows:
+        where = f"{declaration.root}, line {number}"
+        if not row["image"]:
+            raise UserError(f"{where}: no image named; fill the column image")
+        found = files.find(row["image"])
+        if len(found) > 1:
+            several = " or ".join(f"'{shown(path)}'" for path in found[:3])
+            raise UserError(f"{where}: '{shown(row['image'])}' can be {several}; write the one that is meant, exactly")
+        if found:
+            lines.append(_Line(number, row, found[0]))
+        else:
+            missing.append((number, row["image"]))
     if missing:
-        line, path = missing[0]
+        number, written = missing[0]
         raise UserError(
-            f"{declaration.root}, line {line}: no such image {path} ({len(missing)} of {len(rows)} missing); "
-            f"paths count from {folder}"
+            f"{declaration.root}, line {number}: no such image {shown(written)} ({len(missing)} of {len(rows)} "
+            f"missing){files.hint(written)}; paths count from {folder}"
         )
-    refuse_unknown(unknown, declaration.root, "write cell types in the column label")
-    ignored = [column for column in rows[0][1] if column not in ("image", "label", *_OPTIONAL)]
-    warnings = [f"{declaration.name}: column(s) not used: {', '.join(ignored)}"] if ignored else []
-    return Survey(sorted(images, key=lambda image: (image.path, image.source_label)), warnings)
+    return lines
+
+
+def _column_warnings(columns: list[str]) -> list[str]:
+    ignored = [column for column in columns if column not in (*_REQUIRED, *_OPTIONAL)]
+    if not ignored:
+        return []
+    hints = [
+        f"; rename '{shown(column)}' to {meant} if it names one, so that its images stay in one split"
+        for column in ignored
+        for meant, words in _OTHER_WORDS.items()
+        if meant not in columns and (plain(column) in (meant, *words.split("|")) or Names([meant]).hint(column))
+    ]
+    return [f"column(s) not used: {', '.join(map(shown, ignored))}{''.join(hints)}"]
+
+
+def _name_warnings(lines: list[_Line]) -> list[str]:
+    """Files that are there under a name that only looks like the listed one."""
+    names = [(posixpath.normpath(line["image"].replace("\\", "/")), line.path.replace("\\", "/")) for line in lines]
+    other = [(written, there) for written, there in names if written != there]
+    if not other:
+        return []
+    written, there = other[0]
+    what = difference(written, there)
+    return [f"{len(other)} image(s) found under a name that differs in {what} (the first: '{shown(there)}')"]
+
+
+def _group_warnings(lines: list[_Line], images: list[RawImage], columns: list[str], merged: bool) -> list[str]:
+    """What looks wrong with patients and slides: their identifiers, and what they say of each other and of files."""
+    warnings = []
+    if "patient" in columns:
+        # An image without a patient has its slide's group: then nothing is missing.
+        patients = Counter(line["patient"] for line in lines if line["patient"] or not canonical(line["slide"]))
+        warnings += identifier_warnings(patients, "patient", merged)
+    if "slide" in columns:
+        # Where the patient is known, the slide does not matter.
+        slides = Counter(line["slide"] for line in lines if line["slide"] and not canonical(line["patient"]))
+        warnings += identifier_warnings(slides, "slide", merged)
+    patients_of: dict[str, set[str]] = defaultdict(set)
+    for line in lines:
+        if slide := canonical(line["slide"]):
+            patients_of[slide].add(canonical(line["patient"]))
+    shared = [slide for slide, patients in patients_of.items() if len(patients - {""}) > 1]
+    if shared:
+        warnings.append(
+            f"slide '{shown(shared[0])}' is of several patients ({_listed(patients_of[shared[0]])}); "
+            f"{len(shared)} such slide(s): their images go with the patients, maybe to several splits; "
+            "correct the table if it is one slide"
+        )
+    half = [slide for slide, patients in patients_of.items() if "" in patients and len(patients) > 1]
+    if half:
+        warnings.append(
+            f"slide '{shown(half[0])}' has images with a patient ({_listed(patients_of[half[0]])}) and without; "
+            f"{len(half)} such slide(s): they may lie in different splits; fill the column patient"
+        )
+    return warnings + _listed_twice(lines, images)
+
+
+def _listed_twice(lines: list[_Line], images: list[RawImage]) -> list[str]:
+    """Files with several lines: named once for all, apart where their patients contradict each other."""
+    of_path: dict[str, list[int]] = defaultdict(list)
+    for position, line in enumerate(lines):
+        of_path[line.path].append(position)
+    twice = [positions for positions in of_path.values() if len(positions) > 1]
+    warnings = []
+    for contradict in (False, True):
+        found = [
+            positions
+            for positions in twice
+            if (len({images[position].group for position in positions}) > 1) == contradict
+        ]
+        if found:
+            numbers = " and ".join(str(lines[position].number) for position in found[0][:3])
+            of = "of different patients or slides" if contradict else "by the same patient and slide"
+            warnings.append(
+                f"{len(found)} file(s) listed more than once, {of} (the first: '{shown(lines[found[0][0]].path)}', "
+                f"lines {numbers}): one line of each counts; {'correct' if contradict else 'delete'} the others"
+            )
+    return warnings
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(f"'{shown(name)}'" for name in sorted(names - {""})[:3])

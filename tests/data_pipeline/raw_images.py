@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.sources import SourceDeclaration
+from data_pipeline.errors import UserError
+from data_pipeline.sources import SourceDeclaration, Survey, survey
 
 SIDE = 40
 
@@ -41,6 +42,14 @@ def write_classes(root: Path, counts: dict[str, int], first_seed: int) -> Path:
 
 def folder_source(root: Path, name: str, domain: str = "giemsa", **labels: str) -> SourceDeclaration:
     return SourceDeclaration("folder", name, root, domain, labels)
+
+
+def survey_or_refusal(source: SourceDeclaration) -> tuple[Survey, str]:
+    """What is found under a declaration, or nothing and why."""
+    try:
+        return survey(source), ""
+    except UserError as error:
+        return Survey([], []), str(error)
 
 
 def files_below(root: Path, *, without: tuple[str, ...] = (".lock", "build_report.json")) -> dict[str, bytes]:

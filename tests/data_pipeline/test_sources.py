@@ -93,7 +93,7 @@ def test_an_unknown_label_names_label_count_and_the_file_to_write(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("label;cell_type\na;basophil\n", "column label, cell_type is missing"),
+        ("label:cell_type\na:basophil\n", "column label, cell_type is missing"),
         ("label,cell_type\nBlast,blastoid\n", "line 2: 'blastoid' is no cell type"),
         ("label,cell_type\nx,basophil\nx,monocyte\n", "line 3: 'x' has another cell type further up"),
         ("label,cell_type\nx\n", "line 2: expected 2 values"),
@@ -131,7 +131,7 @@ def test_a_table_gives_groups_domains_and_unlabelled_images(tmp_path: Path) -> N
     assert images["cells/2.jpg"].group == "slide a"
     assert images["cells/2.jpg"].cell_type == "promyelocyte"
     assert images[f"{tmp_path}/cells/3.jpg"].group == ""
-    assert found.warnings == ["t: column(s) not used: age"], "a misspelt `patient` would mix splits unseen"
+    assert "t: column(s) not used: age" in found.warnings, "a misspelt `patient` would mix splits unseen"
 
 
 @pytest.mark.parametrize(

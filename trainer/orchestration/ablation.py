@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.balance import training_counts
 from data_pipeline.catalog import Dataset
-from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.cell_types import CELL_TYPES, in_our_words
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root
 from trainer.episodes import FEWEST_OF_RICH
@@ -63,6 +63,8 @@ class AblationConfig:
         ):
             raise ValueError(f"ablation.stain_to={self.stain_to}: name two stains, stain_from= too, or neither")
         for name in _TYPE_LISTS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, in_our_words(getattr(self, name)))
             for cell_type in getattr(self, name) or ():
                 if cell_type not in CELL_TYPES:
                     raise ValueError(f"ablation.{name}={cell_type}: no cell type; use some of {', '.join(CELL_TYPES)}")

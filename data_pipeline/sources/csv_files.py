@@ -1,0 +1,155 @@
+"""CSV files as people's programs write them: their encoding, their separator and their header."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from data_pipeline.names import Names, shown
+
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "'|'"}
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# What is no text at all, by its first bytes: workbooks (new and old) are saved under any name.
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+_AS_UTF8 = "in Excel: Save As, 'CSV UTF-8'; elsewhere: iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv"
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """A CSV file that was read. rows: each with its line number, values without blanks around them.
+
+    columns: of the rows: the asked-for names as they were asked for, others as the file has them. warnings: what a
+    reader should know of how the file was read.
+    """
+
+    rows: list[tuple[int, dict[str, str]]]
+    columns: list[str]
+    warnings: list[str]
+
+
+def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] = ()) -> CsvFile:
+    """Read a CSV file with a header. Names of columns match in any case, with any blanks.
+
+    UTF-8, UTF-16 with its mark, and Windows-1252 where its letters are the same in every Western encoding; separated
+    by comma, semicolon, tab or '|', whichever the header is. Lines of separators alone count as blank.
+
+    UserError when the file is missing, is no text that can be read, lacks a required column, has one twice or has a
+    row of the wrong length.
+    """
+    text, warnings = _decoded(path)
+    file = io.StringIO(text, newline="")
+    header = file.readline()
+    stated = re.fullmatch(r"sep=([,;:|\t])\s*", header)  # a line that Excel writes and reads
+    skipped = 1 if stated else 0
+    if stated is None:
+        file.seek(0)
+    separator = stated.group(1) if stated else _separator(header, (*required, *optional))
+    rows: list[tuple[int, dict[str, str]]] = []
+    nameless = False
+    try:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        columns = _columns(path, [name.strip() for name in next(reader, [])], required, optional)
+        for values in reader:
+            values, beyond = values[: len(columns)], "".join(values[len(columns) :]).strip()
+            if not "".join(values).strip() and not beyond:
+                continue
+            line = reader.line_num + skipped
+            if len(values) < len(columns) or beyond:
+                raise UserError(
+                    f"{path}, line {line}: expected {len(columns)} values; "
+                    f"put quotes round values that hold a {_SEPARATORS.get(separator, repr(separator))}"
+                )
+            pairs = [(name, value.strip()) for name, value in zip(columns, values, strict=True)]
+            rows.append((line, {name: value for name, value in pairs if name}))
+            nameless |= any(value for name, value in pairs if not name)
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error}); save it as CSV with commas") from None
+    if nameless:
+        warnings.append(f"{path.name}: a column without a name is not used")
+    return CsvFile(rows, [name for name in columns if name], warnings)
+
+
+def _separator(header: str, known: Sequence[str]) -> str:
+    """The separator that makes most known columns of the header; the comma where none makes more."""
+    names = Names(known)
+
+    def found(separator: str) -> int:
+        try:
+            fields = next(csv.reader([header], delimiter=separator), [])
+        except csv.Error:
+            return 0
+        return len({match for field in fields for match in names.matches(field)})
+
+    return max(_SEPARATORS, key=found)
+
+
+def _columns(path: Path, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
+    """The header with each known column by its own name."""
+    known = Names((*required, *optional))
+    columns: list[str] = []
+    for name in header:
+        meant = known.matches(name)
+        column = meant[0] if len(meant) == 1 else name
+        if column and column in columns:
+            raise UserError(f"{path}: the column '{shown(column)}' is there twice; keep one of them")
+        columns.append(column)
+    missing = [column for column in required if column not in columns]
+    if missing:
+        found = Names(columns)
+        hints = "".join(found.hint(column) for column in missing[:1])
+        raise UserError(
+            f"{path}: the column {', '.join(missing)} is missing; the first line must name the "
+            f"columns {','.join(required)} (found: {shown(','.join(columns)) or 'nothing'}){hints}"
+        )
+    return columns
+
+
+def _decoded(path: Path) -> tuple[str, list[str]]:
+    """The text of a file, and what to say of its encoding; UserError for what cannot be read as text."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this file ({error.strerror}); check the path") from None
+    if raw.startswith(_WORKBOOKS):
+        raise UserError(f"{path}: a workbook, no text; save it as CSV (in Excel: 'CSV UTF-8')")
+    warnings = []
+    try:
+        text = raw.decode("utf-16" if raw.startswith(_UTF16) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        if raw.startswith(_UTF16):
+            raise UserError(f"{path}: not UTF-16 text, as its first bytes say; save it again ({_AS_UTF8})") from None
+        text = _western(raw)
+        if not text:
+            line = raw.count(b"\n", 0, error.start) + 1
+            shape = raw[max(0, error.start - 12) : error.start + 6].decode("ascii", "backslashreplace").strip()
+            raise UserError(
+                f"{path}, line {line}: not UTF-8 text (near '{shown(shape)}'), and its encoding cannot be told; "
+                f"save it as UTF-8 ({_AS_UTF8})"
+            ) from None
+        warnings.append(f"{path.name}: not UTF-8; read as Windows-1252 (Western European). Better save it as UTF-8")
+    if "\0" in text:
+        raise UserError(f"{path}: not text (it holds null characters); save it as UTF-8 ({_AS_UTF8})")
+    return text, warnings
+
+
+def _western(raw: bytes) -> str:
+    """The text as Windows-1252, '' where another encoding gives another text.
+
+    Only letters that Western, Central European and Turkish Windows agree on; and none in words of such letters
+    alone, as another alphabet's words are.
+    """
+    if any(0x80 <= byte < 0xA0 for byte in raw):
+        return ""
+    try:
+        texts = {raw.decode(encoding) for encoding in ("cp1252", "cp1250", "cp1254", "iso8859-15")}
+    except UnicodeDecodeError:
+        return ""
+    words = re.findall(rb"[A-Za-z\xc0-\xff]{2,}", raw)
+    foreign = any(not re.search(rb"[A-Za-z]", word) for word in words)
+    return texts.pop() if len(texts) == 1 and not foreign else ""

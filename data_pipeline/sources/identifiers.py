@@ -1,0 +1,136 @@
+"""Identifiers of patients and slides: which mean the same, and which mean nobody."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+
+from data_pipeline.names import plain, shown, tidy
+
+# As people and spreadsheets write that nothing is known; compared in `plain` form.
+_NOBODY = (
+    "unknown|unknwon|unk|not known|unbekannt|inconnu|desconocido|missing|not available|not applicable|"
+    "n/a|na|n.a.|n.d.|nd|nan|<na>|nat|none|null|nil|(null)|tbd|to do|?|??|???|.|..|...|/|*|"
+    "#n/a|#n/a n/a|#na|#value!|#ref!|#name?|#null!|#div/0!|#num!"
+)
+_MISSING = frozenset(map(plain, _NOBODY.split("|")))
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
+_MIDNIGHT = re.compile(r"(?<=[0-9])[ T]00:00(:00(\.0+)?)?$")
+# A spreadsheet's guard of text that looks like a number: '007 and ="007".
+_GUARDED = re.compile(r"'(.+)|=\"(.*)\"")
+# 1.23457E+15: what is left of sixteen digits.
+_ROUNDED = re.compile(r"[0-9][.,][0-9]+e\+?[0-9]+")
+_MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+_DATE = re.compile(
+    rf"[0-9]{{1,2}}[-. /]({_MONTHS})\w*\.?([-. /][0-9]{{2,4}})?|({_MONTHS})\w*[-. /][0-9]{{2,4}}"
+    r"|[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{2,4}"
+)
+
+
+def canonical(identifier: str) -> str:
+    """The identifier as it was before a spreadsheet touched it; '' for one that names nobody.
+
+    7, 7.0, '7,0', 007 and 7e0 are one number, a date with midnight is the date; Unicode form and doubled blanks do not
+    count. A function of the one identifier, so more data never changes it, and an ordinary one is itself: case and
+    separators stay, for a group's split follows from its name.
+    """
+    text = " ".join(identifier.split())
+    guarded = _GUARDED.fullmatch(text)
+    if guarded:
+        text = (guarded.group(1) or guarded.group(2) or "").strip()
+    name = tidy(text)
+    if not plain(name) or plain(name) in _MISSING:
+        return ""
+    # A comma before zeros alone is a decimal comma; before other digits it may be anything.
+    number = re.sub(r",0{1,2}$", "", name)
+    if _NUMBER.fullmatch(number):
+        return _plain_number(number)
+    return _MIDNIGHT.sub("", name)
+
+
+def _plain_number(text: str) -> str:
+    """A decimal number without leading zeros, trailing decimals or, where it is short, an exponent."""
+    sign, digits, exponent = Decimal(text).as_tuple()
+    assert isinstance(exponent, int)
+    written = "".join(map(str, digits)).lstrip("0")
+    shorter = written.rstrip("0")
+    exponent += len(written) - len(shorter)
+    if not shorter:
+        return "0"
+    if exponent > 30 or exponent < -30:
+        number = f"{shorter}e{exponent}"
+    elif exponent >= 0:
+        number = shorter + "0" * exponent
+    else:
+        padded = shorter.rjust(1 - exponent, "0")
+        number = f"{padded[:exponent]}.{padded[exponent:]}"
+    return f"-{number}" if sign else number
+
+
+def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> list[str]:
+    """What looks wrong with these identifiers, as they are written, each with its number of images.
+
+    what: they name, 'patient' or 'slide'; '' among them: images that name none at all. merged: whether those that
+    `canonical` makes equal count as one, and those that name nobody as none.
+    """
+    written = sorted(name for name in counts if name)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in written:
+        by_name[canonical(name)].append(name)
+    nobody = by_name.pop("", [])
+    warnings = []
+    if nobody:
+        images = sum(counts[name] for name in nobody)
+        treated = (
+            f"it counts as none; write a {what} of that name otherwise"
+            if merged
+            else f"it counts as one {what}, as when this source was declared; leave the field empty instead"
+        )
+        named = f"{images} image(s) have the {what} {_listed(nobody)}"
+        warnings.append(f"{named}, which looks like a missing one: {treated}")
+    empty = counts.get("", 0)
+    if empty:
+        warnings.append(
+            f"{empty} image(s) name no {what}: each is a group of its own, though it may show a {what} of another "
+            "split; fill the column"
+        )
+    one = [names for names in by_name.values() if len(names) > 1]
+    if one:
+        old = "are taken for several, as when this source was declared, and may be one"
+        treated = "are taken for one" if merged else old
+        warnings.append(f"{what} {_listed(one[0])}{_more(len(one))} {treated}: write them alike, or in different words")
+    warnings += _alike(list(by_name), what)
+    shapes = {"a number that a spreadsheet has rounded": _ROUNDED, "a date": _DATE}
+    for shape, pattern in shapes.items():
+        odd = [name for name in written if pattern.fullmatch(" ".join(name.casefold().split()))]
+        if odd and (pattern is _ROUNDED or len(odd) < len(written)):
+            warnings.append(
+                f"{what} {_listed(odd)} looks like {shape}: several may have become one, or one several; "
+                "make the column text and write the identifiers again"
+            )
+    return warnings
+
+
+def _alike(names: Iterable[str], what: str) -> list[str]:
+    """A warning for identifiers that differ only in case, separators, leading zeros or a word for what they name."""
+    loose: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        bare = re.sub(r"^(patient|subject|case|slide|id|no|nr)(?![a-z])", "", plain(name))
+        key = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", re.sub(r"(?<![0-9])[\s/]|[\s/](?![0-9])", "", bare))
+        loose[key or name].append(name)
+    alike = [found for found in loose.values() if len(found) > 1]
+    if not alike:
+        return []
+    named = f"{what} {_listed(alike[0])}{_more(len(alike))}"
+    return [f"{named} may be one: they are taken for several; write them alike if so"]
+
+
+def _listed(names: list[str]) -> str:
+    most = [f"'{shown(name)}'" for name in names[:3]] + ["..."] * (len(names) > 3)
+    return ", ".join(most[:-1]) + f" and {most[-1]}" if len(most) > 1 else most[0]
+
+
+def _more(number: int) -> str:
+    return f" (and {number - 1} more such)" if number > 1 else ""
