@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from data_pipeline.images import UnreadableImage
+from data_pipeline.errors import UnreadableImage
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
 from data_pipeline.shards import ShardSettings, encode_image
 from data_pipeline.stream import MicroBatch, StreamConfig, Topology, check_crop
