@@ -59,6 +59,8 @@ def inspect_image(raw: bytes) -> ImageFacts:
         return ImageFacts(image.width, image.height, perceptual_hash(image), "", bits)
     except UnreadableImage as error:
         return ImageFacts(None, None, None, str(error))
+    except Exception as error:  # of the hash: one odd image costs one image
+        return ImageFacts(None, None, None, f"cannot be hashed ({' '.join(str(error).split())})")
 
 
 def perceptual_hash(image: Image.Image) -> bytes:

@@ -70,8 +70,8 @@ class RawImage:
 
     @property
     def hidden(self) -> bool:
-        """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
-        return any(part.startswith(".") and part not in (".", "..") for part in self.path.split("/"))
+        """As `is_hidden` says."""
+        return is_hidden(self.path)
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,11 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: no image in this folder or below it; give a folder with {suffixes} files")
     return sorted(images), sorted(others)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def passed_over(others: list[str], name: str) -> list[str]:
