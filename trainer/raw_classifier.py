@@ -56,7 +56,7 @@ def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
     Without `domain` it is for the run's only one, or for all of several that are treated alike. UserError for a domain
     that the run does not know, and for none where it makes a difference.
     """
-    domain = _resolve(trained, domain)
+    domain = resolve_domain(trained, domain)
     network, data = trained.network, trained.config.data
     crop = data.crop.get(domain or "", 1.0)
     normalizer = trained.normalizer if trained.normalizer is not None and domain == trained.normalizer.source else None
@@ -78,7 +78,7 @@ def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
     )
 
 
-def _resolve(trained: TrainedClassifier, domain: str | None) -> str | None:
+def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None:
     """The stain of the images that a run's classifier is to name."""
     known, normalizer, crop = set(trained.domains), trained.normalizer, trained.config.data.crop
     if normalizer is not None:  # it learned from what the normaliser made, and names what it is made of
