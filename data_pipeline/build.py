@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipeline.build_files import BUILT, DiskSite
-from data_pipeline.build_report import make_report
+from data_pipeline.build_report import make_report, several_ranges
 from data_pipeline.build_store import StoreSite
 from data_pipeline.catalog import (
     FORMAT_VERSION,
@@ -196,7 +196,7 @@ def _scan(
     known = {row.id: _remembered_facts(row) for row in before if row.perceptual_hash is not None}
     paths = [on_disk(declaration.folder, image.path) for declaration, image in images]
     samples = []
-    ranges: dict[str, Counter[int]] = defaultdict(Counter)
+    ranges: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for (declaration, image), file in zip(images, scan(paths, known, workers, progress, map_tasks), strict=True):
         facts = file.facts
         identity = file.id or hashlib.sha256(image.path.encode()).hexdigest()  # what is no file has its name alone
@@ -221,15 +221,9 @@ def _scan(
         elif image.hidden:
             row.exclude("hidden file")
         elif facts.bits != EIGHT_BITS:
-            ranges[declaration.name][facts.bits] += 1
+            ranges[declaration.name][facts.bits].append(image.path)
         samples.append(row)
-    return samples, [_several_ranges(name, counts) for name, counts in ranges.items() if len(counts) > 1]
-
-
-def _several_ranges(source: str, counts: Counter[int]) -> str:
-    """One camera has one range: where images of a source are of several, the darker ones were brightened."""
-    named = ", ".join(f"{count} of {bits} bits" for bits, count in sorted(counts.items()))
-    return f"{source}: new images' values have ranges of several widths ({named}); of one camera, leave out the fewer"
+    return samples, [several_ranges(name, paths) for name, paths in ranges.items() if len(paths) > 1]
 
 
 def _remembered_facts(row: Sample) -> ImageFacts:

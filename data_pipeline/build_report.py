@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.catalog import SPLITS, Sample
@@ -60,6 +60,15 @@ def make_report(
         "warnings": list(warnings),
         "seconds": round(seconds, 2),
     }
+
+
+def several_ranges(source: str, paths: Mapping[int, Sequence[str]]) -> str:
+    """One camera has one range: of a source that has several, very dark images may have been read in a smaller one."""
+    named = ", ".join(f"{len(those)} of {bits} bits, as {those[0]}" for bits, those in sorted(paths.items()))
+    return (
+        f"{source}: pixel values of several ranges among the new images ({named}): if one camera made them all, the "
+        "images of fewer bits are darker than they are stored: look at them, and leave them out with exclude="
+    )
 
 
 def _first_of_each_reason(samples: Iterable[Sample]) -> dict[str, list[str]]:

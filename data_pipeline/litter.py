@@ -45,7 +45,9 @@ def exclude_litter(
     kept = [row for row in samples if row.kept]
     found: dict[str, list[tuple[Sample, str]]] = defaultdict(list)
     found["system file"] = [(row, "") for row in kept if _SYSTEM_FOLDERS & set(PurePosixPath(row.path).parts)]
-    found["mask"], doubtful = _masks(kept, where, workers, progress, map_tasks)
+    # A mask beside a picture that cannot be read is one all the same.
+    pictures = [row for row in samples if row.kept or row.reason.startswith("unreadable")]
+    found["mask"], doubtful = _masks(pictures, where, workers, progress, map_tasks)
     found["thumbnail"], small = _thumbnails(kept)
     warnings = []
     for kind, rows in found.items():
@@ -73,7 +75,7 @@ def _warning(rows: Sequence[Sample], said: str) -> list[str]:
 
 
 def _masks(
-    kept: Sequence[Sample],
+    samples: Sequence[Sample],
     where: Callable[[Sample], Path],
     workers: int,
     progress: bool,
@@ -81,10 +83,10 @@ def _masks(
 ) -> tuple[list[tuple[Sample, str]], list[Sample]]:
     """Masks, each with the picture that it is of, where there is one; and what is only called so."""
     beside: Mapping[tuple[str, str], list[Sample]] = defaultdict(list)
-    for row in kept:
+    for row in samples:
         beside[row.source, str(PurePosixPath(row.path).with_suffix("")).casefold()].append(row)
     pairs = [rows for rows in beside.values() if len({PurePosixPath(row.path).suffix for row in rows}) > 1]
-    named = [row for row in kept if _MASK.search(row.path.removesuffix(PurePosixPath(row.path).suffix))]
+    named = [row for row in samples if row.kept and _MASK.search(row.path.removesuffix(PurePosixPath(row.path).suffix))]
     candidates = {id(row): row for row in [*named, *(row for rows in pairs for row in rows)]}
     paths = [where(row) for row in candidates.values()]
     flat = dict(zip(candidates, _flat(paths, workers, progress, map_tasks), strict=True))

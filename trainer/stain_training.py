@@ -88,6 +88,7 @@ def with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
             "build_shards.py, domain=NAME"
         )
     refuse_unknown_domains(filter(None, (config.a, config.b)), counts.index, f"a= and b= in {dataset.root}")
+    refuse_unknown_domains(config.folds, counts.index, f"folds= and {dataset.root}")
     if config.a is None and config.b is None:
         if len(counts) > 2:
             raise UserError(f"{dataset.root}: images of {len(counts)} domains ({here}): name two of them, a= and b=")

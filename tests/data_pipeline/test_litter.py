@@ -28,6 +28,7 @@ def test_masks_thumbnails_and_system_files_beside_pictures_are_left_out_and_said
         image = picture(number, 120)
         image.save(cells / f"{number:03}.bmp")
         mask_of(image).save(cells / f"{number:03}.png")
+    (cells / "002.bmp").write_bytes((cells / "002.bmp").read_bytes()[:-99])
     image = picture(7, 120)
     image.save(cells / "c7.png")
     mask_of(image).save(cells / "c7_mask.png")
@@ -39,6 +40,7 @@ def test_masks_thumbnails_and_system_files_beside_pictures_are_left_out_and_said
     report = build_dataset(tmp_path / "data", [folder_source(tmp_path / "raw", "lab")], progress=False)
     assert reasons_of(tmp_path / "data") == {
         **{f"basophil/{number:03}.png": f"mask: of basophil/{number:03}.bmp" for number in range(3)},
+        "basophil/002.bmp": "unreadable: damaged (image file is truncated (261 bytes not processed))",
         "basophil/c7_mask.png": "mask",
         "basophil/c7_label.png": "mask",
         "basophil/mask/c7.png": "mask",
@@ -46,7 +48,7 @@ def test_masks_thumbnails_and_system_files_beside_pictures_are_left_out_and_said
         "basophil/__MACOSX/c8.png": "system file",
         "basophil/@eaDir/c9.png": "system file",
     }
-    assert report["samples"] == 4
+    assert report["samples"] == 3
     assert any("6 file(s) are masks" in warning for warning in report["warnings"])
     assert any("1 file(s) are thumbnails" in warning for warning in report["warnings"])
     again = build_dataset(tmp_path / "data", [], progress=False)

@@ -5,7 +5,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +20,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.file_names import on_disk, printable
 from data_pipeline.images import inspect_image
 from data_pipeline.verify import verify_dataset
-from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes
+from tests.data_pipeline.raw_images import encoded, files_below, folder_source, picture, write_classes
 
 
 def build(root: Path, raw: Path, **options: Any) -> dict[str, Any]:
@@ -165,6 +167,17 @@ def test_no_name_and_no_content_ends_a_build(
     before = files_below(folder / "data")
     build(folder / "data", raw)
     assert files_below(folder / "data") == before
+
+
+def test_ranges_of_several_widths_in_one_source_are_said(tmp_path: Path) -> None:
+    """A very dark image of a 12-bit camera passes for one of ten bits."""
+    raw = tmp_path / "raw" / "basophil"
+    raw.mkdir(parents=True)
+    for number, exposure in enumerate((16, 16, 16, 3)):
+        values = np.asarray(picture(number)).astype(np.uint16) * exposure
+        tifffile.imwrite(raw / f"{number}.tif", values, photometric="rgb")
+    report = build(tmp_path / "data", tmp_path / "raw")
+    assert any("1 of 10 bits, as basophil/3.tif, 3 of 12 bits" in warning for warning in report["warnings"])
 
 
 def test_whatever_a_decoder_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
