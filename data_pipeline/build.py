@@ -8,8 +8,10 @@ new one is whole.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.build_files import BUILT, DiskSite
-from data_pipeline.build_report import make_report
+from data_pipeline.build_report import make_report, several_ranges
 from data_pipeline.build_store import StoreSite
 from data_pipeline.build_warnings import names_alike, unmatched_exclusions
 from data_pipeline.catalog import (
@@ -41,9 +43,12 @@ from data_pipeline.curate import (
     split_of,
 )
 from data_pipeline.errors import UserError
+from data_pipeline.file_names import on_disk
 from data_pipeline.images import ImageFacts
+from data_pipeline.litter import exclude_litter
 from data_pipeline.names import Names, shown
 from data_pipeline.parallel import TaskMap, process_map
+from data_pipeline.pixel_range import EIGHT_BITS
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.scan import scan
 from data_pipeline.shards import (
@@ -98,7 +103,13 @@ def build_dataset(
         recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
-        samples = _scan(recipe, images, before, workers, progress, map_tasks)
+        samples, remarks = _scan(recipe, images, before, workers, progress, map_tasks)
+        warnings += remarks
+        folders = {declaration.name: declaration.folder for declaration in recipe.sources}
+        listed = frozenset(declaration.name for declaration in recipe.sources if declaration.kind == "table")
+        warnings += exclude_litter(
+            samples, listed, lambda row: on_disk(folders[row.source], row.path), workers, progress, map_tasks
+        )
         warnings += _curate(samples, recipe)
         if not any(row.kept for row in samples):
             reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
@@ -181,16 +192,19 @@ def _scan(
     workers: int,
     progress: bool,
     map_tasks: TaskMap | None,
-) -> list[Sample]:
-    """A row for every image that came in, the unreadable and the hidden already excluded."""
-    known = {row.id: _remembered_facts(row) for row in before}
-    paths = [declaration.folder / image.path for declaration, image in images]
+) -> tuple[list[Sample], list[str]]:
+    """A row for every image that came in, the unreadable and the hidden already excluded; and remarks on new ones."""
+    # What could not be read is looked at again: this version may know how.
+    known = {row.id: _remembered_facts(row) for row in before if row.perceptual_hash is not None}
+    paths = [on_disk(declaration.folder, image.path) for declaration, image in images]
     samples = []
+    ranges: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for (declaration, image), file in zip(images, scan(paths, known, workers, progress, map_tasks), strict=True):
         facts = file.facts
-        group = group_name(declaration.name, image.group, file.id)
+        identity = file.id or hashlib.sha256(image.path.encode()).hexdigest()  # what is no file has its name alone
+        group = group_name(declaration.name, image.group, identity)
         row = Sample(
-            id=file.id,
+            id=identity,
             source=declaration.name,
             domain=image.domain,
             path=image.path,
@@ -208,13 +222,14 @@ def _scan(
             row.exclude("unreadable", facts.problem)
         elif image.hidden:
             row.exclude("hidden file")
+        elif facts.bits != EIGHT_BITS:
+            ranges[declaration.name][facts.bits].append(image.path)
         samples.append(row)
-    return samples
+    return samples, [several_ranges(name, paths) for name, paths in ranges.items() if len(paths) > 1]
 
 
 def _remembered_facts(row: Sample) -> ImageFacts:
-    problem = row.reason.partition(": ")[2] if row.perceptual_hash is None else ""
-    return ImageFacts(row.width, row.height, row.perceptual_hash, problem)
+    return ImageFacts(row.width, row.height, row.perceptual_hash, "")
 
 
 def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
 
 UNLABELLED = "unlabelled"
+# Where the reason is the same for all, or was the user's own, no image is named.
+_NOT_NAMED = ("duplicate", "near duplicate", "hidden file", "expert's list")
+_NAMED = 3
 
 
 def reason_kind(row: Sample) -> str:
@@ -51,11 +54,31 @@ def make_report(
         "samples": sum(row.kept for row in samples),
         "excluded": reasons.total(),
         "excluded_by_reason": dict(sorted(reasons.items())),
+        "excluded_first": _first_of_each_reason(samples),
         "counts": count_samples(samples),
         "content_hash": content_hash,
         "warnings": list(warnings),
         "seconds": round(seconds, 2),
     }
+
+
+def several_ranges(source: str, paths: Mapping[int, Sequence[str]]) -> str:
+    """One camera has one range: of a source that has several, very dark images may have been read in a smaller one."""
+    named = ", ".join(f"{len(those)} of {bits} bits, as {those[0]}" for bits, those in sorted(paths.items()))
+    return (
+        f"{source}: pixel values of several ranges among the new images ({named}): if one camera made them all, the "
+        "images of fewer bits are darker than they are stored: look at them, and leave them out with exclude="
+    )
+
+
+def _first_of_each_reason(samples: Iterable[Sample]) -> dict[str, list[str]]:
+    """The first few images left out, and why, by kind of reason."""
+    named: dict[str, list[str]] = {}
+    for row in samples:
+        kind = reason_kind(row)
+        if not row.kept and kind not in _NOT_NAMED and len(named.setdefault(kind, [])) < _NAMED:
+            named[kind].append(f"{row.source}:{row.path}{row.reason.removeprefix(kind)}")
+    return dict(sorted(named.items()))
 
 
 def format_report(report: dict[str, Any]) -> str:
@@ -71,6 +94,9 @@ def format_report(report: dict[str, Any]) -> str:
     if report["excluded"]:
         reasons = [[kind, str(count)] for kind, count in report["excluded_by_reason"].items()]
         blocks.append(_aligned([["excluded", ""], *reasons, ["all", str(report["excluded"])]]))
+        for kind, images in report["excluded_first"].items():
+            more = ", ..." if report["excluded_by_reason"][kind] > len(images) else ""
+            blocks.append("\n".join([f"{kind}:", *(f"  {image}" for image in images)]) + more)
     if report["warnings"]:
         blocks.append("\n".join(f"warning: {warning}" for warning in report["warnings"]))
     blocks.append(

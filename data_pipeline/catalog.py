@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.attachments import ATTACHMENT_FOLDER, check_attachment
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
 from data_pipeline.names import Names
@@ -272,6 +273,8 @@ class Dataset:
             "fold": range(FOLDS),
         }
         asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
+        if domains is not None and not isinstance(domains, str):
+            refuse_unknown_domains(domains, domains_here, self.root)
         for column, wanted in asked.items():
             if wanted is None:
                 continue

@@ -7,3 +7,7 @@ class UserError(Exception):
     Launchers print the message alone and leave with exit code 2; every other
     exception is a bug and keeps its traceback.
     """
+
+
+class UnreadableImage(ValueError):
+    """The bytes are no image that can be used; the message says why."""

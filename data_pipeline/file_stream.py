@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from data_pipeline.images import UnreadableImage
+from data_pipeline.errors import UnreadableImage
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
+from data_pipeline.scan import no_file
 from data_pipeline.shards import ShardSettings, encode_image
 from data_pipeline.stream import MicroBatch, Topology
 from data_pipeline.stream_config import StreamConfig, check_crop
@@ -85,11 +86,14 @@ class FileStream:
     def _encoded(self) -> Iterator[tuple[int, bytes]]:
         for row, path in enumerate(self._paths):
             try:
-                yield (
-                    row,
-                    encode_image(
-                        path.read_bytes(), self._storage.codec, self._storage.stored_size, self._storage.quality
-                    ),
+                if problem := no_file(path):
+                    raise UnreadableImage(problem)
+                encoded = encode_image(
+                    path.read_bytes(), self._storage.codec, self._storage.stored_size, self._storage.quality
                 )
-            except (UnreadableImage, OSError) as error:
+            except OSError as error:
+                self.unreadable[path] = f"cannot be read ({error.strerror})"
+            except UnreadableImage as error:
                 self.unreadable[path] = str(error)
+            else:
+                yield row, encoded

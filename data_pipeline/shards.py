@@ -28,6 +28,7 @@ from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
+from data_pipeline.file_names import on_disk
 from data_pipeline.images import decode_rgb
 from data_pipeline.scan import read_unchanged
 from data_pipeline.store import Root, Store
@@ -37,8 +38,8 @@ Codec = Literal["jpeg", "png"]
 # wds2idx of DALI writes this version.
 _INDEX_VERSION = "v1.2"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png"}
-# Raised by one when the layout of a shard changes, so that every shard is written anew.
-_LAYOUT = 1
+# Raised by one when the layout of a shard or the decoding of raw files changes, so that every shard is written anew.
+_LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[S
 
 
 def _encode_sample(row: Sample, task: ShardTask) -> bytes:
-    raw = read_unchanged(task.raw_folder / row.path, row.id)
+    raw = read_unchanged(on_disk(task.raw_folder, row.path), row.id)
     return encode_image(raw, task.settings.codec, task.settings.stored_size, task.settings.quality)
 
 

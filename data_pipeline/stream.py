@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 from data_pipeline.augment import draw_parameters
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.device import to_device
+from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.global_batches import GlobalBatches
 from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
@@ -229,12 +230,8 @@ class Stream:
     def _crop_of_rows(self) -> npt.NDArray[np.float32]:
         """The share of its sides that each row's image keeps: float32 [rows]."""
         crop = self.config.crop
-        here = set(self._dataset.samples(columns=["domain"])["domain"]) if crop else set()
-        unknown = sorted(set(crop) - here)
-        if unknown:
-            raise UserError(
-                f"data.crop.{unknown[0]}: no such domain in {self._dataset.root}; use {', '.join(sorted(here))}"
-            )
+        here = self._dataset.samples(columns=["domain"])["domain"] if crop else ()
+        refuse_unknown_domains(sorted(crop), here, f"data.crop and {self._dataset.root}")
         shares = self.samples["domain"].map(lambda domain: crop.get(domain, 1.0))
         return shares.mask(self.samples["origin"] == "synthetic", 1.0).to_numpy(np.float32)
 

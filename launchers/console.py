@@ -1,6 +1,7 @@
 """How every launcher starts and ends: arguments to a typed configuration, a user's mistake to one line."""
 
 import errno
+import io
 import logging
 import sys
 import typing
@@ -35,6 +36,9 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     any other exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal or the log has no sign for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("-h", "--help") for argument in arguments):
         print(f"{(documentation or '').strip()}\n\n{_WRITING}")
         return

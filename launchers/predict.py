@@ -5,11 +5,13 @@ usage:
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote
       images=PATH   an image, or a folder of images at any depth
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
-                    gallery.html, and unreadable.csv when a file was no image; the probabilities are calibrated by
-                    the temperature that train_classifier.py fitted on validation images
-      domain=NAME   the images' stain. A classifier of normalised images carries its normaliser: the images
-                    go through it unless domain= names the stain that it normalises to; a crop set for
-                    the domain in training (data.crop) is made here too
+                    gallery.html, unreadable.csv when a file was no image, and passed_over.csv when there were files
+                    that are hidden or without an image's suffix, in place of an earlier prediction's; the
+                    probabilities are calibrated by the temperature that train_classifier.py fitted on
+                    validation images. Bytes of a name that are no text are written \\xe4
+      domain=NAME   the images' stain, one that the run learned from; its only one without domain=. A classifier of
+                    normalised images carries its normaliser: images of the stain that it is made for go through
+                    it; a crop set for the domain in training (data.crop) is made here too
       min_confidence=0.9  images of less confidence are marked in a column `uncertain`, and in the gallery, for a
                     person to look at; the run's report tells how many those are and how right the others
       heatmaps=true  the gallery shows where in each image the classifier found its answer (Grad-CAM); for a run of a
@@ -19,17 +21,12 @@ example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from data_pipeline.errors import UserError
-from data_pipeline.file_stream import FileStream
-from data_pipeline.progress_bar import track
-from data_pipeline.sources.declaration import list_images
 from launchers.console import launch, read_config
 from trainer.run_directory import require_classifier
 
@@ -54,60 +51,26 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
     if not (config.run and config.images and config.out):
         raise UserError("predict.py needs run=DIR images=PATH out=DIR")
-    run, source, out = Path(config.run), Path(config.images), Path(config.out)
+    run, images, out = Path(config.run), Path(config.images), Path(config.out)
     require_classifier(run)
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+    if not os.path.lexists(images):
+        raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
-
-    from trainer.games.classification import predict
-    from trainer.grad_cam import GradCam, predict_with_heat
-    from trainer.metrics.evaluation import HEAT
-    from trainer.raw_classifier import load_raw_classifier
-    from trainer.report.gallery import write_prediction_gallery
+    from trainer.prediction import predict_images
     from trainer.topology import join_processes
 
-    classifier = load_raw_classifier(run, config.domain)
-    paths = [source] if source.is_file() else [source / name for name in list_images(source)[0]]
     topology = join_processes()
     if topology.world_size > 1:
         raise UserError("predict.py is one process: start it with python, not with several processes")
-    grad_cam = None
-    if config.heatmaps:
-        grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
-    stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
-    total = -(-len(paths) // classifier.batch)
-    batches = track(stream.read(), total, "predicting", "batch")
-    heat = None
-    if grad_cam is None:
-        logits, rows = predict(classifier.network.to(topology.device), batches)
-    else:
-        logits, rows, heat = predict_with_heat(grad_cam, batches, classifier.crop)
-    probabilities = logits.softmax(dim=1)
-    if not len(rows):
-        raise UserError(f"{source}: none of its {len(paths)} files is an image that can be read")
-    frame = pd.DataFrame({"path": [str(paths[row]) for row in rows]})
-    frame["type"] = np.asarray(classifier.cell_types)[probabilities.argmax(dim=1).numpy()]
-    frame["confidence"] = probabilities.max(dim=1).values.numpy()
-    if config.min_confidence is not None:
-        frame["uncertain"] = frame["confidence"] < config.min_confidence
-    for index, name in enumerate(classifier.cell_types):
-        frame[f"p:{name}"] = probabilities[:, index].numpy()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(out / "predictions.csv", index=False)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
-    if stream.unreadable:
-        listing = pd.DataFrame(
-            {"path": map(str, stream.unreadable), "reason": stream.unreadable.values()},
-        )
-        listing.to_csv(out / "unreadable.csv", index=False)
-        print(f"{len(stream.unreadable)} of {len(paths)} files could not be read: {out / 'unreadable.csv'}")
-    if heat is not None:
-        frame[HEAT] = heat
-    gallery = write_prediction_gallery(frame, out, middle_square=classifier.storage.stored_size is not None)
-    print(f"{(out / 'predictions.csv').resolve()}\n{gallery.resolve()}")
+    predict_images(
+        run,
+        images,
+        out,
+        domain=config.domain,
+        min_confidence=config.min_confidence,
+        heatmaps=config.heatmaps,
+        topology=topology,
+    )
 
 
 if __name__ == "__main__":

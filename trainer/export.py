@@ -54,7 +54,7 @@ def export_classifier(
     aside.mkdir(parents=True)
     try:
         _write_model(raw, aside / MODEL_FILES[form], form)
-        told = _describe(trained, raw, aside, form, domain)
+        told = _describe(trained, raw, aside, form)
         (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
         told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
         (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
@@ -102,9 +102,7 @@ def _write_model(raw: RawClassifier, path: Path, form: Format) -> None:
         raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error
 
 
-def _describe(
-    trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format, domain: str | None
-) -> dict[str, Any]:
+def _describe(trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format) -> dict[str, Any]:
     through = raw.normalizer
     side = raw.data.image_size
     return {
@@ -120,7 +118,7 @@ def _describe(
         },
         "output": {"name": "probabilities", "shape": ["n", len(raw.cell_types)], "dtype": "float32"},
         "cell_types": list(raw.cell_types),
-        "domain": domain or (None if through is None else through.source),
+        "domain": raw.domain,
         "image_size": side,
         "crop": raw.crop,
         "temperature": raw.temperature,

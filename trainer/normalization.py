@@ -17,6 +17,7 @@ from torch import distributed
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.derive import derive_dataset
+from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
@@ -106,7 +107,8 @@ def _of_run(parent: Dataset, config: NormalizeConfig) -> _Restaining:
     to: dict[str, StainNormalizer] = {
         domain: LearnedNormalizer.of_run(trained, domain) for domain in (trained.a, trained.b)
     }
-    _require_domains(parent, (trained.a, trained.b), f"run={config.run} learned")
+    here = parent.samples(columns=["domain"])["domain"]
+    refuse_unknown_domains((trained.a, trained.b), here, f"run={config.run} in {parent.root}")
     learned = {}
     for domain in to:
         folds = trained.config.folds.get(domain)
@@ -121,7 +123,8 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
         raise UserError(
             "normalize_stains.py needs run=RUN, or method=reinhard|reinhard_domain|macenko with two domains a= and b="
         )
-    _require_domains(parent, (config.a, config.b), "a= and b= name")
+    here = parent.samples(columns=["domain"])["domain"]
+    refuse_unknown_domains((config.a, config.b), here, f"a= and b= in {parent.root}")
     size = config.image_size or 256
     images = {}
     for domain in (config.a, config.b):
@@ -139,13 +142,6 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
     }
     fitted = {"dataset_hash": parent.content_hash, "splits": ["train"], "folds": None}
     return _Restaining(config.a, config.b, to, size, dict(config.crop), {config.a: fitted, config.b: fitted})
-
-
-def _require_domains(dataset: Dataset, domains: Sequence[str], said: str) -> None:
-    here = sorted(set(dataset.samples(columns=["domain"])["domain"]))
-    for domain in domains:
-        if domain not in here:
-            raise UserError(f"{dataset.root}: no domain {domain!r} here ({said} it); there are {', '.join(here)}")
 
 
 def _targets(samples: Sequence[Sample], restaining: _Restaining, policy: Policy) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream_config import StreamConfig
@@ -17,7 +18,7 @@ from data_pipeline.threads import thread_share
 from trainer.calibration import Calibrated
 from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
-from trainer.normalizers.bundle import NormalizerBundle
+from trainer.normalizers.bundle import NormalizerBundle, normalized_domain
 from trainer.run_directory import DESCRIPTION
 from trainer.trained_classifier import TrainedClassifier, load_classifier
 
@@ -35,7 +36,7 @@ class RawClassifier:
     first, as those that it learned from. data: S, and how they are decoded. crop: share of their sides that is kept.
     batch: how many at a time. temperature: what calibrates the logits; the network divides them by it already.
     classifier: the part of the network that names types, without normaliser and temperature; None of an export.
-    normalizer: what the images go through on the way to it.
+    normalizer: what the images go through on the way to it. domain: their stain, where it is known.
     """
 
     network: nn.Module
@@ -47,13 +48,19 @@ class RawClassifier:
     temperature: float
     classifier: nn.Module | None = None
     normalizer: NormalizerBundle | None = None
+    domain: str | None = None
 
 
 def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
-    """A run's calibrated classifier for images of a stain, through its normaliser unless that is the stain it makes."""
+    """A run's calibrated classifier for images of a stain, through its normaliser where that is made for the stain.
+
+    Without `domain` it is for the run's only one, or for all of several that are treated alike. UserError for a domain
+    that the run does not know, and for none where it makes a difference.
+    """
+    domain = resolve_domain(trained, domain)
     network, data = trained.network, trained.config.data
     crop = data.crop.get(domain or "", 1.0)
-    normalizer = None if trained.normalizer is None or domain == trained.normalizer.target else trained.normalizer
+    normalizer = trained.normalizer if trained.normalizer is not None and domain == trained.normalizer.source else None
     if normalizer is not None:
         network = NormalizedClassifier(network, normalizer, data.image_size).eval()
         data, crop = replace(data, image_size=normalizer.image_size), normalizer.crop
@@ -68,7 +75,28 @@ def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
         temperature,
         classifier=trained.network,
         normalizer=normalizer,
+        domain=domain,
     )
+
+
+def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None:
+    """The stain of the images that a run's classifier is to name."""
+    known, normalizer, crop = set(trained.domains), trained.normalizer, trained.config.data.crop
+    if normalizer is not None:  # it learned from what the normaliser made, and names what it is made of
+        known -= {normalized_domain(normalizer.source, normalizer.target)}
+        known |= {normalizer.source, normalizer.target}
+    if domain is not None:
+        if known:
+            refuse_unknown_domains([domain], known, f"domain={domain} and {trained.config.run}")
+        return domain
+    if len(known) == 1:
+        return known.pop()
+    if normalizer is not None or len({crop.get(name, 1.0) for name in known}) > 1:
+        raise UserError(
+            f"{trained.config.run}: its domains' images are not prepared alike (a crop or a normaliser): name the "
+            f"domain of these images, domain=NAME, one of {', '.join(sorted(known))}"
+        )
+    return None
 
 
 def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
@@ -97,6 +125,7 @@ def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
             told["crop"],
             _BATCH,
             told.get("temperature", 1.0),  # before there was calibration, none was told
+            domain=told["domain"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not an export, or damaged ({error}): export the run again") from error

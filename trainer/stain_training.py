@@ -13,6 +13,7 @@ from torch import nn
 from data_pipeline.augment import AugmentConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, Topology
@@ -91,9 +92,8 @@ def with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
             f"{dataset.root}: images of one domain only ({here}): add a source stained differently with "
             "build_shards.py, domain=NAME"
         )
-    for name in (config.a, config.b):
-        if name is not None and name not in counts.index:
-            raise UserError(f"{dataset.root}: no domain {name!r} here; a and b are two of {here}")
+    refuse_unknown_domains(filter(None, (config.a, config.b)), counts.index, f"a= and b= in {dataset.root}")
+    refuse_unknown_domains(config.folds, counts.index, f"folds= and {dataset.root}")
     if config.a is None and config.b is None:
         if len(counts) > 2:
             raise UserError(f"{dataset.root}: images of {len(counts)} domains ({here}): name two of them, a= and b=")

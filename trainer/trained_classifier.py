@@ -18,6 +18,7 @@ from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
 from trainer.normalizers.bundle import NormalizerBundle, load_bundle
 from trainer.run_directory import CONFIG_FILE, read_run_config
+from trainer.training_data import read_training_data
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrainedClassifier:
     storage: how the images of that data set are stored; raw images go the same way before prediction.
     normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
     calibration: what its logits become probabilities by; the network itself knows nothing of it.
+    domains: of the images that it learned from; none where the run does not tell.
     """
 
     network: nn.Module
@@ -52,6 +54,7 @@ class TrainedClassifier:
     storage: ShardSettings
     normalizer: NormalizerBundle | None
     calibration: Calibration
+    domains: tuple[str, ...] = ()
 
     @property
     def layers(self) -> nn.Module:
@@ -89,8 +92,9 @@ def load_classifier(run: Path) -> TrainedClassifier:
     checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
     calibration = load_calibration(run, checkpoint.digest)
+    domains = tuple(sorted((read_training_data(run) or {}).get("domains", ())))
     return TrainedClassifier(
-        network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration
+        network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
     )
 
 

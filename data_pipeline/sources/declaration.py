@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
+from data_pipeline.file_names import printable
 
 SourceKind = Literal["barcelona", "munich", "folder", "table", "unlabelled"]
 # The sources that the user declares by name, whose groups are read by a rule.
@@ -75,7 +76,7 @@ class SourceDeclaration:
 class RawImage:
     """A file that came in, before anything has looked inside it."""
 
-    path: str  # relative to the source's folder, posix
+    path: str  # relative to the source's folder, posix, as `printable` gives it
     source_label: str  # the label in the source's own words
     cell_type: str  # one of CELL_TYPES, or '' for unlabelled
     group: str  # patient, slide or original inside this source; '' for a group of its own
@@ -85,9 +86,8 @@ class RawImage:
 
     @property
     def hidden(self) -> bool:
-        """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
-        parts = self.path.split("/")
-        return not self.listed and any(part.startswith(".") and part not in (".", "..") for part in parts)
+        """As `is_hidden` says, unless it was named one by one: a listed file is wanted."""
+        return not self.listed and is_hidden(self.path)
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def check_domain(domain: str, where: str) -> None:
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
     """All files below a folder, as sorted relative posix paths: those that are images by name, and the rest.
 
-    Links to folders are followed, each folder once. UserError for a folder without images, for a
-    folder that may not be listed and for names that are no UTF-8.
+    Names as `printable` gives them. Links to folders are followed, each folder once. UserError for a folder without
+    images and for one that may not be listed.
     """
     images: list[str] = []
     others: list[str] = []
@@ -155,17 +155,17 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
         seen.add(real)
         folders.sort()
         for name in files:
-            path = Path(here, name).relative_to(folder).as_posix()
+            path = printable(Path(here, name).relative_to(folder).as_posix())
             (images if Path(name).suffix.lower() in IMAGE_SUFFIXES else others).append(path)
-    for path in images:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{folder}: the file name {path!a} is not UTF-8; rename the file") from None
     if not images:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: no image in this folder or below it; give a folder with {suffixes} files")
     return sorted(images), sorted(others)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def passed_over(others: list[str], name: str) -> list[str]:

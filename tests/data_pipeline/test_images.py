@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from data_pipeline.images import HASH_BYTES, UnreadableImage, decode_rgb, inspect_image
+from data_pipeline.errors import UnreadableImage
+from data_pipeline.images import HASH_BYTES, decode_rgb, inspect_image
 from tests.data_pipeline.raw_images import encoded, picture
 
 
@@ -26,10 +27,15 @@ def saved(image: Image.Image, image_format: str, **options: object) -> bytes:
         (encoded(0)[:400], "damaged"),
         (encoded(0, "PNG")[:-300], "damaged"),
         (encoded(0, "TIFF")[:-300], "damaged"),
-        (saved(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "not 8 bits per channel"),
+        (saved(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "range cannot be told"),
         (saved(picture(0), "GIF", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
         (saved(picture(0), "TIFF", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
+        (saved(picture(0), "PNG", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
+        (saved(picture(0), "WEBP", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
+        (saved(picture(0), "PPM"), "not an image"),
         (saved(Image.new("1", (9000, 9000)), "PNG"), "9000x9000 pixels"),
+        (saved(Image.new("L", (66_000, 8)), "PNG"), "66000x8 pixels"),
+        (saved(Image.new("L", (1, 1)), "PNG"), "too small"),
     ],
 )
 def test_a_file_that_is_no_whole_picture_says_why_and_is_never_padded(raw: bytes, says: str) -> None:
@@ -53,6 +59,22 @@ def test_every_colour_mode_ends_as_rgb() -> None:
         assert converted.mode == "RGB"
         assert np.abs(np.asarray(converted, float) - expected).mean() < 4
     assert decode_rgb(saved(image.convert("P"), "PNG")).mode == "RGB"
+
+
+def test_colours_of_a_profile_come_to_srgb_and_those_of_srgb_stay() -> None:
+    """The same picture must not change its stain with the program that saved it."""
+    image = picture(0)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_array_equal(decode_rgb(saved(image, "PNG", icc_profile=srgb)), np.asarray(image))
+    # Red and blue change places: the least profile whose right reading is known.
+    tags = {srgb[at : at + 4]: at for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132]), 12)}
+    swapped = bytearray(srgb)
+    for one, other in ((b"rXYZ", b"bXYZ"), (b"bXYZ", b"rXYZ")):
+        swapped[tags[one] + 4 : tags[one] + 12] = srgb[tags[other] + 4 : tags[other] + 12]
+    name = srgb.find("sRGB".encode("utf-16-be"))
+    swapped[name : name + 8] = "swap".encode("utf-16-be")
+    decoded = np.asarray(decode_rgb(saved(image, "PNG", icc_profile=bytes(swapped))), int)
+    assert np.abs(decoded - np.asarray(image)[..., ::-1]).max() <= 3
 
 
 def test_a_picture_taken_sideways_is_turned_upright() -> None:

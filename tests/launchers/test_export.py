@@ -81,14 +81,15 @@ def test_the_normaliser_goes_into_the_model(two_stains: Dataset, launch: Launch,
     # Another size than the normaliser's, so that resizing is exported too.
     sized = [*(setting for setting in TINY if "image_size" not in setting), "data.image_size=48"]
     assert launch("train_classifier", "shards=normalized", "run=run", *sized).returncode == 0
-    done = launch("export", "run=run", "format=onnx", "out=out", f"shards={two_stains.root}")
+    done = launch("export", "run=run", "format=onnx", "out=out", f"shards={two_stains.root}", "domain=violet")
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "out/model.json").read_text())
     assert told["domain"] == "violet"
     assert told["normalizer"]["name"] == ("reinhard" if method == "reinhard" else "w_cyclegan_gp")
     images = f"images={two_stains.root.parent / 'raw' / 'violet'}"
+    assert_refused(launch("predict", "run=run", images, "out=none"), "domain=NAME, one of giemsa, violet")
     for name, run in (("live", "run"), ("exported", "out")):
-        done = launch("predict", f"run={run}", images, f"out={name}")
+        done = launch("predict", f"run={run}", images, f"out={name}", "domain=violet")
         assert done.returncode == 0, done.stderr
     live, exported = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("live", "exported"))
     probabilities = [name for name in live if name.startswith("p:")]

@@ -1,5 +1,6 @@
 """If these fail, a user meets a traceback, a hang or a wrong file where one clear line was due."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,42 @@ def test_the_tour_from_nothing_to_a_report_to_predictions(launch: Launch, tmp_pa
     assert (probabilities.idxmax(axis=1).str.removeprefix("p:") == frame["type"]).all()
     assert pd.read_csv(tmp_path / "predictions/unreadable.csv")["path"].str.endswith("broken.png").tolist() == [True]
     assert (tmp_path / "predictions/gallery.html").exists()
+    _a_second_prediction_takes_the_place_of_the_first(launch, tmp_path)
+
+
+def _a_second_prediction_takes_the_place_of_the_first(launch: Launch, tmp_path: Path) -> None:
+    """A slide's answers must not stand beside what is left of another slide's."""
+    slide, out = tmp_path / "slide", tmp_path / "predictions"
+    (slide / ".ipynb_checkpoints").mkdir(parents=True)
+    for number, name in enumerate((b"a.png", b"Zelle_\xe4.png", b"no_suffix", b".ipynb_checkpoints/a.png")):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        with open(os.path.join(os.fsencode(slide), name), "wb") as file:
+            Image.fromarray(pixels).save(file, "PNG")
+    (out / "notes.txt").write_text("the user's own")
+    done = launch("predict", "run=runs/quickstart/classifier", f"images={slide}", "out=predictions")
+    assert done.returncode == 0, done.stderr
+    assert "2 file(s) passed over (a.png: hidden file, no_suffix: no suffix of an image)" in done.stdout
+    assert {path.name for path in out.iterdir()} == {
+        "gallery.html",
+        "notes.txt",
+        "passed_over.csv",
+        "predictions.csv",
+    }
+    paths = pd.read_csv(out / "predictions.csv")["path"].tolist()
+    assert paths == [rf"{slide}/Zelle_\xe4.png", f"{slide}/a.png"]
+    assert (out / "gallery.html").read_text().count("<img") == 2
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut/broken.png").write_text("no image")
+    refused = launch("predict", "run=runs/quickstart/classifier", "images=cut", "out=predictions")
+    assert_refused(refused, "none of its 1 images can be read (broken.png: not an image)")
+    assert_refused(
+        launch("predict", "run=runs/quickstart/classifier", "images=slide/.ipynb_checkpoints/x", "out=p"), "no such"
+    )
+    assert_refused(
+        launch("predict", "run=runs/quickstart/classifier", "images=slide", "out=p", "domain=Giemsa"), "giemsa"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_scores_are_written_apart_and_training_images_are_refused(

@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from data_pipeline.errors import UserError
+from data_pipeline.file_names import on_disk
 from data_pipeline.progress_bar import progress_bar
 from trainer.metrics.evaluation import HEAT, PROBABILITY
 from trainer.report.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
@@ -68,9 +69,9 @@ def prediction_card(
 def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: bool = False) -> Path:
     """Write out/gallery.html for pictures without (or with) known types; returns its path.
 
-    frame columns: path (of an image file), type, confidence, a "p:<type>" column per type, and optionally
-    cell_type (the true type, '' unknown), uncertain (bool) and heat (bytes, as trainer.grad_cam gives them; with
-    middle_square, of each picture's middle square). The cells stand by predicted type, least certain first,
+    frame columns: path (of an image file, as `printable` gives it), type, confidence, a "p:<type>" column per type,
+    and optionally cell_type (the true type, '' unknown), uncertain (bool) and heat (bytes, as trainer.grad_cam gives
+    them; with middle_square, of each picture's middle square). The cells stand by predicted type, least certain first,
     CARDS_PER_PAGE to a file: gallery.html, gallery-002.html, ... Beyond MAX_PAGES files the most certain
     cells of each type are left out, and the page says so. Files of an earlier gallery in `out` are replaced.
     Raises UserError when the folder cannot be written.
@@ -156,7 +157,7 @@ def _sections_by_type(
         hot = part[HEAT] if HEAT in part else [None] * len(part)
         for path, truth, probabilities, uncertain, heat in zip(part["path"], truths, tables, unsure, hot, strict=True):
             name = Path(str(path)).name
-            picture = thumbnail(Path(str(path)), name, heat, middle_square=middle_square)
+            picture = thumbnail(on_disk(Path(), str(path)), name, heat, middle_square=middle_square)
             cards.append(
                 prediction_card(probabilities, cell_types, str(truth), picture, name, uncertain=bool(uncertain))
             )

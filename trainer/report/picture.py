@@ -9,6 +9,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from data_pipeline.errors import UnreadableImage
+from data_pipeline.images import decode_rgb
+
 _SIZE = 144  # pixels; about 5 kB as JPEG
 _HEAT_SIZE = 72  # smooth, so half as fine; about 3 kB as PNG
 _GREEN = (0, 215, 90)  # the one hue that no stain of blood has
@@ -25,12 +28,10 @@ def thumbnail(source: Path | bytes, alt: str, heat: bytes | None = None, *, midd
     heat: as `trainer.grad_cam.in_picture` gives it, laid over it; with middle_square, of the picture's middle square.
     """
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            image.draft("RGB", (_SIZE, _SIZE))
-            small = image.convert("RGB")
-            small.thumbnail((_SIZE, _SIZE))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return NO_PICTURE  # Pillow raises each of these for a damaged file
+        small = decode_rgb(source.read_bytes() if isinstance(source, Path) else source)
+        small.thumbnail((_SIZE, _SIZE))
+    except (OSError, UnreadableImage):
+        return NO_PICTURE
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,49 @@
+"""If these fail, a classifier sees images prepared otherwise than those that it learned from, and nobody is told."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data_pipeline.errors import UserError
+from data_pipeline.stream import StreamConfig
+from trainer.raw_classifier import resolve_domain
+
+
+def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[str, str] | None = None) -> Any:
+    """What a run says of its domains."""
+    through = None if normalizer is None else SimpleNamespace(source=normalizer[0], target=normalizer[1])
+    config = SimpleNamespace(run="runs/own", data=StreamConfig(crop=crop or {}))
+    return SimpleNamespace(domains=domains, config=config, normalizer=through)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "answer"),
+    [
+        (run("giemsa", crop={"giemsa": 0.5}), None, "giemsa"),
+        (run("giemsa", crop={"giemsa": 0.5}), "giemsa", "giemsa"),
+        (run("giemsa", "violet"), None, None),
+        (run("giemsa", "violet"), "violet", "violet"),
+        (run("giemsa", "violet", crop={"giemsa": 0.5, "violet": 0.5}), None, None),
+        (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "violet", "violet"),
+        (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "giemsa", "giemsa"),
+        (run(), "giemsa", "giemsa"),  # a run that tells no domain
+    ],
+)
+def test_a_runs_only_domain_is_the_default(trained: Any, asked: str | None, answer: str | None) -> None:
+    assert resolve_domain(trained, asked) == answer
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "says"),
+    [
+        (run("giemsa"), "Giemsa", "no domain 'Giemsa' here; use one of giemsa"),
+        (run("giemsa", "violet"), "purple", "use one of giemsa, violet"),
+        (run("giemsa", "violet", crop={"giemsa": 0.5}), None, "domain=NAME, one of giemsa, violet"),
+        (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), None, "one of giemsa, violet"),
+        (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "violet_as_giemsa", "giemsa, violet"),
+    ],
+)
+def test_an_unknown_domain_and_one_that_must_be_named_are_refused(trained: Any, asked: str | None, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve_domain(trained, asked)
