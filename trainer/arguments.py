@@ -73,8 +73,6 @@ def field_at(kind: type, key: str) -> tuple[tuple[str, ...], Any]:
         if name not in hints:
             raise UserError(f"{key}: no such key{nearest(key, keys_of(kind)) or '; see --help'}")
         path, hint = (*path, name), hints[name]
-    if dataclasses.is_dataclass(hint):
-        raise UserError(f"{key}: not a value but a group of them: give one, {next(keys_of(hint, f'{key}.'))}=VALUE say")
     return path, hint
 
 
@@ -100,6 +98,12 @@ def read_text(hint: Any, text: str, key: str) -> Any:
     inner, optional = without_none(hint)
     if optional and text == NULL:
         return None
+    if dataclasses.is_dataclass(inner):
+        if text.startswith("{"):
+            return _Reader(text, key).whole(dict[str, Any])
+        raise UserError(
+            f"{key}: not a value but a group of them: give one, {next(keys_of(inner, f'{key}.'))}=VALUE say"
+        )
     if get_origin(inner) in (list, tuple, dict):
         return _Reader(text, key).whole(inner)
     return read_scalar(inner, text, key)

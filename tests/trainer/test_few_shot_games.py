@@ -19,7 +19,7 @@ from trainer.differentiable_augmentation import NUMBERS, augment
 from trainer.few_shot_adaptation import EPISODES, begin_episode
 from trainer.few_shot_config import FewShotModelConfig, InnerLoopConfig
 from trainer.few_shot_run import build_networks
-from trainer.games.few_shot import Draw, Episode
+from trainer.games.few_shot import Draw, Episode, weighted_sum
 from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.optimizer_config import OptimizerConfig
@@ -116,7 +116,7 @@ def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
     torch.testing.assert_close(discriminator, {"discriminator": both}, rtol=1e-4, atol=1e-5)
     weights = model_of("few_shot_meta").weights
     whole = sum(term.mean() for term in generator.values())
-    torch.testing.assert_close(weights.total(generator), whole)  # lambda_En = lambda_MSR = 1
+    torch.testing.assert_close(weighted_sum(weights, generator), whole)  # lambda_En = lambda_MSR = 1
 
 
 @pytest.mark.parametrize("game", ["figr", "mine_gan"])
@@ -135,7 +135,7 @@ def test_a_wasserstein_critic_is_penalised_between_real_and_generated(game: str)
         between = (share * real[number] + (1 - share) * made[number])[None].float().requires_grad_(True)
         (slope,) = torch.autograd.grad(critic(between).sum(), between)
         assert terms["penalty"][number].item() == pytest.approx((slope.norm().item() - 1) ** 2, rel=1e-3)
-    assert model_of(game).weights.total(terms).item() == pytest.approx(
+    assert weighted_sum(model_of(game).weights, terms).item() == pytest.approx(
         terms["discriminator"].mean().item() + 10 * terms["penalty"].mean().item(), rel=1e-5
     )
 

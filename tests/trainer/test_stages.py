@@ -19,6 +19,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
+from trainer.arguments import later_wins
 from trainer.normalization_config import NormalizeConfig
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_stage
@@ -42,7 +43,7 @@ CLASSIFIER = (
 
 
 def stage_of(name: str, launcher: str, arguments: tuple[str, ...], inputs: Inputs, output: str) -> Stage:
-    settings = dataclasses.asdict(read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments))
+    settings = dataclasses.asdict(read_config(LAUNCHER_CONFIGS[launcher], launcher, later_wins(arguments)))
     return Stage(name, launcher, arguments, inputs, output, settings)
 
 
