@@ -23,7 +23,7 @@ class LogLines:
 
     def __init__(self, total: int, description: str, unit: str, initial: int, unit_scale: bool) -> None:
         self._total, self._initial = total, initial
-        self._look = {"prefix": f"{description}: ", "unit": f" {unit}", "unit_scale": unit_scale, "bar_format": _FORMAT}
+        self._look = {"prefix": f"{description}: ", "unit": unit, "unit_scale": unit_scale, "bar_format": _FORMAT}
         self._postfix = ""
         self._done = self._told = initial
         self._start = self._last = time.monotonic()

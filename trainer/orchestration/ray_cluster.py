@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -11,9 +12,11 @@ from contextlib import contextmanager
 import ray
 
 from data_pipeline.errors import UserError
+from data_pipeline.threads import available_cores
 
 # Times that a piece of work is started again where its process or its node died.
 RETRIES = 3
+_RESOURCES = "RAY_OVERRIDE_RESOURCES"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run's own log has it all
@@ -30,6 +33,10 @@ def joined_cluster() -> Iterator[None]:
     UserError where the cluster does not answer.
     """
     os.environ.update(_QUIET)
+    # A cluster of this process would take all cores of the machine, whatever its affinity is; one that is there has
+    # its own number.
+    given = os.environ.get(_RESOURCES)
+    os.environ.setdefault(_RESOURCES, json.dumps({"CPU": available_cores()}))
     try:
         _knock(os.environ.get("RAY_ADDRESS", ""))
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -38,6 +45,9 @@ def joined_cluster() -> Iterator[None]:
             f"no Ray cluster answers ({error}): start it, with RAY_AUTH_MODE=token here too if it has it, or have this "
             "machine work alone: ray stop, and no RAY_ADDRESS in the environment"
         ) from error
+    finally:
+        if given is None:
+            del os.environ[_RESOURCES]
     try:
         yield
     finally:
