@@ -9,7 +9,7 @@ from functools import cache, partial
 
 from data_pipeline.names import plain, shown
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, list_images, passed_over
-from data_pipeline.sources.identifiers import canonical
+from data_pipeline.sources.identifiers import alike_warnings, canonical
 from data_pipeline.sources.labels import cell_type_of, refuse_unknown
 
 # Names of folders that are no patient and no slide: parts of a data set, places for files, finer types.
@@ -80,8 +80,12 @@ def _group_name(folder: str) -> str:
 
 def _group_warnings(images: Sequence[RawImage], declaration: SourceDeclaration) -> list[str]:
     """Which sub-folders were taken for patients or slides by default, or were not in an older data set."""
-    if declaration.group in ("folder", "none"):
+    if declaration.group == "none":
         return []
+    named = {image.group.removeprefix("folder ") for image in images if image.group and not image.hidden}
+    alike = [f"{declaration.name}: {warning}" for warning in alike_warnings(named, "sub-folder")]
+    if declaration.group == "folder":
+        return alike
     depth = 1 if declaration.kind == "folder" else 0
     counts: Counter[str] = Counter()
     labels: dict[str, set[str]] = defaultdict(set)
@@ -93,7 +97,7 @@ def _group_warnings(images: Sequence[RawImage], declaration: SourceDeclaration) 
         if name:
             counts[name] += 1
             labels[name].add(image.source_label)
-    warnings = _named_in_files(images, declaration)
+    warnings = alike + _named_in_files(images, declaration)
     if unnamed:
         warnings.append(
             f"{declaration.name}: {unnamed} image(s) lie in sub-folders whose names say that nobody knows whose they "

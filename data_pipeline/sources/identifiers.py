@@ -101,7 +101,7 @@ def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> l
         old = "are taken for several, as when this source was declared, and may be one"
         treated = "are taken for one" if merged else old
         warnings.append(f"{what} {_listed(one[0])}{_more(len(one))} {treated}: write them alike, or in different words")
-    warnings += _alike(list(by_name), what)
+    warnings += alike_warnings(by_name, what)
     shapes = {"a number that a spreadsheet has rounded": _ROUNDED, "a date": _DATE}
     for shape, pattern in shapes.items():
         odd = [name for name in written if pattern.fullmatch(" ".join(name.casefold().split()))]
@@ -113,10 +113,10 @@ def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> l
     return warnings
 
 
-def _alike(names: Iterable[str], what: str) -> list[str]:
+def alike_warnings(names: Iterable[str], what: str) -> list[str]:
     """A warning for identifiers that differ only in case, separators, leading zeros or a word for what they name."""
     loose: dict[str, list[str]] = defaultdict(list)
-    for name in names:
+    for name in sorted(names):
         bare = re.sub(r"^(patient|subject|case|slide|id|no|nr)(?![a-z])", "", plain(name))
         key = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", re.sub(r"(?<![0-9])[\s/]|[\s/](?![0-9])", "", bare))
         loose[key or name].append(name)

@@ -146,6 +146,9 @@ def test_what_sub_folders_are_taken_for_is_told(tmp_path: Path) -> None:
     assert "(p1, p2) are taken for patients" in told("auto", "unlabelled"), "the folders of types above them are none"
     assert "look like patients or slides, and their images lie in several splits" in told(None)
     assert told("folder") == told("none") == ""
+    write_image(tmp_path / "basophil" / "P-01" / "0.png", 80)
+    for rule in ("auto", "folder"):
+        assert "sub-folder 'p 01' and 'p1' may be one: they are taken for several" in told(rule)
     finer = tmp_path / "finer"
     folder_groups(finer, "auto", "monocyte/classical/0.png", "monocyte/classical/1.png")
     said = survey(SourceDeclaration("folder", "f", finer, "d")).warnings[0]

@@ -16,6 +16,9 @@ from data_pipeline.sources import SourceDeclaration, read_label_mapping, survey
 from data_pipeline.sources.csv_files import read_csv
 from data_pipeline.stream import StreamConfig
 from tests.data_pipeline.raw_images import folder_source, survey_or_refusal, write_image
+from trainer.few_shot_config import FewShotRunConfig
+from trainer.orchestration.ablation import AblationConfig
+from trainer.synthesis import SynthesizeConfig
 
 
 def apart(name: str) -> str:
@@ -58,6 +61,9 @@ def test_what_no_eye_sees_is_escaped() -> None:
 def test_cell_types_are_known_as_users_write_them() -> None:
     written = ["Neutrophil", "SMUDGE-CELL", "immature_granulocyte ", "blast", ""]
     assert in_our_words(written) == ["neutrophil", "smudge cell", "immature granulocyte", "blast", ""]
+    assert SynthesizeConfig(cell_types=["Smudge-Cell"]).cell_types == ["smudge cell"]
+    assert FewShotRunConfig(rich_types=["Basophil"], rare_types=["smudge_cell"]).rare_types == ["smudge cell"]
+    assert AblationConfig(moderate_types=["BASOPHIL"]).moderate_types == ["basophil"]
     assert StreamConfig(cell_types=["Basophil", "smudge_cell"]).cell_types == ["basophil", "smudge cell"]
 
 
