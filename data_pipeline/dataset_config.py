@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
 from data_pipeline.shard_cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
+from data_pipeline.store import is_url
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class DatasetConfig:
         default: whose data set it is, and whose cache, where none is named here; a run's, say.
         """
         if default is not None:
+            if not self.shards and not is_url(str(default.shards)) and not Dataset.is_at(Path(str(default.shards))):
+                raise UserError(
+                    f"{default.shards}: the data set that the run was trained on is not there: give shards=DIR, where "
+                    "it lies now, or another data set"
+                )
             cache = self if self.cache else default
             return replace(cache, shards=self.shards or default.shards).open_dataset()
         return Dataset.open(str(self.shards), self.shard_cache())

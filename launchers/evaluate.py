@@ -35,16 +35,18 @@ from data_pipeline.catalog import SPLITS
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
+from data_pipeline.learned_images import SeenChoice
 from data_pipeline.stream import Topology
 from launchers.console import launch, read_config
 from trainer.classifier_training import scoring_batch
-from trainer.evaluation import evaluate, refuse_training_images
+from trainer.evaluation import evaluate
 from trainer.generation_evaluation import evaluate_bank
 from trainer.generation_scores import Judges
 from trainer.metrics.classification import format_scores
 from trainer.metrics.evaluation import save_evaluation, save_record
 from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
 from trainer.metrics.perceptual import perceptual_distance
+from trainer.provenance import learned_by_run, say, unseen
 from trainer.report import write_generation_report, write_model_card, write_run_report, write_stain_report
 from trainer.run_directory import read_run_config
 from trainer.stain_evaluation import evaluate_stain_model
@@ -62,6 +64,7 @@ class EvaluateConfig(DatasetConfig):
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
     folds: list[int] | None = None
+    seen_images: SeenChoice = "refuse"
     features: str | None = None
     classifier: str | None = None
     lpips_weights: str | None = None
@@ -140,13 +143,16 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 
 def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     trained = load_classifier(run)
-    own = trained.config.open_dataset()
     dataset = config.open_dataset(trained.config)
     splits = SPLITS if config.split == "all" else (config.split,)
     domains = trained.config.data.domains if config.domain is None else [config.domain]
     if config.domain is None and config.shards is not None:
         domains = None
-    refuse_training_images(own, trained.config.data, dataset, domains, splits)
+    rows = dataset.samples(
+        splits=splits, domains=domains, cell_types=trained.cell_types, folds=config.folds, columns=["id"]
+    )
+    place, remedy = f"split {config.split}", "score split=test, or images that it has not seen"
+    seen = unseen(learned_by_run(run), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
     result, frame = evaluate(
         trained.network.to(topology.device),
         trained.checkpoint,
@@ -157,6 +163,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
         batch=scoring_batch(trained.config.train),
         topology=topology,
         calibration=trained.calibration,
+        seen=seen,
         normalizer=trained.normalizer,
         folds=config.folds,
     )
@@ -167,6 +174,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
     own_test = same_data and config.split == "test" and domains == trained.config.data.domains and not config.folds
     path = save_evaluation(run, result, frame, own_test=own_test)
     write_model_card(run)
+    say(seen, "scores")
     print(format_scores(result["scores"]))
     print(f"{path.resolve()}\n{write_run_report(run).resolve()}")
 

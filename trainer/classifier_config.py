@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.learned_images import SeenChoice
 from data_pipeline.stream import StreamConfig
 from models.classifiers import ClassifierConfig
 from trainer.fit import FitConfig
@@ -42,10 +43,13 @@ class ClassifierFitConfig(FitConfig):
 class ClassifierRunConfig(DatasetConfig):
     """Everything a classifier's run follows from.
 
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written.
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written. seen_images: what becomes of validation
+    and test images that the initial weights, or a generator or normaliser, learned from: the training is refused, or
+    the scores leave them out.
     """
 
     run: str | None = None
+    seen_images: SeenChoice = "refuse"
     seed: int = 0
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: StreamConfig = field(default_factory=StreamConfig)
