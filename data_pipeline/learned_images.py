@@ -26,6 +26,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
 
 FILE = "learned.parquet"
+# In a bank: of the classifier that scored its images.
+JUDGE_FOLDER = "evaluation"
 Role = Literal["trained", "chosen"]
 SeenChoice = Literal["refuse", "leave_out"]
 
@@ -134,6 +136,12 @@ class LearnedImages:
     def of_role(self, role: Role) -> LearnedImages:
         """Those of one role alone."""
         return replace(self, table=self.table[self.table["role"] == role].reset_index(drop=True))
+
+    def only_through(self, word: str) -> LearnedImages:
+        """What was learned through ancestors with this in their names."""
+        table = self.table[self.table["through"].str.contains(word, regex=False)].reset_index(drop=True)
+        unknown = tuple(line for line in self.unknown if word in line)
+        return LearnedImages(table, unknown, {name: n for name, n in self.synthetic.items() if word in name})
 
     def __len__(self) -> int:
         return len(self.table)
@@ -252,4 +260,13 @@ def learned_by_bank(bank: Path) -> LearnedImages:
         return LearnedImages.load(bank / FILE)
     return LearnedImages.unknown_because(
         "the bank does not say what its generator learned from: give its synthesize.py command again"
+    )
+
+
+def learned_by_bank_judge(bank: Path) -> LearnedImages:
+    """What the classifier learned from that gave a bank's images their scores."""
+    if (bank / JUDGE_FOLDER / FILE).exists():
+        return LearnedImages.load(bank / JUDGE_FOLDER / FILE)
+    return LearnedImages.unknown_because(
+        "the bank does not say what the classifier that scored its images learned from: score it again with evaluate.py"
     )

@@ -4,8 +4,11 @@ usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
       run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
-      split=test    or validation, train, all; images that trained or chose a classifier are refused
+      split=test    or validation, train, all
       domain=NAME   only the images of this stain
+      seen_images=leave_out   score without the images that the run, or what it began with, learned from, was chosen by,
+                    or saw copies of (other files, sizes, mirrored) or the patient or slide of, and say so in the
+                    record; default: refuse
       folds=[0,1]   only the images of these folds, of the five that all images are dealt into
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
                     features=inception [inception_weights=FILE], the network of FID
@@ -35,7 +38,7 @@ from data_pipeline.catalog import SPLITS
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
-from data_pipeline.learned_images import SeenChoice
+from data_pipeline.learned_images import LearnedImages, SeenChoice
 from data_pipeline.stream import Topology
 from launchers.console import launch, read_config
 from trainer.classifier_training import scoring_batch
@@ -106,7 +109,12 @@ def _score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> N
     trained = load_stain_model(run)
     dataset = config.open_dataset(trained.config)
     space = _feature_space(config.features, config).to(topology.device)
-    result = evaluate_stain_model(trained, dataset, space, split=config.split, topology=topology)
+    learned = LearnedImages.joined([learned_by_run(run), _learned_by_features(config.features)])
+    ids = dataset.samples(splits=[config.split], domains=[trained.a, trained.b], columns=["id"])["id"].tolist()
+    remedy = "score split=test of images that neither run nor features= has seen"
+    seen = unseen(learned, dataset, ids, config.seen_images, f"split {config.split}", remedy)
+    say(seen, "scores")
+    result = evaluate_stain_model(trained, dataset, space, split=config.split, topology=topology, seen=seen)
     own_test = dataset.content_hash == trained.dataset_hash and config.split == "test"
     path = save_record(run, result, own_test=own_test)
     for name, scores in result["directions"].items():
@@ -119,6 +127,13 @@ def _feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
     if features == "inception":
         return InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
     return ClassifierFeatures.of(load_classifier(Path(features)))
+
+
+def _learned_by_features(features: str) -> LearnedImages:
+    """What a feature space was trained on; FID's network has seen no blood cells."""
+    if features == "inception":
+        return LearnedImages()
+    return learned_by_run(Path(features)).of_role("trained").through(f"{features} (features=)")
 
 
 def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
@@ -137,7 +152,14 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         classifier,
         perceptual_distance(config.lpips_weights, classifier).to(topology.device),
     )
-    path = evaluate_bank(bank, dataset, judges, topology)
+    path = evaluate_bank(
+        bank,
+        dataset,
+        judges,
+        topology,
+        seen_images=config.seen_images,
+        space_learned=_learned_by_features(config.features or config.classifier),
+    )
     print(f"{path.resolve()}\n{write_generation_report(root).resolve()}")
 
 

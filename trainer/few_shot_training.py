@@ -25,6 +25,7 @@ from trainer.fit import Game, fit, resume
 from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.player import Player
+from trainer.provenance import learned_by_few_shot_model
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import EngineName, Precision, leave_processes, resolve_engine, resolve_precision
 
@@ -82,6 +83,7 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
             raise UserError(f"{run}: holds a run that was trained on rich types: give another run=DIR")
         if topology.rank == 0:
             write_run_config(run, values | content)
+            learned_by_few_shot_model(config, dataset).save(run)
     leave_processes()
     for cell_type in data.rare[topology.rank :: topology.world_size]:
         adaptation = Adaptation(cell_type, config, dataset, data, topology.device)
@@ -117,6 +119,7 @@ class _Training:
         progress = resume(self._run, game, made_with)
         if topology.rank == 0:
             write_run_config(self._run, content)
+            learned_by_few_shot_model(config, self._dataset).save(self._run)
         adaptations: list[Adaptation] = []
 
         def score_epoch(step: int) -> dict[str, float]:
