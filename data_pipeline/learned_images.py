@@ -70,7 +70,7 @@ class LearnedImages:
             generated = rows["origin"] == "synthetic"
             synthetic += int(generated.sum())
             parts.append(rows[~generated].drop(columns="origin").assign(role=role, through=""))
-        unknown = ()
+        unknown: tuple[str, ...] = ()
         table = pd.concat(parts, ignore_index=True)
         if missing := int(table["perceptual_hash"].isna().sum()):
             unknown = (f"copies of {missing} images of {dataset.root}, whose catalogue has no perceptual hash of them",)
@@ -221,8 +221,8 @@ class SeenImages:
             return
         left_out = ", or give seen_images=leave_out to score without them"
         raise UserError(
-            f"{len(self.through)} of the {self.count} images of {place} were used to train or choose what is scored, "
-            f"or are copies or of the same patient or slide ({self.words}): "
+            f"{len(self.through)} of the {self.count} images of {place} were used to train or choose the network, or "
+            f"are copies of such images or of their patients or slides ({self.words}): "
             f"{remedy}{left_out if len(self.through) < self.count else ''}"
         )
 

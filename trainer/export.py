@@ -166,6 +166,9 @@ def _real(live: RawClassifier, dataset: Dataset) -> MicroBatch:
 def _rendered(side: int) -> MicroBatch:
     """Phantom cells, the same each time: they say whether two models compute alike, nothing of their answers."""
     rows = np.arange(_CHECKED)
-    cells = [render_cell(CELL_TYPES[row % len(CELL_TYPES)], STAINS[row % len(STAINS)], row, 0, side) for row in rows]
+    cells = [
+        render_cell(CELL_TYPES[row % len(CELL_TYPES)], STAINS[row % len(STAINS)], row, 0, side)
+        for row in range(_CHECKED)
+    ]
     images = torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return MicroBatch(images, torch.zeros(_CHECKED, dtype=torch.int64), rows, rows, 0, 1)
