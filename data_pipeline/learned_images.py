@@ -137,11 +137,12 @@ class LearnedImages:
         """Those of one role alone."""
         return replace(self, table=self.table[self.table["role"] == role].reset_index(drop=True))
 
-    def only_through(self, word: str) -> LearnedImages:
-        """What was learned through ancestors with this in their names."""
-        table = self.table[self.table["through"].str.contains(word, regex=False)].reset_index(drop=True)
-        unknown = tuple(line for line in self.unknown if word in line)
-        return LearnedImages(table, unknown, {name: n for name, n in self.synthetic.items() if word in name})
+    def only_through(self, ancestor: str) -> LearnedImages:
+        """What was learned through this ancestor alone."""
+        through = self.table["through"]
+        chosen = (through == ancestor) | through.str.startswith(f"{ancestor}, from ")
+        unknown = tuple(line for line in self.unknown if line.startswith(f"{ancestor}: "))
+        return LearnedImages(self.table[chosen].reset_index(drop=True), unknown)
 
     def __len__(self) -> int:
         return len(self.table)

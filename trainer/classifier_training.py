@@ -17,6 +17,7 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.stream import Stream, StreamConfig, Topology
 from models.classifiers.naive_bayes import NaiveBayes
 from trainer.calibration import fit_temperature, save_calibration
+from trainer.checkpoint import CheckpointStore
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.fit import AfterEpoch, FitConfig, Selection, fit, resume, saved_state
@@ -51,7 +52,10 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     # The test split too is opened now: that it cannot be scored is better known before the training.
     held_out, test = (_held_out(split, learned, dataset, config, cell_types, topology) for split in HELD_OUT)
     torch.manual_seed(derive_key(config.seed, "weights"))
-    network = build_network(config.model, len(cell_types), config.data.image_size)
+    # A run that goes on has its own weights, wherever those that it began with are now.
+    begun = CheckpointStore(run / "checkpoints").latest() is not None
+    model = dataclasses.replace(config.model, weights=None) if begun else config.model
+    network = build_network(model, len(cell_types), config.data.image_size)
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
     values = settings(config, ClassifierRunConfig, stream.config.order)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}

@@ -146,7 +146,7 @@ def _of_run(parent: Dataset, config: NormalizeConfig) -> _Restaining:
         splits = ["train"] if folds is None else None
         learned[domain] = {"dataset_hash": trained.dataset_hash, "splits": splits, "folds": folds}
     data = trained.config.data
-    images = learned_by_run(Path(str(config.run))).through(f"{config.run} (normaliser)")
+    images = learned_by_run(Path(str(config.run))).through(f"{Path(str(config.run)).resolve().name} (normaliser)")
     return _Restaining(trained.a, trained.b, to, data.image_size, dict(data.crop), learned, images)
 
 

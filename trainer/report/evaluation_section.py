@@ -58,16 +58,18 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         calibration = record["calibration"]
         fitted = f"fitted on {calibration['validation_images']} validation images"
         rows.append(("temperature", f"{calibration['temperature']:.3f}, {calibration['remark'] or fitted}"))
-    if "seen_images" in record:
-        rows.append(("unseen", seen_words(record["seen_images"])))
+    rows.append(("unseen", seen_words(record)))
     if record["not_scored"]:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record["not_scored"].items())
         rows.insert(3, ("not scored", f"{left}: not among the model's types"))
     return Facts(rows)
 
 
-def seen_words(seen: Mapping[str, Any]) -> str:
-    """Whether the scored images are new to what is scored, from a record's "seen_images"."""
+def seen_words(record: Mapping[str, Any]) -> str:
+    """Whether a record's images are new to what is scored."""
+    if "seen_images" not in record:
+        return "not checked: an older record; score again"
+    seen = record["seen_images"]
     words = f"compared with {seen['compared_with']} images that it, or what it began with, was trained on or chosen by"
     if seen["left_out"]:
         words += (
