@@ -62,6 +62,24 @@ def test_copies_in_another_data_set_are_found_and_no_other_image(
     assert not seen.unchecked
 
 
+def test_a_copy_that_came_later_of_an_old_training_image_is_not_new(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """The build takes the training image out and keeps the copy in the test; old weights remember the first."""
+    later = copies(tiny_dataset, tmp_path, lambda image: image.resize((40, 40), Image.Resampling.LANCZOS))
+    raw = Path(str(tiny_dataset.root)).parent / "raw"
+    sources = [
+        SourceDeclaration(kind="table", name="phantom", root=next(raw.glob("*.csv")), domain="phantom"),
+        SourceDeclaration(kind="folder", name="other", root=tmp_path / "raw", domain="other"),
+    ]
+    build_dataset(tmp_path / "grown", sources, ratio=(0.6, 0.2, 0.2), progress=False)
+    grown, old = Dataset.open(tmp_path / "grown"), tiny_dataset.samples().set_index("id")["split"]
+    split_of = {identity[:12]: split for identity, split in old.items()}
+    test = grown.samples(splits=["test"])
+    copied = test[(test["source"] == "other") & test["path"].map(lambda path: split_of.get(Path(path).stem) == "train")]
+    assert 0 < len(copied) < len(test)
+    assert len(later.samples()) == len(tiny_dataset.samples())
+    assert set(learned_by(tiny_dataset).seen_among(grown, test["id"]).through) == set(copied["id"])
+
+
 def test_own_test_images_and_other_cells_are_new(tiny_dataset: Dataset, two_stains: Dataset) -> None:
     learned = learned_by(tiny_dataset)
     assert not learned.seen_among(tiny_dataset, tiny_dataset.samples(splits=["test"])["id"]).through
