@@ -48,7 +48,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)
     stream = training_stream(dataset, config, cell_types, topology)
-    learned = learned_at_start(run, lambda: learned_by_classifier(config, dataset, cell_types))
+    learned = learned_at_start(run, dataset, lambda: learned_by_classifier(config, dataset, cell_types))
     # The test split too is opened now: that it cannot be scored is better known before the training.
     held_out, test = (_held_out(split, learned, dataset, config, cell_types, topology) for split in HELD_OUT)
     torch.manual_seed(derive_key(config.seed, "weights"))

@@ -46,7 +46,7 @@ def train_conditional_model(config: ConditionalRunConfig, topology: Topology) ->
             "dataset_hash": dataset.content_hash,
         }
         write_run_config(run, values | content)
-        learned_at_start(run, lambda: learned_by_conditional_model(config, dataset, cell_types)).save(run)
+        learned_at_start(run, dataset, lambda: learned_by_conditional_model(config, dataset, cell_types)).save(run)
     sheets = ConditionalSheets(dataset, config, cell_types, run) if topology.rank == 0 else None
 
     def score_epoch(step: int) -> dict[str, float]:

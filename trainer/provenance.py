@@ -71,9 +71,10 @@ def learned_by_few_shot_model(config: FewShotRunConfig, dataset: Dataset) -> Lea
     return LearnedImages.joined([own, learned_by_makers(dataset)])
 
 
-def learned_at_start(run: Path, compute: Callable[[], LearnedImages]) -> LearnedImages:
-    """What a run that is about to train learns from; of one that has begun, what it wrote then."""
-    if CheckpointStore(run / "checkpoints").latest() is not None and (run / FILE).exists():
+def learned_at_start(run: Path, dataset: Dataset, compute: Callable[[], LearnedImages]) -> LearnedImages:
+    """What a run that is about to train learns from; of one that has begun on this data set, what it wrote then."""
+    begun = CheckpointStore(run / "checkpoints").latest() is not None and (run / FILE).exists()
+    if begun and read_run_config(run).get("dataset_hash") == dataset.content_hash:
         return LearnedImages.load(run / FILE)
     return compute()
 
