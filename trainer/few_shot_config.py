@@ -4,11 +4,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
 from data_pipeline.stream import StreamConfig
 from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
-from trainer.episodes import ORIGINS
+from trainer.episodes import ORIGINS, FewShotData, choose_data
 from trainer.fit import FitConfig
 from trainer.games.few_shot import FewShotWeights, InnerLoopConfig
 from trainer.player import OptimizerConfig
@@ -140,3 +141,14 @@ class FewShotRunConfig(DatasetConfig):
                 f"train.global_batch={self.train.global_batch}: {processes} processes play whole episodes of "
                 f"shots={self.shots} images each; give a multiple of {together}"
             )
+
+    def choose_data(self, dataset: Dataset) -> FewShotData:
+        """The images that a run learns from; see `episodes.choose_data`."""
+        return choose_data(
+            dataset,
+            domains=self.data.domains,
+            cell_types=self.data.cell_types,
+            rich=self.rich_types if self.model.learns_from_rich else [],
+            rare=self.rare_types,
+            origins=self.origins,
+        )

@@ -16,7 +16,7 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.sampling import Order
 from data_pipeline.stream import Stream, Topology
 from trainer.checkpoint import CheckpointStore
-from trainer.episodes import EpisodeOrder, FewShotData, choose_data
+from trainer.episodes import EpisodeOrder, FewShotData
 from trainer.few_shot_adaptation import Adaptation, begin_episode, saved_adaptation
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.few_shot_run import KIND, build_networks
@@ -42,14 +42,7 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
     dataset, run = config.open_dataset(), Path(str(config.run))
     # Episodes and batches of rich types take from everywhere, and a rare type has few images.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, order=config.data.order or "global"))
-    data = choose_data(
-        dataset,
-        domains=config.data.domains,
-        cell_types=config.data.cell_types,
-        rich=config.rich_types if config.model.learns_from_rich else [],
-        rare=config.rare_types,
-        origins=config.origins,
-    )
+    data = config.choose_data(dataset)
     if config.model.learns_from_rich and not data.rich:
         raise UserError(
             f"{dataset.root}: no cell type beside the rare ones ({', '.join(data.rare)}) has training images to learn "

@@ -13,7 +13,6 @@ from trainer.checkpoint import CheckpointStore
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.configuration import typed
-from trainer.episodes import choose_data
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.run_directory import CONFIG_FILE, read_run_config
 from trainer.stain_config import StainRunConfig
@@ -59,14 +58,7 @@ def learned_by_conditional_model(
 
 def learned_by_few_shot_model(config: FewShotRunConfig, dataset: Dataset) -> LearnedImages:
     """Training images of rich and rare types."""
-    data = choose_data(
-        dataset,
-        domains=config.data.domains,
-        cell_types=config.data.cell_types,
-        rich=config.rich_types if config.model.learns_from_rich else [],
-        rare=config.rare_types,
-        origins=config.origins,
-    )
+    data = config.choose_data(dataset)
     own = LearnedImages.of(dataset, {"trained": [*data.rich_ids, *data.rare_ids]})
     return LearnedImages.joined([own, learned_by_makers(dataset)])
 
