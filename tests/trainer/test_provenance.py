@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -42,7 +43,7 @@ def _say(run: Path, **values: object) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(content | values, sort_keys=False))
 
 
-def _record(run: Path, name: str = "metrics") -> dict[str, object]:
+def _record(run: Path, name: str = "metrics") -> dict[str, Any]:
     return dict(json.loads((run / f"evaluation/{name}.json").read_text()))
 
 
@@ -66,7 +67,7 @@ def test_weights_that_saw_what_is_held_out_now(
     assert set(answers["id"]) == set(held_out["id"][~held_out["group"].isin(groups)])
     seen = _record(tmp_path / "later")["seen_images"]
     left_out = len(held_out) - len(answers)
-    assert seen["left_out"] == left_out > 0  # type: ignore[index]
+    assert seen["left_out"] == left_out > 0
     assert f"test: {left_out} of {len(held_out)} images left out" in done.stderr
     assert f"{left_out} images, or their patients" in (tmp_path / "later/model_card.md").read_text()
     # What the older run learned from goes on with the later one.
@@ -126,4 +127,4 @@ def test_more_epochs_begin_anew_from_its_weights(data: Path, launch: Launch, tmp
     assert_refused(refused, "train.epochs was 1, is now 2", "run=NEW model.weights=run")
     done = launch("train_classifier", "run=more", "model.weights=run", *arguments)
     assert done.returncode == 0, done.stderr
-    assert _record(tmp_path / "more")["seen_images"]["left_out"] == 0  # type: ignore[index]
+    assert _record(tmp_path / "more")["seen_images"]["left_out"] == 0
