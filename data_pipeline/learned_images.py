@@ -209,9 +209,9 @@ class SeenImages:
 
     @property
     def words(self) -> str:
-        """'20 by itself, 8 through runs/lab (model.weights=)'."""
+        """'20 directly, 8 through runs/lab (model.weights=)'."""
         counts = pd.Series(list(self.through.values()), dtype=str).value_counts()
-        return ", ".join(f"{count} {f'through {name}' if name else 'by itself'}" for name, count in counts.items())
+        return ", ".join(f"{count} {f'through {name}' if name else 'directly'}" for name, count in counts.items())
 
     def require_unseen(self, choice: SeenChoice, place: str, remedy: str) -> None:
         """UserError where images were seen that may not be left out of a score, or none would be left.

@@ -173,7 +173,7 @@ def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> 
     rows = dataset.samples(
         splits=splits, domains=domains, cell_types=trained.cell_types, folds=config.folds, columns=["id"]
     )
-    place, remedy = f"split {config.split}", "score split=test, or images that it has not seen"
+    place, remedy = f"split {config.split}", "score images that it has not seen"
     seen = unseen(learned_by_run(run), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
     result, frame = evaluate(
         trained.network.to(topology.device),

@@ -140,7 +140,7 @@ def test_a_score_on_seen_images_is_refused_or_leaves_them_out(tiny_dataset: Data
     learned, rows = learned_by(tiny_dataset), tiny_dataset.samples(splits=["train", "test"])["id"]
     seen = learned.seen_among(tiny_dataset, rows)
     with pytest.raises(
-        UserError, match=r"^\d+ of the \d+ images of here .* \(\d+ by itself\): go, or give seen_images="
+        UserError, match=r"^\d+ of the \d+ images of here .* \(\d+ directly\): go, or give seen_images="
     ):
         seen.require_unseen("refuse", "here", "go")
     seen.require_unseen("leave_out", "here", "go")
