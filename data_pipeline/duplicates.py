@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 _ROWS_AT_ONCE = 65_536
 # From here on, sorting by more keys costs less than comparing all that share one of few.
 _MANY_ROWS = 500_000
-_MANY_PAIRS = 4_000_000_000
+_MANY_PAIRS = 50_000_000_000
 _PAIRS_AT_ONCE = 1_000_000
 
 # Of 256 bits: where pictures may be mirrored or turned. To the 16 by which a copy that was resized, saved again or
@@ -136,6 +136,7 @@ def _near_pairs_between(
     bands, bits = max_distance + agreeing, few.shape[1] * 8
     width = 8 * -(-bits // (8 * bands))  # of a band's key, whole bytes
     keys_of = [[_band_keys(hashes, list(range(band, bits, bands))) for band in range(bands)] for hashes in (few, many)]
+    first = [np.ascontiguousarray(hashes[:, :8]).view(np.uint64).ravel() for hashes in (few, many)]
     for chosen in combinations(range(bands), agreeing):
         sought, keys = (_joined_keys([of[band] for band in chosen], width) for of in keys_of)
         order = np.argsort(keys, kind="stable")
@@ -146,8 +147,10 @@ def _near_pairs_between(
             one = np.repeat(rows, count[rows])
             within = np.arange(len(one)) - np.repeat(count[rows].cumsum() - count[rows], count[rows])
             other = order[np.repeat(start[rows], count[rows]) + within]
-            distance = np.bitwise_count(few[one].view(np.uint64) ^ many[other].view(np.uint64)).sum(axis=1)
-            close = distance <= max_distance
+            # A quarter of the bits tells most pairs apart.
+            close = np.bitwise_count(first[0][one] ^ first[1][other]) <= max_distance
+            one, other = one[close], other[close]
+            close = np.bitwise_count(few[one] ^ many[other]).sum(axis=1, dtype=np.int64) <= max_distance
             if close.any():
                 yield one[close], other[close]
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_pipeline import duplicates
 from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.duplicates import SAME_PICTURE_BITS, nearest_learned
@@ -157,8 +159,9 @@ def test_a_pictures_turned_hash_follows_from_its_own(seed: int, turn: Image.Tran
     assert nearest_learned(np.frombuffer(copied, np.uint8)[None], known).tolist() == [1]
 
 
+@pytest.mark.parametrize("limit", [0, 10**9], ids=["as for many", "as for few"])
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300))
-def test_the_search_finds_every_near_hash_and_no_other(seed: int, few: int, many: int) -> None:
+def test_the_search_finds_every_near_hash_and_no_other(limit: int, seed: int, few: int, many: int) -> None:
     """Among few or many, equal ones too; which side is turned makes no difference."""
     draw = np.random.default_rng(seed)
     known = draw.integers(0, 256, (many, 32), dtype=np.uint8)
@@ -170,6 +173,7 @@ def test_the_search_finds_every_near_hash_and_no_other(seed: int, few: int, many
         bits = np.unpackbits(known[sources[row]])
         bits[draw.choice(256, draw.integers(0, SAME_PICTURE_BITS + 1), replace=False)] ^= 1
         hashes[row] = np.packbits(bits)
-    found = nearest_learned(hashes, known)
+    with mock.patch.object(duplicates, "_MANY_PAIRS", limit):
+        found = nearest_learned(hashes, known)
     assert ((found >= 0) == near).all()
     assert (known[found[near]] == known[sources[near]]).all()
