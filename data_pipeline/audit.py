@@ -14,6 +14,7 @@ from data_pipeline.build_files import DATASET_FILE, mirror_of
 from data_pipeline.build_report import UNLABELLED
 from data_pipeline.catalog import SPLITS, Dataset, Sample, content_hash, from_table
 from data_pipeline.curate import NEAR_DUPLICATE_BITS, check_ratio, fold_of, group_name, split_of
+from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.lineage import banks_of, family, lineage, normalization_needs_label
 from data_pipeline.sources.munich import original_of
 from data_pipeline.store import Store
@@ -156,6 +157,7 @@ def _check_generators(ground: _Ground) -> Check:
     sources = {row.source for row in ground.rows if row.origin == "synthetic"}
     held_out = [row for row in ground.rows if row.split != "train"]
     shown = {member.content_hash: member for member in ground.family}
+    makers = learned_by_makers(ground.dataset)
     banks = {bank["name"]: bank for member in ground.family for bank in banks_of(member) if bank["name"] in sources}
     found = [f"no bank is recorded for the synthetic images of {name}" for name in sorted(sources - set(banks))]
     ancestors, unknown = lineage(ground.dataset), ""
@@ -163,6 +165,14 @@ def _check_generators(ground: _Ground) -> Check:
         learned = str(bank["made_by"].get("dataset_hash"))
         if learned not in ancestors:
             found.append(f"the generator of {name} learned from data set {learned[:12]}, which this was not made from")
+        elif generator := _told_by_bank(makers, name):
+            seen = generator.seen_among(ground.dataset, [row.id for row in held_out])
+            found += [
+                f"{named(row)} or its group taught the generator of {name}"
+                for row in held_out
+                if row.id in seen.through
+            ]
+            unknown = unknown or "; ".join(seen.unchecked)
         elif learned not in shown:
             unknown = ground.lost
         else:
@@ -173,6 +183,12 @@ def _check_generators(ground: _Ground) -> Check:
     remedy = "leave the bank out, or train its generator on this data set's training images"
     checked = "banks of synthetic images, none made by a generator that has seen a held-out image"
     return Check("generators", checked, len(sources), tuple(found), remedy, unknown)
+
+
+def _told_by_bank(makers: LearnedImages, name: str) -> LearnedImages | None:
+    """What the generator of a bank learned from, where the bank said so when its images were taken over."""
+    generator = makers.only_through(f"{name} (bank)")
+    return None if generator.unknown or not len(generator) else generator
 
 
 def _check_label_normalized(ground: _Ground) -> Check:

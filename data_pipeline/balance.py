@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,13 @@ from data_pipeline.curate import fold_of, group_name
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import NAME, ImageBank
+from data_pipeline.learned_images import (
+    FILE,
+    LearnedImages,
+    learned_by_bank,
+    learned_by_bank_judge,
+    learned_by_makers,
+)
 from data_pipeline.lineage import lineage
 from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
@@ -83,22 +91,36 @@ def balance_dataset(
         "parent": parent.metadata["made_by"],
     }
     made = [_template(bank, row) for bank, row in chosen]
-    return derive_dataset(
-        out,
-        parent,
-        kept=from_table(parent.table),
-        made=made,
-        render=_Renderer({template.id: image for template, image in zip(made, chosen, strict=True)}),
-        made_by=made_by,
-        settings=settings,
+    with tempfile.TemporaryDirectory() as folder:
+        _learned_from(parent, banks, config.best).save(Path(folder))
         # A classifier of the parent's normalised images needs their normaliser here too.
-        attachments={name: parent.attachment_path(name) for name in parent.metadata.get("attachments", {})},
-        warnings=warnings,
-        rank=rank,
-        world_size=world_size,
-        barrier=barrier,
-        progress=progress,
-    )
+        attachments = {name: parent.attachment_path(name) for name in parent.metadata.get("attachments", {})}
+        return derive_dataset(
+            out,
+            parent,
+            kept=from_table(parent.table),
+            made=made,
+            render=_Renderer({template.id: image for template, image in zip(made, chosen, strict=True)}),
+            made_by=made_by,
+            settings=settings,
+            attachments={**attachments, FILE: Path(folder) / FILE},
+            warnings=warnings,
+            rank=rank,
+            world_size=world_size,
+            barrier=barrier,
+            progress=progress,
+        )
+
+
+def _learned_from(parent: Dataset, banks: Sequence[_Bank], best: str | None) -> LearnedImages:
+    """What made the images, or chose among them, learned from."""
+    parts = [learned_by_makers(parent)]
+    for bank in banks:
+        parts.append(learned_by_bank(bank.images.root).through(f"{bank.name} (bank)"))
+        if best is not None:
+            judge = learned_by_bank_judge(bank.images.root)
+            parts.append(judge.through(f"{bank.name} (its images chosen by best={best})"))
+    return LearnedImages.joined(parts)
 
 
 def training_counts(dataset: Dataset, domains: Sequence[str] | None = None) -> dict[str, dict[str, int]]:

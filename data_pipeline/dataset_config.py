@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from data_pipeline.errors import UserError
 from data_pipeline.shard_cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
-from data_pipeline.store import CATALOG_FILE, no_dataset, root_of
+from data_pipeline.store import CATALOG_FILE, is_url, no_dataset, root_of
 
 if TYPE_CHECKING:
     from data_pipeline.catalog import Dataset
+
+# What becomes of a score of images that were learned from before: no score, or one without them.
+SeenChoice = Literal["refuse", "leave_out"]
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,16 @@ class DatasetConfig:
 
         default: whose data set it is, and whose cache, where none is named here; a run's, say.
         """
-        if default is not None:
-            cache = self if self.cache else default
-            return replace(cache, shards=self.shards or default.shards).open_dataset()
         from data_pipeline.catalog import Dataset
 
+        if default is not None:
+            if not self.shards and not is_url(str(default.shards)) and not Dataset.is_at(Path(str(default.shards))):
+                raise UserError(
+                    f"{default.shards}: the data set that the run was trained on is not there: give shards=DIR, where "
+                    "it lies now, or another data set"
+                )
+            cache = self if self.cache else default
+            return replace(cache, shards=self.shards or default.shards).open_dataset()
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:

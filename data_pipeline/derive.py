@@ -65,8 +65,9 @@ def derive_dataset(
 
     kept: rows of the parent, taken over by reference, the excluded ones too.
     made: templates of new rows. The id of a template is a recipe id, 64 hexadecimal digits: the SHA-256 of
-    what decides the image. The new row has in its place the SHA-256 of the stored bytes, its own size in
-    pixels, and no perceptual hash. Equal images are settled as duplicates of raw files are.
+    what decides the image. The new row has in its place the SHA-256 of the stored bytes and its own size
+    in pixels; its perceptual hash is the template's, that of the raw picture. Equal images are settled as duplicates
+    of raw files are.
     render: makes the images of one shard, uint8 RGB [H, W, 3], in the order of its samples.
     made_by: what made the images, as JSON; with another one every image is made again.
     attachments: name -> file that is copied into the data set (`Dataset.attachment_path`).

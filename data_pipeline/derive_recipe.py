@@ -67,7 +67,7 @@ def make_recipe(
             raise ValueError(f"{row.path}: a template is kept and its id is 64 hexadecimal digits, not {row.id!r}")
     described = describe_attachments(attachments)
     made_with = [made_by, dataclasses.asdict(settings)]
-    templates = [dataclasses.replace(row, perceptual_hash=None, **NOWHERE) for row in made]
+    templates = [dataclasses.replace(row, **NOWHERE) for row in made]
     planned = tuple(
         dataclasses.replace(shard, plan=_hash([*made_with, shard.plan])) for shard in plan_shards(templates, settings)
     )

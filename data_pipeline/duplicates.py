@@ -13,6 +13,14 @@ from scipy.sparse.csgraph import connected_components
 _ROWS_AT_ONCE = 65_536
 # From here on, sorting by more keys costs less than comparing all that share one of few.
 _MANY_ROWS = 500_000
+_MANY_PAIRS = 50_000_000_000
+_PAIRS_AT_ONCE = 1_000_000
+
+# Of 256 bits: where pictures may be mirrored or turned. To the 16 by which a copy that was resized, saved again or
+# changed in contrast is off come those of the turned hash, which is worked out from bits alone (5 in the mean). Of 400
+# turned, resized and saved copies in the two public sets the furthest is 20 bits off; of 3.7 million pairs of different
+# cells under all eight symmetries the nearest is 68.
+SAME_PICTURE_BITS = 24
 
 
 def near_pairs(
@@ -78,3 +86,78 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     _, component = connected_components(graph, directed=False)
     components: npt.NDArray[np.int64] = component.astype(np.int64)[row_of]
     return components
+
+
+def nearest_learned(
+    hashes: npt.NDArray[np.uint8], known: npt.NDArray[np.uint8], max_distance: int = SAME_PICTURE_BITS
+) -> npt.NDArray[np.int64]:
+    """For each of `hashes` the row of a hash in `known` that is of the same picture, mirrored or turned too; else -1.
+
+    Both uint8 [n, 32], perceptual hashes. Every mirrored and quarter-turned picture's hash follows from the bits of the
+    original's: of a cosine transform odd frequencies change their sign, or rows and columns change places.
+    """
+    found = np.full(len(hashes), -1, np.int64)
+    if not len(hashes) or not len(known):
+        return found
+    # Each once: a thousand blank images are one row here.
+    here, place = np.unique(hashes, axis=0, return_inverse=True)
+    there, first = np.unique(known, axis=0, return_index=True)
+    few, many = sorted((here, there), key=len)
+    turned = _turned(few)
+    nearest = np.full(len(here), -1, np.int64)
+    for one, other in _near_pairs_between(turned, many, max_distance):
+        one %= len(few)
+        if few is here:
+            nearest[one] = other
+        else:
+            nearest[other] = one
+    return np.where(nearest >= 0, first[nearest], -1)[place.ravel()]
+
+
+def _turned(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Hashes uint8 [8 n, 32] of what mirrors and quarter turns make of n pictures, to within a few bits each."""
+    side = int((hashes.shape[1] * 8) ** 0.5)
+    bits = np.unpackbits(hashes, axis=1).reshape(-1, side, side)
+    odd = np.arange(side, dtype=np.uint8) % 2
+    turns = [
+        plane ^ (odd * across)[None, None, :] ^ (odd * down)[None, :, None]
+        for plane in (bits, bits.transpose(0, 2, 1))
+        for across in (0, 1)
+        for down in (0, 1)
+    ]
+    return np.packbits(np.concatenate(turns).reshape(-1, side * side), axis=1)
+
+
+def _near_pairs_between(
+    few: npt.NDArray[np.uint8], many: npt.NDArray[np.uint8], max_distance: int
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """All pairs (row of few, row of many) within a Hamming distance, some repeatedly; by bands, as `near_pairs`."""
+    agreeing = 1 if len(few) * len(many) < _MANY_PAIRS else 2
+    bands, bits = max_distance + agreeing, few.shape[1] * 8
+    width = 8 * -(-bits // (8 * bands))  # of a band's key, whole bytes
+    keys_of = [[_band_keys(hashes, list(range(band, bits, bands))) for band in range(bands)] for hashes in (few, many)]
+    first = [np.ascontiguousarray(hashes[:, :8]).view(np.uint64).ravel() for hashes in (few, many)]
+    for chosen in combinations(range(bands), agreeing):
+        sought, keys = (_joined_keys([of[band] for band in chosen], width) for of in keys_of)
+        order = np.argsort(keys, kind="stable")
+        start = np.searchsorted(keys[order], sought)
+        count = np.searchsorted(keys[order], sought, side="right") - start
+        parts = np.arange(_PAIRS_AT_ONCE, int(count.sum()), _PAIRS_AT_ONCE)
+        for rows in np.split(np.arange(len(few)), np.searchsorted(count.cumsum(), parts)):
+            one = np.repeat(rows, count[rows])
+            within = np.arange(len(one)) - np.repeat(count[rows].cumsum() - count[rows], count[rows])
+            other = order[np.repeat(start[rows], count[rows]) + within]
+            # A quarter of the bits tells most pairs apart.
+            close = np.bitwise_count(first[0][one] ^ first[1][other]) <= max_distance
+            one, other = one[close], other[close]
+            close = np.bitwise_count(few[one] ^ many[other]).sum(axis=1, dtype=np.int64) <= max_distance
+            if close.any():
+                yield one[close], other[close]
+
+
+def _joined_keys(keys: list[npt.NDArray[np.uint64]], width: int) -> npt.NDArray[np.uint64]:
+    """Keys of `width` bits each side by side, as one."""
+    joined = keys[0]
+    for place, key in enumerate(keys[1:], 1):
+        joined = joined | key << np.uint64(width * place)
+    return joined

@@ -3,13 +3,15 @@
 usage:
   python launchers/audit.py shards=DIR [run=RUN] [out=FILE.json]
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
-      run=RUN       a run of train_classifier.py: each of its evaluation records is looked up too
+      run=RUN       a run of train_classifier.py: each of its evaluation records is looked up too, and held against
+                    what the run and all that it began with learned from, which RUN/learned.parquet tells
       out=FILE      receives the result as JSON: every image concerned, sizes and encodings of all
       workers=N     processes that look at images; without it as many as OMP_NUM_THREADS and this process's share of
                     the cores allow, and never more
   Prints a line for each check: groups, near duplicates (mirrored and turned ones too) and parents across splits,
   synthetic and label-normalised images held out, generators that saw held-out images, splits that are not their
-  group's, how images are stored; for each evaluation record that its images are real, of the split said and unseen.
+  group's, how images are stored; for each evaluation record that its images are real, of the split said and unseen,
+  nor copies of what was seen: other files, at another size, mirrored.
   Exit code 0: clean. 1: something was found, or could not be checked. 2: a mistake in the arguments or the files.
 
 example:
@@ -23,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.disk import replace_through
@@ -65,10 +67,13 @@ def is_clean(config: AuditConfig) -> bool:
     from data_pipeline.audit import audit_dataset
     from data_pipeline.audit_check import record_of
 
-    dataset, of_run = _audit_run(config) if config.run else (config.open_dataset(), [])
-    of_data, stored = audit_dataset(dataset, workers=usable_workers(config.workers))
-    checks = of_data + of_run
-    about = {"data_set": {"path": dataset.address, "content_hash": dataset.content_hash}, "run": config.run}
+    dataset, checks = _audit_run(config) if config.run else (config.open_dataset(), [])
+    about: dict[str, Any] = {"data_set": None, "run": config.run}
+    stored: dict[str, Any] = {}
+    if dataset is not None:
+        of_data, stored = audit_dataset(dataset, workers=usable_workers(config.workers))
+        checks = of_data + checks
+        about["data_set"] = {"path": dataset.address, "content_hash": dataset.content_hash}
     record = record_of(checks, about) | {"stored": stored}
     if config.out:
         replace_through(Path(config.out), (json.dumps(record, indent=1) + "\n").encode())
@@ -77,8 +82,8 @@ def is_clean(config: AuditConfig) -> bool:
     return bool(record["clean"])
 
 
-def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:
-    """The data set of the run, and the checks of the run's evaluation records."""
+def _audit_run(config: AuditConfig) -> tuple[Dataset | None, list[Check]]:
+    """The data set that is named, else the run's own where it is there, and the checks of the run's records."""
     # Here, for the processes that look at images import this file too, and need no network.
     from data_pipeline.catalog import Dataset
     from trainer.run_audit import audit_run
@@ -86,8 +91,14 @@ def _audit_run(config: AuditConfig) -> tuple[Dataset, list[Check]]:
 
     folder, cache = Path(str(config.run)), config.shard_cache()
     run = read_classifier_run(folder)
-    dataset = config.open_dataset(run.config)
-    return dataset, audit_run(folder, run, dataset, lambda root: Dataset.read_catalog(root, cache))
+    dataset, gone = None, []
+    try:
+        dataset = config.open_dataset(run.config)
+    except UserError as error:
+        if config.shards:
+            raise
+        gone.append(Check("data set", "data set that the run was trained on", 0, unknown=str(error)))
+    return dataset, gone + audit_run(folder, dataset, lambda root: Dataset.read_catalog(root, cache))
 
 
 if __name__ == "__main__":

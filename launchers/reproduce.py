@@ -36,7 +36,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.store import root_of
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, launch, read_config
-from launchers.evaluate import EvaluateConfig
+from trainer.evaluation_config import EvaluateConfig
 
 if TYPE_CHECKING:
     from trainer.orchestration.reproduction import Reproduction

@@ -11,6 +11,9 @@ usage:
       model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154; the rivals vgg19, resnet50, inception_v3,
                             xception, efficientnet, resnext101, se_resnext50, sequential_cnn, naive_bayes;
                             timm (any of its models, with model.timm_name=...)
+      model.weights=RUN     begins with another run's weights, those of a file, or timm's (pretrained)
+      seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of
+                            the data set, learned from are not scored; without it such a training is refused
       data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time

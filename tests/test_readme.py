@@ -25,7 +25,7 @@ KINDS: dict[str, type] = {
     "balance": BalanceConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,
-    "evaluate": evaluate.EvaluateConfig,
+    "evaluate": evaluation_config.EvaluateConfig,
     "export": export.ExportConfig,
     "predict": predict.PredictConfig,
 }

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.dataset_config import DatasetConfig, SeenChoice
 from data_pipeline.stream_config import StreamConfig
 from models.classifiers.config import ClassifierConfig
 from trainer.fit_config import FitConfig, NetworkChoices
@@ -41,10 +41,13 @@ class ClassifierFitConfig(FitConfig):
 class ClassifierRunConfig(DatasetConfig):
     """Everything a classifier's run follows from.
 
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written.
+    shards, cache, cache_size: see DatasetConfig. run: where the run is written. seen_images: what becomes of validation
+    and test images that the initial weights, or a generator or normaliser, learned from: the training is refused, or
+    the scores leave them out.
     """
 
     run: str | None = None
+    seen_images: SeenChoice = "refuse"
     seed: int = 0
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     data: StreamConfig = field(default_factory=StreamConfig)

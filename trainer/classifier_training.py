@@ -13,12 +13,14 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import LearnedImages, SeenImages
 from data_pipeline.randomness import derive_key
 from data_pipeline.split_check import way_out
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
 from models.classifiers.naive_bayes import NaiveBayes
 from trainer.calibration import fit_temperature, save_calibration
+from trainer.checkpoint import CheckpointStore
 from trainer.choices import EngineName, Precision
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.evaluation import evaluate, predict_all, scoring_stream, validation_scores
@@ -32,12 +34,15 @@ from trainer.naive_bayes import fit_naive_bayes
 from trainer.normalizers.bundle import FILE
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
+from trainer.provenance import learned_at_start, learned_by_classifier, say, unseen
 from trainer.report.model_card import write_model_card
 from trainer.report.run_report import write_run_report
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import resolve_engine, resolve_precision
 from trainer.trained_classifier import TrainedClassifier, build_network, load_classifier
 from trainer.training_data import save_training_data
+
+HELD_OUT = ("validation", "test")
 
 
 def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
@@ -51,20 +56,14 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     precision = resolve_precision(config.train.precision, topology.device)
     cell_types = known_cell_types(dataset, config.data)
     stream = training_stream(dataset, config, cell_types, topology)
+    learned = learned_at_start(run, dataset, lambda: learned_by_classifier(config, dataset, cell_types))
     # The test split too is opened now: that it cannot be scored is better known before the training.
-    held_out, _ = (
-        scoring_stream(
-            dataset,
-            dataclasses.replace(config.data, cell_types=None),
-            splits=[split],
-            cell_types=cell_types,
-            batch=scoring_batch(config.train),
-            topology=topology,
-        )
-        for split in ("validation", "test")
-    )
+    held_out, test = (_held_out(split, learned, dataset, config, cell_types, topology) for split in HELD_OUT)
     torch.manual_seed(derive_key(config.seed, "weights"))
-    network = build_network(config.model, len(cell_types), config.data.image_size)
+    # A run that goes on has its own weights, wherever those that it began with are now.
+    begun = CheckpointStore(run / "checkpoints").latest() is not None
+    model = dataclasses.replace(config.model, weights=None) if begun else config.model
+    network = build_network(model, len(cell_types), config.data.image_size)
     epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
     values = settings(config, ClassifierRunConfig, stream.config.order)
     facts = {"data set": dataset.content_hash, "cell types": ",".join(cell_types), "precision": precision}
@@ -81,6 +80,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
                 "normalizer": _take_normalizer(dataset, run),
             }
             write_run_config(run, values | content)
+            learned.save(run)
 
     if isinstance(network, NaiveBayes):
         finished = saved_state(run, made_with) is not None
@@ -89,7 +89,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
             fit_naive_bayes(
                 network,
                 stream,
-                held_out,
+                held_out.stream,
                 steps=epoch_steps,
                 select_by=config.train.select_by,
                 run=run,
@@ -101,7 +101,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
         _train_by_gradient(
             network,
             stream,
-            held_out,
+            held_out.stream,
             config,
             epoch_steps=epoch_steps,
             topology=topology,
@@ -110,7 +110,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
             describe_run=describe_run,
             after_epoch=after_epoch,
         )
-    trained = _calibrated(load_classifier(run), held_out, run, topology)
+    trained = _calibrated(load_classifier(run), held_out.stream, run, topology)
     result, frame = evaluate(
         trained.network.to(topology.device),
         trained.checkpoint,
@@ -121,6 +121,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
         batch=scoring_batch(config.train),
         topology=topology,
         calibration=trained.calibration,
+        seen=test.seen,
     )
     if topology.rank != 0:
         return run / "report.html"
@@ -128,6 +129,42 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     save_training_data(run, dataset, config.data)
     write_model_card(run)
     return write_run_report(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+    """A split that a run is scored on. stream: without the images that were seen."""
+
+    stream: Stream
+    seen: SeenImages
+
+
+def _held_out(
+    split: str,
+    learned: LearnedImages,
+    dataset: Dataset,
+    config: ClassifierRunConfig,
+    cell_types: Sequence[str],
+    topology: Topology,
+) -> _HeldOut:
+    """The validation or test split. UserError where there is none, or what the run begins with has seen it."""
+    domains = config.data.domains
+    ids = dataset.samples(splits=[split], domains=domains, cell_types=cell_types, columns=["id"])["id"].tolist()
+    # Validation may choose twice, as it does in a run that begins with the weights of an older one.
+    before = learned.of_role("trained") if split == "validation" else learned
+    seen = unseen(before, dataset, ids, config.seen_images, f"split {split}", "begin with other weights or images")
+    if topology.rank == 0:
+        say(seen, split)
+    stream = scoring_stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None),
+        splits=[split],
+        cell_types=cell_types,
+        batch=scoring_batch(config.train),
+        topology=topology,
+        left_out=seen.through,
+    )
+    return _HeldOut(stream, seen)
 
 
 def _calibrated(trained: TrainedClassifier, held_out: Stream, run: Path, topology: Topology) -> TrainedClassifier:

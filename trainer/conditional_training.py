@@ -19,6 +19,7 @@ from trainer.fit import fit, resume
 from trainer.games.conditional import ConditionalGame
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
+from trainer.provenance import learned_at_start, learned_by_conditional_model
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import resolve_engine, resolve_precision
 
@@ -46,6 +47,7 @@ def train_conditional_model(config: ConditionalRunConfig, topology: Topology) ->
             "dataset_hash": dataset.content_hash,
         }
         write_run_config(run, values | content)
+        learned_at_start(run, dataset, lambda: learned_by_conditional_model(config, dataset, cell_types)).save(run)
     sheets = ConditionalSheets(dataset, config, cell_types, run) if topology.rank == 0 else None
 
     def score_epoch(step: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, permute, uniform
+from trainer.few_shot_config import FewShotRunConfig
 
 # A type with fewer training images is rare (thesis, section 3.6).
 FEWEST_OF_RICH = 100
@@ -59,6 +60,18 @@ class FewShotData:
     rich_ids: tuple[str, ...]
     rare_ids: tuple[str, ...]
     rare_domain: str
+
+
+def data_of_run(config: FewShotRunConfig, dataset: Dataset) -> FewShotData:
+    """The images that a run learns from; see `choose_data`."""
+    return choose_data(
+        dataset,
+        domains=config.data.domains,
+        cell_types=config.data.cell_types,
+        rich=config.rich_types if config.model.learns_from_rich else [],
+        rare=config.rare_types,
+        origins=config.origins,
+    )
 
 
 def choose_data(

@@ -1,6 +1,6 @@
 """Scoring a trained classifier on a data set, with the evidence kept beside the score (contract C14)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.lineage import lineage, normalization, normalization_needs_label
+from data_pipeline.learned_images import SeenImages
+from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
 from trainer.calibration import Calibration, calibrated_probabilities
@@ -33,19 +34,25 @@ def scoring_stream(
     batch: int,
     topology: Topology,
     folds: Sequence[int] | None = None,
+    left_out: Collection[str] = (),
 ) -> Stream:
-    """A stream that shows each image of the splits once, `batch` per process at a time.
+    """A stream that shows each image of the splits once, `batch` per process at a time; left_out: ids of those not.
 
     UserError when there is none, or a synthetic one among them: those are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
     if (origins == "synthetic").any():
         raise UserError(f"{dataset.root}: split {'/'.join(splits)} holds synthetic images, which are never scored")
+    ids = None
+    if left_out:
+        every = dataset.samples(splits=splits, domains=config.domains, folds=folds, columns=["id"])["id"]
+        ids = every[~every.isin(list(left_out))].tolist()
     return Stream(
         dataset,
         config,
         splits=splits,
         cell_types=cell_types,
+        ids=ids,
         global_batch=batch * topology.world_size,
         training=False,
         topology=topology,
@@ -110,6 +117,7 @@ def evaluate(
     batch: int,
     topology: Topology,
     calibration: Calibration,
+    seen: SeenImages,
     normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -117,6 +125,7 @@ def evaluate(
 
     calibration: what makes its logits probabilities; the scores are of these, and `calibration` in the result holds
     the calibration's own, of the probabilities without it too.
+    seen: what comparing the images with those that the classifier learned from gave; those it had seen are left out.
     normalizer: what the classifier's training images went through; raw images of its source domain go
     through it first.
     Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
@@ -126,8 +135,9 @@ def evaluate(
     crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
     config = replace(config, cell_types=None, crop=crop)
     everything = dataset.samples(
-        splits=splits, domains=config.domains, folds=folds, columns=["cell_type", "origin", "domain"]
+        splits=splits, domains=config.domains, folds=folds, columns=["id", "cell_type", "origin", "domain"]
     )
+    everything = everything[~everything["id"].isin(list(seen.through))]
     _refuse_label_normalized(dataset, everything)
     counts = everything["cell_type"].replace("", "unlabelled").value_counts()
     not_scored = {name: int(count) for name, count in counts.items() if name not in cell_types}
@@ -135,20 +145,27 @@ def evaluate(
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
     passes: list[tuple[nn.Module, StreamConfig]] = []
     if normalizer is not None and raw in here:
-        seen = replace(
+        raw_images = replace(
             config,
             domains=[normalizer.source],
             image_size=normalizer.image_size,
             crop={normalizer.source: normalizer.crop},
         )
-        passes.append((NormalizedClassifier(classifier, normalizer, config.image_size), seen))
+        passes.append((NormalizedClassifier(classifier, normalizer, config.image_size), raw_images))
     plain = sorted(here - {raw})
     if plain or not passes:
         passes.append((classifier, replace(config, domains=plain or config.domains)))
     tables, parts = [], []
-    for network, seen in passes:
+    for network, shown in passes:
         stream = scoring_stream(
-            dataset, seen, splits=splits, cell_types=cell_types, batch=batch, topology=topology, folds=folds
+            dataset,
+            shown,
+            splits=splits,
+            cell_types=cell_types,
+            batch=batch,
+            topology=topology,
+            folds=folds,
+            left_out=seen.through,
         )
         parts.append(predict_all(network, stream))
         tables.append(stream.samples)
@@ -169,6 +186,7 @@ def evaluate(
         "normalizer": _normalizer_of(dataset, samples, everything, normalizer),
         "cell_types": list(cell_types),
         "not_scored": not_scored,
+        "seen_images": seen.as_record(),
         "scores": score(answers, labels, groups, cell_types),
         "calibration": {
             "temperature": calibration.temperature,
@@ -236,38 +254,3 @@ def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
             f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
             "are never scored; score split=test, or a data set normalised by policy=to_a"
         )
-
-
-def refuse_training_images(
-    run_dataset: Dataset,
-    trained: StreamConfig,
-    dataset: Dataset,
-    scored_domains: Sequence[str] | None,
-    splits: Sequence[str],
-) -> None:
-    """UserError when a group that the run trained or was chosen on stands among the images to be scored."""
-    scored = dataset.samples(splits=splits, domains=scored_domains, columns=["id", "parent", "group"])
-    seen = seen_in_training(run_dataset, trained, dataset, scored)
-    if seen.any():
-        raise UserError(
-            f"{int(seen.sum())} of the {len(scored)} images of split {'/'.join(splits)} in {dataset.root} were "
-            "used to train or choose this classifier: score split=test, or name a domain it was not trained on"
-        )
-
-
-def seen_in_training(
-    run_dataset: Dataset, trained: StreamConfig, dataset: Dataset, scored: pd.DataFrame
-) -> "pd.Series[bool]":
-    """Which rows of `scored` (id, parent, group; of `dataset`) a run trained or was chosen on, or on their group."""
-    learned = run_dataset.samples(
-        splits=["train", "validation"],
-        domains=trained.domains,
-        cell_types=trained.cell_types,
-        columns=["id", "parent", "group"],
-    )
-    # An image and what a normaliser made of it are one image; groups are named within one family of data sets.
-    known = set(learned["id"]) | set(learned["parent"]) - {""}
-    seen = scored["id"].isin(known) | scored["parent"].isin(known)
-    if lineage(run_dataset) & lineage(dataset):
-        seen |= scored["group"].isin(learned["group"])
-    return seen

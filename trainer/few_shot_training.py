@@ -17,7 +17,7 @@ from data_pipeline.sampling import Order
 from data_pipeline.stream import Stream, Topology
 from trainer.checkpoint import CheckpointStore
 from trainer.choices import EngineName, Precision
-from trainer.episodes import EpisodeOrder, FewShotData, choose_data
+from trainer.episodes import EpisodeOrder, FewShotData, data_of_run
 from trainer.few_shot_adaptation import Adaptation, begin_episode, saved_adaptation
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.few_shot_run import KIND, build_networks
@@ -26,6 +26,7 @@ from trainer.fit import Game, fit, resume
 from trainer.games.mine_gan import Pretraining
 from trainer.games.reptile import Reptile
 from trainer.player import Player
+from trainer.provenance import learned_by_few_shot_model
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.topology import leave_processes, resolve_engine, resolve_precision
 
@@ -42,14 +43,7 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
     dataset, run = config.open_dataset(), Path(str(config.run))
     # Episodes and batches of rich types take from everywhere, and a rare type has few images.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, order=config.data.order or "global"))
-    data = choose_data(
-        dataset,
-        domains=config.data.domains,
-        cell_types=config.data.cell_types,
-        rich=config.rich_types if config.model.learns_from_rich else [],
-        rare=config.rare_types,
-        origins=config.origins,
-    )
+    data = data_of_run(config, dataset)
     if config.model.learns_from_rich and not data.rich:
         raise UserError(
             f"{dataset.root}: no cell type beside the rare ones ({', '.join(data.rare)}) has training images to learn "
@@ -83,6 +77,7 @@ def train_few_shot_model(config: FewShotRunConfig, topology: Topology) -> Path:
             raise UserError(f"{run}: holds a run that was trained on rich types: give another run=DIR")
         if topology.rank == 0:
             write_run_config(run, values | content)
+            learned_by_few_shot_model(config, dataset).save(run)
     leave_processes()
     for cell_type in data.rare[topology.rank :: topology.world_size]:
         adaptation = Adaptation(cell_type, config, dataset, data, topology.device)
@@ -118,6 +113,7 @@ class _Training:
         progress = resume(self._run, game, made_with)
         if topology.rank == 0:
             write_run_config(self._run, content)
+            learned_by_few_shot_model(config, self._dataset).save(self._run)
         adaptations: list[Adaptation] = []
 
         def score_epoch(step: int) -> dict[str, float]:

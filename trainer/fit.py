@@ -316,9 +316,13 @@ def saved_state(run: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None
             if state["fingerprint"].get(key) != fingerprint.get(key)
         )
         was, now = state["fingerprint"].get(changed[0]), fingerprint.get(changed[0])
+        anew = "another run=DIR to begin anew"
+        if changed in (["data set"], ["train.epochs"]) and "model.weights" in fingerprint:
+            # Not simply longer: the learning rates of all its steps follow from their number.
+            anew = f"run=NEW model.weights={run} to train on from its weights"
         raise UserError(
             f"{checkpoint.path}: checkpoint of another run ({changed[0]} was {was}, is now {now}): "
-            "give the old settings to go on, or another run=DIR to begin anew"
+            f"give the old settings to go on, or {anew}"
         )
     return state
 

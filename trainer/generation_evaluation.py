@@ -1,5 +1,6 @@
 """Scoring a bank of generated images against real ones (thesis tables 18-21), and whether they are copies."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.dataset_config import SeenChoice
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
+from data_pipeline.learned_images import JUDGE_FOLDER, LearnedImages, SeenImages, learned_by_bank
 from data_pipeline.lineage import lineage
 from data_pipeline.stream import Topology
-from data_pipeline.stream_config import StreamConfig
-from trainer.evaluation import refuse_training_images
 from trainer.generation_images import ImageReader
 from trainer.generation_scores import (
     GenerationEvaluation,
@@ -31,8 +32,8 @@ from trainer.generation_sheets import draw_nearest, draw_samples
 from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import ImageFeatures
-from trainer.run_directory import CONFIG_FILE
-from trainer.trained_classifier import TrainedClassifier, load_classifier
+from trainer.provenance import learned_by_run, say, unseen
+from trainer.trained_classifier import TrainedClassifier
 
 SPLIT = "test"  # of the real images that generated ones are compared with; copies are looked for in "train"
 
@@ -43,17 +44,26 @@ def evaluate_bank(
     judges: Judges,
     topology: Topology,
     how: GenerationEvaluation = GenerationEvaluation(),
+    seen_images: SeenChoice = "refuse",
+    space_learned: LearnedImages = LearnedImages(),
 ) -> Path:
     """Score each cell type of a bank and all together; returns the path of the JSON.
 
     BANK/evaluation/<data set>-<hash>-<features>-<classifier>.json and a folder of sheets
     beside it are written. Into the bank go "type_probability", the independent classifier's of the type asked for,
     and "training_distance", to the nearest training image of the type (metrics.nearest_image.thumbnails).
-    UserError for a classifier that has seen synthetic images or the test images, does not know a type of the bank
-    or saw cells at another scale, and for a type without real training images.
+    seen_images: whether test images that the generator, the classifier or the feature space learned from are refused or
+    left out. space_learned: the images that the feature space learned from.
+    UserError for a classifier that has seen synthetic images, does not know a type of the bank or saw cells at another
+    scale, for test images that were seen, and for a type without real training images.
     """
     reader, trained = ImageReader(bank, dataset, topology), judges.classifier
     check_classifier(trained, reader)
+    judged = learned_by_run(trained.folder)
+    learned = [judged.through("the classifier"), space_learned, learned_by_bank(bank.root).through("the generator")]
+    seen = _seen(LearnedImages.joined(learned), reader, seen_images)
+    say(seen, "test images")
+    reader = dataclasses.replace(reader, left_out=tuple(seen.through))
     classifier = ClassifierFeatures.of(trained).to(topology.device)
     shortcuts = Shortcuts(reader, sorted({reader.config.image_size, classifier.image_size}), how)
     target = _target(bank.root, dataset, judges)
@@ -70,10 +80,12 @@ def evaluate_bank(
         draw_nearest(target.with_suffix("") / f"nearest-{space}.png", [each.pairs[space] for each in scored.values()])
     record = {
         **_provenance(reader, judges, how),
+        "seen_images": seen.as_record(),
         "type_agreement": _type_agreement(scored, reader, trained, how.seed),
         "all": _over_all(scored, judges, how) | {"shortcut": shortcuts.over_all()},
         "per_type": {cell_type: each.record for cell_type, each in scored.items()},
     }
+    judged.save(bank.root / JUDGE_FOLDER)
     bank.write_scores("type_probability", probability)
     bank.write_scores("training_distance", distance)
     return _write(target, record)
@@ -86,14 +98,12 @@ def check_classifier(trained: TrainedClassifier, reader: ImageReader) -> None:
     unknown = [cell_type for cell_type in bank.cell_types if cell_type not in trained.cell_types]
     if unknown:
         raise UserError(f"{name}: knows no {', '.join(unknown)}, which the bank holds: give one that was trained on it")
-    own = Dataset.read_catalog(str(config.shards))
-    if own.content_hash != trained.dataset_hash:
+    if synthetic := learned_by_run(trained.folder).synthetic:
+        told = ", ".join(f"{count}{f' of {through}' if through else ''}" for through, count in synthetic.items())
         raise UserError(
-            f"{name}: its data set {own.root} has changed since: whether it has seen generated images cannot be told; "
-            "train it again"
+            f"{name}: {told} of the images that it was trained on are synthetic: generated images are judged by a "
+            "classifier of real images alone"
         )
-    _check_training_images(own, config.data, reader, name)
-    _check_starting_weights(config.model.weights, reader, name)
     if trained.normalizer is not None and trained.normalizer.source == bank.domain:
         raise UserError(f"{name}: learned from normalised images of {bank.domain}: give one that learned from it as is")
     crops = [each.get(bank.domain, 1.0) for each in (config.data.crop, reader.config.crop)]
@@ -104,24 +114,11 @@ def check_classifier(trained: TrainedClassifier, reader: ImageReader) -> None:
         )
 
 
-def _check_training_images(own: Dataset, data: StreamConfig, reader: ImageReader, name: str) -> None:
-    learned = own.samples(splits=["train"], domains=data.domains, cell_types=data.cell_types, columns=["origin"])
-    synthetic = int((learned["origin"] == "synthetic").sum())
-    if synthetic:
-        raise UserError(
-            f"{name}: {synthetic} of the {len(learned)} images that it was trained on are synthetic: generated images "
-            "are judged by a classifier of real images alone"
-        )
-    refuse_training_images(own, data, reader.dataset, reader.config.domains, [SPLIT])
-
-
-def _check_starting_weights(weights: str | None, reader: ImageReader, name: str) -> None:
-    """What the runs had learned from that a classifier's weights began with."""
-    while weights is not None and (Path(weights) / CONFIG_FILE).is_file():
-        earlier = load_classifier(Path(weights)).config
-        own = Dataset.read_catalog(str(earlier.shards))
-        _check_training_images(own, earlier.data, reader, f"{name}, begun from {weights}")
-        weights = earlier.model.weights
+def _seen(learned: LearnedImages, reader: ImageReader, choice: SeenChoice) -> SeenImages:
+    """Of the test images that generated ones are compared with, those that were seen. UserError where refused."""
+    types = reader.bank.cell_types
+    ids = [identity for cell_type in types for identity in reader.real_samples(SPLIT, cell_type)["id"]]
+    return unseen(learned, reader.dataset, ids, choice, f"split {SPLIT}", "give another classifier= or shards=")
 
 
 def _images_of_types(reader: ImageReader) -> Iterator[TypeImages]:
@@ -239,7 +236,7 @@ def _provenance(reader: ImageReader, judges: Judges, how: GenerationEvaluation) 
             "made_by": dataset.metadata["made_by"],
         },
         "classifier": {
-            "run": str(trained.config.run),
+            "run": str(trained.folder),
             "name": trained.config.model.name,
             "image_size": trained.config.data.image_size,
             "dataset_hash": trained.dataset_hash,

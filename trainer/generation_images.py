@@ -1,7 +1,7 @@
 """Generated and real images side by side, real ones read as the generator read them, generated ones as if stored."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,12 +29,14 @@ _BATCH = 64
 class ImageReader:
     """Reads a bank's images and the real images of a data set: uint8 [n, 3, size, size] on the CPU.
 
-    Real images are seen as the bank's generator saw them: its domains, its crop.
+    Real images are seen as the bank's generator saw them: its domains, its crop. left_out: ids of real images that are
+    left out.
     """
 
     bank: ImageBank
     dataset: Dataset
     topology: Topology
+    left_out: Collection[str] = ()
 
     @cached_property
     def config(self) -> StreamConfig:
@@ -62,7 +64,7 @@ class ImageReader:
             cell_types=[cell_type],
             columns=["id", "group", "origin"],
         )
-        return rows[rows["origin"] != "synthetic"].reset_index(drop=True)
+        return rows[(rows["origin"] != "synthetic") & ~rows["id"].isin(list(self.left_out))].reset_index(drop=True)
 
     def read_real(self, samples: pd.DataFrame, size: int | None = None) -> torch.Tensor:
         """The images of rows of `real_samples`, in their order."""

@@ -19,6 +19,8 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.derive import derive_dataset
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import FILE as LEARNED
+from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
 from data_pipeline.stream import Stream, Topology
@@ -28,6 +30,7 @@ from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.bundle import FILE, NormalizerBundle, normalized_domain, save_bundle
 from trainer.normalizers.classical import CLASSICAL
 from trainer.normalizers.learned import LearnedNormalizer
+from trainer.provenance import learned_by_run
 from trainer.stain_run import load_stain_model
 
 
@@ -41,6 +44,7 @@ class _Restaining:
     image_size: int
     crop: dict[str, float]
     learned: dict[str, dict[str, Any]]  # by source domain, as NormalizerBundle.learned
+    images: LearnedImages
 
 
 def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, Any]:
@@ -50,6 +54,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
     """
     parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     restaining = _of_run(parent, config) if config.run else _of_method(parent, config, topology)
+    learned = LearnedImages.joined([restaining.images, learned_by_makers(parent)])
     samples = from_table(parent.table)
     target_of = _targets(samples, restaining, config.policy)
     made_by = {
@@ -66,7 +71,8 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
         raise UserError(f"{parent.root}: no image to normalise with policy={config.policy}: see build_report.json")
     settings = ShardSettings(**{**parent.metadata["settings"], "stored_size": restaining.image_size})
     with tempfile.TemporaryDirectory() as folder:
-        attachments = {}
+        learned.save(Path(folder))
+        attachments = {LEARNED: Path(folder) / LEARNED}
         if config.policy != "thesis":
             source, target = (restaining.b, restaining.a) if config.policy == "to_a" else (restaining.a, restaining.b)
             bundle = NormalizerBundle(
@@ -115,7 +121,8 @@ def _of_run(parent: Dataset, config: NormalizeConfig) -> _Restaining:
         splits = ["train"] if folds is None else None
         learned[domain] = {"dataset_hash": trained.dataset_hash, "splits": splits, "folds": folds}
     data = trained.config.data
-    return _Restaining(trained.a, trained.b, to, data.image_size, dict(data.crop), learned)
+    images = learned_by_run(Path(str(config.run))).through(f"{Path(str(config.run)).resolve().name} (normaliser)")
+    return _Restaining(trained.a, trained.b, to, data.image_size, dict(data.crop), learned, images)
 
 
 def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> _Restaining:
@@ -126,13 +133,14 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
     here = parent.samples(columns=["domain"])["domain"]
     refuse_unknown_domains((config.a, config.b), here, f"a= and b= in {parent.root}")
     size = config.image_size or 256
-    images = {}
+    images, fitted_on = {}, []
     for domain in (config.a, config.b):
         rows = parent.samples(splits=["train"], domains=[domain], columns=["id"])
         if len(rows) == 0:
             raise UserError(f"{parent.root}: no training image of domain {domain} to fit method={config.method} on")
         # Ids are hashes: the first ones by id are a random sample, the same every time.
         chosen = rows["id"].iloc[: config.fit_images].tolist()
+        fitted_on += chosen
         parts = _read(parent, chosen, size, config.crop, config.batch, topology)
         images[domain] = torch.cat([part for _, part in parts])
     kind = CLASSICAL[config.method]
@@ -141,7 +149,8 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
         config.b: kind.fit(images[config.b], images[config.a]),
     }
     fitted = {"dataset_hash": parent.content_hash, "splits": ["train"], "folds": None}
-    return _Restaining(config.a, config.b, to, size, dict(config.crop), {config.a: fitted, config.b: fitted})
+    learned = LearnedImages.of(parent, {"trained": fitted_on}).through(f"{config.method} (normaliser)")
+    return _Restaining(config.a, config.b, to, size, dict(config.crop), {config.a: fitted, config.b: fitted}, learned)
 
 
 def _targets(samples: Sequence[Sample], restaining: _Restaining, policy: Policy) -> dict[str, str]:
@@ -171,7 +180,6 @@ def _template(row: Sample, target: str, recipe: str) -> Sample:
         domain=normalized_domain(row.domain, target),
         origin="normalized",
         parent=row.id,
-        perceptual_hash=None,
         shard="",
         key="",
         offset=None,

@@ -1,4 +1,4 @@
-"""Whether a classifier's scores rest on real, unseen images: its evaluation records against the catalogues."""
+"""Whether a classifier's scores rest on real, unseen images: records against catalogues and what it learned from."""
 
 from __future__ import annotations
 
@@ -12,67 +12,71 @@ import pandas as pd
 from data_pipeline.audit_check import Check, named
 from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import LearnedImages, SeenImages
 from data_pipeline.lineage import normalization_needs_label
-from data_pipeline.stream_config import StreamConfig
-from trainer.evaluation import seen_in_training
 from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
-from trainer.trained_classifier import ClassifierRun
+from trainer.provenance import learned_by_run
 
+_SEEN = "or its group was used to train or choose the classifier, or is a copy of what was"
 _REMEDY = "do not use this score: remove the record and score the run again with evaluate.py"
 
 
-def audit_run(folder: Path, run: ClassifierRun, own: Dataset, open_dataset: Callable[[str], Dataset]) -> list[Check]:
+def audit_run(folder: Path, here: Dataset | None, open_dataset: Callable[[str], Dataset]) -> list[Check]:
     """Look up every image that the run's evaluation records hold a prediction of; a check for each record.
 
-    own: the data set that the run was trained on. open_dataset: opens the one that a record names. UserError when
-    `own` is another data set than the run's, when there is no record, or one that cannot be read.
+    What the run and all that it began with learned from is its own to tell. here: a data set that is open already.
+    open_dataset: opens the one that a record names. UserError when there is no record, or one that cannot be read.
     """
-    if own.content_hash != run.dataset_hash:
-        raise UserError(
-            f"{own.root}: is not the data set that {folder} was trained on (content {own.content_hash[:12]}, not "
-            f"{run.dataset_hash[:12]}): bring that one back, or name its copy with shards="
-        )
     evaluations = load_evaluations(folder)
     if not evaluations:
         raise UserError(f"{folder}: no evaluation there yet: score the run with evaluate.py first")
-    return [_check_evaluation(evaluation, run.config.data, own, open_dataset) for evaluation in evaluations]
+    learned = learned_by_run(folder)
+    return [_check_evaluation(evaluation, learned, here, open_dataset) for evaluation in evaluations]
 
 
 def _check_evaluation(
-    evaluation: Evaluation, trained: StreamConfig, own: Dataset, open_dataset: Callable[[str], Dataset]
+    evaluation: Evaluation, learned: LearnedImages, here: Dataset | None, open_dataset: Callable[[str], Dataset]
 ) -> Check:
     name = f"evaluation {evaluation.name}"
     data, answers = evaluation.record["dataset"], evaluation.predictions
-    checked = f"predictions of {data['split']} images of {Path(data['path']).name}, each real and none trained on"
+    checked = (
+        f"predictions of {data['split']} images of {Path(data['path']).name}, each real and no copy of one of the "
+        f"{len(learned)} images that the run and what it began with were trained on or chosen by"
+    )
     if answers is None:
         why = f"{evaluation.name}.parquet, its predictions, cannot be read: score the run again"
         return Check(name, checked, 0, unknown=why)
     try:
-        dataset = own if data["content_hash"] == own.content_hash else open_dataset(str(data["path"]))
+        is_here = here is not None and data["content_hash"] == here.content_hash
+        dataset = here if here is not None and is_here else open_dataset(str(data["path"]))
     except UserError as error:
-        return Check(name, checked, len(answers), unknown=str(error))
+        found = [f"{identity[:16]} {_SEEN}" for identity in learned.ids_among(answers)]
+        return Check(name, checked, len(answers), tuple(found), _REMEDY, unknown=str(error))
     if dataset.content_hash != data["content_hash"]:
         why = f"{data['path']} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
         return Check(name, checked, len(answers), unknown=why)
     rows = {row.id: row for row in from_table(dataset.table) if row.kept}
+    # As the catalogue has them: a group that is forged in the record hides nothing.
+    seen = learned.seen_among(dataset, rows)
     try:
-        found = _find(evaluation.record, answers, dataset, rows)
+        found = _find(evaluation.record, answers, dataset, rows, seen)
     except (KeyError, TypeError, ValueError) as error:
         found = [f"the record is not one of evaluate.py ({type(error).__name__}: {error})"]
-    # As the catalogue has them: a group that is forged in the record hides nothing.
-    scored = [rows[identity] for identity in answers["id"] if identity in rows]
-    facts = pd.DataFrame({name: [getattr(row, name) for row in scored] for name in ("id", "parent", "group")})
-    seen = seen_in_training(own, trained, dataset, facts)
     found += [
-        f"{named(row)} or its group was used to train or choose the classifier"
-        for row, was_seen in zip(scored, seen, strict=True)
-        if was_seen
+        f"{named(rows[identity])} {_SEEN}{through and f', through {through}'}"
+        for identity in answers["id"]
+        if (through := seen.through.get(identity)) is not None
     ]
-    return Check(name, checked, len(answers), tuple(found), _REMEDY)
+    return Check(name, checked, len(answers), tuple(found), _REMEDY, unknown="; ".join(seen.unchecked))
 
 
-def _find(record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows: Mapping[str, Sample]) -> list[str]:
-    """What the catalogue contradicts in a record and its predictions. rows: the kept ones of the data set, by id."""
+def _find(
+    record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows: Mapping[str, Sample], seen: SeenImages
+) -> list[str]:
+    """What the catalogue contradicts in a record and its predictions.
+
+    rows: the kept ones of the data set, by id. seen: those of them that may be left out of a score.
+    """
     found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
     splits, folds = _splits_of(record["dataset"]["split"])
     domains, types = record["dataset"]["domains"], record["cell_types"]
@@ -97,7 +101,7 @@ def _find(record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows:
             wrong.append(f"is {row.cell_type or 'unlabelled'}, not {label}")
         found += [f"{named(row)} {words}" for words in wrong]
     expected = dataset.samples(splits=splits, domains=domains, cell_types=types, folds=folds, columns=["id"])
-    missing = ~expected["id"].isin(answers["id"])
+    missing = ~expected["id"].isin(answers["id"]) & ~expected["id"].isin(list(seen.through))
     if missing.any():
         found.append(
             f"{int(missing.sum())} images of that split were left out, first {expected['id'][missing].iloc[0][:16]}"

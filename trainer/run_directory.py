@@ -19,6 +19,7 @@ FREE_SETTINGS = frozenset(
         "shards",
         "cache",
         "cache_size",
+        "seen_images",
         "run",
         "data.threads",
         "data.prefetch",

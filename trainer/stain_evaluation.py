@@ -1,7 +1,7 @@
 """Scoring a stain run on held-out images (thesis tables 14-16), and against the truth where it is known."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import SeenImages
 from data_pipeline.stream import Stream, Topology
 from trainer.metrics import image_distance
 from trainer.metrics.feature_space import FeatureSpace
@@ -41,9 +42,11 @@ def evaluate_stain_model(
     *,
     split: str,
     topology: Topology,
+    seen: SeenImages,
 ) -> dict[str, Any]:
     """Scores of both directions on one split, as they are written to JSON.
 
+    seen: what comparing the images with those that the networks learned from gave; those that were seen are left out.
     Of each direction: real images of the target domain against the generated, and of the source against the
     reconstructed, in `space`; SSIM of image and reconstruction; how much structure is kept (SSIM of the grey
     optical densities); the distance of the colour statistics before and after. Where the data set holds the
@@ -51,8 +54,8 @@ def evaluate_stain_model(
     """
     a, b = trained.a, trained.b
     walks = {
-        a: _walk(trained, dataset, space, a, b, trained.to_b, trained.to_a, split, topology),
-        b: _walk(trained, dataset, space, b, a, trained.to_a, trained.to_b, split, topology),
+        a: _walk(trained, dataset, space, a, b, trained.to_b, trained.to_a, split, topology, seen.through),
+        b: _walk(trained, dataset, space, b, a, trained.to_a, trained.to_b, split, topology, seen.through),
     }
     directions = {}
     for source, target in ((b, a), (a, b)):
@@ -85,6 +88,7 @@ def evaluate_stain_model(
         },
         "normalizer": {"name": trained.config.model.game, "image_size": trained.config.data.image_size},
         "feature_space": space.name,
+        "seen_images": seen.as_record(),
         "directions": directions,
     }
 
@@ -100,12 +104,13 @@ def _walk(
     back: nn.Module,
     split: str,
     topology: Topology,
+    left_out: Collection[str],
 ) -> _Pass:
     """Every image of a domain, what it becomes in the other, and back."""
     walk = _Pass()
     there, back = there.to(topology.device), back.to(topology.device)
     truth = _truth(dataset, split, source, target)
-    for ids, images in _images(trained, dataset, source, split, topology):
+    for ids, images in _images(trained, dataset, source, split, topology, left_out):
         made = there(images)
         again = back(made)
         walk.ids += ids
@@ -132,13 +137,20 @@ _DISTANCES = {"psnr": image_distance.psnr, "ssim": image_distance.ssim, "ciede20
 
 
 def _images(
-    trained: TrainedStainModel, dataset: Dataset, domain: str, split: str, topology: Topology
+    trained: TrainedStainModel,
+    dataset: Dataset,
+    domain: str,
+    split: str,
+    topology: Topology,
+    left_out: Collection[str],
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
+    ids = dataset.samples(splits=[split], domains=[domain], columns=["id"])["id"]
     stream = Stream(
         dataset,
         dataclasses.replace(trained.config.data, domains=[domain], cell_types=None),
         splits=[split],
         cell_types=("", *CELL_TYPES),
+        ids=ids[~ids.isin(list(left_out))].tolist(),
         global_batch=_BATCH,
         training=False,
         topology=Topology(device=topology.device),

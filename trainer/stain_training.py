@@ -30,6 +30,7 @@ from trainer.games.w_cyclegan_gp import WCycleGanGp
 from trainer.optimizer_config import OptimizerConfig
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.player import Player
+from trainer.provenance import learned_at_start, learned_by_stain_model
 from trainer.run_directory import fingerprint, settings, write_run_config
 from trainer.stain_config import StainRunConfig
 from trainer.stain_run import TrainedStainModel, build_critics, build_generators, into_domains, load_stain_model
@@ -58,6 +59,7 @@ def train_stain_model(config: StainRunConfig, topology: Topology) -> Path:
             "dataset_hash": dataset.content_hash,
         }
         write_run_config(run, values | content)
+        learned_at_start(run, dataset, lambda: learned_by_stain_model(config, dataset, cell_types)).save(run)
     sheets = StainSheets(dataset, config, cell_types, run) if topology.rank == 0 else None
 
     def score_epoch(step: int) -> dict[str, float]:

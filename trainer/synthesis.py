@@ -15,8 +15,10 @@ from data_pipeline.bank_writer import fill_bank
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import BankFacts, ImageBank
+from data_pipeline.learned_images import FILE
 from data_pipeline.stream import Topology
 from trainer import conditional_run, few_shot_run
+from trainer.provenance import learned_by_run
 from trainer.run_directory import read_run_config
 from trainer.synthesis_config import SynthesizeConfig
 
@@ -92,7 +94,8 @@ def synthesize(sampler: ImageSampler, config: SynthesizeConfig, topology: Topolo
         levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy(), latents.float().cpu().numpy()
 
-    return fill_bank(
+    learned = learned_by_run(Path(str(config.run)))
+    bank = fill_bank(
         Path(str(config.bank)),
         facts,
         int(config.count or 0),
@@ -101,3 +104,6 @@ def synthesize(sampler: ImageSampler, config: SynthesizeConfig, topology: Topolo
         world_size=topology.world_size,
         barrier=PartialState().wait_for_everyone,
     )
+    if topology.rank == 0 and not (bank.root / FILE).exists():
+        learned.save(bank.root)
+    return bank

@@ -57,6 +57,11 @@ class TrainedClassifier:
     domains: tuple[str, ...] = ()
 
     @property
+    def folder(self) -> Path:
+        """The run's folder, wherever it lies now."""
+        return self.checkpoint.path.parents[1]
+
+    @property
     def layers(self) -> nn.Module:
         """The network, for what its layers see in an image. UserError where it has none."""
         if isinstance(self.network, NaiveBayes):

@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.audit import audit_dataset
 from data_pipeline.balance import balance_dataset, format_counts, training_counts
 from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset, check_invariants, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
+from data_pipeline.learned_images import JUDGE_FOLDER, LearnedImages, learned_by_makers
 from data_pipeline.lineage import lineage
 from data_pipeline.shards import ShardSettings, encode_pixels
 from data_pipeline.stream import Stream
@@ -237,3 +239,26 @@ def test_nothing_generated_can_be_held_out(parent: Dataset, bank: Path, tmp_path
     made.split = "validation"
     with pytest.raises(AssertionError, match="held out"):
         check_invariants(rows, out.metadata["shards"])
+
+
+def test_what_generators_and_judges_learned_from_goes_with_the_data_set(
+    parent: Dataset, bank: Path, tmp_path: Path
+) -> None:
+    """Neither their runs nor their data sets are needed to see that a held-out image taught one."""
+    balance(parent, tmp_path / "old", bank)
+    unknown = learned_by_makers(Dataset.open(tmp_path / "old")).unknown
+    assert [line.partition(": ")[0] for line in unknown] == ["noise (bank)"]
+    splits = parent.samples().groupby("split")["id"].agg(list)
+    LearnedImages.of(parent, {"trained": splits["train"] + splits["test"][:1]}).save(bank)
+    LearnedImages.of(parent, {"trained": splits["validation"]}).save(bank / JUDGE_FOLDER)
+    images = ImageBank.open(bank)
+    images.write_scores("likeness", np.arange(len(images)))
+    balance(parent, tmp_path / "new", bank, best="likeness")
+    new = Dataset.open(tmp_path / "new")
+    learned = learned_by_makers(new)
+    by_ancestor = learned.table.groupby("through")["id"].agg(set)
+    assert by_ancestor["noise (bank)"] == {*splits["train"], splits["test"][0]}
+    assert by_ancestor["noise (its images chosen by best=likeness)"] == set(splits["validation"])
+    (check,) = (check for check in audit_dataset(new, progress=False)[0] if check.name == "generators")
+    assert check.status == "found"
+    assert splits["test"][0][:16] in "; ".join(check.found)

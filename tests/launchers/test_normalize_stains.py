@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.learned_images import FILE, learned_by_makers
 from data_pipeline.verify import verify_dataset
 from tests.conftest import Launch
 from tests.trainer.test_stain_training import DEPTH, TINY
+from trainer.provenance import learned_by_run
 
 METHOD = ("a=giemsa", "b=violet", "image_size=32")
 
@@ -33,6 +35,15 @@ def test_normalised_images_keep_split_and_parent_and_the_others_are_shared(
     verify_dataset(tmp_path / "one", progress=False)
     derived = Dataset.open(tmp_path / "one")
     assert derived.content_hash == Dataset.open(tmp_path / "two").content_hash
+    written = (stain_run / FILE).read_bytes()
+    (stain_run / FILE).unlink()
+    assert learned_by_run(stain_run).to_bytes() == written, "a run of before gives another table than one of now"
+    learned = learned_by_makers(derived)
+    assert set(learned.table["through"]) == {"stain (normaliser)"}
+    assert set(learned.table["id"]) == set(two_stains.samples(splits=["train"])["id"])
+    assert not learned.unknown
+    # Another file of the same picture is found through the normalised image, too.
+    assert not derived.samples()["perceptual_hash"].isna().any()
     rows, parents = derived.samples(), two_stains.samples().set_index("id")
     assert rows["domain"].value_counts().to_dict() == {"giemsa": 60, "violet_as_giemsa": 60}
     made = rows[rows["origin"] == "normalized"]

@@ -13,7 +13,7 @@ from launchers.ablate import LAUNCHER_CONFIGS, AblateConfig
 from launchers.audit import AuditConfig
 from launchers.build_shards import BuildConfig
 from launchers.console import read_config
-from launchers.evaluate import EvaluateConfig
+from trainer.evaluation_config import EvaluateConfig
 from launchers.export import ExportConfig
 from launchers.plan import PlanConfig
 from launchers.predict import PredictConfig

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.randomness import derive_key
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
@@ -20,6 +21,7 @@ from trainer.conditional_run import GAMES, build_networks, load_conditional_mode
 from trainer.conditional_training import train_conditional_model
 from trainer.configuration import typed
 from trainer.progress import read_records
+from trainer.provenance import learned_by_run
 from trainer.synthesis import ImageSampler
 from trainer.topology import Topology
 
@@ -64,6 +66,11 @@ def test_a_run_of_each_model_makes_cells_of_each_type(
     # Three rows, a column of names, two real and two generated columns of 16 pixels, six times as large.
     with Image.open(sheet) as picture:
         assert picture.size == (130 + 4 * 100, 18 + 3 * 100)
+    learned = LearnedImages.load(tmp_path / "run" / FILE)
+    assert set(learned.table["id"]) == set(tiny_dataset.samples(splits=["train"])["id"])
+    written = (tmp_path / "run" / FILE).read_bytes()
+    (tmp_path / "run" / FILE).unlink()
+    assert learned_by_run(tmp_path / "run").to_bytes() == written, "a run of before gives another table than one of now"
     sampler: ImageSampler = load_conditional_model(tmp_path / "run")
     domain = tiny_dataset.samples(splits=["train"])["domain"].mode()[0]
     assert (sampler.cell_types, sampler.domain, sampler.image_size) == (TINY_TYPES, domain, 16)

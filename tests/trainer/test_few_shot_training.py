@@ -10,14 +10,16 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import FILE, LearnedImages
 from launchers.console import read_config
-from tests.conftest import Launch, Start
+from tests.conftest import TINY_TYPES, Launch, Start
 from tests.trainer.test_stain_training import assert_same_bits, final_state
 from tests.trainer.test_training import kill_when
 from trainer.episodes import choose_data
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.few_shot_run import load_few_shot_model
 from trainer.progress import read_records
+from trainer.provenance import learned_by_run
 
 TINY = (
     "rare_types=[lymphocyte]",
@@ -65,6 +67,13 @@ def test_every_model_learns_to_make_cells_of_a_rare_type(
     sheets = {path.name for path in (run / "samples").iterdir()}
     assert f"lymphocyte-round-{len(rounds):09d}.png" in sheets
     assert ("lymphocyte-step-000000002.png" in sheets) == learns_before
+
+    learned = LearnedImages.load(run / FILE)
+    shown = TINY_TYPES if learns_before else ["lymphocyte"]
+    assert set(learned.table["id"]) == set(tiny_dataset.samples(splits=["train"], cell_types=shown)["id"])
+    written = (run / FILE).read_bytes()
+    (run / FILE).unlink()
+    assert learned_by_run(run).to_bytes() == written, "a run of before gives another table than one of now"
 
     sampler = load_few_shot_model(run)
     assert sampler.cell_types == ("lymphocyte",)

@@ -15,6 +15,7 @@ from data_pipeline.catalog import Dataset, from_table
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import BankFacts, ImageBank
+from data_pipeline.learned_images import LearnedImages
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import Topology
 from tests.conftest import TINY_TYPES, Launch
@@ -249,15 +250,15 @@ def test_a_classifier_that_is_no_independent_judge_is_refused(
 ) -> None:
     """One that learned from generated images praises them, one that saw the test images praises those."""
     mixed = with_synthetic(tmp_path / "mixed", tiny_dataset)
-    learned = dataclasses.replace(
-        trained,
-        config=dataclasses.replace(trained.config, shards=str(mixed.root)),
-        dataset_hash=mixed.content_hash,
-    )
-    assert "1 of the" in refused(learned, copies, tiny_dataset)
-    assert "are synthetic" in refused(learned, copies, tiny_dataset)
-    changed = dataclasses.replace(trained, dataset_hash="0" * 64)
-    assert "has changed since" in refused(changed, copies, tiny_dataset)
+    other = tmp_path / "run"
+    checkpoint = dataclasses.replace(trained.checkpoint, path=other / "checkpoints" / trained.checkpoint.path.name)
+    learned = dataclasses.replace(trained, checkpoint=checkpoint)
+    LearnedImages.of(mixed, {"trained": mixed.samples(splits=["train"])["id"].tolist()}).through("older").save(other)
+    assert "1 of older of the images that it was trained on are synthetic" in refused(learned, copies, tiny_dataset)
+    LearnedImages.of(tiny_dataset, {"trained": tiny_dataset.samples(splits=["test"])["id"].tolist()}).save(other)
+    judge = dataclasses.replace(judges(trained.folder), classifier=learned)
+    with pytest.raises(UserError, match=r"of split test .* through the classifier"):
+        evaluate_bank(copies, tiny_dataset, judge, Topology(), QUICK)
     fewer = dataclasses.replace(trained, cell_types=("basophil", "eosinophil"))
     assert "knows no lymphocyte" in refused(fewer, copies, tiny_dataset)
     zoomed = make_bank(

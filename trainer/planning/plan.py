@@ -10,7 +10,7 @@ from trainer.choices import Precision
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.classifier_training import known_cell_types
 from trainer.conditional_config import ConditionalRunConfig
-from trainer.episodes import choose_data
+from trainer.episodes import data_of_run
 from trainer.few_shot_config import FewShotRunConfig
 from trainer.planning.device_memory import CUDA_CONTEXT, FRAGMENTATION, dali_bytes
 from trainer.planning.rehearsals import RunConfig, rehearsal_of
@@ -151,12 +151,5 @@ def _steps_per_epoch(config: RunConfig, dataset: Dataset, topology: Topology) ->
         types = stain_training.shared_cell_types(dataset, config, topology)
         streams = stain_training.training_streams(dataset, config, types, topology)
         return min(stream.batches_per_epoch for stream in streams.values())
-    data = choose_data(
-        dataset,
-        domains=config.data.domains,
-        cell_types=config.data.cell_types,
-        rich=config.rich_types,
-        rare=config.rare_types,
-        origins=config.origins,
-    )
+    data = data_of_run(config, dataset)
     return few_shot_training.rich_stream(config, dataset, data, topology).batches_per_epoch

@@ -58,10 +58,24 @@ def data_facts(record: Mapping[str, Any]) -> Facts:
         calibration = record["calibration"]
         fitted = f"fitted on {calibration['validation_images']} validation images"
         rows.append(("temperature", f"{calibration['temperature']:.3f}, {calibration['remark'] or fitted}"))
+    rows.append(("unseen", seen_words(record)))
     if record["not_scored"]:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record["not_scored"].items())
         rows.insert(3, ("not scored", f"{left}: not among the model's types"))
     return Facts(rows)
+
+
+def seen_words(record: Mapping[str, Any]) -> str:
+    """Whether a record's images are new to what is scored."""
+    if "seen_images" not in record:
+        return "not checked: an older record; score again"
+    seen = record["seen_images"]
+    words = f"compared with {seen['compared_with']} images that it, or what it began with, was trained on or chosen by"
+    if seen["left_out"]:
+        words += (
+            f"; {seen['left_out']} images, or their patients or slides, were among them and left out: {seen['why']}"
+        )
+    return "; not checked: ".join([words, *seen["unchecked"]])
 
 
 def headline(record: Mapping[str, Any]) -> Tiles:

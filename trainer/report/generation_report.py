@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.errors import UserError
 from trainer.metrics.classification import format_estimate
-from trainer.report.evaluation_section import interval_words
+from trainer.report.evaluation_section import interval_words, seen_words
 from trainer.report.generation_thesis import thesis_section
 from trainer.report.page import Block, Cell, Facts, Section, Table, Text, sheet_figure, write_page
 
@@ -83,6 +83,7 @@ def _facts(record: Mapping[str, Any]) -> Facts:
                 f"learned from data set {judge['dataset_hash'][:12]}, {judge['image_size']} px",
             ),
             ("features", record["feature_space"]),
+            ("unseen", seen_words(record)),
             ("perceptual distance", record["perceptual_distance"]),
             ("size", f"real images are read at the bank's, {bank['image_size']} px, cropped as its generator's were"),
         ]

@@ -213,6 +213,8 @@ def _limits(config: Mapping[str, Any], told: Mapping[str, Any] | None, evaluatio
         lines.append("The run's own test split has not been scored.")
     for evaluation in evaluations:
         lines += [f"{_short(evaluation)}: {line}" for line in _limits_of(evaluation.record["scores"])]
+        unchecked = evaluation.record.get("seen_images", {}).get("unchecked", ())
+        lines += [f"{_short(evaluation)}: not checked whether all images are unseen: {line}." for line in unchecked]
     listed = "\n".join(f"- {line}" for line in lines) or "None of those that this card looks for."
     return f"## Limits\n\n{listed}"
 

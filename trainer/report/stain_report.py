@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.progress import read_records
 from trainer.report import figures
+from trainer.report.evaluation_section import seen_words
 from trainer.report.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
 
 # Tables 14 and 15 of the thesis: A is Barcelona, B Munich; CycleGAN, pix2pix, the thesis's own model.
@@ -42,6 +43,7 @@ def _scores(record: dict[str, Any]) -> Section:
             ("split", f"{data['split']}, {data['count']} images of {' and '.join(data['domains'])}"),
             ("checkpoint", f"{record['checkpoint']['file']}"),
             ("features", record["feature_space"]),
+            ("unseen", seen_words(record)),
         ]
     )
     blocks: list[Block] = [facts]
