@@ -44,7 +44,7 @@ from data_pipeline.curate import (
 )
 from data_pipeline.errors import UserError
 from data_pipeline.file_names import on_disk
-from data_pipeline.images import ImageFacts
+from data_pipeline.images import DECODING, ImageFacts
 from data_pipeline.litter import exclude_litter
 from data_pipeline.names import Names, shown
 from data_pipeline.parallel import TaskMap, process_map
@@ -103,7 +103,7 @@ def build_dataset(
         recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
-        samples, remarks = _scan(recipe, images, before, workers, progress, map_tasks)
+        samples, remarks = _scan(recipe, images, _known_facts(old, before), workers, progress, map_tasks)
         warnings += remarks
         folders = {declaration.name: declaration.folder for declaration in recipe.sources}
         listed = frozenset(declaration.name for declaration in recipe.sources if declaration.kind == "table")
@@ -188,14 +188,12 @@ def _discover(recipe: _Recipe, asked: set[str]) -> tuple[list[tuple[SourceDeclar
 def _scan(
     recipe: _Recipe,
     images: Sequence[tuple[SourceDeclaration, RawImage]],
-    before: Sequence[Sample],
+    known: Mapping[str, ImageFacts],
     workers: int,
     progress: bool,
     map_tasks: TaskMap | None,
 ) -> tuple[list[Sample], list[str]]:
     """A row for every image that came in, the unreadable and the hidden already excluded; and remarks on new ones."""
-    # What could not be read is looked at again: this version may know how.
-    known = {row.id: _remembered_facts(row) for row in before if row.perceptual_hash is not None}
     paths = [on_disk(declaration.folder, image.path) for declaration, image in images]
     samples = []
     ranges: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -228,8 +226,16 @@ def _scan(
     return samples, [several_ranges(name, paths) for name, paths in ranges.items() if len(paths) > 1]
 
 
+def _known_facts(old: Dataset | None, before: Sequence[Sample]) -> dict[str, ImageFacts]:
+    """What the data set remembers of raw files, by id, unless they are decoded otherwise now."""
+    if old is None or old.metadata.get("decoding") != DECODING:
+        return {}
+    return {row.id: _remembered_facts(row) for row in before}
+
+
 def _remembered_facts(row: Sample) -> ImageFacts:
-    return ImageFacts(row.width, row.height, row.perceptual_hash, "")
+    problem = row.reason.partition(": ")[2] if row.perceptual_hash is None else ""
+    return ImageFacts(row.width, row.height, row.perceptual_hash, problem)
 
 
 def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:
@@ -300,6 +306,7 @@ def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[s
     """What the catalogue carries besides its rows. Nothing in it tells how many builds led here."""
     return {
         "format_version": FORMAT_VERSION,
+        "decoding": DECODING,
         "made_by": BUILT,
         "parents": [],
         "sources": [declaration.to_json() for declaration in recipe.sources],

@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _METADATA_KEY = b"hemaforge"
+_CHECKSUM_KEY = b"hemaforge-sha256"  # of the metadata: Parquet has checksums of its pages alone
 
 # What a training run can see of a sample.
 _CONTENT = (
@@ -177,7 +178,8 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
 def write_catalog(path: Path, samples: Iterable[Sample], metadata: dict[str, Any]) -> None:
     """Write a catalogue file, through to the disk. The same rows and metadata give the same bytes."""
     encoded = json.dumps(metadata, sort_keys=True).encode()
-    table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded})
+    checksum = hashlib.sha256(encoded).hexdigest().encode()
+    table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded, _CHECKSUM_KEY: checksum})
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         file.flush()
@@ -214,7 +216,11 @@ class Dataset:
         path = f"{root}/{CATALOG_FILE}"
         try:
             table = _read_table(root)
-            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            stored = table.schema.metadata or {}
+            checksum = hashlib.sha256(stored[_METADATA_KEY]).hexdigest().encode()
+            if stored.get(_CHECKSUM_KEY, checksum) != checksum:  # catalogues of earlier versions have none
+                raise ValueError("its metadata is not what was written")
+            metadata = json.loads(stored[_METADATA_KEY])
             table = table.replace_schema_metadata(None)
         except FileNotFoundError:
             raise no_dataset(root) from None

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""What a user can mend, and what a raw file can be."""
 
 
 class UserError(Exception):

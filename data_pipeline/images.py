@@ -14,6 +14,8 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.pixel_range import EIGHT_BITS, to_eight_bits
 
+# Raised by one when raw files are decoded otherwise: all are looked at anew, and every shard is written anew.
+DECODING = 2
 # A perceptual hash of 16 x 16 bits: 64 bits cannot tell apart cells that all sit in the middle of a smear.
 HASH_SIDE = 16
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8

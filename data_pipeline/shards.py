@@ -29,7 +29,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from data_pipeline.file_names import on_disk
-from data_pipeline.images import decode_rgb
+from data_pipeline.images import DECODING, decode_rgb
 from data_pipeline.scan import read_unchanged
 from data_pipeline.store import Root, Store
 
@@ -38,8 +38,8 @@ Codec = Literal["jpeg", "png"]
 # wds2idx of DALI writes this version.
 _INDEX_VERSION = "v1.2"
 _EXTENSIONS = {"jpeg": "jpg", "png": "png"}
-# Raised by one when the layout of a shard or the decoding of raw files changes, so that every shard is written anew.
-_LAYOUT = 2
+# Raised by one when the layout of a shard changes, so that every shard is written anew.
+_LAYOUT = 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _facts(row: Sample) -> dict[str, Any]:
 def _plan_hash(stem: str, members: Sequence[Sample], settings: ShardSettings) -> str:
     # How many samples a shard may hold decides which samples these are, not their bytes.
     encoding = {name: value for name, value in asdict(settings).items() if name != "max_samples"}
-    plan = [_LAYOUT, stem, encoding, [_facts(row) for row in members]]
+    plan = [_LAYOUT, DECODING, stem, encoding, [_facts(row) for row in members]]
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 

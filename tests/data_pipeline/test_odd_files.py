@@ -180,6 +180,21 @@ def test_ranges_of_several_widths_in_one_source_are_said(tmp_path: Path) -> None
     assert any("1 of 10 bits, as basophil/3.tif, 3 of 12 bits" in warning for warning in report["warnings"])
 
 
+def test_a_data_set_of_an_earlier_decoder_is_looked_at_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it took may be refused now, and what it stored have other pixels."""
+    raw = write_classes(tmp_path / "raw", {"basophil": 4}, 0)
+    Image.new("RGB", (3, 3)).save(raw / "basophil" / "dot.png")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("data_pipeline.images._MIN_SIDE", 1)
+        for module in ("build", "shards"):
+            earlier.setattr(f"data_pipeline.{module}.DECODING", 1)
+        assert build(tmp_path / "data", raw)["samples"] == 5
+    report = build(tmp_path / "data", raw)
+    assert report["samples"] == 4
+    assert report["shards_kept"] == 0
+    assert "too small" in rows_of(tmp_path / "data")["basophil/dot.png"].reason
+
+
 def test_whatever_a_decoder_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(image: Image.Image) -> bytes:
         raise ZeroDivisionError("in the hash")

@@ -267,7 +267,7 @@ def test_a_file_is_cropped_as_its_domain_is(two_domains: Dataset) -> None:
 
 
 def test_a_crop_that_cannot_be_is_refused(two_domains: Dataset) -> None:
-    with pytest.raises(UserError, match=r"data\.crop\.munich: no such domain in .*; use pink, violet"):
+    with pytest.raises(UserError, match=r"data\.crop and .*: no domain .munich. here; use one of pink, violet"):
         scored(two_domains, {"munich": 0.5})
     for share in (0.0, -0.5, 1.01):
         with pytest.raises(ValueError, match=r"data\.crop\.pink=.*: must be above 0 and at most 1"):

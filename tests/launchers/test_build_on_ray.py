@@ -91,9 +91,9 @@ def test_many_processes_of_ray_write_the_bytes_that_one_process_writes(
     assert len(whole) > 30
 
     assert_refused(launch("build_shards", *arguments(raw), "cluster=true", "workers=2"), "workers=")
-    (raw / "monocyte" / "loop.jpg").symlink_to("loop.jpg")
+    (raw / "monocyte" / "refused.jpg").symlink_to("/proc/self/mem")  # no system reads its first byte
     refused = launch("build_shards", *arguments(raw), "cluster=true", **cluster)
-    assert_refused(refused, str(raw / "monocyte" / "loop.jpg"), "cannot be read")
+    assert_refused(refused, str(raw / "monocyte" / "refused.jpg"), "cannot be read")
     assert files_below(tmp_path / "data") == whole
 
 

@@ -208,7 +208,7 @@ def test_scores_know_the_truth_and_name_their_features(two_stains: Dataset, laun
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["b=purple"], "no domain 'purple' here; a and b are two of giemsa, violet"),
+        (["b=purple"], "no domain 'purple' here; use one of giemsa, violet"),
         (["a=violet"], "name two different domains"),
         (["data.image_size=36"], "each side must be a multiple of 8"),
         (["model=stain_student"], "needs model.teacher=RUN"),
