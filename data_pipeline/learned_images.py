@@ -85,7 +85,7 @@ class LearnedImages:
     def joined(cls, parts: Iterable[LearnedImages]) -> LearnedImages:
         """All of several; of an image that is in several, the row that says most: trained, through the first."""
         parts = list(parts)
-        table = pd.concat([part.table for part in parts], ignore_index=True)
+        table = pd.concat([part.table for part in parts if len(part)] or [parts[0].table], ignore_index=True)
         table = table.sort_values("role", ascending=False, kind="stable")
         table = table.drop_duplicates(["id", "group"]).sort_values(["through", "role", "id"], ignore_index=True)
         unknown = tuple(dict.fromkeys(line for part in parts for line in part.unknown))
@@ -112,7 +112,7 @@ class LearnedImages:
         table = pa.Table.from_pandas(self.table, _SCHEMA, preserve_index=False)
         content = io.BytesIO()
         metadata = {_METADATA_KEY: json.dumps(told, sort_keys=True).encode()}
-        pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), content, compression="zstd", write_page_checksum=True)
         return content.getvalue()
 
     def save(self, folder: Path) -> None:
@@ -124,7 +124,7 @@ class LearnedImages:
     def load(cls, path: Path) -> LearnedImages:
         """Read a file that `save` wrote, or that was attached to a data set. UserError when it is damaged."""
         try:
-            table = pq.read_table(path, partitioning=None)
+            table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
             told = json.loads((table.schema.metadata or {})[_METADATA_KEY])
             if told["format_version"] != _FORMAT_VERSION or table.column_names != _SCHEMA.names:
                 raise ValueError("another format")

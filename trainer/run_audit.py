@@ -75,7 +75,7 @@ def _find(
 ) -> list[str]:
     """What the catalogue contradicts in a record and its predictions.
 
-    rows: the kept ones of the data set, by id. seen: those of them that may be left out of a score.
+    rows: the kept ones of the data set, by id. seen: those of them that a record may say were left out.
     """
     found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
     splits, folds = _splits_of(record["dataset"]["split"])
@@ -101,7 +101,8 @@ def _find(
             wrong.append(f"is {row.cell_type or 'unlabelled'}, not {label}")
         found += [f"{named(row)} {words}" for words in wrong]
     expected = dataset.samples(splits=splits, domains=domains, cell_types=types, folds=folds, columns=["id"])
-    missing = ~expected["id"].isin(answers["id"]) & ~expected["id"].isin(list(seen.through))
+    left_out = list(seen.through) if record.get("seen_images", {}).get("left_out") else []
+    missing = ~expected["id"].isin(answers["id"]) & ~expected["id"].isin(left_out)
     if missing.any():
         found.append(
             f"{int(missing.sum())} images of that split were left out, first {expected['id'][missing].iloc[0][:16]}"
