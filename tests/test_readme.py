@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from data_pipeline.balance_config import BalanceConfig
-from launchers import ablate, audit, build_shards, evaluate, export, plan, predict, reproduce, train_classifier
+from launchers import ablate, audit, build_shards, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.launching import ROOT
+from trainer.evaluation_config import EvaluateConfig
 from trainer.orchestration.reproduction import read_preset
 from trainer.orchestration.sweep_config import read_sweep
 
@@ -25,7 +26,7 @@ KINDS: dict[str, type] = {
     "balance": BalanceConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,
-    "evaluate": evaluation_config.EvaluateConfig,
+    "evaluate": EvaluateConfig,
     "export": export.ExportConfig,
     "predict": predict.PredictConfig,
 }

@@ -13,13 +13,13 @@ from launchers.ablate import LAUNCHER_CONFIGS, AblateConfig
 from launchers.audit import AuditConfig
 from launchers.build_shards import BuildConfig
 from launchers.console import read_config
-from trainer.evaluation_config import EvaluateConfig
 from launchers.export import ExportConfig
 from launchers.plan import PlanConfig
 from launchers.predict import PredictConfig
 from launchers.reproduce import ReproduceConfig
 from launchers.train_classifier import QuickstartConfig
 from trainer.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
+from trainer.evaluation_config import EvaluateConfig
 from trainer.orchestration.reproduction import ReproductionConfig, read_preset
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.sweep_config import SweepConfig, parameter_sets, read_sweep

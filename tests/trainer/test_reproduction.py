@@ -12,9 +12,9 @@ import pytest
 from data_pipeline.catalog import Dataset
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, read_config
-from trainer.evaluation_config import EvaluateConfig
 from tests.conftest import Launch
 from tests.launchers.test_launchers import assert_refused
+from trainer.evaluation_config import EvaluateConfig
 from trainer.orchestration.ablation import AblationConfig
 from trainer.orchestration.reproduction import (
     SITE_ARMS,
