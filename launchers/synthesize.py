@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
+from trainer.provenance import learned_by_run
 from trainer.synthesis import SynthesizeConfig, load_sampler, synthesize
 from trainer.topology import join_processes, leave_processes
 
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(SynthesizeConfig, "synthesize", arguments)
     if not config.run or not config.bank or config.count is None:
         raise UserError("synthesize.py needs run=RUN, bank=DIR and count=N; see --help")
-    topology = join_processes()
-    bank = synthesize(load_sampler(Path(config.run)), config, topology)
+    topology, run = join_processes(), Path(config.run)
+    bank = synthesize(load_sampler(run), config, topology, learned_by_run(run))
     leave_processes()
     if topology.rank == 0:
         print(f"{len(bank)} images of {', '.join(bank.cell_types)}: {bank.root}")
