@@ -28,13 +28,15 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(SynthesizeConfig, "synthesize", arguments)
     if not config.run or not config.bank or config.count is None:
         raise UserError("synthesize.py needs run=RUN, bank=DIR and count=N; see --help")
-    read_run_config(Path(config.run))
+    run = Path(config.run)
+    read_run_config(run)
     # Here, for neither --help nor a mistake need wait for torch.
+    from trainer.provenance import learned_by_run
     from trainer.synthesis import load_sampler, synthesize
     from trainer.topology import join_processes, leave_processes
 
     topology = join_processes()
-    bank = synthesize(load_sampler(Path(config.run)), config, topology)
+    bank = synthesize(load_sampler(run), config, topology, learned_by_run(run))
     leave_processes()
     if topology.rank == 0:
         print(f"{len(bank)} images of {', '.join(bank.cell_types)}: {bank.root}")

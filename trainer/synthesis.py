@@ -15,10 +15,9 @@ from data_pipeline.bank_writer import fill_bank
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import BankFacts, ImageBank
-from data_pipeline.learned_images import FILE
+from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.stream import Topology
 from trainer import conditional_run, few_shot_run
-from trainer.provenance import learned_by_run
 from trainer.run_directory import read_run_config
 from trainer.synthesis_config import SynthesizeConfig
 
@@ -65,11 +64,13 @@ def load_sampler(run: Path) -> ImageSampler:
     return loaders[kind](run)
 
 
-def synthesize(sampler: ImageSampler, config: SynthesizeConfig, topology: Topology) -> ImageBank:
+def synthesize(
+    sampler: ImageSampler, config: SynthesizeConfig, topology: Topology, learned: LearnedImages
+) -> ImageBank:
     """Fill the bank of `config.bank` with `config.count` images of each type; the finished bank comes back.
 
-    Data-parallel over the processes, taken up where it was killed. UserError for a type that the sampler does not
-    make, and for a bank that holds anything else.
+    learned: what the sampler learned from, which goes with the bank. Data-parallel over the processes, taken up where
+    it was killed. UserError for a type that the sampler does not make, and for a bank that holds anything else.
     """
     unknown = [name for name in config.cell_types if name not in sampler.cell_types]
     if unknown:
@@ -94,7 +95,6 @@ def synthesize(sampler: ImageSampler, config: SynthesizeConfig, topology: Topolo
         levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy(), latents.float().cpu().numpy()
 
-    learned = learned_by_run(Path(str(config.run)))
     bank = fill_bank(
         Path(str(config.bank)),
         facts,

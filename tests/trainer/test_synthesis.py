@@ -11,6 +11,7 @@ import yaml
 
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
+from data_pipeline.learned_images import LearnedImages
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, NoiseSampler, image, latent
 from trainer.synthesis import load_sampler, synthesize
@@ -22,7 +23,7 @@ SAMPLER = NoiseSampler(("lymphocyte", "basophil", "platelet"))
 
 def draw(root: Path, sampler: NoiseSampler = SAMPLER, count: int = 70, **changes: object) -> ImageBank:
     config = dataclasses.replace(SynthesizeConfig("run", str(root), count=count), **changes)  # type: ignore[arg-type]
-    return synthesize(sampler, config, Topology())
+    return synthesize(sampler, config, Topology(), LearnedImages())
 
 
 def test_a_bank_holds_what_the_sampler_made_whatever_is_drawn_with_it(
