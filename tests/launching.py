@@ -7,11 +7,12 @@ as real as a started one: it has its own memory, joins others over gloo and can 
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+
+from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240.0
@@ -60,9 +61,7 @@ class Launched:
         self, folder: Path, name: str, arguments: tuple[str, ...], processes: int, environment: dict[str, str]
     ):
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         self._processes = []
         for rank in range(processes):
             joined = {
