@@ -16,6 +16,8 @@ from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240.0
+# As of nice(1): about a tenth of the processor time that another process gets.
+_LOW_PRIORITY = 10
 
 # One compute thread: equal sums whatever else the machine does, and room for two processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -80,6 +82,12 @@ class Launched:
     @property
     def running(self) -> bool:
         return any(process.is_alive() for process in self._processes)
+
+    def give_way(self) -> None:
+        """Let the test that watches it run first, so that it does not end before the test has seen it begin."""
+        for process in self._processes:
+            if process.pid is not None and process.is_alive():
+                os.setpriority(os.PRIO_PROCESS, process.pid, _LOW_PRIORITY)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut or the kernel would."""
