@@ -6,6 +6,7 @@ line. For launches that compute on no GPU: CUDA cannot be used in a forked proce
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import json
@@ -18,6 +19,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 # A launcher -> the module that imports what it needs. One that is not here imports it all itself, at each launch.
 IMPORTED = {
@@ -113,6 +115,7 @@ def _serve(channel: socket.socket) -> list[str]:
         message, descriptors, _, _ = socket.recv_fds(channel, _LONGEST_MESSAGE, 2)
         if not message:  # who asked has ended
             sys.exit()
+        importlib.import_module("hydra")  # for the arguments of every launcher
         command: list[str] = json.loads(message)
         if (name := Path(command[0]).stem) in IMPORTED:
             importlib.import_module(IMPORTED[name])
@@ -137,9 +140,31 @@ def _become_launched(server: int, output: int) -> None:
     os.close(output)
 
 
+def _run_and_exit(script: str, arguments: Sequence[str]) -> NoReturn:
+    """Run a script as `python SCRIPT ARGUMENTS` does, but leave what was imported to the kernel.
+
+    Tearing it down object by object would copy the memory that the fork shares, for two seconds.
+    """
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    code: int | str | None = 1
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing's children do
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
     # The channel stays open in a launcher, so that whoever closes the server can wait for its end.
-    script, *arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).parent))  # as in `python script`
-    runpy.run_path(script, run_name="__main__")
+    launched_script, *launched_arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
+    _run_and_exit(launched_script, launched_arguments)
