@@ -80,6 +80,8 @@ class LaunchServer:
         try:
             socket.send_fds(self._channel, [json.dumps(list(command)).encode()], [output, lock])
             answer = self._channel.recv(_LONGEST_MESSAGE)
+        except ConnectionError:
+            answer = b""
         except BaseException:  # this launch is cut off, by Ctrl-C say
             self.close()
             raise
@@ -111,11 +113,11 @@ def run_forked(command: Sequence[str], environment: Mapping[str, str], output: i
 
 def _serve(channel: socket.socket) -> list[str]:
     """Fork for every launch that is asked for. Returns in the forked processes only: the launcher's command."""
+    importlib.import_module("hydra")  # every launcher reads its arguments by it
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, _LONGEST_MESSAGE, 2)
         if not message:  # who asked has ended
             sys.exit()
-        importlib.import_module("hydra")  # for the arguments of every launcher
         command: list[str] = json.loads(message)
         if (name := Path(command[0]).stem) in IMPORTED:
             importlib.import_module(IMPORTED[name])
