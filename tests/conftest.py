@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+import xdist
+from hypothesis import HealthCheck, settings
 
 from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
@@ -16,8 +17,8 @@ from tests.s3_server import S3Server
 
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
 
-# The time of one example says nothing on a busy machine.
-settings.register_profile("steady", deadline=None, max_examples=50)
+# The time of one example, or of drawing it, says nothing on a busy machine.
+settings.register_profile("steady", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 Launch = Callable[..., Finished]
@@ -97,5 +98,6 @@ def launch(start: Start) -> Launch:
     return run
 
 
-def pytest_sessionstart() -> None:
-    start_server()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not xdist.is_xdist_controller(session):  # which runs no test itself
+        start_server()

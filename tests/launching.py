@@ -7,14 +7,17 @@ as real as a started one: it has its own memory, joins others over gloo and can 
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 
+from tests.free_port import free_port
+
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 240.0
+# As of nice(1): about a tenth of the processor time that another process gets.
+_LOW_PRIORITY = 10
 
 # One compute thread: equal sums whatever else the machine does, and room for two processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,15 +45,10 @@ _PRELOADED = [
     "trainer.conditional_training",
     "trainer.export",
     "trainer.few_shot_training",
-    "trainer.generation_evaluation",
-    "trainer.grad_cam",
     "trainer.normalization",
     "trainer.planning.rehearsals",
-    "trainer.raw_classifier",
-    "trainer.report.gallery",
-    "trainer.report.generation_report",
-    "trainer.report.stain_report",
-    "trainer.stain_evaluation",
+    "trainer.prediction",
+    "trainer.scoring",
     "trainer.stain_training",
     "trainer.synthesis",
 ]
@@ -78,9 +76,7 @@ class Launched:
         self, folder: Path, name: str, arguments: tuple[str, ...], processes: int, environment: dict[str, str]
     ):
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         self._processes = []
         for rank in range(processes):
             joined = {
@@ -99,6 +95,12 @@ class Launched:
     @property
     def running(self) -> bool:
         return any(process.is_alive() for process in self._processes)
+
+    def give_way(self) -> None:
+        """Let the test that watches it run first, so that it does not end before the test has seen it begin."""
+        for process in self._processes:
+            if process.pid is not None and process.is_alive():
+                os.setpriority(os.PRIO_PROCESS, process.pid, _LOW_PRIORITY)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut or the kernel would."""

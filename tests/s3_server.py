@@ -1,6 +1,6 @@
 """An S3 server on loopback (moto's), that can be killed, brought back, slowed down, and asked what it was asked.
 
-As a program, `python tests/s3_server.py PORT FOLDER` serves the files of FOLDER as the objects of its bucket: killed
+As a program, `python -m tests.s3_server PORT FOLDER` serves the files of FOLDER as the objects of its bucket: killed
 and started again, it has them again.
 """
 
@@ -18,6 +18,8 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import ThreadedWSGIServer
+
+from tests.free_port import free_port
 
 BUCKET = "cells"
 _PIECE = 16 * 1024
@@ -53,9 +55,9 @@ class _Handler(MotoRequestHandler):
 class S3Server:
     """The server and its bucket; what it holds outlives a kill."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int | None = None) -> None:
         self._app = DomainDispatcherApplication(create_backend_app)
-        self._port = port
+        self._port = free_port() if port is None else port
         self._server: _Server | None = None
         # (method, object's name) of each request, since it was last cleared; RANGE is a GET of a part.
         self.requests: list[tuple[str, str]] = []
@@ -72,7 +74,6 @@ class S3Server:
     def start(self) -> None:
         """Listen, at the same address each time."""
         self._server = _Server("127.0.0.1", self._port, self._answer, _Handler)
-        self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def kill(self) -> None:
@@ -143,17 +144,16 @@ class ServerProcess:
     """A server in a process of its own, whose bucket holds a folder each time it is started."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self._folder = folder
         self.url = f"s3://{BUCKET}/{folder.name}"
         self.environment = _environment(self._port)
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, str(Path(__file__).resolve()), str(self._port), str(self._folder)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tests.s3_server", str(self._port), str(self._folder.resolve())]
+        root = Path(__file__).resolve().parents[1]
+        self._process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 

@@ -77,8 +77,8 @@ def test_a_mistake_is_one_line_at_once(s3: S3Server, store: Store, monkeypatch: 
 def test_an_outage_is_waited_out_and_told_of(s3: S3Server, store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     store.put("object", b"here")
     s3.kill()
-    threading.Timer(2.5, s3.start).start()
     started = time.monotonic()
+    threading.Timer(2.5, s3.start).start()
     assert store.read("object") == b"here"
     assert 2 < time.monotonic() - started < PATIENCE / 3
     first, *_, last = capsys.readouterr().err.splitlines()

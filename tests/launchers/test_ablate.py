@@ -394,10 +394,11 @@ def test_a_killed_ablation_leaves_no_process_and_makes_nothing_twice(
 
 
 def processes_about(folder: Path) -> list[int]:
-    """Those whose command line names a folder."""
+    """Those whose command line names a folder, or that have a file open there: a forked one has another's line."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if str(folder).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            files = (os.readlink(descriptor) for descriptor in process.glob("fd/*"))
+            if str(folder) in (process / "cmdline").read_text() or any(file.startswith(str(folder)) for file in files):
+                found.append(int(process.name))
     return found

@@ -4,7 +4,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch, Start
+from tests.free_port import free_port
 from tests.launchers.test_launchers import assert_refused
 from tests.launching import ROOT, TIMEOUT
 from tests.trainer.test_training import TINY, final_state, kill_when, losses
@@ -161,9 +161,7 @@ class SlurmJob:
         ):
             (programs / name).write_text(f"#!/bin/bash\n{content}\n")
             (programs / name).chmod(0o755)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._folder = folder
         self._command = ["bash", str(ROOT / "configs/torchrun/slurm.sh"), *command]

@@ -1,12 +1,16 @@
 """If these fail, a night of training is done twice, or another's result is taken for one's own."""
 
+import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import multiprocessing
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -21,6 +25,7 @@ from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from trainer.arguments import later_wins
 from trainer.normalization_config import NormalizeConfig
+from trainer.orchestration import launch_server, stages
 from trainer.orchestration.resources import Resources
 from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_stage
 
@@ -28,6 +33,17 @@ from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_
 pytestmark = pytest.mark.timeout(900)
 
 ONE, TWO = Resources(), Resources(cpu=2, workers=2)
+# A launcher that prints how it was started.
+_TELLING = """
+import atexit, os, sys
+atexit.register(print, "at exit")
+print(__name__, sys.argv, sys.path[0], sys.executable, os.getcwd(), os.path.samefile(0, os.devnull))
+print({name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "ACCELERATE_USE_CPU", "VALUE")})
+if "fail=true" in sys.argv:
+    raise ArithmeticError("a bug")
+if "leave=true" in sys.argv:
+    sys.exit("told, and left")
+"""
 _CONTEXT = multiprocessing.get_context("forkserver")
 REINHARD = ("method=reinhard", "a=giemsa", "b=violet", "image_size=32")
 CLASSIFIER = (
@@ -191,22 +207,107 @@ def test_two_who_want_one_stage_at_once_run_it_once(built: Stage, tmp_path: Path
     assert launches(built, root) == 2
 
 
-def test_what_a_launcher_refuses_and_what_it_fails_of_are_told_apart(
-    built: Stage, raw_table: Path, two_stains: Dataset, tmp_path: Path
-) -> None:
+def test_what_a_launcher_refuses_and_what_it_fails_of_are_told_apart(built: Stage, tmp_path: Path) -> None:
     mistaken = dataclasses.replace(built, arguments=("table=nowhere.csv", "name=phantom", "domain=phantom"))
     with pytest.raises(UserError, match=r"^built data: build_shards\.py: .*nowhere\.csv.*\(.*\.log\)$"):
         run_stage(mistaken, tmp_path, ONE)
     assert not mistaken.done(tmp_path)
     # No refusal, though the exit code is Python's own 2.
+    on_gpu = Resources(gpu=1)  # in a process that was started anew
     with pytest.raises(RuntimeError, match=r"(?s)built data: none\.py ended with code 2; .*can't open file"):
-        run_stage(dataclasses.replace(built, launcher="none"), tmp_path, ONE)
+        run_stage(dataclasses.replace(built, launcher="none"), tmp_path, on_gpu)
     waiting = normalized(built)
     with pytest.raises(ValueError, match="normalized data reads what built data writes, which is not done"):
         run_stage(waiting, tmp_path, ONE)
-    several = dataclasses.replace(normalized(two_stains.root), arguments=(*REINHARD, "policy=to_c"))
-    with pytest.raises(UserError, match=r"^normalized data: normalize_stains\.py: .*policy=to_c is none of to_a"):
-        run_stage(several, tmp_path, TWO)
+    with pytest.raises(UserError, match=r"^built data: build_shards\.py: .*nowhere\.csv"):
+        run_stage(mistaken, tmp_path, TWO)
+
+
+@pytest.fixture
+def launchers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for launchers of the test's own, as stages find them."""
+    folder = tmp_path / "launchers"
+    folder.mkdir()
+    monkeypatch.setattr(stages, "LAUNCHERS", folder)
+    return folder
+
+
+def printed(stage: Stage, root: Path) -> list[str]:
+    """The lines of the last launch, without those that say where in a file an exception was raised."""
+    _, _, text = log_of(stage, root).rpartition("$ ")
+    return without_frames(text.splitlines()[1:])
+
+
+def without_frames(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith("  ")]
+
+
+@pytest.mark.parametrize("ending", ["end=true", "fail=true", "leave=true"])
+def test_a_launcher_is_started_as_by_hand(
+    launchers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    (launchers / "telling.py").write_text(_TELLING)
+    stage, root = Stage("telling", "telling", (ending, "name=Größe 2"), {}, None, {}), tmp_path / "stages"
+    for number in range(2):  # the second time from another folder, in another environment
+        monkeypatch.setenv("VALUE", str(number))
+        monkeypatch.chdir(launchers if number else tmp_path)
+        by_hand = subprocess.run(
+            stage.command(root, ONE),
+            env={**os.environ, **ONE.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with pytest.raises(RuntimeError, match="code 1;") if by_hand.returncode else contextlib.nullcontext():
+            run_stage(stage, root, ONE)
+        assert printed(stage, root) == without_frames(by_hand.stdout.splitlines())
+        assert "at exit" in printed(stage, root)
+        stage.folder(root).with_suffix(".done.json").unlink(missing_ok=True)
+
+
+def test_stages_share_what_was_imported_and_nothing_else(launchers: Path, tmp_path: Path) -> None:
+    (launchers / "balance.py").write_text("import sys; print('data_pipeline.balance' in sys.modules)")
+    (launchers / "marking.py").write_text("import sys; print(hasattr(sys, 'mark')); sys.mark = 1")
+    balancing = Stage("balancing", "balance", (), {}, None, {})
+    marking = [Stage("marking", "marking", (f"number={number}",), {}, None, {"number": number}) for number in range(2)]
+    for stage in (balancing, *marking):
+        run_stage(stage, tmp_path, ONE)
+    assert [printed(stage, tmp_path) for stage in (balancing, *marking)] == [["True"], ["False"], ["False"]]
+
+
+def test_what_a_launcher_imports_is_known() -> None:
+    for launcher, module in launch_server.IMPORTED.items():
+        assert (stages.LAUNCHERS / f"{launcher}.py").is_file()
+        assert importlib.util.find_spec(module) is not None
+
+
+def run_in(launchers: Path, stage: Stage, root: Path) -> None:
+    stages.LAUNCHERS = launchers
+    with contextlib.suppress(RuntimeError):
+        run_stage(stage, root, ONE)
+
+
+def test_a_launcher_ends_with_its_runner_its_server_or_alone(launchers: Path, tmp_path: Path) -> None:
+    """Whichever is killed: the lock is free when the launcher is gone, and the stage is not done."""
+    (launchers / "sleeping.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    stage = Stage("sleeping", "sleeping", (), {}, None, {})
+
+    for killed in ("runner", "server", "launcher"):
+        root = tmp_path / killed
+        log = stage.folder(root).with_suffix(".log")
+        runner = _CONTEXT.Process(target=run_in, args=(launchers, stage, root))
+        runner.start()
+        wait_until(lambda log=log: log.exists() and log.read_text().count("\n") == 2)
+        launcher = int(printed(stage, root)[0])
+        server = int(Path(f"/proc/{launcher}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill({"runner": runner.pid, "server": server, "launcher": launcher}[killed], signal.SIGKILL)
+        with log.with_suffix(".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_until(lambda launcher=launcher: not Path(f"/proc/{launcher}").exists(), 60)
+        runner.join(60)
+        assert runner.exitcode == (-signal.SIGKILL if killed == "runner" else 0)
+        assert not stage.done(root)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch, Start
-from tests.launching import Launched
+from tests.launching import TIMEOUT, Launched
 from trainer.checkpoint import CheckpointStore
 from trainer.progress import read_records
 
@@ -70,8 +70,9 @@ def test_two_processes_train_to_the_weights_of_one(tiny_dataset: Dataset, launch
             torch.testing.assert_close(final_state(tmp_path / name)[weights], alone[weights], rtol=1e-4, atol=1e-5)
 
 
-def kill_when(launched: Launched, condition: Callable[[], bool], deadline: float = 120) -> None:
+def kill_when(launched: Launched, condition: Callable[[], bool], deadline: float = TIMEOUT) -> None:
     """SIGKILL as soon as the condition holds."""
+    launched.give_way()
     end = time.monotonic() + deadline
     while not condition():
         assert launched.running, "the run ended before it could be killed"

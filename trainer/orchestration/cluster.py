@@ -19,7 +19,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
 from trainer.orchestration.ray_cluster import RETRIES
 from trainer.orchestration.resources import Resources
-from trainer.orchestration.stages import Stage, run_stage
+from trainer.orchestration.stages import Stage, stage_task
 from trainer.orchestration.sweep import Sweep, write_trials
 from trainer.orchestration.trial import TUNE_FOLDER, Status, forget_ending, read_epochs, run_trial, write_ending
 
@@ -58,7 +58,7 @@ def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> N
     begun: dict[Stage, Any] = {}
     for stage in stages:
         share = stage.share(resources)
-        task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=RETRIES)(_stage_task)
+        task = ray.remote(num_cpus=share.cpu, num_gpus=share.gpu, max_retries=RETRIES)(stage_task)
         before = [begun[needed] for needed in stage.needs if needed in begun]
         begun[stage] = task.remote(stage, str(folder), resources, os.getcwd(), *before)
         running[begun[stage]] = stage
@@ -74,12 +74,6 @@ def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> N
             bar.update()
             bar.write(f"{running.pop(ended).name}: done ({number} of {len(stages)} stages)")
             sys.stdout.flush()
-
-
-def _stage_task(stage: Stage, folder: str, resources: Resources, directory: str, *before: None) -> None:
-    """directory: that relative paths in its arguments are from. before: what Ray is to wait for."""
-    os.chdir(directory)
-    run_stage(stage, Path(folder), resources)
 
 
 def run_trials(sweep: Sweep, room: int) -> None:

@@ -6,14 +6,12 @@ NAME-HASH.done.json when the launcher has ended well. NAME-HASH.lock is held by 
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.store import Root, Store
 from trainer.arguments import written
+from trainer.orchestration.launch_server import end_with_parent, run_forked
 from trainer.orchestration.resources import Resources
 from trainer.run_directory import fingerprint
 
@@ -34,9 +33,6 @@ LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 # Settings of the launchers that no weight and no image follows from, beside those of every run.
 _FREE = ("samples_per_type", "sheet_columns", "batch")
 _SHOWN_LINES = 20
-# prctl(2): the signal that a process gets when the one that started it has died.
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 # A launcher's argument -> what it reads: where a data set is, what another stage writes, or several of these.
 Source: TypeAlias = "Stage | Root | tuple[Stage, ...]"
 Inputs: TypeAlias = Mapping[str, Source]
@@ -165,7 +161,7 @@ def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
         resources = stage.share(resources)
         command, log = stage.command(root, resources), _beside(folder, "log")
         line = resources.shell_line(command)
-        code, said = _launch(command, resources.environment, line, log, lock)
+        code, said = _launch(command, resources, line, log, lock)
         if code != 0:
             # torchrun has an exit code of its own, and says more after the launcher's line.
             told = code == 2 or resources.workers > 1
@@ -179,6 +175,15 @@ def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
     return folder
 
 
+def stage_task(stage: Stage, folder: str, resources: Resources, directory: str, *before: None) -> None:
+    """`run_stage` as a task of Ray, whose processes import this module alone: it imports neither torch nor Ray.
+
+    directory: that relative paths in its arguments are from. before: what Ray is to wait for.
+    """
+    os.chdir(directory)
+    run_stage(stage, Path(folder), resources)
+
+
 @contextmanager
 def _held(path: Path) -> Iterator[int]:
     """The lock's file descriptor, once no other process holds it. A process that dies lets go of it."""
@@ -190,7 +195,7 @@ def _held(path: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _launch(command: Sequence[str], environment: Mapping[str, str], line: str, log: Path, lock: int) -> tuple[int, str]:
+def _launch(command: Sequence[str], resources: Resources, line: str, log: Path, lock: int) -> tuple[int, str]:
     """Run a command to its end, its output to the log after its line; its exit code, and what it said.
 
     It holds the lock too: should this process be killed, nobody else starts before the command is gone as well.
@@ -200,29 +205,33 @@ def _launch(command: Sequence[str], environment: Mapping[str, str], line: str, l
         output.write(("\n" * (output.tell() > 0) + f"$ {line}\n").encode())
         output.flush()
         start = output.tell()
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=[lock],
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        environment = {**os.environ, **resources.environment}
+        if resources.workers == 1 and not resources.gpu:
+            code = run_forked(command[1:], environment, output.fileno(), lock)
+        else:
+            code = _run_anew(command, environment, output.fileno(), lock)
     with log.open("rb") as written:
         written.seek(start)
         return code, written.read().decode(errors="replace").replace("\r", "\n")
 
 
-def _end_with_parent() -> None:
-    # Not SIGKILL: torchrun has processes of its own to end.
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _run_anew(command: Sequence[str], environment: Mapping[str, str], output: int, lock: int) -> int:
+    """Run a command that imports everything itself: its exit code."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=[lock],
+        preexec_fn=end_with_parent,
+    )
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
 
 
 def _beside(folder: Path, ending: str) -> Path:
