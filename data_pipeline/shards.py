@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import tarfile
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.images import decode_rgb
 from data_pipeline.scan import read_unchanged
 from data_pipeline.store import Root, Store
+from data_pipeline.temporary import temporary_folder
 
 Codec = Literal["jpeg", "png"]
 
@@ -231,10 +231,10 @@ def write_shard(task: ShardTask) -> WrittenShard:
     stem, codec = task.shard.stem, task.settings.codec
     if not isinstance(task.folder, Store):
         return write_images(task.folder, stem, codec, images)
-    with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
-        written = write_images(Path(temporary), stem, codec, images)
+    with temporary_folder() as temporary:
+        written = write_images(temporary, stem, codec, images)
         for name in (index_name(written.name), written.name):  # a shard that is there has its index
-            task.folder.put_file(name, Path(temporary) / name)
+            task.folder.put_file(name, temporary / name)
     return written
 
 

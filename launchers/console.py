@@ -19,7 +19,7 @@ from trainer.configuration import first_line, schema_of, typed
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Config = TypeVar("Config")
 # Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
-_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> None:

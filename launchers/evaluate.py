@@ -50,7 +50,7 @@ from trainer.run_directory import read_run_config
 from trainer.stain_evaluation import evaluate_stain_model
 from trainer.stain_run import load_stain_model
 from trainer.topology import join_processes, leave_processes
-from trainer.trained_classifier import load_classifier
+from trainer.trained_classifier import load_classifier, tell_if_uncalibrated
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,8 @@ def _score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 
 def _score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     trained = load_classifier(run)
+    if topology.rank == 0:
+        tell_if_uncalibrated(trained)
     own = trained.config.open_dataset()
     dataset = config.open_dataset(trained.config)
     splits = SPLITS if config.split == "all" else (config.split,)

@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
 from data_pipeline.file_stream import FileStream
 from data_pipeline.sources.declaration import list_images
@@ -93,7 +94,8 @@ def main(arguments: Sequence[str]) -> None:
         frame[f"p:{name}"] = probabilities[:, index].numpy()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        frame.to_csv(out / "predictions.csv", index=False)
+        with replacing(out / "predictions.csv") as temporary:
+            frame.to_csv(temporary, index=False)
     except OSError as error:
         raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
     if stream.unreadable:

@@ -1,7 +1,6 @@
 """Scoring a bank of generated images against real ones (thesis tables 18-21), and whether they are copies."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.disk import replace_through, with_checksum
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.lineage import lineage
@@ -265,7 +265,5 @@ def _target(root: Path, dataset: Dataset, judges: Judges) -> Path:
 
 def _write(path: Path, record: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_through(path, (json.dumps(with_checksum(record), indent=1, allow_nan=False) + "\n").encode())
     return path

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
 from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.temporary import temporary_folder
 from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.bundle import FILE, NormalizerBundle, normalized_domain, save_bundle
 from trainer.normalizers.classical import CLASSICAL
@@ -91,7 +91,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
     if not made:
         raise UserError(f"{parent.root}: no image to normalise with policy={config.policy}: see build_report.json")
     settings = ShardSettings(**{**parent.metadata["settings"], "stored_size": restaining.image_size})
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         attachments = {}
         if config.policy != "thesis":
             source, target = (restaining.b, restaining.a) if config.policy == "to_a" else (restaining.a, restaining.b)
@@ -103,7 +103,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
                 restaining.crop.get(source, 1.0),
                 restaining.learned[source],
             )
-            attachments[FILE] = Path(folder) / FILE
+            attachments[FILE] = folder / FILE
             save_bundle(attachments[FILE], bundle)
         return derive_dataset(
             out,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.disk import checked
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
 from data_pipeline.stream import StreamConfig
@@ -17,7 +18,7 @@ from trainer.calibration import Calibrated
 from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
 from trainer.normalizers.bundle import NormalizerBundle
-from trainer.trained_classifier import TrainedClassifier, load_classifier
+from trainer.trained_classifier import TrainedClassifier, load_classifier, tell_if_uncalibrated
 
 DESCRIPTION = "model.json"
 FORMAT_VERSION = 1
@@ -50,6 +51,7 @@ class RawClassifier:
 
 def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
     """A run's calibrated classifier for images of a stain, through its normaliser unless that is the stain it makes."""
+    tell_if_uncalibrated(trained)
     network, data = trained.network, trained.config.data
     crop = data.crop.get(domain or "", 1.0)
     normalizer = None if trained.normalizer is None or domain == trained.normalizer.target else trained.normalizer
@@ -78,7 +80,7 @@ def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
     if not (folder / DESCRIPTION).exists():
         return of_run(load_classifier(folder), domain)
     try:
-        told = json.loads((folder / DESCRIPTION).read_text())
+        told = checked(json.loads((folder / DESCRIPTION).read_text()))
         if told["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{folder}: exported in format {told['format_version']}, read is {FORMAT_VERSION}: export the run again"
