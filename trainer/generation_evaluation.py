@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.disk import replace_through, with_checksum
+from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.lineage import lineage
@@ -265,5 +265,5 @@ def _target(root: Path, dataset: Dataset, judges: Judges) -> Path:
 
 def _write(path: Path, record: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_through(path, (json.dumps(with_checksum(record), indent=1, allow_nan=False) + "\n").encode())
+    replace_through(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return path

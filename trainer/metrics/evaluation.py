@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_pipeline.disk import checked, replace_through, replacing, with_checksum
+from data_pipeline.disk import replace_through, replacing
 from data_pipeline.errors import UserError
 
 OWN_TEST = "metrics.json"
@@ -111,16 +111,16 @@ def _data_of(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _write_record(target: Path, record: dict[str, Any]) -> None:
-    replace_through(target, (json.dumps(with_checksum(record), indent=1, allow_nan=False) + "\n").encode())
+    replace_through(target, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        record = checked(json.loads(path.read_text(encoding="utf-8")))
+        record = json.loads(path.read_text(encoding="utf-8"))
         _data_of(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an evaluation ({error}); delete it or run evaluate.py again") from error
-    return record
+    return dict(record)
 
 
 def _read_predictions(path: Path) -> pd.DataFrame | None:
