@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.chaos.damage import damage_each, readers
 from tests.chaos.forked import import_everything
 from tests.chaos.full_disk import fill_the_disk, take_own_mounts
 from tests.chaos.kills import kill_again_and_again
+from tests.chaos.ray_cluster import RayCluster
 from tests.chaos.table import Row, write_table
 from tests.s3_server import ServerProcess
 
@@ -72,12 +74,16 @@ def main(arguments: Sequence[str]) -> int:
     names = [name for name in materials.commands("kills") if name in (asked.launchers or (name,))]
     wanted = {part for name in names for part in _BEGINS_WITH.get(name, ())}
     materials.make(wanted, _tell)
-    server = ServerProcess(materials.data) if "s3" in asked.stores else None
-    try:
-        rows = _work(_jobs(asked, materials, names, server, small_disks), asked.workers)
-    finally:
+    with ExitStack() as held:
+        server = ServerProcess(materials.data) if "s3" in asked.stores else None
         if server is not None:
-            server.kill()
+            held.callback(server.kill)
+        if "ablate" in names:
+            reaches = {} if server is None else server.environment
+            cluster = RayCluster({**reaches, "XDG_CACHE_HOME": str(asked.out / "cache")})
+            held.callback(cluster.close)
+            materials.of_cluster = cluster.environment
+        rows = _work(_jobs(asked, materials, names, server, small_disks), asked.workers)
     if "disk" in asked.parts and not small_disks:
         _tell("no full disk was tried: this user may not mount one")
     facts = {"kills": asked.kills, "seed": asked.seed, "seconds": round(time.monotonic() - began)}

@@ -134,6 +134,7 @@ class Materials:
         self.unscored = folder / "classifier-unscored"
         self.stain, self.conditional = folder / "stain", folder / "conditional"
         self.nothing = folder / "nothing"
+        self.of_cluster: dict[str, str] = {}  # by which ablate.py joins a Ray cluster
         self.export, self.sweep = folder / "export", folder / "sweep.yaml"
 
     def make(self, wanted: set[str], tell: Callable[[str], None]) -> None:
@@ -270,7 +271,9 @@ class Materials:
         place = folder / "place"
         out = place / "out" / "audit.json" if kind == "audit" else place / "out"
         before = self.nothing if kind == "audit" else before
-        return Command(name, launcher, kind, (f"{key}={out}", *given), place, folder / "logs", before, reads)
+        environment = self.of_cluster if launcher == "ablate" else {}
+        given = (f"{key}={out}", *given)
+        return Command(name, launcher, kind, given, place, folder / "logs", before, reads, environment)
 
 
 def from_store(command: Command, data: Path, environment: dict[str, str]) -> Command | None:
@@ -279,7 +282,9 @@ def from_store(command: Command, data: Path, environment: dict[str, str]) -> Com
     folder = command.place.parent.with_name(name.replace(", ", "_").replace(" ", "_"))
     place, url = folder / "place", f"s3://{BUCKET}/{folder.name}"
     moved = tuple(text.replace(str(command.place), str(place)) for text in command.arguments)
-    same = replace(command, name=name, place=place, logs=folder / "logs", environment=environment)
+    same = replace(
+        command, name=name, place=place, logs=folder / "logs", environment={**command.environment, **environment}
+    )
     if command.launcher == "build_shards":
         return replace(same, arguments=(f"shards={url}", *moved[1:]), url=url)
     if f"shards={data}" not in moved:
