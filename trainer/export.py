@@ -98,6 +98,7 @@ def _exported(raw: RawClassifier, form: Format) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
+            assert model is not None  # as dynamo's exporter says it
             return bytes(model.model_proto.SerializeToString())
     except Exception as error:  # each operator refuses in its own way
         reason = " ".join(str(error).split())[:160]
