@@ -28,6 +28,7 @@ from data_pipeline.image_bank import (
     bank_lock,
     commit_manifest,
     content_hash,
+    damage_is_users,
     hash_images,
     open_arrays,
     read_facts,
@@ -62,10 +63,11 @@ def fill_bank(
     root = Path(os.path.abspath(root))
     # Every process looks before any writes, so all come to the same end.
     _refuse_other(root, facts)
-    finished = read_manifest(root)
     rows = count * len(facts.cell_types)
-    if finished is not None and finished["images"] >= rows:
-        return ImageBank.open(root)
+    if read_manifest(root) is not None:
+        finished = ImageBank.open(root)  # nothing is added to one that is damaged
+        if len(finished) >= rows:
+            return finished
     barrier()  # all have looked
     root.mkdir(parents=True, exist_ok=True)
     with bank_lock(root) if rank == 0 else nullcontext():
@@ -118,7 +120,11 @@ def _prepare(root: Path, facts: BankFacts, rows: int) -> None:
     for name in ARRAYS:
         shape, dtype, layout = layouts[name]
         if (root / name / "zarr.json").exists():
-            zarr.open_array(str(root / name), mode="r+").resize((rows, *shape))
+            with damage_is_users(root):
+                array = zarr.open_array(str(root / name), mode="r+")
+                if array.shape[1:] != shape or array.dtype != dtype:
+                    raise ValueError(f"{name}: another shape")
+            array.resize((rows, *shape))
         else:
             options = {"fill_value": 0, **layout}
             zarr.create_array(str(root / name), shape=(rows, *shape), dtype=dtype, zarr_format=3, **options)
@@ -126,8 +132,10 @@ def _prepare(root: Path, facts: BankFacts, rows: int) -> None:
 
 def _fill_shards(root: Path, facts: BankFacts, count: int, draw: Draw, shards: range, progress: bool) -> None:
     """Make what is missing in this process's shards."""
-    arrays, types = open_arrays(root, "r+"), len(facts.cell_types)
-    made = arrays["sha256"][:].any(axis=1).reshape(count, types).all(axis=1)
+    types = len(facts.cell_types)
+    with damage_is_users(root):
+        arrays = open_arrays(root, "r+")
+        made = arrays["sha256"][:].any(axis=1).reshape(count, types).all(axis=1)
     wanted = {shard: range(shard * INDICES_PER_SHARD, min(count, (shard + 1) * INDICES_PER_SHARD)) for shard in shards}
     whole = {shard: int(made[indices.start : indices.stop].sum()) for shard, indices in wanted.items()}
     total = sum(map(len, wanted.values())) * types
@@ -136,8 +144,17 @@ def _fill_shards(root: Path, facts: BankFacts, count: int, draw: Draw, shards: r
             if whole[shard] < len(indices):
                 old = slice(indices.start * types, (indices.start + whole[shard]) * types)
                 new = _draw_rows(facts, draw, np.arange(indices.start + whole[shard], indices.stop), bar.update)
-                block = {name: np.concatenate([arrays[name][old], new[name]]) for name in ARRAYS}
+                block = {name: np.concatenate([kept, new[name]]) for name, kept in _kept(root, arrays, old).items()}
                 _write_shard(root, arrays, shard, old.start, block)
+
+
+def _kept(root: Path, arrays: dict[str, Any], rows: slice) -> _Block:
+    """What a shard holds already, which is written again beside what it lacks. UserError when it is damaged."""
+    with damage_is_users(root):
+        kept = {name: arrays[name][rows] for name in ARRAYS}
+        if not np.array_equal(hash_images(kept["images"]), kept["sha256"]):
+            raise ValueError("images changed")
+    return kept
 
 
 def _draw_rows(

@@ -6,13 +6,11 @@ import datetime
 import json
 import os
 import socket
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.build_files import (
@@ -32,6 +30,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name
 from data_pipeline.store import CATALOG_FILE, Store
+from data_pipeline.temporary import temporary_folder
 
 # Seconds between two signs of life of a build, and after how long without one another may take its place: long
 # enough for clocks that differ and a store that is away for a while.
@@ -88,8 +87,8 @@ class StoreSite:
 
         UserError when another build has taken the place meanwhile.
         """
-        with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
-            catalog = Path(temporary) / CATALOG_FILE
+        with temporary_folder() as temporary:
+            catalog = temporary / CATALOG_FILE
             write_catalog(catalog, samples, metadata)
             self._lock.check(self.root)
             if not Dataset.is_at(self.root) or self.root.read(CATALOG_FILE) != catalog.read_bytes():

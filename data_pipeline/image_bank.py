@@ -92,7 +92,7 @@ class ImageBank:
             raise UserError(f"{root}: no image bank here; make one with launchers/synthesize.py")
         if manifest is None:
             raise UserError(f"{root}: the image bank is unfinished; give its synthesize.py command again")
-        with _damage_is_users(root):
+        with damage_is_users(root):
             bank = cls(root, facts, manifest)
             if bank.content_hash != content_hash(facts, bank.labels, bank.digests):
                 raise ValueError("labels or hashes changed")
@@ -168,7 +168,7 @@ class ImageBank:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an image bank of {len(self)}")
         order = np.argsort(rows)  # a shard's index is read once for rows that follow each other
-        with _damage_is_users(self.root):
+        with damage_is_users(self.root):
             found = self._arrays[name].oindex[rows[order]]
         return found[np.argsort(order)]
 
@@ -270,7 +270,7 @@ def _damaged(root: Path, what: str) -> UserError:
 
 
 @contextmanager
-def _damage_is_users(root: Path) -> Iterator[None]:
+def damage_is_users(root: Path) -> Iterator[None]:
     """Zarr and its codecs answer bad bytes with whatever they trip over."""
     try:
         yield

@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import tarfile
-import tempfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -32,6 +31,7 @@ from data_pipeline.file_names import on_disk
 from data_pipeline.images import DECODING, decode_rgb
 from data_pipeline.scan import read_unchanged
 from data_pipeline.store import Root, Store
+from data_pipeline.temporary import temporary_folder
 
 Codec = Literal["jpeg", "png"]
 
@@ -232,10 +232,10 @@ def write_shard(task: ShardTask) -> WrittenShard:
     stem, codec = task.shard.stem, task.settings.codec
     if not isinstance(task.folder, Store):
         return write_images(task.folder, stem, codec, images)
-    with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
-        written = write_images(Path(temporary), stem, codec, images)
+    with temporary_folder() as temporary:
+        written = write_images(temporary, stem, codec, images)
         for name in (index_name(written.name), written.name):  # a shard that is there has its index
-            task.folder.put_file(name, Path(temporary) / name)
+            task.folder.put_file(name, temporary / name)
     return written
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import tarfile
-import tempfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from data_pipeline.shard_cache import ShardCache
 from data_pipeline.shard_location import SHARD_FOLDER
 from data_pipeline.shards import index_name, index_text
 from data_pipeline.store import Root, Store
+from data_pipeline.temporary import temporary_folder
 
 _MEND = "delete this file and build, or derive, the data set again"
 
@@ -28,8 +28,8 @@ def verify_dataset(root: str | Root, progress: bool = True) -> None:
     from there, shard by shard, whatever a cache holds. UserError names the first shard that is not as it was
     committed, and on a disk the first bad sample in it.
     """
-    with tempfile.TemporaryDirectory(prefix="hemaforge-") as temporary:
-        dataset = Dataset.open(root, ShardCache(Path(temporary)))
+    with temporary_folder() as temporary:
+        dataset = Dataset.open(root, ShardCache(temporary))
         samples = from_table(dataset.table)
         if content_hash(samples) != dataset.content_hash:
             raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")

@@ -20,7 +20,7 @@ from trainer.configuration import lay_over, typed
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Config = TypeVar("Config")
 # Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
-_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 _WRITING = """arguments:

@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = [
+PRELOADED = [
     "launchers.audit",
     "launchers.balance",
     "launchers.build_shards",
@@ -56,7 +56,7 @@ _PRELOADED = [
 
 def start_server() -> None:
     """Before any test: there is one such server to a process, and who starts it decides what it has imported."""
-    _CONTEXT.set_forkserver_preload(_PRELOADED)
+    _CONTEXT.set_forkserver_preload(PRELOADED)
     forkserver.ensure_running()
 
 
@@ -88,7 +88,7 @@ class Launched:
                 "MASTER_PORT": port,
             }
             variables = {**(joined if processes > 1 else {}), **environment}
-            process = _CONTEXT.Process(target=_run, args=(name, arguments, folder, variables, rank))
+            process = _CONTEXT.Process(target=become, args=(name, arguments, folder, variables, rank))
             process.start()
             self._processes.append(process)
 
@@ -123,7 +123,8 @@ class Launched:
         return "".join((self._folder / f"{stream}-{rank}").read_text() for rank in range(len(self._processes)))
 
 
-def _run(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int) -> None:
+def become(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int = 0) -> None:
+    """Run a launcher in this process, which is its own from now on; its output goes to files of the folder."""
     os.chdir(folder)
     os.environ.update(environment)
     for stream, descriptor in (("stdout", 1), ("stderr", 2)):

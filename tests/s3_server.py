@@ -52,7 +52,32 @@ class _Handler(MotoRequestHandler):
         """See above."""
 
 
-class S3Server:
+class Bucket:
+    """What a server's bucket holds, by a client of it."""
+
+    client: Any
+
+    def fill(self, folder: Path, prefix: str) -> None:
+        """Put the files below a folder under a prefix."""
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+    def put(self, name: str, content: bytes) -> None:
+        self.client.put_object(Bucket=BUCKET, Key=name, Body=content)
+
+    def delete(self, name: str) -> None:
+        self.client.delete_object(Bucket=BUCKET, Key=name)
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        """The objects under a prefix, by the name that follows it."""
+        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
+        names = [entry["Key"] for entry in listed]
+        read = {name: self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names}
+        return {name.removeprefix(f"{prefix}/"): content for name, content in read.items()}
+
+
+class S3Server(Bucket):
     """The server and its bucket; what it holds outlives a kill."""
 
     def __init__(self, port: int | None = None) -> None:
@@ -63,7 +88,7 @@ class S3Server:
         self.requests: list[tuple[str, str]] = []
         self.bytes_per_second: float | None = None
         self.start()
-        self.client = boto3.client("s3", **self._credentials())
+        self.client = _client(self._port)
         self.client.create_bucket(Bucket=BUCKET)
 
     @property
@@ -93,25 +118,6 @@ class S3Server:
             self.delete(entry["Key"])
         self.requests.clear()
 
-    def fill(self, folder: Path, prefix: str) -> None:
-        """Put the files below a folder under a prefix."""
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
-
-    def put(self, name: str, content: bytes) -> None:
-        self.client.put_object(Bucket=BUCKET, Key=name, Body=content)
-
-    def delete(self, name: str) -> None:
-        self.client.delete_object(Bucket=BUCKET, Key=name)
-
-    def objects(self, prefix: str) -> dict[str, bytes]:
-        """The objects under a prefix, by the name that follows it."""
-        listed = self.client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
-        names = [entry["Key"] for entry in listed]
-        read = {name: self.client.get_object(Bucket=BUCKET, Key=name)["Body"].read() for name in names}
-        return {name.removeprefix(f"{prefix}/"): content for name, content in read.items()}
-
     def count(self, method: str, ending: str) -> collections.Counter[str]:
         """How often objects whose names end so were asked for."""
         return collections.Counter(name for asked, name in self.requests if asked == method and name.endswith(ending))
@@ -130,17 +136,8 @@ class S3Server:
                     time.sleep(len(piece) / self.bytes_per_second)
                 yield piece
 
-    def _credentials(self) -> dict[str, str]:
-        own = self.environment
-        return {
-            "endpoint_url": own["AWS_ENDPOINT_URL"],
-            "aws_access_key_id": own["AWS_ACCESS_KEY_ID"],
-            "aws_secret_access_key": own["AWS_SECRET_ACCESS_KEY"],
-            "region_name": own["AWS_DEFAULT_REGION"],
-        }
 
-
-class ServerProcess:
+class ServerProcess(Bucket):
     """A server in a process of its own, whose bucket holds a folder each time it is started."""
 
     def __init__(self, folder: Path) -> None:
@@ -148,6 +145,7 @@ class ServerProcess:
         self._folder = folder
         self.url = f"s3://{BUCKET}/{folder.name}"
         self.environment = _environment(self._port)
+        self.client = _client(self._port)
         self.start()
 
     def start(self) -> None:
@@ -161,6 +159,17 @@ class ServerProcess:
         """SIGKILL."""
         self._process.kill()
         self._process.wait()
+
+
+def _client(port: int) -> Any:
+    own = _environment(port)
+    return boto3.client(
+        "s3",
+        endpoint_url=own["AWS_ENDPOINT_URL"],
+        aws_access_key_id=own["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=own["AWS_SECRET_ACCESS_KEY"],
+        region_name=own["AWS_DEFAULT_REGION"],
+    )
 
 
 def _environment(port: int) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
+from data_pipeline.disk import checked, replace_through, with_checksum
 from data_pipeline.errors import UserError
 
 FILE = "calibration.json"
@@ -90,9 +90,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str)
 
 def save_calibration(run: Path, calibration: Calibration) -> None:
     """Write the run's calibration.json; it appears whole."""
-    aside = run / f".{FILE}.{os.getpid()}"
-    aside.write_text(json.dumps(asdict(calibration), indent=1) + "\n")
-    aside.replace(run / FILE)
+    replace_through(run / FILE, (json.dumps(with_checksum(asdict(calibration)), indent=1) + "\n").encode())
 
 
 def load_calibration(run: Path, checkpoint: str) -> Calibration:
@@ -104,7 +102,7 @@ def load_calibration(run: Path, checkpoint: str) -> Calibration:
     if not path.exists():
         return Calibration()
     try:
-        calibration = Calibration(**json.loads(path.read_text()))
+        calibration = Calibration(**checked(json.loads(path.read_text())))
         if not 0 < calibration.temperature < math.inf:
             raise ValueError(f"temperature {calibration.temperature}")
     except (OSError, ValueError, TypeError) as error:

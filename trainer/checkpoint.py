@@ -1,9 +1,11 @@
 """Checkpoints: complete, written aside and renamed, named by their content, refused when damaged (contract C12)."""
 
+import copy
 import hashlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +71,7 @@ class CheckpointStore:
         try:
             # To a file without a name: torch writes one into the archive, and equal states would differ in their bytes.
             with partial.open("wb") as file:
-                torch.save(state, file)
+                torch.save(_interned(state), file)
                 file.flush()
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
@@ -127,6 +129,23 @@ def require_the_same_everywhere(checkpoint: Checkpoint | None, directory: Path) 
                 f"{name}: put run= where all machines see the same files (where they do, a file may show late: run "
                 "the same command again)"
             )
+
+
+def _interned(value: Any) -> Any:
+    """The same state, in which equal texts are one object: pickle writes a second one as a reference to the first.
+
+    Else a state that was read from a checkpoint would be written in other bytes than an equal one that was not.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, dict):
+        same = copy.copy(value)  # with its attributes: a state dict's versions
+        same.clear()
+        same.update((_interned(key), _interned(entry)) for key, entry in value.items())
+        return same
+    if isinstance(value, list | tuple):
+        return type(value)(map(_interned, value))
+    return value
 
 
 def _digest(path: Path) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import with_checksum
 from data_pipeline.errors import UserError
 from data_pipeline.sources.phantom import STAINS, render_cell
 from data_pipeline.stream import MicroBatch, Topology
@@ -56,11 +57,11 @@ def export_classifier(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        _write_model(raw, aside / MODEL_FILES[form], form)
+        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
         told = _describe(trained, raw, aside, form)
-        (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
         told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
-        (aside / DESCRIPTION).write_text(json.dumps(told, indent=1))
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
         if card.exists():
             shutil.copyfile(card, aside / card.name)
         aside.rename(out)
@@ -79,7 +80,8 @@ class _Probabilities(nn.Module):
         return self.network(images).float().softmax(dim=1)
 
 
-def _write_model(raw: RawClassifier, path: Path, form: Format) -> None:
+def _exported(raw: RawClassifier, form: Format) -> bytes:
+    """The model's file. Not written by the exporters themselves: torch's aborts the process where a disk is full."""
     side = raw.data.image_size
     example = torch.zeros(2, 3, side, side)
     shapes = {"images": {0: torch.export.Dim("n", min=1)}}
@@ -89,17 +91,18 @@ def _write_model(raw: RawClassifier, path: Path, form: Format) -> None:
             warnings.simplefilter("ignore")
             program = torch.export.export(_Probabilities(raw.network).eval(), (example,), dynamic_shapes=shapes)
             if form == "torch_export":
-                torch.export.save(program, path)
-                return
-            torch.onnx.export(
+                content = io.BytesIO()
+                torch.export.save(program, content)
+                return content.getvalue()
+            model = torch.onnx.export(
                 program,
-                f=path,
                 input_names=["images"],
                 output_names=["probabilities"],
                 dynamo=True,
                 verbose=False,
-                external_data=False,
             )
+            assert model is not None  # as dynamo's exporter says it
+            return bytes(model.model_proto.SerializeToString())
     except Exception as error:  # each operator refuses in its own way
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error

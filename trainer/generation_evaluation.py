@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import SeenChoice
+from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.learned_images import JUDGE_FOLDER, LearnedImages, SeenImages, learned_by_bank
@@ -263,7 +263,5 @@ def _target(root: Path, dataset: Dataset, judges: Judges) -> Path:
 
 def _write(path: Path, record: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    replace_through(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return path

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from data_pipeline.shards import ShardSettings
 from data_pipeline.store import folder_of
 from data_pipeline.stream import Stream, Topology
 from data_pipeline.stream_config import StreamConfig
+from data_pipeline.temporary import temporary_folder
 from trainer.normalization_config import NormalizeConfig, Policy
 from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.bundle import FILE, NormalizerBundle, normalized_domain, save_bundle
@@ -70,7 +70,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
     if not made:
         raise UserError(f"{parent.root}: no image to normalise with policy={config.policy}: see build_report.json")
     settings = ShardSettings(**{**parent.metadata["settings"], "stored_size": restaining.image_size})
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         learned.save(Path(folder))
         attachments = {LEARNED: Path(folder) / LEARNED}
         if config.policy != "thesis":
@@ -83,7 +83,7 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
                 restaining.crop.get(source, 1.0),
                 restaining.learned[source],
             )
-            attachments[FILE] = Path(folder) / FILE
+            attachments[FILE] = folder / FILE
             save_bundle(attachments[FILE], bundle)
         return derive_dataset(
             out,

@@ -93,7 +93,7 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`; a last line that was cut short by a kill is left out."""
     path = run / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:

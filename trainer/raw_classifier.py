@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipeline.disk import checked
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings
@@ -20,7 +21,7 @@ from trainer.classifier_training import scoring_batch
 from trainer.evaluation import NormalizedClassifier
 from trainer.normalizers.bundle import NormalizerBundle, normalized_domain
 from trainer.run_directory import DESCRIPTION
-from trainer.trained_classifier import TrainedClassifier, load_classifier
+from trainer.trained_classifier import TrainedClassifier, load_classifier, tell_if_uncalibrated
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -58,6 +59,7 @@ def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
     that the run does not know, and for none where it makes a difference.
     """
     domain = resolve_domain(trained, domain)
+    tell_if_uncalibrated(trained)
     network, data = trained.network, trained.config.data
     crop = data.crop.get(domain or "", 1.0)
     normalizer = trained.normalizer if trained.normalizer is not None and domain == trained.normalizer.source else None
@@ -107,7 +109,7 @@ def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
     if not (folder / DESCRIPTION).exists():
         return of_run(load_classifier(folder), domain)
     try:
-        told = json.loads((folder / DESCRIPTION).read_text())
+        told = checked(json.loads((folder / DESCRIPTION).read_text()))
         if told["format_version"] != FORMAT_VERSION:
             raise UserError(
                 f"{folder}: exported in format {told['format_version']}, read is {FORMAT_VERSION}: export the run again"

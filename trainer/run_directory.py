@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from data_pipeline.disk import checked, replace_through, with_checksum
 from data_pipeline.errors import UserError
 
 CONFIG_FILE = "config.yaml"
@@ -59,9 +60,7 @@ def fingerprint(values: Mapping[str, Any], facts: Mapping[str, str], free: Colle
 def write_run_config(run: Path, content: Mapping[str, Any]) -> None:
     """Write `config.yaml`, whole or not at all."""
     run.mkdir(parents=True, exist_ok=True)
-    aside = run / f"{CONFIG_FILE}.new"
-    aside.write_text(yaml.safe_dump(dict(content), sort_keys=False))
-    aside.replace(run / CONFIG_FILE)
+    replace_through(run / CONFIG_FILE, yaml.safe_dump(with_checksum(content), sort_keys=False).encode())
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
@@ -70,12 +69,12 @@ def read_run_config(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{run}: no {CONFIG_FILE} there, so no run: give run=DIR of a launcher that trains")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not written by a launcher that trains")
+        return checked(content)
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: damaged, or not written by a launcher that trains")
-    return content
 
 
 def require_classifier(folder: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.report.stain_report import write_stain_report
 from trainer.stain_evaluation import evaluate_stain_model
 from trainer.stain_run import load_stain_model
 from trainer.topology import leave_processes
-from trainer.trained_classifier import load_classifier
+from trainer.trained_classifier import load_classifier, tell_if_uncalibrated
 
 
 def score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
@@ -99,6 +99,8 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
 def score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     """Scores of a classifier's best checkpoint; the record, the model card and the report are written."""
     trained = load_classifier(run)
+    if topology.rank == 0:
+        tell_if_uncalibrated(trained)
     dataset = config.open_dataset(trained.config)
     splits = SPLITS if config.split == "all" else (config.split,)
     domains = trained.config.data.domains if config.domain is None else [config.domain]

@@ -1,6 +1,7 @@
 """A classifier that a run has trained, and what the run says of itself."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
-from trainer.calibration import Calibration, load_calibration
+from trainer.calibration import FILE, Calibration, load_calibration
 from trainer.checkpoint import Checkpoint, CheckpointStore
 from trainer.classifier_config import ClassifierRunConfig
 from trainer.configuration import typed
@@ -101,6 +102,13 @@ def load_classifier(run: Path) -> TrainedClassifier:
     return TrainedClassifier(
         network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
     )
+
+
+def tell_if_uncalibrated(trained: TrainedClassifier) -> None:
+    """A line on stderr where no temperature was fitted to the checkpoint, or the file of it is gone."""
+    if trained.calibration.checkpoint != trained.checkpoint.digest:
+        path = trained.checkpoint.path.parents[1] / FILE
+        print(f"warning: {path}: not there for this checkpoint; {trained.calibration.remark}", file=sys.stderr)
 
 
 def build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:

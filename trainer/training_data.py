@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.disk import replace_through
+from data_pipeline.disk import checked, replace_through, with_checksum
 from data_pipeline.errors import UserError
 from data_pipeline.lineage import banks_of, family, normalization
 from data_pipeline.stream_config import StreamConfig
@@ -45,7 +45,7 @@ def save_training_data(run: Path, dataset: Dataset, config: StreamConfig) -> Non
         "domains": domains,
         "counts": counts,
     }
-    replace_through(run / FILE, (json.dumps(told, indent=1) + "\n").encode())
+    replace_through(run / FILE, (json.dumps(with_checksum(told), indent=1) + "\n").encode())
 
 
 def read_training_data(run: Path) -> dict[str, Any] | None:
@@ -54,6 +54,6 @@ def read_training_data(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return dict(json.loads(path.read_text()))
+        return checked(json.loads(path.read_text()))
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}): give the run's train_classifier.py command again") from None

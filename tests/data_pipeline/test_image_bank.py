@@ -146,6 +146,19 @@ def test_a_damaged_bank_is_not_opened(tmp_path: Path, file: str, harm: Callable[
     harm(tmp_path / "bank" / file)
     with pytest.raises(UserError, match="damaged"):
         ImageBank.open(tmp_path / "bank")
+    with pytest.raises(UserError, match="damaged"):
+        make_bank(tmp_path / "bank", COUNT + 3, FACTS)
+
+
+@pytest.mark.parametrize(
+    "file", ["images/c/1/0/0/0", "latents/c/1/0", "labels/c/1", "sha256/c/1/0", "labels/zarr.json"]
+)
+def test_a_bank_that_was_cut_off_and_damaged_is_not_gone_on_with(tmp_path: Path, file: str) -> None:
+    root = make_bank(tmp_path / "bank", COUNT, FACTS).root
+    (root / "bank.json").unlink()
+    _cut(root / file)
+    with pytest.raises(UserError, match="damaged"):
+        make_bank(root, COUNT + 3, FACTS)
 
 
 def test_a_changed_image_is_met_when_it_is_read(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_a_calibration_is_of_one_checkpoint_and_a_damaged_one_is_named(tmp_path:
     assert load_calibration(tmp_path, "a") == fitted
     assert load_calibration(tmp_path, "b").temperature == 1
     assert "not fitted" in load_calibration(tmp_path, "b").remark
-    for text in ('{"temperature": ', '{"heat": 1}', json.dumps({"temperature": 0})):
+    changed = (tmp_path / FILE).read_text().replace(': "a"', ': "b"')
+    for text in (changed, '{"temperature": ', '{"heat": 1}', json.dumps({"temperature": 0})):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
             load_calibration(tmp_path, "a")

@@ -15,6 +15,7 @@ from trainer import conditional_run, few_shot_run
 from trainer.conditional_config import ConditionalRunConfig
 from trainer.configuration import typed
 from trainer.few_shot_config import FewShotRunConfig
+from trainer.run_directory import read_run_config, write_run_config
 from trainer.stain_config import StainModelConfig, StainRunConfig
 from trainer.stain_run import build_critics, build_generators
 
@@ -129,3 +130,23 @@ def test_every_model_config_names_a_game_that_can_be_built(name: str) -> None:
             few_shot = read_config(FewShotRunConfig, "train_few_shot_gan", [f"model={name}"])
             networks = list(few_shot_run.build_networks(few_shot.model, few_shot.data.image_size).values())
     assert all(sum(parameter.numel() for parameter in network.parameters()) > 1000 for network in networks)
+
+
+def test_a_run_configuration_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Whatever bit of it: another size or type of images would be taken, and other scores come out."""
+    content = {"data": {"image_size": 96, "crop": {"munich": 0.8}}, "rate": 1e-5, "types": ["basophil"], "none": None}
+    write_run_config(tmp_path, content)
+    assert read_run_config(tmp_path) == content
+    path = tmp_path / "config.yaml"
+    written, told = path.read_bytes(), []
+    for place in range(0, len(written), 3):
+        for bit in (0, 7):
+            changed = bytearray(written)
+            changed[place] ^= 1 << bit
+            path.write_bytes(changed)
+            try:
+                assert {name: read_run_config(tmp_path)[name] for name in content} == content
+            except UserError as error:
+                told.append(str(error))
+    assert len(told) > 100
+    assert all(str(path) in line and "\n" not in line for line in told)

@@ -1,7 +1,6 @@
 """How an evaluation lies in a run directory: one JSON of scores and one Parquet of predictions beside it."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from data_pipeline.disk import replace_through, replacing
 from data_pipeline.errors import UserError
 
 OWN_TEST = "metrics.json"
@@ -67,7 +67,8 @@ def save_evaluation(run: Path, record: dict[str, Any], predictions: pd.DataFrame
     content hash, and then a number, is put behind it. Each file is renamed into place whole.
     """
     target = _free_path(run / "evaluation", record, own_test)
-    _replace(target.with_suffix(".parquet"), lambda path: predictions.to_parquet(path, index=False))
+    with replacing(target.with_suffix(".parquet")) as temporary:
+        predictions.to_parquet(temporary, index=False)
     _write_record(target, record)
     return target
 
@@ -110,17 +111,7 @@ def _data_of(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _write_record(target: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    _replace(target, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _replace(target: Path, write: Any) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        write(aside)
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_through(target, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A data set's normaliser as a file: it travels with the data set, and with a classifier trained on it."""
 
 import io
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 import torch
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from trainer.normalizers.base import StainNormalizer
 from trainer.normalizers.classical import CLASSICAL
@@ -72,9 +72,7 @@ def save_bundle(path: Path, bundle: NormalizerBundle) -> None:
     }
     content = io.BytesIO()  # a file's name would be written into its bytes
     torch.save({**facts, "normalizer": bundle.normalizer.state_dict()}, content)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(content.getvalue())
-    aside.replace(path)
+    replace_through(path, content.getvalue())
 
 
 def load_bundle(path: Path) -> NormalizerBundle:

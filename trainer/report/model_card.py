@@ -1,6 +1,5 @@
 """A run's model card: what the classifier is for and not for, what it learned from, how far it may be trusted."""
 
-import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import replace_through
 from trainer.arguments import written
 from trainer.metrics.classification import OVERALL, format_estimate
 from trainer.metrics.evaluation import Evaluation, load_evaluations
@@ -49,12 +49,7 @@ def write_model_card(run: Path) -> Path:
         f"## To reproduce\n\nOn the data set of content {config['dataset_hash']}:\n\n```sh\n{command(config)}\n```",
     ]
     path = run / MODEL_CARD
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_through(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return path
 
 

@@ -4,13 +4,14 @@ A new kind of score is a new list of blocks: nothing here knows what a classifie
 """
 
 import base64
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from data_pipeline.disk import replace_through
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("trainer.report", "."),
@@ -147,10 +148,5 @@ def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], s
     """
     template = _ENVIRONMENT.get_template("template.html")
     text = template.render(title=title, subtitle=subtitle, blocks=blocks, sections=sections)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_through(path, text.encode())
     return path

@@ -1,12 +1,13 @@
 """Sheets of images side by side, as PNG: what a person looks at while a generator learns (figures 41-46)."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from data_pipeline.disk import replacing
 
 _MARGIN = 4
 _HEADER = 18
@@ -34,9 +35,8 @@ def draw_sheet(path: Path, titles: Sequence[str], columns: Sequence[torch.Tensor
         for number, column in enumerate(pictures):
             sheet.paste(Image.fromarray(column[row]), (_LABEL_WIDTH + number * step_x, top))
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.png")
-    sheet.save(aside)
-    aside.replace(path)
+    with replacing(path) as temporary:
+        sheet.save(temporary)
 
 
 def _to_bytes(images: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
