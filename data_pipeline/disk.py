@@ -18,9 +18,20 @@ TEMPORARY_PREFIX = ".writing-"
 _CHECKSUM = "checksum"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file: one of a write, on a full disk say, names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_through(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -42,9 +53,10 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     descriptor = _locked(temporary)
     try:
-        yield temporary
-        os.fsync(descriptor)
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            os.fsync(descriptor)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from data_pipeline.disk import naming
 from data_pipeline.progress_bar import progress_bar
 
 # Of all that a game tells, what stands beside the bar.
@@ -28,7 +29,8 @@ class RunLog:
         run.mkdir(parents=True, exist_ok=True)
         records = [record for record in read_records(run) if record["step"] <= step]
         cut = run / "metrics.jsonl.cut"
-        cut.write_text("".join(json.dumps(record) + "\n" for record in records))
+        with naming(cut):
+            cut.write_text("".join(json.dumps(record) + "\n" for record in records))
         cut.rename(run / "metrics.jsonl")
         self._file = (run / "metrics.jsonl").open("a")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
@@ -49,8 +51,9 @@ class RunLog:
         if not self._enabled:
             return
         line = {"kind": kind, "step": step, **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with naming(Path(self._file.name)):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
         self._show_on_board(line)
         if kind == "step":
             shown = {name: f"{values[name]:.3f}" for name in _SHOWN if name in values}
@@ -64,13 +67,16 @@ class RunLog:
     def close(self) -> None:
         if self._enabled:
             self._bar.close()
-            self._file.close()
-            self._board.close()
+            with naming(Path(self._file.name)):
+                self._file.close()
+            with naming(Path(self._board.log_dir)):
+                self._board.close()
 
     def _show_on_board(self, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name not in ("kind", "step") and isinstance(value, int | float):
-                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        with naming(Path(self._board.log_dir)):
+            for name, value in record.items():
+                if name not in ("kind", "step") and isinstance(value, int | float):
+                    self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
 
 def logged_seconds(run: Path) -> float:

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
             cluster = RayCluster({**reaches, "XDG_CACHE_HOME": str(asked.out / "cache")})
             held.callback(cluster.close)
             materials.of_cluster = cluster.environment
-        rows = _work(_jobs(asked, materials, names, server, small_disks), asked.workers)
+        rows = _work(_jobs(asked, materials, names, server, small_disks), asked.workers, asked.out)
     if "disk" in asked.parts and not small_disks:
         _tell("no full disk was tried: this user may not mount one")
     facts = {"kills": asked.kills, "seed": asked.seed, "seconds": round(time.monotonic() - began)}
@@ -125,38 +125,34 @@ def _jobs(
     return jobs
 
 
-def _work(jobs: dict[str, Job], workers: int) -> list[Row]:
-    """Do the jobs, each in a forked process, so many at a time; their rows in their order."""
+def _work(jobs: dict[str, Job], workers: int, folder: Path) -> list[Row]:
+    """Do the jobs, each in a forked process, so many at a time; their rows, which come by files of the folder."""
     waiting, running, rows = list(jobs), {}, {}
     while waiting or running:
         while waiting and len(running) < workers:
             name = waiting.pop(0)
-            running[_fork(name, jobs[name])] = name
+            running[_fork(name, jobs[name], folder / f"row-{len(jobs) - len(waiting)}")] = name
         ended, _ = os.wait()
-        for child, content in [key for key in running if key[0] == ended]:
-            name = running.pop((child, content))
-            with open(content, "rb") as pipe:
-                told = pipe.read()
-            row = pickle.loads(told) if told else Row(name, "", lost=["the test itself broke off"])
+        for child, told in [key for key in running if key[0] == ended]:
+            name = running.pop((child, told))
+            row = pickle.loads(told.read_bytes()) if told.exists() else Row(name, "", lost=["the test was killed"])
+            told.unlink(missing_ok=True)
             rows[name] = row
             _tell(f"{name}: {row.tries} tries, {row.seconds:.0f} s, lost: {'; '.join(row.lost) or 'nothing'}")
     return [rows[name] for name in jobs]
 
 
-def _fork(name: str, job: Job) -> tuple[int, int]:
-    """The child, and the pipe that its row comes by: a row is small enough to wait in it."""
-    hears, tells = os.pipe()
+def _fork(name: str, job: Job, told: Path) -> tuple[int, Path]:
+    """The child, and the file that it leaves its row in."""
     child = os.fork()
     if child == 0:
-        os.close(hears)
         try:
             row = job()
         except BaseException as error:
-            row = Row(name, "", lost=[f"the test itself broke off: {type(error).__name__}: {error}"[:4000]])
-        os.write(tells, pickle.dumps(row))
+            row = Row(name, "", lost=[f"the test itself broke off: {type(error).__name__}: {error}"])
+        told.write_bytes(pickle.dumps(row))
         os._exit(0)
-    os.close(tells)
-    return child, hears
+    return child, told
 
 
 def _tell(line: str) -> None:

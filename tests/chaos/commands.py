@@ -10,71 +10,24 @@ import yaml
 
 from tests.chaos.forked import Ended, Launcher, in_child
 from tests.s3_server import BUCKET
+from tests.trainer import test_conditional_training, test_few_shot_training, test_stain_training, test_training
 
 Kind = Literal["data set", "run", "bank", "export", "predictions", "sweep", "audit"]
 TYPES = ("basophil", "eosinophil", "lymphocyte")
-_TRAINING = ("data.threads=1", "train.log_every=1", "train.keep_checkpoints=2")
-CLASSIFIER = (
-    "model=senet_tiny_ge",
-    "data.image_size=32",
-    "train.global_batch=12",
-    "train.epochs=2",
-    "train.checkpoint_every=2",
-    "optimizer.average_decay=0.9",
-    *_TRAINING,
-)
-_STAIN = (
-    "a=giemsa",
-    "b=violet",
-    "data.image_size=32",
-    "train.global_batch=6",
-    "train.iterations_per_epoch=3",
-    "train.epochs=2",
-    "train.checkpoint_every=2",
-    "samples_per_type=1",
-    "model.generator.width=4",
-    "model.generator.depth=3",
-    "model.critic.width=4",
-    "model.critic.layers=2",
-    *_TRAINING,
-)
-_CONDITIONAL = (
-    "data.image_size=16",
-    "train.global_batch=7",
-    "train.iterations_per_epoch=3",
-    "train.epochs=2",
-    "train.checkpoint_every=2",
-    "samples_per_type=2",
-    "model.generator.width=4",
-    "model.generator.latent_size=6",
-    "model.generator.blocks=[1,1,1]",
-    "model.critic.width=4",
-    "model.critic.hidden=8",
-    "model.critic.blocks=[1,1,1]",
-    "model.classifier.width=4",
-    "model.classifier.hidden=8",
-    "model.classifier.blocks=[1,1,1]",
-    *_TRAINING,
-)
-_FEW_SHOT = (
-    "rare_types=[lymphocyte]",
-    "shots=3",
-    "sheet_columns=3",
-    "data.image_size=32",
-    "train.global_batch=3",
-    "train.iterations_per_epoch=2",
-    "train.epochs=2",
-    "train.checkpoint_every=1",
-    "model.generator.width=2",
-    "model.generator.latent_size=6",
-    "model.encoder.width=2",
-    "model.encoder.feature_size=4",
-    "model.discriminator.width=2",
-    "model.inner.rounds=2",
-    "model.inner.discriminator_steps=1",
-    "model.inner.generator_steps=2",
-    "adaptation.images=42",
-    *_TRAINING,
+_TRAINING = ("train.epochs=2", "train.checkpoint_every=2", "train.keep_checkpoints=2")
+
+
+def _changed(given: tuple[str, ...], *changes: str) -> tuple[str, ...]:
+    """Arguments, with others in the place of those of the same key."""
+    keys = {text.partition("=")[0] for text in changes}
+    return (*(text for text in given if text.partition("=")[0] not in keys), *changes)
+
+
+CLASSIFIER = _changed(test_training.TINY, "model=senet_tiny_ge", *_TRAINING)
+_STAIN = _changed(test_stain_training.TINY, test_stain_training.DEPTH, *_TRAINING)
+_CONDITIONAL = _changed(test_conditional_training.TINY, "train.iterations_per_epoch=3", *_TRAINING)
+_FEW_SHOT = _changed(
+    (*test_few_shot_training.TINY, *test_few_shot_training.SHORT), *_TRAINING[:1], "train.checkpoint_every=1"
 )
 
 

@@ -1,12 +1,13 @@
 """If these fail, a kill leaves temporary files for ever, or a changed digit in a record passes for the truth."""
 
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.disk import checked, replace_through, replacing, with_checksum
+from data_pipeline.disk import checked, naming, replace_through, replacing, with_checksum
 
 
 def _killed_while_writing(path: Path) -> None:
@@ -57,6 +58,15 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
         temporary.with_name("nowhere").read_bytes()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["report.html"]
+
+
+def test_an_error_of_a_write_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="full") as caught, naming(tmp_path / "log"):
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.filename == str(tmp_path / "log")
+    with pytest.raises(OSError, match="full") as caught, naming(tmp_path / "log"):
+        raise OSError(errno.ENOSPC, "full", "another")
+    assert caught.value.filename == "another"
 
 
 def test_a_record_that_was_changed_is_noticed() -> None:
