@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from data_pipeline.disk import naming
 from data_pipeline.progress_bar import progress_bar
 
@@ -35,6 +33,7 @@ class RunLog:
         self._file = (run / "metrics.jsonl").open("a")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
         # Here: who reads the records of a run need not wait for torch.
+        from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(run / "tensorboard"))
         for record in records:
