@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import MANIFEST_FILE, ImageBank
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.verify import verify_dataset
 from tests.chaos.commands import Command
 

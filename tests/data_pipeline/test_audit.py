@@ -14,11 +14,12 @@ from data_pipeline.audit_check import Check
 from data_pipeline.balance import balance_dataset
 from data_pipeline.balance_config import BalanceConfig
 from data_pipeline.build import build_dataset
-from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, from_table, write_catalog
+from data_pipeline.catalog import Dataset, Sample, from_table, write_catalog
 from data_pipeline.curate import NEAR_DUPLICATE_BITS, split_of
 from data_pipeline.images import HASH_BYTES
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.stored_images import SYMMETRIES, near_pairs_across
 from tests.conftest import TINY_TYPES
 from tests.data_pipeline.negatives import derive

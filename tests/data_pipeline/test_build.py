@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from data_pipeline.build import build_dataset
 from data_pipeline.build_files import build_lock
 from data_pipeline.build_report import format_report
-from data_pipeline.catalog import CATALOG_FILE, Dataset, content_hash, from_table
+from data_pipeline.catalog import Dataset, content_hash, from_table
 from data_pipeline.curate import Exclusion
 from data_pipeline.errors import UserError
 from data_pipeline.shards import ShardSettings, index_name
 from data_pipeline.sources import SourceDeclaration
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 

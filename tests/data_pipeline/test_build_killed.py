@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from data_pipeline.build import build_dataset
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
 from data_pipeline.shards import ShardSettings
 from data_pipeline.sources import SourceDeclaration
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 

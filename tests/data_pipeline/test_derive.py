@@ -20,10 +20,11 @@ import webdataset
 
 from data_pipeline.build import build_dataset
 from data_pipeline.build_files import build_lock
-from data_pipeline.catalog import CATALOG_FILE, Dataset, Sample, from_table
+from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
 from data_pipeline.shards import encode_pixels, index_name
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.stream import Stream
 from data_pipeline.stream_config import StreamConfig
 from data_pipeline.verify import verify_dataset

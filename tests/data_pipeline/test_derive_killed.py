@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.catalog import CATALOG_FILE, Dataset
+from data_pipeline.catalog import Dataset
+from data_pipeline.store import CATALOG_FILE
 from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.negatives import derive, own_shards
 from tests.data_pipeline.raw_images import files_below

@@ -16,7 +16,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.file_stream import FileStream
 from data_pipeline.shards import ShardSettings
-from data_pipeline.stream import Stream, StreamConfig, Topology
+from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream_config import StreamConfig
 from tests.data_pipeline.raw_images import folder_source, picture, write_image
 
 

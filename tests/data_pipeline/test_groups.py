@@ -23,7 +23,8 @@ from data_pipeline.sources import SourceDeclaration, survey
 from data_pipeline.sources.declaration import GroupRule
 from data_pipeline.sources.identifiers import canonical, identifier_warnings
 from data_pipeline.split_check import check_splits, way_out
-from data_pipeline.stream import Stream, StreamConfig
+from data_pipeline.stream import Stream
+from data_pipeline.stream_config import StreamConfig
 from tests.data_pipeline.raw_images import survey_or_refusal, write_image
 
 

@@ -19,8 +19,8 @@ from ray.cluster_utils import Cluster
 
 from data_pipeline.build import build_dataset
 from data_pipeline.build_report import format_report
-from data_pipeline.catalog import CATALOG_FILE
 from data_pipeline.shards import ShardSettings
+from data_pipeline.store import CATALOG_FILE
 from tests.conftest import Launch, Start
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 from tests.launchers.test_ablate import Environment, joining

@@ -13,6 +13,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.randomness import derive_key
+from data_pipeline.stream import Topology
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer.test_stain_training import assert_same_bits, final_state, joined
@@ -23,7 +24,6 @@ from trainer.configuration import typed
 from trainer.progress import read_records
 from trainer.provenance import learned_by_run
 from trainer.synthesis import ImageSampler
-from trainer.topology import Topology
 
 TINY = (
     "data.image_size=16",

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import StreamConfig, Topology
+from data_pipeline.stream import Topology
+from data_pipeline.stream_config import StreamConfig
 from launchers.console import read_config
 from tests.told_clock import Clock
 from trainer import forecast as module

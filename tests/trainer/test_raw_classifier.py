@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream import StreamConfig
+from data_pipeline.stream_config import StreamConfig
 from trainer.raw_classifier import resolve_domain
 
 

@@ -12,11 +12,11 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import ImageBank
 from data_pipeline.learned_images import LearnedImages
+from data_pipeline.stream import Topology
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, NoiseSampler, image, latent
 from trainer.synthesis import load_sampler, synthesize
 from trainer.synthesis_config import SynthesizeConfig
-from trainer.topology import Topology
 
 SAMPLER = NoiseSampler(("lymphocyte", "basophil", "platelet"))
 
