@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -99,7 +99,9 @@ def run(options: Options) -> dict[str, Any]:
                 result["models"][name] = {"left_out": _LEFT_OUT[name]}
                 continue
             begun = time.monotonic()
-            found = measure(name, launchers[name], dataset, options, topology)
+            overrides = overrides_of(name, launchers[name], dataset, dataset.parent / "runs" / name)
+            overrides += options.settings.split(",") if options.settings else []
+            found = measure(launchers[name], overrides, topology, warm_up=options.warm_up, steps=options.steps)
             result["models"][name] = found
             print(f"{name} ({time.monotonic() - begun:.1f} s): {json.dumps(found)}", file=sys.stderr, flush=True)
             if options.out:  # what is known stays, however the run ends
@@ -123,34 +125,47 @@ def overrides_of(name: str, launcher: str, dataset: Path, run: Path) -> list[str
     return [f"model={name}", f"shards={dataset}", f"run={run}", *size, *rare]
 
 
-def measure(name: str, launcher: str, dataset: Path, options: Options, topology: Topology) -> dict[str, Any]:
-    """One training's memory and speed, or the error that it ended in."""
-    overrides = overrides_of(name, launcher, dataset, dataset.parent / "runs" / name)
-    overrides += options.settings.split(",") if options.settings else []
+def measure(
+    launcher: str,
+    overrides: list[str],
+    topology: Topology,
+    *,
+    warm_up: int,
+    steps: int,
+    on_start: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """One training's memory and speed, or the error that it ended in; see `some_steps`."""
     on_gpu = topology.device.type == "cuda"
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        steps = some_steps(launcher, overrides, topology, warm_up=options.warm_up, steps=options.steps)
+        timed = some_steps(
+            launcher, overrides, topology, warm_up=warm_up, steps=steps, on_start=on_start, on_end=on_end
+        )
     except (RuntimeError, UserError) as error:  # out of memory, say: the others are measured all the same
         return {"launcher": launcher, "error": f"{type(error).__name__}: {str(error)[:500]}"}
-    found: dict[str, Any] = {
+    return {
         "launcher": launcher,
-        "global_batch": steps.global_batch,
-        "precision": steps.precision,
-        "steps_per_second": round(steps.steps / steps.seconds, 3),
-        "max_allocated_gib": None,
-        "max_reserved_gib": None,
-        "given_out_gib": None,
+        "global_batch": timed.global_batch,
+        "precision": timed.precision,
+        "steps_per_second": round(timed.steps / timed.seconds, 3),
+        **most_memory(topology),
     }
-    if on_gpu:
-        free, total = torch.cuda.mem_get_info()
-        found["max_allocated_gib"] = _gib(torch.cuda.max_memory_allocated())
-        found["max_reserved_gib"] = _gib(torch.cuda.max_memory_reserved())
-        found["given_out_gib"] = _gib(total - free)
-    return found
+
+
+def most_memory(topology: Topology) -> dict[str, float | None]:
+    """GiB since the last reset of torch's statistics; None of each on the CPU. See the usage above."""
+    if topology.device.type != "cuda":
+        return {"max_allocated_gib": None, "max_reserved_gib": None, "given_out_gib": None}
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "max_allocated_gib": _gib(torch.cuda.max_memory_allocated()),
+        "max_reserved_gib": _gib(torch.cuda.max_memory_reserved()),
+        "given_out_gib": _gib(total - free),
+    }
 
 
 def _gib(count: int) -> float:

@@ -90,10 +90,13 @@ def train_speed(
 
 @dataclass(frozen=True)
 class Laps:
-    """What some laps of the real loop came to: images per second, and the share of the time spent waiting for data."""
+    """What some laps of a loop came to: images per second, and the share of the time spent waiting for data.
+
+    data_wait: None of a loop that does not tell.
+    """
 
     images_per_second: float
-    data_wait: float
+    data_wait: float | None
 
 
 class _Measured(Exception):

@@ -1,8 +1,9 @@
-"""Where a training step's time goes, by phases that each end with a wait for the device.
+"""Where a training step's time goes, by phases: on a GPU by CUDA events, which make neither host nor device wait.
 
-The waits take away what host and device do side by side, so the sum is more than a step takes: shares, not speeds.
+What the GPU idles while the host prepares a phase's work counts to that phase.
 """
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from trainer.step_clock import StepClock
 
 
 class PhaseClock:
-    """Seconds of each phase; of phases within each other the innermost counts."""
+    """Time of each phase; of phases within each other the innermost counts."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -31,8 +32,9 @@ class PhaseClock:
         self.restart()
 
     def restart(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._since = time.perf_counter()
+        self._stopped = False
+        # Where one phase gave way to another: its name, and when it ended.
+        self._ends: list[tuple[str, Any]] = [("", self._now())]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -44,22 +46,36 @@ class PhaseClock:
             self._turn()
             self._within.pop()
 
-    def shares(self) -> dict[str, float]:
-        """Of all time since the last restart."""
+    def stop(self) -> None:
+        """What comes until the next restart does not count."""
         self._turn()
-        total = sum(self.seconds.values())
-        return {name: round(seconds / total, 4) for name, seconds in self.seconds.most_common()}
+        self._stopped = True
+
+    def shares(self) -> dict[str, float]:
+        """Of all time from the last restart to the stop, or until now."""
+        self.stop()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        times: Counter[str] = Counter()
+        for (_, begun), (name, ended) in itertools.pairwise(self._ends):
+            times[name] += begun.elapsed_time(ended) if self._device.type == "cuda" else ended - begun
+        total = sum(times.values())
+        return {name: round(part / total, 4) for name, part in times.most_common()}
 
     @property
     def outermost(self) -> bool:
         return len(self._within) == 1
 
     def _turn(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[self._within[-1]] += now - self._since
-        self._since = now
+        if not self._stopped:
+            self._ends.append((self._within[-1], self._now()))
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
 
 @contextmanager

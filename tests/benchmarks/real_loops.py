@@ -54,10 +54,12 @@ def some_steps(
     warm_up: int,
     steps: int,
     on_start: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
 ) -> Steps:
     """Time steps of a launcher's training by its configuration; no checkpoint is written.
 
-    overrides: as the launcher takes them, with shards= and run=. on_start: called when the warm-up is over.
+    overrides: as the launcher takes them, with shards= and run=. on_start, on_end: called when the warm-up is over, and
+    when the last step has been given to the device.
     """
     kind, train, module = TRAININGS[launcher]
     length = [f"train.iterations_per_epoch={warm_up + steps + 1}", "train.epochs=1", "train.log_every=1000000"]
@@ -66,7 +68,7 @@ def some_steps(
     found: list[Steps] = []
 
     def timed_fit(game: Game, *arguments: Any, precision: Any, **named: Any) -> None:
-        clock = _Clock(game, warm_up, steps, topology.device, on_start)
+        clock = _Clock(game, warm_up, steps, topology.device, on_start, on_end)
         with mock.patch.object(type(game), "step", clock.step):
             try:
                 original(game, *arguments, precision=precision, **named)
@@ -87,14 +89,22 @@ class _Clock:
     """Stands in for a game's step: counts, starts the time after the warm-up, and ends it all."""
 
     def __init__(
-        self, game: Game, warm_up: int, steps: int, device: torch.device, on_start: Callable[[], None]
+        self,
+        game: Game,
+        warm_up: int,
+        steps: int,
+        device: torch.device,
+        on_start: Callable[[], None],
+        on_end: Callable[[], None],
     ) -> None:
-        self._step, self._device, self._on_start = game.step, device, on_start
+        self._step, self._device, self._on_start, self._on_end = game.step, device, on_start, on_end
         self._warm_up, self._steps, self._calls = warm_up, steps, 0
         self.seconds = 0.0
 
     def step(self, *arguments: Any, **named: Any) -> Any:
         if self._calls in (self._warm_up, self._warm_up + self._steps):
+            if self._calls > self._warm_up:
+                self._on_end()
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             if self._calls > self._warm_up:

@@ -47,7 +47,6 @@ def test_the_training_benchmark_measures_every_contender(tmp_path: Path) -> None
         repeats=1,
         seconds=0.01,
         profile_steps=4,
-        games="",
     )
     result = json.loads(json.dumps(training.run(options, progress=False)))
     variants = set(options.variants.split(","))

@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from data_pipeline.stream import StreamConfig
+from tests.benchmarks.gpu_share import GpuShare
 
 # Rounds that are let go before the clock starts: one to get going, one to fill what is held ready.
 _WARM_UP_ROUNDS = 2
@@ -42,10 +43,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """images_per_second by the clock; cpu_ms is what an image cost, all threads and processes together."""
+    """images_per_second by the clock; cpu_ms is what an image cost, all threads and processes together.
+
+    gpu_share: of the time, in which the GPU computed; None without one.
+    """
 
     images_per_second: float
     cpu_ms: float
+    gpu_share: float | None = None
 
 
 def measure(contender: Contender, setting: Setting, seconds: float) -> Measurement:
@@ -64,19 +69,20 @@ def measure(contender: Contender, setting: Setting, seconds: float) -> Measureme
         for _ in itertools.islice(batches, _WARM_UP_ROUNDS * setting.round):
             pass
         _wait_for_device()
-        images, cpu, start = 0, _cpu_seconds(), time.perf_counter()
-        while True:
-            images += sum(itertools.islice(batches, setting.round))
-            if time.perf_counter() - start >= seconds:
-                break
-        _wait_for_device()
-        elapsed, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
+        with GpuShare() as gpu:
+            images, cpu, start = 0, _cpu_seconds(), time.perf_counter()
+            while True:
+                images += sum(itertools.islice(batches, setting.round))
+                if time.perf_counter() - start >= seconds:
+                    break
+            _wait_for_device()
+            elapsed, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
     finally:
         torch.set_num_threads(threads)
         del batches
         gc.collect()  # ends worker processes and frees pipelines before the next contender starts
         gc.unfreeze()
-    return Measurement(images / elapsed, 1000 * cpu / images)
+    return Measurement(images / elapsed, 1000 * cpu / images, gpu.share)
 
 
 def find_setting(

@@ -27,6 +27,7 @@ class TimmLoop:
     """What a run of timm's loop is made of.
 
     images: a folder per class, as timm reads it. workers: loader processes. channels_last: timm's --channels-last.
+    compiled: timm's --torchcompile.
     """
 
     config: ClassifierRunConfig
@@ -35,6 +36,7 @@ class TimmLoop:
     precision: Precision
     workers: int
     channels_last: bool
+    compiled: bool = False
 
     def images_per_second(self, network: nn.Module, lap_steps: int) -> float:
         """Over some laps, after one that is left out; as many steps as our own loop's."""
@@ -89,7 +91,9 @@ class _Step:
         self._loop, self._clip = loop, optimizer.clip_norm
         if loop.channels_last:
             network = network.to(memory_format=torch.channels_last)
-        self._network = network.train()
+        self._network: Any = network.train()
+        if loop.compiled:
+            self._network = torch.compile(network)
         fused = {"fused": True} if loop.device.type == "cuda" else {}
         self._optimizer = create_optimizer_v2(
             network, opt=optimizer.name, lr=optimizer.learning_rate, weight_decay=optimizer.weight_decay, **fused

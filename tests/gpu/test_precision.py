@@ -1,0 +1,152 @@
+"""If these fail, half precision on a GPU trains another network than full precision does, or none."""
+
+import functools
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from data_pipeline.stream import Topology
+from models.conditional import CriticConfig, build_critic
+from models.few_shot import DiscriminatorConfig, EncoderConfig, GeneratorConfig
+from models.stain import CriticConfig as StainCriticConfig
+from models.stain import build_critic as build_stain_critic
+from tests.gpu.games import BATCH, BUILD, SIZE, TYPES, noise, overflow, play, weights_of
+from trainer import engine, losses
+from trainer.few_shot_adaptation import EPISODES, begin_episode
+from trainer.few_shot_config import FewShotModelConfig
+from trainer.few_shot_run import build_networks
+from trainer.games.few_shot import InnerLoopConfig
+from trainer.topology import Precision, autocast
+
+pytestmark = pytest.mark.gpu
+
+_SMALL_SCALE = 2.0**8
+
+
+class ScaledOnTheCpu(Accelerator):
+    """Where fp16 cannot be: bf16 with a loss scale, so that what handles the scale is tried all the same."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{**settings, "mixed_precision": "bf16"})
+        self.scaler = torch.amp.GradScaler("cpu")
+
+
+@pytest.fixture
+def fp16(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Precision:
+    if topology.device.type == "cuda":
+        return "fp16"
+    monkeypatch.setattr(engine, "Accelerator", ScaledOnTheCpu)
+    return "bf16"
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_a_step_in_bf16_moves_every_player(name: str, topology: Topology) -> None:
+    if topology.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bf16")
+    played = play(name, "bf16", topology)
+    before = {player: weights_of(one.module) for player, one in played.game.players.items()}
+    assert all(np.isfinite(value) for value in played.step().values())
+    for player, one in played.game.players.items():
+        after = weights_of(one.module)
+        assert torch.isfinite(after).all()
+        assert not torch.equal(after, before[player])
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_one_player_s_overflow_in_fp16_is_its_own(name: str, topology: Topology, fp16: Precision) -> None:
+    """It moves nothing and halves its scale; the others move and keep theirs. Then it goes on."""
+    played = play(name, fp16, topology)
+    players = played.game.players
+    played.step()
+    for player in players.values():
+        # Scales begin so high that the first steps may overflow by themselves.
+        player._engine._accelerator.scaler.update(_SMALL_SCALE)  # type: ignore[attr-defined]
+    for overflowing in players:
+        hook = overflow(players[overflowing].module)
+        before = {player: (weights_of(one.module), one.loss_scale) for player, one in players.items()}
+        played.step()
+        hook.remove()
+        for player, one in players.items():
+            weights, scale = before[player]
+            moved = not torch.equal(weights_of(one.module), weights)
+            if player == overflowing:
+                assert one.loss_scale == scale / 2
+                assert not moved
+            else:
+                assert one.loss_scale == scale
+                assert moved
+    assert all(np.isfinite(value) for value in played.step().values())
+    assert all(torch.isfinite(weights_of(one.module)).all() for one in players.values())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("game", EPISODES)
+def test_an_episode_learns_in_half_precision(game: str, precision: Precision, topology: Topology) -> None:
+    """And where one side's gradients overflow in fp16, the other side learns on."""
+    model = FewShotModelConfig(
+        game=game,  # type: ignore[arg-type]
+        generator=GeneratorConfig(width=2, latent_size=6),
+        encoder=EncoderConfig(width=2, feature_size=4),
+        discriminator=DiscriminatorConfig(width=2, spectral_norm=game not in ("figr", "mine_gan")),
+        inner=InnerLoopConfig(rounds=2, discriminator_steps=1, generator_steps=1),
+    )
+    torch.manual_seed(0)
+    networks = {name: network.to(topology.device) for name, network in build_networks(model, SIZE).items()}
+    episode = begin_episode(model, networks, precision)
+    shown = itertools.repeat((next(noise(topology.device)).images, np.arange(BATCH)))
+    sides = {"generators": episode._generators, "discriminators": episode._discriminators}
+    for number, overflowing in enumerate([None, *sides] if precision == "fp16" else [None]):
+        before = {side: weights_of(player.networks) for side, player in sides.items()}
+        hook = overflow(sides[overflowing].networks) if overflowing else None
+        terms = episode.play_round(shown, key=7, number=number, rounds=4)
+        assert all(torch.isfinite(term) for term in terms.values())
+        for side, player in sides.items():
+            assert torch.equal(weights_of(player.networks), before[side]) == (side == overflowing), side
+        if hook is not None:
+            hook.remove()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["stain", "conditional"])
+def test_the_gradient_penalty_under_autocast_is_that_of_fp64(
+    kind: str, precision: Precision, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contract C10: penalty and its gradient by the critic's weights, relative 1e-4; half precision would miss 1e-3."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions' default on GPUs: 3e-4
+    torch.manual_seed(0)
+    if kind == "stain":
+        critic: Any = build_stain_critic(StainCriticConfig(width=8, layers=2), SIZE, 3)
+    else:
+        critic = build_critic(CriticConfig(width=8, hidden=8, blocks=[1, 1, 1]), SIZE, shown_classes=TYPES)
+    critic = critic.to(device)
+    batch, other = itertools.islice(noise(device), 2)
+    points = torch.rand(BATCH, device=device)
+
+    def on(labels: torch.Tensor) -> Any:
+        return critic if kind == "stain" else functools.partial(critic, types=labels)
+
+    with autocast(precision, device):
+        penalty = losses.gradient_penalty(on(batch.labels), batch.images, other.images, points)
+    gradient = torch.autograd.grad(penalty.sum(), list(critic.parameters()), allow_unused=True)
+    critic.double()
+    share = points.double().view(-1, 1, 1, 1)
+    between = (share * batch.images.double() + (1 - share) * other.images.double()).requires_grad_(True)
+    scores = on(batch.labels)(between).flatten(1).mean(dim=1)
+    (slope,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+    exact = (slope.flatten(1).norm(dim=1) - 1).square()
+    exact_gradient = torch.autograd.grad(exact.sum(), list(critic.parameters()), allow_unused=True)
+    assert penalty.dtype == torch.float32
+    assert _relative([penalty], [exact]) < 1e-4
+    assert _relative(gradient, exact_gradient) < 1e-4
+
+
+def _relative(found: Any, exact: Any) -> float:
+    """|found - exact| / |exact|, over all tensors together; both leave out the same."""
+    assert [value is None for value in found] == [value is None for value in exact]
+    pairs = [(one.double(), two.double()) for one, two in zip(found, exact, strict=True) if one is not None]
+    error = torch.stack([(one - two).square().sum() for one, two in pairs]).sum().sqrt()
+    return float((error / torch.stack([two.square().sum() for _, two in pairs]).sum().sqrt()).detach())
