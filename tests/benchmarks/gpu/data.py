@@ -1,6 +1,6 @@
 """The images of the GPU benchmark, made where there is no GPU: small enough to be carried.
 
-usage: python -m tests.benchmarks.gpu.data barcelona=RAW munich=RAW out=DIR [cells=1350] [loaded=272] [size=224]
+usage: python -m tests.benchmarks.gpu.data barcelona=RAW munich=RAW out=DIR [cells=1220] [loaded=272] [size=224]
   out=DIR     cells/: `cells` images of Barcelona's and all of Munich's types, both stored at size=224;
               original/ and stored-256/: `loaded` of Barcelona's images as they are, and stored at 256 px
 """
@@ -32,7 +32,7 @@ class Options:
     barcelona: str = ""
     munich: str = ""
     out: str = ""
-    cells: int = 1350
+    cells: int = 1220
     loaded: int = 272
     size: int = 224
 

@@ -63,8 +63,11 @@ def _train(options: Options, topology: Topology, deadline: float, say: Callable[
         shutil.copyfile(file, Path(options.out) / file.name)
     scores = json.loads((run / "evaluation" / "metrics.json").read_text())
     passes = [entry for entry in read_records(run) if entry["kind"] == "epoch"]
+    accuracy = scores["scores"]["accuracy"]
     return {
-        "accuracy": scores["scores"]["accuracy"]["value"],
+        "accuracy": accuracy["value"],
+        "accuracy_low": accuracy["low"],
+        "accuracy_high": accuracy["high"],
         "epochs": epochs,
         "training_seconds": round(sum(entry["seconds"] for entry in passes), 1),
         "evaluation": scores,
