@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from accelerate.state import AcceleratorState
 
 from data_pipeline.stream import Topology
 from launchers.console import read_config
@@ -62,6 +63,8 @@ def some_steps(
     when the last step has been given to the device.
     """
     kind, train, module = TRAININGS[launcher]
+    # Accelerate holds a process to the first precision that it was asked for; the next training may have another.
+    AcceleratorState._reset_state()
     length = [f"train.iterations_per_epoch={warm_up + steps + 1}", "train.epochs=1", "train.log_every=1000000"]
     config = read_config(kind, launcher, [*overrides, *length])
     original = importlib.import_module(module).fit

@@ -1,6 +1,9 @@
 """If this fails, minutes on a GPU are spent on finding out why: the whole command, at tiny sizes, on the CPU."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +11,12 @@ from typing import Any
 import pytest
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from tests.benchmarks.gpu import __main__ as command
 from tests.benchmarks.gpu.data import CELLS, LOADED
+from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.parts import MINUTES
+from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.conftest import Launch, Start
 from tests.trainer.test_training import kill_when
 
@@ -21,7 +28,7 @@ TINY = (
     *("models=senet_tiny_ge", "batch=8", "compile=false", "capped_micro_batch=4"),
     *("gans=ac_gan,cgan", "gan_steps=1"),
     "gan_settings=data.image_size=32,train.global_batch=4,model.generator.width=4,model.critic.width=4",
-    *("result_model=senet_tiny_ge", "result_domain=giemsa", "result_passes=1"),
+    *("result_model=senet_tiny_ge", "result_domain=giemsa", "result_steps=2"),
 )
 
 
@@ -76,3 +83,88 @@ def test_stopped_in_its_middle_and_given_again_it_measures_everything_once(
 def _within(out: Path, part: str) -> Callable[[], bool]:
     """While a part measures a row, and others of its rows are there."""
     return lambda: bool(content(out, part)["rows"] and content(out, part)["attempts"])
+
+
+# Rows and parts
+
+
+def measured(record: Record, *rows: tuple[str, Callable[[], dict[str, Any]]], seconds: float = 0.0) -> list[str]:
+    """What is said while these rows are measured, with a minute's time."""
+    said: list[str] = []
+    given = [Row(name, measure, seconds) for name, measure in rows]
+    measure_rows(given, record, time.monotonic() + 60, said.append)
+    return said
+
+
+def fail() -> dict[str, Any]:
+    raise RuntimeError("out of memory")
+
+
+def never() -> dict[str, Any]:
+    raise AssertionError("measured again")
+
+
+def test_a_row_that_fails_costs_only_itself_and_is_tried_at_the_next_start(tmp_path: Path) -> None:
+    path, options = tmp_path / "part.json", {"batch": 8}
+    record = Record(path, options)
+    measured(record, ("first", fail), ("second", lambda: {"speed": 2.0}))
+    assert json.loads(path.read_text())["failed"] == {"first": "RuntimeError: out of memory"}
+    again = Record(path, options)
+    assert again.missing(["first", "second"]) == []  # within one start it is not tried again
+    again.start_again()
+    assert measured(again, ("first", lambda: {"speed": 1.0}), ("second", never)) == ["first (0.0 s): speed 1"]
+    assert set(Record(path, options).content["rows"]) == {"first", "second"}
+
+
+def test_what_was_cut_off_comes_last_and_at_its_third_time_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    for attempts in (1, 2, 3):
+        record = Record(path, {})
+        record.plan(["hangs", "other"])
+        record.begin("hangs")  # and the process is killed
+        assert Record(path, {}).missing(["hangs", "other"]) == ["other", "hangs"]
+        assert Record(path, {}).worth_trying("hangs") == (attempts < 3)
+    last = Record(path, {})
+    assert measured(last, ("hangs", never), ("other", dict)) == ["other (0.0 s): "]
+    assert last.content["left_out"] == {"hangs": "begun 3 times and never ended"}
+
+
+def test_a_row_is_not_begun_without_time_for_it(tmp_path: Path) -> None:
+    record = Record(tmp_path / "part.json", {})
+    assert measured(record, ("long", never), seconds=3600) == []
+    assert record.content["left_out"]["long"].startswith("no time: it takes about 3600 s")
+
+
+def test_results_of_other_options_are_not_gone_on_with(tmp_path: Path) -> None:
+    Record(tmp_path / "part.json", {"batch": 8}).write()
+    with pytest.raises(UserError, match="measured with batch=8, not 16"):
+        Record(tmp_path / "part.json", {"batch": 16})
+
+
+@pytest.mark.parametrize(
+    ("part", "starts", "told"),
+    [("hangs", 1, "loader: stopped at its limit"), ("crashes", 3, f"loader: its process ended with {-signal.SIGKILL}")],
+    ids=["hangs", "crashes"],
+)
+def test_a_part_that_hangs_or_crashes_costs_only_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+    starts: int,
+    told: str,
+) -> None:
+    def measure(name: str, options: Options, deadline: float) -> None:
+        os.setsid()
+        with (tmp_path / "starts").open("a") as file:
+            file.write("started\n")
+        if part == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    monkeypatch.setattr(command, "measure_part", measure)
+    begun = time.monotonic()
+    command._run_part(Options(out=str(tmp_path)), "loader", begun + 1)
+    assert time.monotonic() - begun < 30
+    assert told in capsys.readouterr().out
+    assert len((tmp_path / "starts").read_text().splitlines()) == starts

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
@@ -20,7 +21,8 @@ from trainer.topology import join_processes
 
 @pytest.fixture(autouse=True)
 def topology() -> Topology:
-    """This process alone, on the GPU where there is one."""
+    """This process alone, on the GPU where there is one; as if it had just begun, in no precision yet."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     return join_processes()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.stream import Topology
@@ -78,14 +78,12 @@ def test_a_run_that_was_killed_goes_on(cells: Dataset, run: Path) -> None:
 @contextmanager
 def joined(device: str) -> Iterator[Topology]:
     """This process as if it had begun on the device."""
-    PartialState._reset_state()
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as environment:
         if device == "cpu":
             environment.setenv("ACCELERATE_USE_CPU", "true")
         yield join_processes()
-    PartialState._reset_state()
-    AcceleratorState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def state_of(game: Game) -> dict[str, Any]:

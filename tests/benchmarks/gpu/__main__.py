@@ -9,17 +9,17 @@ usage: python -m tests.benchmarks.gpu out=DIR data=DIR [minutes=9] [parts=NAME,N
     loader      (2 min)   images/s of the stream, its ceilings and other loaders, 360 and 256 px JPEG to 224 px
     classifier  (2 min)   images/s, share of the peak and memory against timm's loop, from the stream and without it
     gans        (1 min)   steps/s, memory and phases of a step of each
-    result      (2 min)   a classifier of Barcelona's images: as many passes as there is time for, its score and report
+    result      (2 min)   a classifier of Barcelona's images: as many passes as there is time for, score, report
   work=DIR                for runs and copies of images; default: out=DIR with .work behind
   image_size=224          of all parts
-  seconds=3 repeats=2     how long each speed is timed, and how often a loader's
+  seconds=2 repeats=2     how long each speed is timed, and how often a loader's
   loader_batch=256 workers=0   of the loaders; 0: a worker or thread for each core
   models=senet154_ge,resnet50 batch=64 precision=auto   of the classifier part
   compile=true            compiled networks too, last of all
   memory_cap=8 capped_micro_batch=16   GiB that torch may take of the GPU in the rows with a cap
   gans=NAME,NAME gan_steps=5 gan_settings=KEY=VALUE,...   of configs/model/; settings are laid over each
   result_model=senet154_ge result_domain=barcelona weights=FILE result_settings=KEY=VALUE,...
-  result_passes=0         0: as many as there is time for
+  result_steps=0          of each third of the training; 0: as many as there is time for
 
 Stopped at any moment and given again with the same options, it goes on with the rows that are missing. Each part is
 a process of its own: one that hangs is ended at its limit, one that crashes is started again for its other rows.

@@ -19,7 +19,7 @@ class Options:
     minutes: float = 9.0
     parts: str = "right,loader,classifier,gans,result"
     image_size: int = 224
-    seconds: float = 3.0
+    seconds: float = 2.0
     repeats: int = 2
     loader_batch: int = 256
     workers: int = 0
@@ -36,7 +36,7 @@ class Options:
     gan_settings: str = ""
     result_model: str = "senet154_ge"
     result_domain: str = "barcelona"
-    result_passes: int = 0
+    result_steps: int = 0
     result_settings: str = ""
     weights: str = ""
 
