@@ -77,6 +77,8 @@ def _run(options: Options, chosen: list[str]) -> int:
         before = f", {done} rows are there already" if done else ""
         print(f"  {name}: {options.minutes * MINUTES[name] / total:.1f} minutes{before}", flush=True)
     for number, name in enumerate(chosen):
+        if _record(options, name).complete:
+            continue
         later = sum(MINUTES[other] for other in chosen[number:])
         now = time.monotonic()
         _run_part(options, name, now + (end - now) * MINUTES[name] / later)

@@ -59,4 +59,5 @@ class Options:
 
     def measured(self) -> dict[str, Any]:
         """What a result follows from: equal for every start that goes on with it."""
-        return {name: value for name, value in asdict(self).items() if name not in _FREE}
+        measured = {name: value for name, value in asdict(self).items() if name not in _FREE}
+        return measured | {"weights": Path(self.weights).name}

@@ -70,6 +70,11 @@ class Record:
         attempts = self.content["attempts"]
         return sorted((name for name in names if name not in done), key=lambda name: attempts.get(name, 0))
 
+    @property
+    def complete(self) -> bool:
+        """Whether the part has nothing left to measure."""
+        return self.content["planned"] is not None and not self.missing(self.content["planned"])
+
     def worth_trying(self, name: str) -> bool:
         """False for a row that was begun too often and never ended."""
         if self.content["attempts"].get(name, 0) < _MOST_ATTEMPTS:
