@@ -30,6 +30,8 @@ def processes() -> BaseContext:
 def measure_part(name: str, options: Options, deadline: float) -> None:
     """Measure what is missing of a part; to be the main function of a process. deadline: of time.monotonic()."""
     os.setsid()
+    # As in a program that nobody has spawned: loaders' processes would be spawned too, ten seconds each.
+    multiprocessing.set_start_method("fork", force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     console = os.fdopen(os.dup(1), "w")
     log = os.open(Path(options.out) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
