@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.benchmarks.gpu.data import CELLS, LOADED
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.parts import MINUTES
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
+from tests.benchmarks.launch import ROOT
 from tests.benchmarks.phases import PhaseClock
 from tests.conftest import Launch, Start
 from tests.trainer.test_training import kill_when
@@ -231,3 +233,15 @@ def test_a_cap_is_a_share_of_the_gpu_s_memory_and_ends(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError), memory_cap(torch.device("cuda", 0), 8.0):
         raise RuntimeError("out of memory")
     assert shares == [0.1, 1.0]
+
+
+def test_parts_that_are_missing_are_told(tmp_path: Path) -> None:
+    """A machine that has all but one would else unpack half a wheel."""
+    unpack = ["bash", str(ROOT / "tests/benchmarks/gpu_unpack.sh"), str(tmp_path), str(tmp_path / "there")]
+    nothing = subprocess.run(unpack, capture_output=True, text=True)
+    (tmp_path / "part-1-of-2").touch()
+    one = subprocess.run(unpack, capture_output=True, text=True)
+    assert (nothing.returncode, one.returncode) == (2, 2)
+    assert "no part in" in nothing.stderr
+    assert f"1 of 2 parts in {tmp_path}: carry the others too" in one.stderr
+    assert not (tmp_path / "there").exists()
