@@ -141,14 +141,14 @@ def test_a_row_is_not_begun_without_time_for_it(tmp_path: Path) -> None:
     assert record.content["left_out"]["long"].startswith("no time: it takes about 3600 s")
 
 
-def test_results_of_other_options_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_results_of_other_options_are_refused(tmp_path: Path) -> None:
     Record(tmp_path / "part.json", {"batch": 8}).write()
     with pytest.raises(UserError, match="measured with batch=8, not 16"):
         Record(tmp_path / "part.json", {"batch": 16})
 
 
 @pytest.mark.parametrize(
-    ("part", "starts", "told"),
+    ("part", "starts", "message"),
     [("hangs", 1, "loader: stopped at its limit"), ("crashes", 3, f"loader: its process ended with {-signal.SIGKILL}")],
     ids=["hangs", "crashes"],
 )
@@ -158,7 +158,7 @@ def test_a_part_that_hangs_or_crashes_costs_only_itself(
     capsys: pytest.CaptureFixture[str],
     part: str,
     starts: int,
-    told: str,
+    message: str,
 ) -> None:
     def measure(name: str, options: Options, deadline: float) -> None:
         os.setsid()
@@ -172,11 +172,11 @@ def test_a_part_that_hangs_or_crashes_costs_only_itself(
     begun = time.monotonic()
     command._run_part(Options(out=str(tmp_path)), "loader", begun + 1)
     assert time.monotonic() - begun < 30
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     assert len((tmp_path / "starts").read_text().splitlines()) == starts
 
 
-# What only a GPU has, on one that is made up
+# Code that only a GPU runs, with a fake device
 
 
 class Event:
@@ -211,10 +211,10 @@ def test_phases_are_the_times_between_the_device_s_events(monkeypatch: pytest.Mo
     assert clock.shares() == {"other": 0.4, "critic": 0.4, "penalty": 0.2}
 
 
-def test_a_gpu_s_share_is_the_mean_of_what_its_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = itertools.cycle([20, 40])
+def test_a_gpu_s_share_is_the_mean_of_the_driver_s_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = itertools.cycle([20, 40])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "utilization", lambda: next(told))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: next(samples))
     monkeypatch.setattr(gpu_share, "_EVERY_SECONDS", 0.001)
     with gpu_share.GpuShare() as gpu:
         time.sleep(0.3)

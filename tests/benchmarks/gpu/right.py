@@ -58,9 +58,9 @@ class _Rows:
             return
         outcome = self._outcome or {"outcome": "passed"}
         why = outcome.get("why", "")
-        told = f"{outcome['outcome']} {why.strip().splitlines()[-1]}" if why else outcome["outcome"]
+        last_line = why.strip().splitlines()[-1] if why else ""
         if outcome["outcome"] == "failed":
             self._record.fail(name, why)
         else:
             self._record.end(name, outcome | {"seconds": round(self._seconds, 1)})
-        self._say(f"{name} ({self._seconds:.1f} s): {told}")
+        self._say(f"{name} ({self._seconds:.1f} s): {outcome['outcome']} {last_line}".rstrip())

@@ -141,14 +141,14 @@ def measure_rows(rows: Sequence[Row], record: Record, deadline: float, say: Call
 
 def brief(result: dict[str, Any]) -> str:
     """The scalars of a row, and the medians of what was repeated, in one line."""
-    told = []
+    words = []
     for name, value in result.items():
         value = value.get("median") if isinstance(value, dict) and "median" in value else value
         if isinstance(value, float):
-            told.append(f"{name} {value:.4g}")
+            words.append(f"{name} {value:.4g}")
         elif isinstance(value, int | str):
-            told.append(f"{name} {value}")
-    return ", ".join(told)
+            words.append(f"{name} {value}")
+    return ", ".join(words)
 
 
 def _end_with_a_broken_gpu() -> None:
