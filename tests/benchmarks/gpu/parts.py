@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 
 import torch
@@ -19,12 +19,14 @@ from trainer.machine import describe_machine
 MINUTES = {"right": 2.0, "loader": 2.0, "classifier": 2.0, "gans": 1.0, "result": 2.0}
 
 
-def processes() -> BaseContext:
+def processes() -> SpawnContext | ForkContext:
     """How processes are started.
 
     A forked one could not use a GPU that its parent has asked about; a new one takes seconds to import torch.
     """
-    return multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    if torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("fork")
 
 
 def measure_part(name: str, options: Options, deadline: float) -> None:
