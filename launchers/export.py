@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.disk import naming
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.export import Format, export_classifier
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     trained = load_classifier(run)
     dataset = config.open_dataset(trained.config)
     out = Path(config.out) if config.out else run / f"export-{config.format}"
-    told = export_classifier(trained, dataset, out, config.format, config.domain, run / MODEL_CARD)
+    with naming(out):
+        told = export_classifier(trained, dataset, out, config.format, config.domain, run / MODEL_CARD)
     checked = told["checked"]
     print(
         f"as the live model to {checked['largest_difference']:.1e} of a probability on {checked['images']} test images"
