@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from data_pipeline.disk import TEMPORARY_PREFIX
+from data_pipeline.disk import TEMPORARY_PREFIX, naming
 from data_pipeline.errors import UserError
 from data_pipeline.image_bank import (
     ARRAYS,
@@ -70,7 +70,7 @@ def fill_bank(
             return finished
     barrier()  # all have looked
     root.mkdir(parents=True, exist_ok=True)
-    with bank_lock(root) if rank == 0 else nullcontext():
+    with naming(root), bank_lock(root) if rank == 0 else nullcontext():
         if rank == 0:
             _prepare(root, facts, rows)
         barrier()  # the arrays are there, and large enough

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import zarr
 
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import replace_through, sync_folder
+from data_pipeline.disk import naming, replace_through, sync_folder
 from data_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
@@ -147,7 +147,7 @@ class ImageBank:
         numbers = np.ascontiguousarray(values, np.float32)
         if numbers.shape != (len(self),) or not np.isfinite(numbers).all() or not NAME.fullmatch(name):
             raise ValueError(f"scores {name!r} {numbers.shape}: give a plain name and {len(self)} finite numbers")
-        with bank_lock(self.root):
+        with naming(self.root), bank_lock(self.root):
             manifest = read_manifest(self.root)
             if manifest is None or manifest["content_hash"] != self.content_hash:
                 raise UserError(f"{self.root}: the image bank has changed since it was opened; score it again")

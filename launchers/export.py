@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.disk import naming
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.choices import Format
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         dataset = None
         print(f"{error}; the model is compared with the live one on rendered cells meanwhile", file=sys.stderr)
     out = Path(config.out) if config.out else run / f"export-{config.format}"
-    told = export_classifier(trained, dataset, out, config.format, config.domain, run / MODEL_CARD)
+    with naming(out):
+        told = export_classifier(trained, dataset, out, config.format, config.domain, run / MODEL_CARD)
     checked = told["checked"]
     difference, images = checked["largest_difference"], f"{checked['images']} {checked['on']}"
     print(f"as the live model to {difference:.1e} of a probability on {images}")

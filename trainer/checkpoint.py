@@ -84,7 +84,7 @@ class CheckpointStore:
         if best:  # first: a kill in between leaves a best checkpoint of an epoch that is done again
             self._link_best(partial, step, digest)
         partial.rename(self.directory / f"step-{step:09d}-{digest}.pt")
-        self._drop_old()
+        self.drop_old()
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None before the first."""
@@ -107,7 +107,8 @@ class CheckpointStore:
         if not best.exists():
             best.hardlink_to(path)
 
-    def _drop_old(self) -> None:
+    def drop_old(self) -> None:
+        """Remove all but the last few, and what a killed process had half written."""
         for partial in self.directory.glob("partial-*"):
             partial.unlink(missing_ok=True)
         for kind, keep in (("step", self._keep), ("best", 1)):

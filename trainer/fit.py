@@ -133,6 +133,8 @@ def fit(
     total_steps = config.epochs * epoch_steps
     images_per_step = config.global_batch * sum(game.takes.values())
     store = CheckpointStore(run / "checkpoints", config.keep_checkpoints)
+    if topology.rank == 0:
+        store.drop_old()  # a process killed at its last checkpoint has not come to that
     log = RunLog(run, step=progress.step, total_steps=total_steps, enabled=topology.rank == 0, description="training")
     watch = LossWatch(topology.device, gradients_may_overflow=precision == "fp16")
     clock = StepClock()

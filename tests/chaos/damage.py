@@ -160,7 +160,7 @@ def damage_each(reader: Reader, folder: Path, tries: int, seed: int) -> Row:
                 hit = copied / path.relative_to(reader.source)
                 seen = _read(reader, folder, lambda hit=hit, damage=damage: damage(hit, numbers))  # type: ignore[misc]
                 row.tries += 1
-                at_fault = _judge(reader, row, seen, done, hit, calm, taken=pattern in reader.users)
+                at_fault = _judge(reader, row, seen, done, hit, taken=pattern in reader.users)
                 if at_fault:
                     row.lost.append(f"{hit.relative_to(copied)}, {name}: {at_fault}")
     row.seconds = time.monotonic() - began
@@ -183,34 +183,35 @@ def _read(reader: Reader, folder: Path, damage: Callable[[], None] = lambda: Non
     return Launcher(reader.launcher, arguments, folder / "logs", folder, {"TMPDIR": str(temporary)}).run()
 
 
-def _judge(
-    reader: Reader, row: Row, seen: Ended, undisturbed: Ended, hit: Path, calm: Path, *, taken: bool
-) -> str | None:
-    """What went wrong, or None; counted in the row."""
-    if "Traceback" in seen.stderr or seen.code not in (0, 1, 2):
-        return f"a traceback, code {seen.code}: {seen.line}"
+def _judge(reader: Reader, row: Row, seen: Ended, undisturbed: Ended, hit: Path, *, taken: bool) -> str | None:
+    """What went wrong, or None; counted in the row. hit: the damaged file, in the copy that was read."""
+    place = next(folder for folder in hit.parents if folder.name == "in").parent
     if seen.code == 2:
-        if len([line for line in seen.stderr.splitlines() if line.startswith(f"{reader.launcher}.py: ")]) != 1:
+        lines = [line for line in seen.stderr.splitlines() if line.startswith(f"{reader.launcher}.py: ")]
+        if len(lines) != 1 or "Traceback" in seen.stderr:
             return f"not one line: {seen.stderr[-300:]}"
-        place = hit.parents[len(hit.relative_to(calm.parent / "place").parts) - 2]
-        if not any(str(path) in seen.line for path in (hit, *hit.parents) if path.is_relative_to(place)):
-            return f"does not name the file: {seen.line}"
+        if str(place / "in") not in lines[0]:
+            return f"does not name the file, nor its folder: {lines[0]}"
         row.noticed += 1
-        return None
-    if seen.code != undisturbed.code:  # an audit that finds something
+    elif seen.code not in (0, undisturbed.code) and (seen.code, reader.launcher) != (1, "audit"):
+        return f"a traceback, code {seen.code}: {seen.line}"
+    elif seen.code != undisturbed.code:  # an audit that has found something
         row.noticed += 1
-        return None
-    place = calm.parent / "place"
-    name = hit.relative_to(place).as_posix()
+    else:
+        other = _other(place, place.with_name("undisturbed"), hit.relative_to(place).as_posix())
+        if not other:
+            row.harmless += 1
+        elif hit.name in seen.stderr + seen.stdout:  # a warning, and the result tells of it too
+            row.noticed += 1
+        elif taken:
+            row.as_written += 1
+        else:
+            return f"silently other: {', '.join(other)}"
+    return None
+
+
+def _other(place: Path, calm: Path, damaged: str) -> list[str]:
+    """Files whose contents are not the undisturbed ones, but for the damaged one."""
     found, expected = (in_child(lambda root=root: contents(root)) for root in (place, calm))  # type: ignore[misc]
-    other = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key) and key != name)
-    if not other:
-        row.harmless += 1
-        return None
-    if hit.name in seen.stderr or hit.name in seen.stdout:  # a warning, and the result tells of it
-        row.noticed += 1
-        return None
-    if taken:
-        row.as_written += 1
-        return None
-    return f"silently other: {', '.join(other)}"
+    names = (found.keys() | expected.keys()) - {damaged}
+    return sorted(name for name in names if found.get(name) != expected.get(name))

@@ -17,6 +17,7 @@ from tests.chaos.table import Row
 
 _NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
 _PAGE = 4096
+_ROOM = 2**28
 # Of what a command adds to its place: where the disk ends.
 _PARTS = (0.02, 0.15, 0.35, 0.55, 0.75, 0.95)
 
@@ -32,7 +33,8 @@ def fill_the_disk(command: Command, parts: tuple[float, ...] = _PARTS) -> Row:
     """Run it where it lies on a small disk, of several sizes; then with room again, to its end."""
     began = time.monotonic()
     row = Row(command.name, "a full disk")
-    leave_alone(command, None)
+    with _small_disk(command.place, _ROOM):  # a data set refers to one on another disk in another way
+        leave_alone(command, None)
     least = 0 if command.before is None else _size(command.before)
     most = _size(command.calm)
     for part in parts:
@@ -44,7 +46,7 @@ def fill_the_disk(command: Command, parts: tuple[float, ...] = _PARTS) -> Row:
             row.lost += [
                 f"a disk of {size} bytes, full: {line}" for line in in_child(lambda: unreadable(command, command.out))
             ]
-            _mount(command.place, f"remount,size={most * 4 + 2**24}")
+            _mount(command.place, f"remount,size={_ROOM}")
             again = command.process.run()
             finished = command.kind == "export" and done.code == 0
             if again.code != 0 and not finished:

@@ -202,6 +202,17 @@ def test_a_mistake_is_one_line(tiny_dataset: Dataset, tmp_path: Path, arguments:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_killed_at_its_last_checkpoint_leaves_no_old_one(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Nothing is left to be trained then, and so no later checkpoint that would drop the oldest."""
+    arguments = ["model=dcgan", "train.epochs=2", "train.checkpoint_every=1"]
+    run = train(tiny_dataset, tmp_path / "run", *arguments, "train.keep_checkpoints=9")
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(names) == 4
+    (run / "checkpoints/partial-1").write_bytes(b"half")
+    train(tiny_dataset, run, *arguments, "train.keep_checkpoints=2")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names[2:]
+
+
 def test_a_wrong_run_is_refused_in_one_line(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     run = train(tiny_dataset, tmp_path / "run", "model=dcgan")
     changed = launch("train_conditional_gan", f"shards={tiny_dataset.root}", "run=run", "model=cgan", *TINY)
