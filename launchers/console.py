@@ -65,16 +65,14 @@ def _refuse(message: str) -> NoReturn:
 def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
     """`configs/<name>.yaml` over the dataclass `kind`, with the command line's `key=value` laid over both.
 
-    Raises UserError for an unknown key or choice, a wrong type, a key that is given twice, or an argument that is not
-    key=value. Hydra composes the files; what is written on the command line is read by the dataclass's types alone.
+    Of a key that is given twice the later wins, so that a script may end with what its user adds. Raises UserError for an
+    unknown key or choice, a wrong type, or an argument that is not key=value. Hydra composes the files; what is written on the command line is read by the dataclass's types alone.
     """
     groups, choices, own = config_groups(name), {}, []
     for argument in arguments:
         key, value = split_argument(argument)
         if key not in groups:
             own.append(argument)
-        elif key in choices:
-            raise UserError(f"{key}= is given twice: leave one out")
         else:
             choices[key] = _checked_choice(key, value)
     told = read_arguments(kind, own)

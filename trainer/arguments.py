@@ -40,21 +40,20 @@ def split_argument(argument: str) -> tuple[str, str]:
 
 
 def later_wins(arguments: Iterable[str]) -> tuple[str, ...]:
-    """The arguments, of those with one key the last alone: a launcher takes a key once."""
+    """The arguments as a launcher takes them: of those with one key the last alone."""
     return tuple({argument.partition("=")[0]: argument for argument in arguments}.values())
 
 
 def read_arguments(kind: type, arguments: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
-    """Each argument as the path of its field, and the value typed as the dataclass `kind` says.
+    """Each argument as the path of its field, and the value typed as the dataclass `kind` says; later ones win.
 
-    UserError, one line: no key=value, a key that `kind` does not have or that is given twice, a value of another type.
+    UserError, one line: no key=value, a key that `kind` does not have, a value of another type.
     """
     found: dict[tuple[str, ...], Any] = {}
     for argument in arguments:
         key, text = split_argument(argument)
         path, hint = field_at(kind, key)
-        if path in found:
-            raise UserError(f"{key}= is given twice: leave one out")
+        found.pop(path, None)  # a later one stands later: a dictionary takes the place of its entries before it
         found[path] = read_text(hint, text, key)
     return list(found.items())
 
