@@ -65,8 +65,9 @@ def _refuse(message: str) -> NoReturn:
 def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
     """`configs/<name>.yaml` over the dataclass `kind`, with the command line's `key=value` laid over both.
 
-    Of a key that is given twice the later wins, so that a script may end with what its user adds. Raises UserError for an
-    unknown key or choice, a wrong type, or an argument that is not key=value. Hydra composes the files; what is written on the command line is read by the dataclass's types alone.
+    Of a key that is given twice the later wins, so that a script may end with what its user adds. Raises UserError for
+    an unknown key or choice, a wrong type, or an argument that is not key=value. Hydra composes the files; what is
+    written on the command line is read by the dataclass's types alone.
     """
     groups, choices, own = config_groups(name), {}, []
     for argument in arguments:

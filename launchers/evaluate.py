@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(
             "give run=DIR of train_classifier.py or train_stain_gan.py, or bank=DIR of synthesize.py, one of them"
         )
+    if config.bank:
+        _refuse_other_than_test(config)
     _require_folders(config)
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.scoring import score_bank, score_classifier, score_stain_run
@@ -66,11 +68,23 @@ def main(arguments: Sequence[str]) -> None:
         score_classifier(run, config, topology)
 
 
+def _refuse_other_than_test(config: EvaluateConfig) -> None:
+    """UserError for arguments that a bank's scores do not take, or lack."""
+    if not config.shards or not config.classifier:
+        raise UserError(
+            f"{config.bank}: give shards=DIR, real images, and classifier=RUN, trained on real images alone"
+        )
+    if config.split != "test" or config.domain is not None or config.folds is not None:
+        raise UserError(
+            f"{config.bank}: a bank is scored against its types' test images: leave out split=, domain= and folds="
+        )
+
+
 def _require_folders(config: EvaluateConfig) -> None:
     """UserError where a folder that is named is not what it is to be."""
-    config.require_dataset()
     if config.bank and not Path(config.bank).is_dir():
         raise UserError(f"{config.bank}: no image bank here; make one with launchers/synthesize.py")
+    config.require_dataset()
     for run in (config.run, config.classifier, config.features):
         if run and run != "inception":
             read_run_config(Path(run))

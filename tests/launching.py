@@ -70,7 +70,10 @@ class Finished:
 
 
 class Launched:
-    """A launcher, or a script of the project named by its path, at work in one or more processes."""
+    """A launcher, or a script of the project named by its path, at work in one or more processes.
+
+    {rank} in an argument becomes the process's own.
+    """
 
     def __init__(
         self, folder: Path, name: str, arguments: tuple[str, ...], processes: int, environment: dict[str, str]
@@ -88,7 +91,8 @@ class Launched:
                 "MASTER_PORT": port,
             }
             variables = {**(joined if processes > 1 else {}), **environment}
-            process = _CONTEXT.Process(target=become, args=(name, arguments, folder, variables, rank))
+            own = tuple(argument.replace("{rank}", str(rank)) for argument in arguments)
+            process = _CONTEXT.Process(target=become, args=(name, own, folder, variables, rank))
             process.start()
             self._processes.append(process)
 

@@ -72,12 +72,6 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
     """A bank against the test images of its types, as its judges see both; the record and the report are written."""
     if topology.world_size > 1:
         raise UserError("a bank is scored by one process: start evaluate.py with python")
-    if not config.shards or not config.classifier:
-        raise UserError(f"{root}: give shards=DIR, real images, and classifier=RUN, trained on real images alone")
-    if config.split != "test" or config.domain is not None or config.folds is not None:
-        raise UserError(
-            f"{root}: a bank is scored against its types' test images: leave out split=, domain= and folds="
-        )
     bank, dataset = ImageBank.open(root), config.open_dataset()
     classifier = load_classifier(Path(config.classifier))
     judges = Judges(

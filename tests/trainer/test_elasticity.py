@@ -114,7 +114,7 @@ def test_a_run_taken_up_by_one_three_and_two_processes_sees_the_ids_of_a_whole_o
 
 def test_machines_that_do_not_share_the_run_are_told_so(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> None:
     """Each would go on from a step of its own, or wait for the other until the exchange gives up."""
-    given = [f"shards={tiny_dataset.root}", "model=senet_tiny_ge", "train.epochs=1", "run=run-${oc.env:RANK,0}", *TINY]
+    given = [f"shards={tiny_dataset.root}", "model=senet_tiny_ge", "train.epochs=1", "run=run-{rank}", *TINY]
     assert launch("train_classifier", *given).returncode == 0
     refused = launch("train_classifier", *given, processes=2)
     assert_refused(refused, "process 1 on", "finds no checkpoint", "put run= where all machines see the same files")
