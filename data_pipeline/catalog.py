@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.attachments import ATTACHMENT_FOLDER, check_attachment
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import checked, with_checksum
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
 from data_pipeline.shard_cache import ShardCache
@@ -175,7 +176,7 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
 
 def write_catalog(path: Path, samples: Iterable[Sample], metadata: dict[str, Any]) -> None:
     """Write a catalogue file, through to the disk. The same rows and metadata give the same bytes."""
-    encoded = json.dumps(metadata, sort_keys=True).encode()
+    encoded = json.dumps(with_checksum(metadata), sort_keys=True).encode()  # Parquet's own checksums are of pages
     table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded})
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -213,7 +214,7 @@ class Dataset:
         path = f"{root}/{CATALOG_FILE}"
         try:
             table = _read_table(root)
-            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+            metadata = checked(json.loads((table.schema.metadata or {})[_METADATA_KEY]))
             table = table.replace_schema_metadata(None)
         except FileNotFoundError:
             raise UserError(
