@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.attachments import ATTACHMENT_FOLDER, check_attachment
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import checked, with_checksum
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.images import HASH_BYTES
@@ -35,7 +36,6 @@ FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _METADATA_KEY = b"hemaforge"
-_CHECKSUM_KEY = b"hemaforge-sha256"  # of the metadata: Parquet has checksums of its pages alone
 
 # What a training run can see of a sample.
 _CONTENT = (
@@ -177,9 +177,8 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
 
 def write_catalog(path: Path, samples: Iterable[Sample], metadata: dict[str, Any]) -> None:
     """Write a catalogue file, through to the disk. The same rows and metadata give the same bytes."""
-    encoded = json.dumps(metadata, sort_keys=True).encode()
-    checksum = hashlib.sha256(encoded).hexdigest().encode()
-    table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded, _CHECKSUM_KEY: checksum})
+    encoded = json.dumps(with_checksum(metadata), sort_keys=True).encode()  # Parquet's own checksums are of pages
+    table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded})
     with path.open("wb") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
         file.flush()
@@ -216,11 +215,7 @@ class Dataset:
         path = f"{root}/{CATALOG_FILE}"
         try:
             table = _read_table(root)
-            stored = table.schema.metadata or {}
-            checksum = hashlib.sha256(stored[_METADATA_KEY]).hexdigest().encode()
-            if stored.get(_CHECKSUM_KEY, checksum) != checksum:  # catalogues of earlier versions have none
-                raise ValueError("its metadata is not what was written")
-            metadata = json.loads(stored[_METADATA_KEY])
+            metadata = checked(json.loads((table.schema.metadata or {})[_METADATA_KEY]))
             table = table.replace_schema_metadata(None)
         except FileNotFoundError:
             raise no_dataset(root) from None

@@ -9,6 +9,7 @@ Everything must be equal, byte for byte, but for what tells of the way there:
 - what Ray writes and logs of stages, seconds and dates of a sweep's trials.
 """
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from tests.chaos.commands import Command
 
 _SPEEDS = ("seconds", "images_per_second", "data_wait")
 _SPEED_FIGURE = re.compile(r"<svg(?:(?!</svg>).)*throughput(?:(?!</svg>).)*</svg>", re.DOTALL)
-_MINUTES = re.compile(r"[0-9.]+ (minutes|seconds)")
+_MINUTES = re.compile(r"[0-9.,]+ (minutes|seconds|s)\b")
 # Locks stay, empty, for the next one to hold.
 _PASSED_OVER = re.compile(r"(.*/)?(\.lock|[^/]+\.lock|build_report\.json)|out/(tune|stages/[^/]+\.log)(/.*)?")
 
@@ -50,13 +51,18 @@ def _what_counts(path: Path) -> Any:
         return [_without_speeds(json.loads(line)) for line in content.decode().splitlines()]
     if path.name.endswith(".ended.json") or path.name == "results.json":
         return _without_speeds(json.loads(content))
+    if path.name == "table.csv":
+        rows = csv.DictReader(content.decode().splitlines())
+        return [_without_speeds(row) for row in rows]
     if path.name == "report.html":
         return _MINUTES.sub("", _SPEED_FIGURE.sub("", content.decode()))
     return content
 
 
-def _without_speeds(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in _SPEEDS}
+def _without_speeds(record: Any) -> Any:
+    if isinstance(record, dict):
+        return {name: _without_speeds(value) for name, value in record.items() if name not in _SPEEDS}
+    return [_without_speeds(value) for value in record] if isinstance(record, list) else record
 
 
 def _numbers(path: Path) -> list[tuple[str, int, float]]:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 
 _CODE = """
-import logging, os, ray, sys
+import logging, ray, sys
 with ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR):
-    print(ray.get_runtime_context().gcs_address, os.environ.get("RAY_AUTH_MODE", "disabled"), flush=True)
+    print(ray.get_runtime_context().gcs_address, flush=True)
     sys.stdin.read()
 """
 
@@ -25,8 +25,7 @@ class RayCluster:
             text=True,
         )
         assert self._process.stdout is not None
-        address, mode = self._process.stdout.readline().split()
-        self.environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": mode}
+        self.environment = {"RAY_ADDRESS": self._process.stdout.readline().strip()}
 
     def close(self) -> None:
         """Let it end."""
