@@ -85,6 +85,7 @@ def is_clean(config: AuditConfig) -> bool:
 def _audit_run(config: AuditConfig) -> tuple[Dataset | None, list[Check]]:
     """The data set that is named, else the run's own where it is there, and the checks of the run's records."""
     # Here, for the processes that look at images import this file too, and need no network.
+    from data_pipeline.audit_check import Check
     from data_pipeline.catalog import Dataset
     from trainer.run_audit import audit_run
     from trainer.trained_classifier import read_classifier_run

@@ -72,10 +72,10 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
     """A bank against the test images of its types, as its judges see both; the record and the report are written."""
     if topology.world_size > 1:
         raise UserError("a bank is scored by one process: start evaluate.py with python")
-    bank, dataset = ImageBank.open(root), config.open_dataset()
-    classifier = load_classifier(Path(config.classifier))
+    bank, dataset, judge = ImageBank.open(root), config.open_dataset(), str(config.classifier)
+    classifier = load_classifier(Path(judge))
     judges = Judges(
-        _feature_space(config.features or config.classifier, config).to(topology.device),
+        _feature_space(config.features or judge, config).to(topology.device),
         classifier,
         perceptual_distance(config.lpips_weights, classifier).to(topology.device),
     )
@@ -85,7 +85,7 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         judges,
         topology,
         seen_images=config.seen_images,
-        space_learned=_learned_by_features(config.features or config.classifier),
+        space_learned=_learned_by_features(config.features or judge),
     )
     print(f"{path.resolve()}\n{write_generation_report(root).resolve()}")
 

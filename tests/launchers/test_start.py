@@ -36,7 +36,7 @@ DATASET = ("shards=nowhere", "no data set here")
         ("balance", (DATASET[0], "banks=[a]", "out=x", "per_type=3"), DATASET[1]),
         ("build_shards", ("shards=x", "folder=nowhere", "name=a", "domain=b"), "nowhere: no such folder"),
         ("evaluate", RUN[:1], RUN[1]),
-        ("evaluate", ("bank=nowhere", "shards=x"), "x: no data set here"),
+        ("evaluate", ("bank=.", "shards=x", "classifier=y"), "x: no data set here"),
         ("export", (RUN[0], "format=onnx"), RUN[1]),
         ("normalize_stains", (DATASET[0], "out=x"), DATASET[1]),
         ("plan", ("config=train_classifier", DATASET[0]), DATASET[1]),

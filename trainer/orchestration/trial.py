@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import distributed
-
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from trainer.classifier_config import ClassifierRunConfig
@@ -180,6 +178,8 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     # As a launcher that a stage starts has it; and Ray hides no GPU from a process that has asked for none.
     os.environ.update(resources.environment)
     # After that, for libraries read the environment when they are loaded; who plans a trial does not wait for torch.
+
+    from torch import distributed
 
     from trainer.classifier_training import train_classifier
     from trainer.topology import join_processes
