@@ -19,6 +19,8 @@ _PACKAGES = (
     "pillow",
     "webdataset",
     "mosaicml-streaming",
+    "litdata",
+    "spdl-core",
 )
 
 

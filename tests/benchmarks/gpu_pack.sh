@@ -2,7 +2,8 @@
 # Packs what `python -m tests.benchmarks.gpu` needs on a machine with a GPU and no network: wheels for Python 3.12,
 # images, weights; in parts of at most 56 MiB that are carried one by one. Then prints the calls to make.
 #
-# usage: tests/benchmarks/gpu_pack.sh BARCELONA MUNICH [OUT=build/gpu] [WEIGHTS]
+# usage: [PEERS="litdata spdl"] tests/benchmarks/gpu_pack.sh BARCELONA MUNICH [OUT=build/gpu] [WEIGHTS]
+#   PEERS              loaders to compare with beside torch's and webdataset's, of these two
 #   BARCELONA MUNICH   the two public sets, as downloaded
 #   WEIGHTS            a file of timm's weights for the last part's classifier (legacy_senet154, say)
 #
@@ -17,6 +18,16 @@ packages=(
   nvidia-dali-cuda130 nvidia-nvimgcodec-cu13 nvidia-nvjpeg astunparse gast optree
   hydra-core omegaconf imagehash pywavelets torch-fidelity torchstain webdataset braceexpand
 )
+for peer in ${PEERS:-}; do
+  case $peer in
+    # The clients of cloud stores are imported whatever it reads; obstore and tifffile are not.
+    litdata) packages+=(
+      litdata boto3 botocore s3transfer jmespath python-dateutil six requests urllib3 certifi idna charset-normalizer
+    ) ;;
+    spdl) packages+=(spdl-core) ;;
+    *) echo "gpu_pack.sh: PEERS=$peer: use litdata, spdl or both" >&2; exit 2 ;;
+  esac
+done
 # antlr4-python3-runtime comes as source only.
 from_source=(antlr4-python3-runtime)
 platforms=()

@@ -17,7 +17,7 @@ usage: uv run --group peers python tests/benchmarks/loader.py images=PATH out=FI
 
 The rivals do the same work on the same stored bytes: decode, antialiased resize, random horizontal flip,
 normalise, shuffled. Each runs at its fastest of decoder (Pillow, torchvision), worker processes
-(0, 1, half the cores, all, one more) and batch size; ours at its fastest of threads and batch size.
+or threads (0, 1, half the cores, all, one more) and batch size; ours at its fastest of threads and batch size.
 """
 
 import json

@@ -6,6 +6,7 @@ in [-1, 1] with its labels.
 
 import importlib.util
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
 from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from torchvision.io import ImageReadMode, decode_image  # type: ignore[import-untyped]
 from torchvision.transforms import v2  # type: ignore[import-untyped]
@@ -24,9 +25,19 @@ from data_pipeline.catalog import Dataset
 from tests.benchmarks.timing import Contender, Setting
 
 DECODERS = ("torchvision", "pillow")
+# The module that a rival needs -> its name. torch's own is always there.
+PEERS = {
+    "webdataset": "webdataset",
+    "streaming": "MosaicML Streaming",
+    "litdata": "litData",
+    # In threads, with the decoders of the others: its own needs FFmpeg's libraries, which its wheel does not bring.
+    "spdl": "SPDL pipeline",
+}
 # More than any measurement reads.
 _ENDLESS = 1_000_000
 _SHUFFLE_BUFFER = 1000
+# litData starts anew at each epoch's end, in every worker process: a small data set is written several times over.
+_LITDATA_IMAGES = 8192
 
 Open = Callable[[Setting], Iterator[int]]
 
@@ -36,16 +47,18 @@ class Copies:
     """One data set's images for the rivals: the same encoded bytes in the layout each of them reads.
 
     shards: the data set's own tars, which webdataset opens. folder: a folder per class. mds: MosaicML's shards.
+    chunks: litData's, written when it opens them for the first time.
     """
 
     shards: tuple[Path, ...]
     folder: Path
     mds: Path
+    chunks: Path
 
 
 def installed_peers() -> dict[str, bool]:
     """Which rivals can take part; torch's own always can."""
-    return {name: importlib.util.find_spec(name) is not None for name in ("webdataset", "streaming")}
+    return {module: importlib.util.find_spec(module) is not None for module in PEERS}
 
 
 def write_copies(dataset: Dataset, target: Path) -> Copies:
@@ -54,7 +67,7 @@ def write_copies(dataset: Dataset, target: Path) -> Copies:
     labels = {name: number for number, name in enumerate(sorted(set(samples["cell_type"])))}
     extension = {"jpeg": "jpg", "png": "png"}[dataset.metadata["settings"]["codec"]]
     shards = tuple(sorted(dataset.shard_path(name) for name in set(samples["shard"])))
-    copies = Copies(shards, target / "folder", target / "mds")
+    copies = Copies(shards, target / "folder", target / "mds", target / "chunks")
     writer = None
     if installed_peers()["streaming"]:
         from streaming import MDSWriter
@@ -74,13 +87,15 @@ def write_copies(dataset: Dataset, target: Path) -> Copies:
 
 def peer_contenders(copies: Copies, image_size: int, device: torch.device) -> list[Contender]:
     """The rivals that are installed."""
-    present = installed_peers()
+    openers = {
+        "webdataset": _webdataset(copies.shards, image_size, device),
+        "streaming": _mosaic(copies.mds, image_size, device),
+        "litdata": _litdata(copies.folder, copies.chunks, image_size, device),
+        "spdl": _spdl(copies.folder, image_size, device),
+    }
     contenders = [Contender("torch ImageFolder", _image_folder(copies.folder, image_size, device))]
-    if present["webdataset"]:
-        contenders.append(Contender("webdataset", _webdataset(copies.shards, image_size, device)))
-    if present["streaming"]:
-        contenders.append(Contender("MosaicML Streaming", _mosaic(copies.mds, image_size, device)))
-    return contenders
+    present = [module for module, installed in installed_peers().items() if installed]
+    return contenders + [Contender(PEERS[module], openers[module]) for module in present]
 
 
 class Prepare:
@@ -169,6 +184,61 @@ def _mosaic(folder: Path, image_size: int, device: torch.device) -> Open:
             dataset, batch_size=setting.batch, num_workers=setting.workers, pin_memory=device.type == "cuda"
         )
         return _batches(loader, device)
+
+    return open_loader
+
+
+def _litdata(folder: Path, chunks: Path, image_size: int, device: torch.device) -> Open:
+    def open_loader(setting: Setting) -> Iterator[int]:
+        from litdata import ParallelStreamingDataset, StreamingDataLoader, StreamingDataset
+
+        if not (chunks / "index.json").exists():
+            _write_chunks(ImageFolder(str(folder)).samples, chunks)
+        prepare = Prepare(image_size, setting.decoder)
+        dataset = StreamingDataset(
+            str(chunks), shuffle=True, transform=lambda sample: (prepare(sample["image"]), sample["label"])
+        )
+        # Of one data set: this is how litData goes on after an epoch's end.
+        endless = ParallelStreamingDataset([dataset], length=_ENDLESS, transform=lambda samples: samples[0])
+        loader: Any = StreamingDataLoader(
+            endless, batch_size=setting.batch, num_workers=setting.workers, pin_memory=device.type == "cuda"
+        )
+        return _batches(loader, device)
+
+    return open_loader
+
+
+def _write_chunks(images: list[tuple[str, int]], target: Path) -> None:
+    """As litData's `optimize` writes them, which besides would empty folders in /tmp and take over SIGINT."""
+    from litdata.streaming import Cache
+
+    chunks = Cache(str(target), chunk_bytes="64MB")
+    for number in range(math.ceil(_LITDATA_IMAGES / len(images)) * len(images)):
+        path, label = images[number % len(images)]
+        chunks[number] = {"image": _read_bytes(path), "label": label}
+    chunks.done()
+    chunks.merge()
+
+
+def _spdl(folder: Path, image_size: int, device: torch.device) -> Open:
+    def open_loader(setting: Setting) -> Iterator[int]:
+        from spdl.pipeline import PipelineBuilder
+
+        prepare = Prepare(image_size, setting.decoder)
+        dataset = ImageFolder(str(folder), transform=prepare, loader=_read_bytes)  # type: ignore[arg-type]
+        threads = max(1, setting.workers)
+
+        # A thread makes a batch, as a worker process of the others does.
+        def load(indices: list[int]) -> list[torch.Tensor]:
+            batch: list[torch.Tensor] = default_collate([dataset[index] for index in indices])
+            return [tensor.pin_memory() for tensor in batch] if device.type == "cuda" else batch
+
+        sampler = BatchSampler(RandomSampler(dataset, num_samples=_ENDLESS), setting.batch, drop_last=True)
+        pipeline = (
+            PipelineBuilder().add_source(sampler).pipe(load, concurrency=threads).add_sink().build(num_threads=threads)
+        )
+        with pipeline.auto_stop():
+            yield from _batches(pipeline, device)
 
     return open_loader
 

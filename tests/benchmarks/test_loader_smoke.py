@@ -9,10 +9,8 @@ import torch
 
 from data_pipeline.sources.phantom import render_phantoms
 from tests.benchmarks.loader import Options, run, table
-from tests.benchmarks.peers import installed_peers
+from tests.benchmarks.peers import PEERS, installed_peers
 from tests.conftest import TINY_TYPES
-
-TITLES = {"webdataset": "webdataset", "streaming": "MosaicML Streaming"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +53,7 @@ def test_the_loader_benchmark_measures_every_contender(tmp_path: Path) -> None:
     )
     result = json.loads(json.dumps(run(options, progress=False)))
 
-    peers = {"torch ImageFolder"} | {TITLES[name] for name, here in installed_peers().items() if here}
+    peers = {"torch ImageFolder"} | {PEERS[module] for module, here in installed_peers().items() if here}
     assert result["machine"]["cores"] >= 1
     assert result["machine"]["packages"]["torch"]
     assert set(result["loading"]) == {"original size", "stored_size=36"}

@@ -21,7 +21,7 @@ OUR_PREFETCH = StreamConfig().prefetch
 
 @dataclass(frozen=True)
 class Setting:
-    """batch: images. workers: processes of a rival (0: the main process), DALI's threads of ours."""
+    """batch: images. workers: processes of a rival (0: the main process), threads of SPDL's and ours."""
 
     batch: int
     workers: int

@@ -14,14 +14,22 @@ from tests.benchmarks.gpu.data import LOADED
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.benchmarks.ours import own_contenders
-from tests.benchmarks.peers import DECODERS, peer_contenders, write_copies
+from tests.benchmarks.peers import DECODERS, PEERS, installed_peers, peer_contenders, write_copies
 from tests.benchmarks.throughput import augmentations
 from tests.benchmarks.timing import Contender, Setting, summary
 from tests.benchmarks.timing import measure as time_loader
 from trainer.topology import join_processes
 
 # Those that are told first, where there is no time for all.
-_FIRST = ("stream, flip", "torch ImageFolder", "webdataset", "memory, flip", "stream, stain")
+_FIRST = (
+    "stream, flip",
+    "torch ImageFolder",
+    "webdataset",
+    "memory, flip",
+    "litData",
+    "SPDL pipeline",
+    "stream, stain",
+)
 # Beside the timed seconds: worker processes that start, rounds that are let go.
 _START_SECONDS = 4.0
 
@@ -30,6 +38,9 @@ def measure(options: Options, record: Record, deadline: float, say: Callable[[st
     """Rows of images/s, CPU and GPU shares for each stored size and loader."""
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     topology = join_processes()
+    for module, installed in installed_peers().items():
+        if not installed:
+            record.leave_out(PEERS[module], "not installed")
     with tempfile.TemporaryDirectory(dir=options.work_folder) as scratch:
         rows = [row for name in LOADED for row in _rows(name, options, topology, Path(scratch) / name)]
         rows.sort(key=lambda row: _order(row.name.partition(": ")[2]))
