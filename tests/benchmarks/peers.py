@@ -6,7 +6,6 @@ in [-1, 1] with its labels.
 
 import importlib.util
 import io
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,8 +35,6 @@ PEERS = {
 # More than any measurement reads.
 _ENDLESS = 1_000_000
 _SHUFFLE_BUFFER = 1000
-# litData starts anew at each epoch's end, in every worker process: a small data set is written several times over.
-_LITDATA_IMAGES = 8192
 
 Open = Callable[[Setting], Iterator[int]]
 
@@ -213,8 +210,7 @@ def _write_chunks(images: list[tuple[str, int]], target: Path) -> None:
     from litdata.streaming import Cache
 
     chunks = Cache(str(target), chunk_bytes="64MB")
-    for number in range(math.ceil(_LITDATA_IMAGES / len(images)) * len(images)):
-        path, label = images[number % len(images)]
+    for number, (path, label) in enumerate(images):
         chunks[number] = {"image": _read_bytes(path), "label": label}
     chunks.done()
     chunks.merge()
