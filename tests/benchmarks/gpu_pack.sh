@@ -3,7 +3,7 @@
 # images, weights; in parts of at most 56 MiB that are carried one by one. Then prints the calls to make.
 #
 # usage: [PEERS="litdata spdl"] tests/benchmarks/gpu_pack.sh BARCELONA MUNICH [OUT=build/gpu] [WEIGHTS]
-#   PEERS              loaders to compare with beside torch's and webdataset's, of these two
+#   PEERS              loaders to compare with beside torch's and webdataset's, of these two (litdata: 18 MB)
 #   BARCELONA MUNICH   the two public sets, as downloaded
 #   WEIGHTS            a file of timm's weights for the last part's classifier (legacy_senet154, say)
 #

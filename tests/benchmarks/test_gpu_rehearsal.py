@@ -24,6 +24,7 @@ from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.parts import MINUTES
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.benchmarks.launch import ROOT
+from tests.benchmarks.peers import PEERS
 from tests.benchmarks.phases import PhaseClock
 from tests.conftest import Launch, Start
 from tests.trainer.test_training import kill_when
@@ -77,8 +78,10 @@ def test_stopped_in_its_middle_and_given_again_it_measures_everything_once(
         assert found["machine"]["gpu"] is None
     outcomes = {name: row["outcome"] for name, row in content(out, "right")["rows"].items()}
     assert set(outcomes.values()) == {"passed"}
-    loaded = content(out, "loader")["rows"]
-    assert loaded["original: stream, flip"]["images_per_second"]["median"] > 0
+    loaded = content(out, "loader")
+    peers = {name.removeprefix("original: ") for name in loaded["rows"]} & set(PEERS.values())
+    assert peers == {PEERS[module] for module, installed in loaded["peers"].items() if installed}
+    assert loaded["rows"]["original: stream, flip"]["images_per_second"]["median"] > 0
     assert content(out, "classifier")["rows"]["senet_tiny_ge: timm"]["images_per_second"] > 0
     assert {"data", "critic", "generator"} <= set(content(out, "gans")["rows"]["ac_gan"]["phases"])
     accuracy = content(out, "result")["rows"]["senet_tiny_ge"]["evaluation"]["scores"]["accuracy"]

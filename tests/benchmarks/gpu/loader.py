@@ -38,9 +38,10 @@ def measure(options: Options, record: Record, deadline: float, say: Callable[[st
     """Rows of images/s, CPU and GPU shares for each stored size and loader."""
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     topology = join_processes()
-    for module, installed in installed_peers().items():
-        if not installed:
-            record.leave_out(PEERS[module], "not installed")
+    record.content["peers"] = installed_peers()
+    absent = [PEERS[module] for module, installed in installed_peers().items() if not installed]
+    if absent:
+        say(f"left out, not installed: {', '.join(absent)}")
     with tempfile.TemporaryDirectory(dir=options.work_folder) as scratch:
         rows = [row for name in LOADED for row in _rows(name, options, topology, Path(scratch) / name)]
         rows.sort(key=lambda row: _order(row.name.partition(": ")[2]))
