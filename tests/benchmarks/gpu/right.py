@@ -18,7 +18,9 @@ _TEST_SECONDS = 3.0
 def measure(options: Options, record: Record, deadline: float, say: Callable[[str], None]) -> None:
     """Run the tests that are missing, in this process, as far as the time goes."""
     # Its own conftest.py alone: the one above it hides GPUs from the tests that want equal sums on every machine.
-    arguments = [str(_TESTS), f"--confcutdir={_TESTS}", "-m", "gpu", "-p", "no:cacheprovider", "--timeout=90"]
+    # In this process, one after the other, whatever the project's tests are run with.
+    one_process = ["-o", "addopts=", "-p", "no:cacheprovider", "--timeout=90"]
+    arguments = [str(_TESTS), f"--confcutdir={_TESTS}", "-m", "gpu", *one_process]
     code = pytest.main(arguments, plugins=[_Rows(record, deadline, say)])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise RuntimeError(f"pytest ended with {code!r}; see log.txt")
