@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.disk import naming
+from data_pipeline.disk import naming, replace_through
 from data_pipeline.progress_bar import progress_bar
 
 # Of all that a game tells, what stands beside the bar.
@@ -26,10 +26,8 @@ class RunLog:
             return
         run.mkdir(parents=True, exist_ok=True)
         records = [record for record in read_records(run) if record["step"] <= step]
-        cut = run / "metrics.jsonl.cut"
-        with naming(cut):
-            cut.write_text("".join(json.dumps(record) + "\n" for record in records))
-        cut.rename(run / "metrics.jsonl")
+        kept = "".join(json.dumps(record) + "\n" for record in records)
+        replace_through(run / "metrics.jsonl", kept.encode())
         self._file = (run / "metrics.jsonl").open("a")
         shutil.rmtree(run / "tensorboard", ignore_errors=True)
         # Here: who reads the records of a run need not wait for torch.

@@ -178,7 +178,6 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     # As a launcher that a stage starts has it; and Ray hides no GPU from a process that has asked for none.
     os.environ.update(resources.environment)
     # After that, for libraries read the environment when they are loaded; who plans a trial does not wait for torch.
-
     from torch import distributed
 
     from trainer.classifier_training import train_classifier
