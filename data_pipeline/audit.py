@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.audit_check import Check, named
-from data_pipeline.build_files import DATASET_FILE, mirror_of
-from data_pipeline.build_report import UNLABELLED
 from data_pipeline.catalog import SPLITS, Dataset, Sample, content_hash, from_table
-from data_pipeline.curate import NEAR_DUPLICATE_BITS, check_ratio, fold_of, group_name, split_of
+from data_pipeline.ingest.build_report import UNLABELLED
+from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS, check_ratio, fold_of, group_name, split_of
 from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.lineage import banks_of, family, lineage, normalization_needs_label
+from data_pipeline.shards.build_files import DATASET_FILE, mirror_of
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.stored_images import StoredImages, inspect_stored, near_pairs_across
 from data_pipeline.sources.munich import original_of
-from data_pipeline.store import Store
-from data_pipeline.stored_images import StoredImages, inspect_stored, near_pairs_across
 
 
 @dataclass(frozen=True)

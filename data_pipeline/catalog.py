@@ -26,11 +26,11 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import checked, with_checksum
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
-from data_pipeline.images import HASH_BYTES
+from data_pipeline.ingest.images import HASH_BYTES
 from data_pipeline.names import Names
-from data_pipeline.shard_cache import ShardCache
-from data_pipeline.shard_location import ShardFiles, check_shards
-from data_pipeline.store import CATALOG_FILE, Root, Store, no_dataset, root_of
+from data_pipeline.shards.cache import ShardCache
+from data_pipeline.shards.location import ShardFiles, check_shards
+from data_pipeline.shards.store import CATALOG_FILE, Root, Store, no_dataset, root_of
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")

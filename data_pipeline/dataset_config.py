@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import UserError
-from data_pipeline.shard_cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
-from data_pipeline.store import CATALOG_FILE, is_url, no_dataset, root_of
+from data_pipeline.shards.cache import DEFAULT_GIGABYTES, GIGABYTE, ShardCache
+from data_pipeline.shards.store import CATALOG_FILE, is_url, no_dataset, root_of
 
 if TYPE_CHECKING:
     from data_pipeline.catalog import Dataset

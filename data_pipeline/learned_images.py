@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import SeenChoice
 from data_pipeline.disk import replace_through
-from data_pipeline.duplicates import nearest_learned
 from data_pipeline.errors import UserError
-from data_pipeline.images import HASH_BYTES
+from data_pipeline.ingest.duplicates import nearest_learned
+from data_pipeline.ingest.images import HASH_BYTES
 
 FILE = "learned.parquet"
 # In a bank: of the classifier that scored its images.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.shard_location import holder_of
+from data_pipeline.shards.location import holder_of
 
 
 def lineage(dataset: Dataset) -> set[str]:

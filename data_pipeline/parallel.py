@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 # Tasks given out ahead of their turn: workers need not wait for one that takes longer.
 IN_FLIGHT_PER_WORKER = 3
 # What reading and writing images takes, imported once, in the server, instead of once in every worker.
-_PRELOADED = ["data_pipeline.shards", "scipy.fftpack"]
+_PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack"]
 
 
 class TaskMap(Protocol):

@@ -3,7 +3,7 @@
 usage:
   python launchers/ablate.py sweep=FILE out=DIR [shards=DIR] [key=value ...]
       sweep=FILE      a YAML file: configs/sweeps/ablation.yaml, classifiers.yaml, learning_rate.yaml or your own;
-                      its keys: trainer/orchestration/sweep_config.py
+                      its keys: trainer/experiments/sweep_config.py
       out=DIR         where stages, trials, table and report are written
       shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
                       whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
@@ -23,15 +23,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.balance_config import BalanceConfig
+from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.conditional_config import ConditionalRunConfig
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.normalization_config import NormalizeConfig
-from trainer.stain_config import StainRunConfig
-from trainer.synthesis_config import SynthesizeConfig
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
+from trainer.tasks.stain.config import StainRunConfig
+from trainer.tasks.stain.normalization_config import NormalizeConfig
 
 # The launchers that a sweep starts, and what their arguments come to.
 LAUNCHER_CONFIGS: dict[str, type] = {
@@ -60,8 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     if not config.sweep or not config.out:
         raise UserError("ablate.py needs sweep=FILE and out=DIR; see --help")
     # Here, for neither --help nor a wrong argument need wait for what a plan takes.
-    from trainer.orchestration.sweep import describe_sweep, opened, plan_sweep, refuse_failures, refuse_other_sweep
-    from trainer.orchestration.sweep_config import read_sweep
+    from trainer.experiments.sweep import describe_sweep, opened, plan_sweep, refuse_failures, refuse_other_sweep
+    from trainer.experiments.sweep_config import read_sweep
 
     changes = [argument for argument in arguments if argument not in own]
     sweep = plan_sweep(
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> None:
     with ExitStack() as held:
         if sweep.to_run:
             # Here, for importing Ray takes a while, which a mistake above need not wait for.
-            from trainer.orchestration.cluster import check_fit, run_stages, run_trials
-            from trainer.orchestration.ray_cluster import joined_cluster
+            from trainer.experiments.cluster import check_fit, run_stages, run_trials
+            from trainer.experiments.ray_cluster import joined_cluster
 
             held.enter_context(joined_cluster())
             resources, stages = sweep.config.resources_per_trial, sweep.stages_to_run
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
             run_trials(sweep, room)
         else:
             held.enter_context(opened(sweep))
-        from trainer.report.sweep_report import write_sweep_report
+        from trainer.experiments.sweep_report import write_sweep_report
 
         report = write_sweep_report(sweep.folder)
     print(f"{(sweep.folder / 'table.csv').resolve()}\n{report.resolve()}")

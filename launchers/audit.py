@@ -32,7 +32,7 @@ from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
-from trainer.run_directory import read_run_config
+from trainer.runs.run_directory import read_run_config
 
 if TYPE_CHECKING:
     from data_pipeline.audit_check import Check
@@ -87,8 +87,8 @@ def _audit_run(config: AuditConfig) -> tuple[Dataset | None, list[Check]]:
     # Here, for the processes that look at images import this file too, and need no network.
     from data_pipeline.audit_check import Check
     from data_pipeline.catalog import Dataset
-    from trainer.run_audit import audit_run
-    from trainer.trained_classifier import read_classifier_run
+    from trainer.runs.audit import audit_run
+    from trainer.tasks.classification.load import read_classifier_run
 
     folder, cache = Path(str(config.run)), config.shard_cache()
     run = read_classifier_run(folder)

@@ -21,7 +21,7 @@ example:
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.balance_config import BalanceConfig
+from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from accelerate import PartialState
 
-    from data_pipeline.balance import balance_dataset, format_counts, training_counts
+    from data_pipeline.banks.balance import balance_dataset, format_counts, training_counts
     from data_pipeline.catalog import Dataset
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
 
     topology = join_processes()
     report = balance_dataset(

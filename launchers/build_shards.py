@@ -41,20 +41,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_files import REPORT_FILE
-from data_pipeline.build_report import format_report
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.build_report import format_report
 from data_pipeline.parallel import TaskMap
-from data_pipeline.shards import ShardSettings
+from data_pipeline.shards.build_files import REPORT_FILE
+from data_pipeline.shards.store import Root, Store, root_of
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.sources.declaration import GroupRule, SourceKind
 from data_pipeline.sources.labels import read_label_mapping
-from data_pipeline.store import Root, Store, root_of
 from data_pipeline.threads import usable_workers
-from data_pipeline.verify import verify_dataset
 from launchers.console import launch, read_config
 
 
@@ -121,8 +121,8 @@ def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
             "workers= is for this machine alone, cluster=true takes all cores of the cluster: leave one out"
         )
     # Here, for importing Ray takes a while.
-    from trainer.orchestration.ray_cluster import joined_cluster
-    from trainer.orchestration.ray_map import RayMap
+    from trainer.experiments.ray_cluster import joined_cluster
+    from trainer.experiments.ray_map import RayMap
 
     with joined_cluster():
         yield RayMap(root if isinstance(root, Store) else Path(os.path.abspath(root)))

@@ -14,8 +14,8 @@ import yaml
 
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
-from trainer.arguments import nearest, read_arguments, split_argument
-from trainer.configuration import lay_over, typed
+from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.runs.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Config = TypeVar("Config")

@@ -34,8 +34,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.evaluation_config import EvaluateConfig
-from trainer.run_directory import read_run_config
+from trainer.runs.run_directory import read_run_config
+from trainer.tasks.evaluation_config import EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
         _refuse_other_than_test(config)
     _require_folders(config)
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.scoring import score_bank, score_classifier, score_stain_run
-    from trainer.topology import join_processes
+    from trainer.learners.topology import join_processes
+    from trainer.tasks.scoring import score_bank, score_classifier, score_stain_run
 
     if config.bank:
         score_bank(Path(config.bank), config, join_processes())
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
             "bank=DIR"
         )
     topology = join_processes()
-    if "game" in content.get("model", {}):
+    if "algorithm" in content.get("model", {}):
         score_stain_run(run, config, topology)
     else:
         score_classifier(run, config, topology)

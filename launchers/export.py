@@ -25,8 +25,8 @@ from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.disk import naming
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.choices import Format
-from trainer.run_directory import read_run_config
+from trainer.learners.choices import Format
+from trainer.runs.run_directory import read_run_config
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     read_run_config(run)
     config.require_dataset()
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.export import export_classifier
-    from trainer.report.model_card import MODEL_CARD
-    from trainer.trained_classifier import load_classifier
+    from trainer.tasks.classification.export import export_classifier
+    from trainer.tasks.classification.load import load_classifier
+    from trainer.tasks.classification.model_card import MODEL_CARD
 
     trained = load_classifier(run)
     try:

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.normalization_config import NormalizeConfig
-from trainer.run_directory import read_run_config
+from trainer.runs.run_directory import read_run_config
+from trainer.tasks.stain.normalization_config import NormalizeConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     if config.run:
         read_run_config(Path(config.run))
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.normalization import normalize_dataset
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.tasks.stain.normalization import normalize_dataset
 
     topology = join_processes()
     report = normalize_dataset(config, topology)

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Literal
 
 from data_pipeline.errors import UserError
 from launchers.console import CONFIGS, config_groups, launch, read_config
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.conditional_config import ConditionalRunConfig
-from trainer.few_shot_config import FewShotRunConfig
 from trainer.planning.device_memory import GIB, parse_memory
 from trainer.planning.speeds import Speed, estimates, read_speeds
-from trainer.stain_config import StainRunConfig
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.stain.config import StainRunConfig
 
 if TYPE_CHECKING:
     from trainer.planning.plan import MemoryPlan

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.run_directory import require_classifier
+from trainer.runs.run_directory import require_classifier
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     if not os.path.lexists(images):
         raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.prediction import predict_images
-    from trainer.topology import join_processes
+    from trainer.learners.topology import join_processes
+    from trainer.tasks.classification.prediction import predict_images
 
     topology = join_processes()
     if topology.world_size > 1:

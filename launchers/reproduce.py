@@ -5,7 +5,7 @@ usage:
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
       preset=thesis     the thesis's sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
-                        or a file of your own; its keys: trainer/orchestration/reproduction.py and configs/reproduce
+                        or a file of your own; its keys: trainer/experiments/reproduction.py and configs/reproduce
       run=DIR           where stages, sweeps and report.html are written
       barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
       shards=DIR        the data set; default: RUN/data
@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_pipeline.errors import UserError
-from data_pipeline.store import root_of
+from data_pipeline.shards.store import root_of
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, launch, read_config
-from trainer.evaluation_config import EvaluateConfig
+from trainer.tasks.evaluation_config import EvaluateConfig
 
 if TYPE_CHECKING:
-    from trainer.orchestration.reproduction import Reproduction
+    from trainer.experiments.reproduction import Reproduction
 
 _CONFIGS = {**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}
 _OWN = ("preset", "run", "shards", "barcelona", "munich", "plan")
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a wrong argument need wait for what a plan takes.
     from data_pipeline.catalog import Dataset
     from launchers import audit, build_shards
-    from trainer.orchestration.reproduction import AUDIT_FILE, plan_reproduction, read_preset
-    from trainer.orchestration.reproduction_phantoms import build_phantom_dataset
-    from trainer.orchestration.sweep import refuse_other_sweep
+    from trainer.experiments.reproduction import AUDIT_FILE, plan_reproduction, read_preset
+    from trainer.experiments.reproduction_phantoms import build_phantom_dataset
+    from trainer.experiments.sweep import refuse_other_sweep
 
     named = CONFIGS / "reproduce" / f"{config.preset}.yaml"
     file = named if named.exists() else Path(config.preset)
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     _run(reproduction)
     # Of the full method's classifier: the data of all generators, banks and normalisers is behind its own.
     clean = audit.is_clean(audit.AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
-    from trainer.report.reproduction_report import write_reproduction_report
+    from trainer.experiments.reproduction_report import write_reproduction_report
 
     print(write_reproduction_report(reproduction.folder).resolve())
     if not clean:
@@ -111,9 +111,9 @@ def _composed(launcher: str, arguments: tuple[str, ...]) -> Any:
 def _run(reproduction: Reproduction) -> None:
     """Every stage, then the trials of both sweeps."""
     # Here, for importing Ray takes a while, which a mistake above need not wait for.
-    from trainer.orchestration.cluster import check_fit, run_stages, run_trials
-    from trainer.orchestration.ray_cluster import joined_cluster
-    from trainer.orchestration.sweep import opened, refuse_failures, refuse_other_sweep
+    from trainer.experiments.cluster import check_fit, run_stages, run_trials
+    from trainer.experiments.ray_cluster import joined_cluster
+    from trainer.experiments.sweep import opened, refuse_failures, refuse_other_sweep
 
     resources = reproduction.config.resources
     with ExitStack() as held:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.run_directory import read_run_config
-from trainer.synthesis_config import SynthesizeConfig
+from trainer.runs.run_directory import read_run_config
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     run = Path(config.run)
     read_run_config(run)
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.provenance import learned_by_run
-    from trainer.synthesis import load_sampler, synthesize
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.runs.provenance import learned_by_run
+    from trainer.tasks.generation.synthesis import load_sampler, synthesize
 
     topology = join_processes()
     bank = synthesize(load_sampler(run), config, topology, learned_by_run(run))

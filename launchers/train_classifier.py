@@ -32,7 +32,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.classifier_config import ClassifierRunConfig
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from accelerate import PartialState
 
-    from trainer.classifier_training import train_classifier
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.tasks.classification.training import train_classifier
 
     topology = join_processes()
     if isinstance(config, QuickstartConfig):
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _make_phantom_dataset(config: QuickstartConfig) -> None:
-    from data_pipeline.build import build_dataset
+    from data_pipeline.ingest.build import build_dataset
+    from data_pipeline.phantoms.folders import render_phantoms
     from data_pipeline.sources import SourceDeclaration
-    from data_pipeline.sources.phantom import render_phantoms
 
     phantom = config.phantom
     table = render_phantoms(

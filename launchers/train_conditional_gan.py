@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.conditional_config import ConditionalRunConfig
+from trainer.tasks.conditional.config import ConditionalRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("train_conditional_gan.py needs shards=DIR and run=DIR; see --help")
     config.require_dataset()
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.conditional_training import train_conditional_model
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.tasks.conditional.training import train_conditional_model
 
     topology = join_processes()
     run = train_conditional_model(config, topology)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.few_shot_config import FewShotRunConfig
+from trainer.tasks.few_shot.config import FewShotRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("train_few_shot_gan.py needs shards=DIR and run=DIR; see --help")
     config.require_dataset()
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.few_shot_training import train_few_shot_model
-    from trainer.topology import join_processes, leave_processes
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.tasks.few_shot.training import train_few_shot_model
 
     topology = join_processes()
     run = train_few_shot_model(config, topology)

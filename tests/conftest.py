@@ -7,11 +7,11 @@ import pytest
 import xdist
 from hypothesis import HealthCheck, settings
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
 from tests.launching import ROOT, Finished, Launched, start_server
 from tests.s3_server import S3Server
 

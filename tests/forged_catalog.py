@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.build_files import DATASET_FILE, mirror_of
 from data_pipeline.catalog import Dataset, Sample, content_hash, from_table, write_catalog
-from data_pipeline.store import CATALOG_FILE
+from data_pipeline.shards.build_files import DATASET_FILE, mirror_of
+from data_pipeline.shards.store import CATALOG_FILE
 
 
 def forge(dataset: Dataset, change: Callable[[list[Sample], dict[str, Any]], None]) -> Dataset:

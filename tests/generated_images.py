@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_pipeline.bank_writer import fill_bank
-from data_pipeline.image_bank import BankFacts, ImageBank
+from data_pipeline.banks.bank_writer import fill_bank
+from data_pipeline.banks.image_bank import BankFacts, ImageBank
 from data_pipeline.randomness import derive_key, normal
 
 SIDE, LATENT = 16, 4

@@ -40,17 +40,17 @@ PRELOADED = [
     "launchers.train_stain_gan",
     # What these import when their work begins.
     "data_pipeline.audit",
-    "data_pipeline.balance",
-    "trainer.classifier_training",
-    "trainer.conditional_training",
-    "trainer.export",
-    "trainer.few_shot_training",
-    "trainer.normalization",
+    "data_pipeline.banks.balance",
+    "trainer.tasks.classification.training",
+    "trainer.tasks.conditional.training",
+    "trainer.tasks.classification.export",
+    "trainer.tasks.few_shot.training",
+    "trainer.tasks.stain.normalization",
     "trainer.planning.rehearsals",
-    "trainer.prediction",
-    "trainer.scoring",
-    "trainer.stain_training",
-    "trainer.synthesis",
+    "trainer.tasks.classification.prediction",
+    "trainer.tasks.scoring",
+    "trainer.tasks.stain.training",
+    "trainer.tasks.generation.synthesis",
 ]
 
 

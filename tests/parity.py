@@ -1,9 +1,9 @@
-"""Each game on several processes, under DDP and ZeRO, against one process on the same global batches: loss traces.
+"""Each algorithm on several processes, under DDP and ZeRO, against one process on the same global batches: loss traces.
 
 usage:
-  uv run python -m tests.parity [games=classifier,stain,conditional,few_shot] [processes=1,2,4]
+  uv run python -m tests.parity [algorithms=classifier,stain,conditional,few_shot] [processes=1,2,4]
       [engines=ddp,zero1,zero2] [work=DIR] [out=FILE.json]
-Phantom cells, tiny networks, fp32, no dropout, six steps of the games' own optimisers by the real launchers. On the
+Phantom cells, tiny networks, fp32, no dropout, six steps of each algorithm by the real launchers. On the
 CPU the processes join over gloo; where there are GPUs, each takes one, over NCCL. One process works through as many
 micro-batches as there are processes to compare with, so that batch norms see the same images. Every logged loss and
 gradient norm of every step is compared; the exit code is 1 where one differs by more than the tolerance.
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from data_pipeline.build import build_dataset
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from trainer.machine import describe_machine
-from trainer.progress import read_records
+from trainer.experiments.machine import describe_machine
+from trainer.loop.log import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 # Of a trace's mean size. Sums in another order differ in their last bits (6e-8); a gradient that is wrong by one image
@@ -45,8 +45,8 @@ COMMON = (
     "train.epochs=1",
     "train.log_every=1",
 )
-# A game -> its launcher, and what makes it tiny.
-GAMES: dict[str, tuple[str, tuple[str, ...]]] = {
+# An algorithm -> its launcher, and what makes it tiny.
+ALGORITHMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "classifier": ("train_classifier", ("model=senet_tiny_ge", "model.dropout=0", "data.domains=[giemsa]")),
     "stain": (
         "train_stain_gan",
@@ -82,37 +82,43 @@ GAMES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def main() -> None:
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    games = arguments.get("games", ",".join(GAMES)).split(",")
+    algorithms = arguments.get("algorithms", ",".join(ALGORITHMS)).split(",")
     engines = arguments.get("engines", "ddp,zero1,zero2").split(",")
     processes = [int(number) for number in arguments.get("processes", "1,2,4").split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(arguments.get("work", temporary))
-        found = compare(work, games, processes, engines)
+        found = compare(work, algorithms, processes, engines)
     if "out" in arguments:
         report = {"machine": describe_machine(), "tolerance": TOLERANCE, "steps": STEPS, "deviations": found}
         Path(arguments["out"]).write_text(json.dumps(report, indent=1))
     sys.exit(int(any(row["deviation"] > TOLERANCE for row in found)))
 
 
-def compare(work: Path, games: list[str], processes: list[int], engines: list[str]) -> list[dict[str, Any]]:
-    """The largest deviation of each game under each engine on each number of processes, and of which number it is."""
+def compare(work: Path, algorithms: list[str], processes: list[int], engines: list[str]) -> list[dict[str, Any]]:
+    """The largest deviation of each algorithm under each engine on each number of processes, and what deviates."""
     data = _phantoms(work / "data")
     found = []
-    for game in games:
+    for algorithm in algorithms:
         for count in processes:
             if 0 < torch.cuda.device_count() < count:
-                print(f"{game}: {count} processes left out, there are fewer GPUs", flush=True)
+                print(f"{algorithm}: {count} processes left out, there are fewer GPUs", flush=True)
                 continue
-            alone = _trace(work, data, game, 1, "ddp", GLOBAL_BATCH // count)
+            alone = _trace(work, data, algorithm, 1, "ddp", GLOBAL_BATCH // count)
             for engine in engines:
                 if (count, engine) == (1, "ddp"):
                     continue
-                deviation, name = _deviation(_trace(work, data, game, count, engine), alone)
+                deviation, name = _deviation(_trace(work, data, algorithm, count, engine), alone)
                 found.append(
-                    {"game": game, "processes": count, "engine": engine, "deviation": deviation, "largest_in": name}
+                    {
+                        "algorithm": algorithm,
+                        "processes": count,
+                        "engine": engine,
+                        "deviation": deviation,
+                        "largest_in": name,
+                    }
                 )
                 verdict = "as one process" if deviation <= TOLERANCE else "DIFFERS"
-                print(f"{game:12} {count} x {engine:6} {deviation:.1e} ({name}): {verdict}", flush=True)
+                print(f"{algorithm:12} {count} x {engine:6} {deviation:.1e} ({name}): {verdict}", flush=True)
     return found
 
 
@@ -128,11 +134,11 @@ def _phantoms(folder: Path) -> Path:
 
 
 def _trace(
-    work: Path, data: Path, game: str, processes: int, engine: str, micro_batch: int | None = None
+    work: Path, data: Path, algorithm: str, processes: int, engine: str, micro_batch: int | None = None
 ) -> dict[str, list[float]]:
     """What each step of a run logged, by name."""
-    launcher, arguments = GAMES[game]
-    run = work / f"{game}-{processes}-{engine}-{micro_batch or 'slice'}"
+    launcher, arguments = ALGORITHMS[algorithm]
+    run = work / f"{algorithm}-{processes}-{engine}-{micro_batch or 'slice'}"
     if not (run / "ended").exists():
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [

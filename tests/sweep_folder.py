@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.classifiers.config import ClassifierConfig
-from trainer.classifier_config import ClassifierRunConfig
+from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
-from trainer.orchestration.sweep_config import SweepConfig, parameter_sets
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 TYPES = ("basophil", "platelet", "smudge cell")
 TINY = ClassifierConfig(

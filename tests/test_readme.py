@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.balance_config import BalanceConfig
+from data_pipeline.banks.balance_config import BalanceConfig
 from launchers import ablate, audit, build_shards, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.launching import ROOT
-from trainer.evaluation_config import EvaluateConfig
-from trainer.orchestration.reproduction import read_preset
-from trainer.orchestration.sweep_config import read_sweep
+from trainer.experiments.reproduction import read_preset
+from trainer.experiments.sweep_config import read_sweep
+from trainer.tasks.evaluation_config import EvaluateConfig
 
 README = (ROOT / "README.md").read_text()
 KINDS: dict[str, type] = {

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
-from data_pipeline.file_names import printable
+from data_pipeline.ingest.file_names import printable
 
 SourceKind = Literal["barcelona", "munich", "folder", "table", "unlabelled"]
 # The sources that the user declares by name, whose groups are read by a rule.

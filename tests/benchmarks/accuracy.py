@@ -20,9 +20,9 @@ from typing import Any
 
 from data_pipeline.catalog import SPLITS, Dataset
 from tests.benchmarks.launch import ROOT, call
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
+from trainer.loop.log import read_records
 from trainer.metrics.classification import score
-from trainer.progress import read_records
 
 BATCH = 32
 RIVAL = "legacy_seresnet18"

@@ -12,15 +12,15 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
 from models.classifiers.build import build_classifier
 from tests.benchmarks.own_training import LAPS, Laps, OnDevice, train_laps
 from tests.benchmarks.peaks import utilization
 from tests.benchmarks.timm_training import TimmLoop, write_folder
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.orchestration.cost import multiply_accumulates
-from trainer.topology import resolve_precision
+from trainer.experiments.cost import multiply_accumulates
+from trainer.learners.topology import resolve_precision
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 _CHOICES = ("channels_last", "compile", "checkpoint_activations")
 

@@ -6,7 +6,7 @@ usage:
 conditional: C-WGAN-GP and its five rivals learn from `images` of Barcelona's eight types; an independent classifier,
 trained on real images, says what their images show.
 few_shot: the meta-learned generator, the same network without meta-training, C-WGAN-GP and the other rivals learn
-to make three rare types, from `rare_images` shown of each. What is shown once to each of the players that move
+to make three rare types, from `rare_images` shown of each. What is shown once to each of the learners that move
 counts once for each. Those that learn from the rich types before are shown equally many of their images, as many as
 `episodes` of the meta-learned generator show.
 help: of three types of Barcelona 90, 40 and 15 training images are left. A small classifier learns from what there
@@ -29,14 +29,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from data_pipeline.banks.image_bank import ImageBank
 from data_pipeline.catalog import Dataset
-from data_pipeline.image_bank import ImageBank
 from tests.benchmarks.launch import call
-from trainer.generation_images import to_intensity
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
+from trainer.loop.log import logged_seconds
 from trainer.metrics.classification import score
-from trainer.progress import logged_seconds
-from trainer.report.sheets import draw_sheet
+from trainer.reports.sheets import draw_sheet
+from trainer.tasks.generation.images import to_intensity
 
 TYPES = (
     "basophil",
@@ -66,7 +66,7 @@ SMALL = (
     "model.critic.blocks=[1,1,1]",
     "model.classifier.width=32",
     "model.classifier.blocks=[1,1,1]",
-    *(f"model.{player}_optimizer.learning_rate=0.0005" for player in ("generator", "critic", "classifier")),
+    *(f"model.{learner}_optimizer.learning_rate=0.0005" for learner in ("generator", "critic", "classifier")),
     "model.generator_optimizer.average_decay=0.99",
 )
 # Of those whose critic is to be near its best at all times; the thesis's five leave few moves of the generator.
@@ -83,7 +83,7 @@ FEW_SHOT: dict[str, tuple[str, ...]] = {
 }
 SHOTS = 8
 ROUNDS = 5  # of an episode: half the thesis's, so that twice as many episodes can be played
-# Moves of the players in a round.
+# Moves of the learners in a round.
 ROUND_MOVES = {"few_shot_meta": 7, "figr": 2}
 SMALL_FEW_SHOT = ("model.generator.width=8", "model.discriminator.width=16", f"model.inner.rounds={ROUNDS}")
 SMALL_ENCODER = "model.encoder.width=8"
@@ -179,7 +179,7 @@ class Benchmark:
             episodes = rich_images // (ROUNDS * ROUND_MOVES[name] * SHOTS)
             options += [f"train.global_batch={SHOTS}", f"train.iterations_per_epoch={max(1, episodes // 4)}"]
         elif name == "mine_gan":
-            steps = rich_images // (2 * BATCH)  # a move of each of two players
+            steps = rich_images // (2 * BATCH)  # a move of each of two learners
             options += [f"train.global_batch={BATCH}", f"train.iterations_per_epoch={max(1, steps // 4)}"]
         if "model=few_shot_meta" in options:
             options.append(SMALL_ENCODER)
@@ -282,7 +282,7 @@ def few_shot(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -
     training = {
         name: pool.submit(benchmark.train_few_shot, name, dataset, _rare_run(name), data, RARE) for name in FEW_SHOT
     }
-    # Four moves of three players, on images of each type in turn.
+    # Four moves of three learners, on images of each type in turn.
     images = len(RARE) * benchmark.rare_images * WASSERSTEIN_STEPS // (WASSERSTEIN_STEPS + 2)
     training["c_wgan_gp"] = pool.submit(
         benchmark.train_conditional,

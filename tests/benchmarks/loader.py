@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data_pipeline.errors import UserError
 from data_pipeline.sources.declaration import IMAGE_SUFFIXES
 from launchers.console import launch
-from trainer.configuration import typed
+from trainer.runs.configuration import typed
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
     from tests.benchmarks.own_training import training_throughput
     from tests.benchmarks.peers import DECODERS, installed_peers
     from tests.benchmarks.throughput import loading_throughput
-    from trainer.machine import describe_machine
-    from trainer.topology import join_processes
+    from trainer.experiments.machine import describe_machine
+    from trainer.learners.topology import join_processes
 
     # One more worker than cores is among the settings tried, on purpose.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -165,10 +165,10 @@ def choose_images(root: Path, count: int, target: Path) -> Path:
 
 
 def _build(raw: Path, root: Path, stored_size: int | None, workers: int, progress: bool) -> Any:
-    from data_pipeline.build import build_dataset
     from data_pipeline.catalog import Dataset
     from data_pipeline.cell_types import CELL_TYPES
-    from data_pipeline.shards import ShardSettings
+    from data_pipeline.ingest.build import build_dataset
+    from data_pipeline.shards.writer import ShardSettings
     from data_pipeline.sources import SourceDeclaration
 
     # Loading does not care which type a class is, so any folder names will do.

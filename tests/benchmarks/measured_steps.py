@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import distributed
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
 from models.classifiers.build import build_classifier
 from tests.benchmarks.own_training import OnDevice, train_speed
 from tests.benchmarks.step_time import Link, Step, fit_link, ring_all_reduce, waited_for
 from tests.benchmarks.timing import summary
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import known_cell_types
-from trainer.topology import join_processes, leave_processes
+from trainer.learners.topology import join_processes, leave_processes
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import known_cell_types
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,19 @@ from typing import Any, get_args, get_type_hints
 import torch
 import yaml
 
-from data_pipeline.build import build_dataset
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.sources.declaration import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from launchers.console import CONFIGS, launch
 from tests.benchmarks.real_loops import some_steps
-from trainer.conditional_config import ConditionalModelConfig
-from trainer.configuration import typed
-from trainer.few_shot_config import FewShotModelConfig
-from trainer.machine import describe_machine
-from trainer.stain_config import StainModelConfig
-from trainer.topology import join_processes
+from trainer.experiments.machine import describe_machine
+from trainer.learners.topology import join_processes
+from trainer.runs.configuration import typed
+from trainer.tasks.conditional.config import ConditionalModelConfig
+from trainer.tasks.few_shot.config import FewShotModelConfig
+from trainer.tasks.stain.config import StainModelConfig
 
 # What these were made for; all others take their launcher's.
 _IMAGE_SIZES = {"senet_small_ge": 96, "senet_tiny_ge": 64}
@@ -114,8 +114,8 @@ def launcher_of(path: Path) -> str:
     content = yaml.safe_load(path.read_text())
     if "architecture" in content:
         return "train_classifier"
-    games = {name: get_args(get_type_hints(kind)["game"]) for name, kind in _GAN_LAUNCHERS.items()}
-    return next(name for name, known in games.items() if content["game"] in known)
+    algorithms = {name: get_args(get_type_hints(kind)["algorithm"]) for name, kind in _GAN_LAUNCHERS.items()}
+    return next(name for name, known in algorithms.items() if content["algorithm"] in known)
 
 
 def overrides_of(name: str, launcher: str, dataset: Path, run: Path) -> list[str]:

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from nvidia.dali import fn, pipeline_def, types
 
-from data_pipeline.augment import AugmentConfig, AugmentParameters, draw_parameters
 from data_pipeline.catalog import SPLITS, Dataset
-from data_pipeline.pipeline import GraphInputs, build_graph
-from data_pipeline.stream import Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.augment import AugmentConfig, AugmentParameters, draw_parameters
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.pipeline import GraphInputs, build_graph
+from data_pipeline.stream.stream import Stream, Topology
 from tests.benchmarks.timing import OUR_PREFETCH, Contender, Setting
 
 _SEED = 0

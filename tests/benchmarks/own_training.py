@@ -13,18 +13,18 @@ import torch
 from tqdm import tqdm
 
 from data_pipeline.catalog import SPLITS, Dataset
-from data_pipeline.stream import MicroBatch, Stream, Topology
+from data_pipeline.stream.stream import MicroBatch, Stream, Topology
 from launchers.console import read_config
 from models.classifiers.build import build_classifier
 from tests.benchmarks.timing import paired_ratio, summary
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import known_cell_types
-from trainer.fit import Progress, fit
-from trainer.fit_config import FitConfig
-from trainer.games.classification import Classification
-from trainer.player import Player
-from trainer.progress import read_records
-from trainer.topology import resolve_precision
+from trainer.learners.learner import Learner
+from trainer.learners.topology import resolve_precision
+from trainer.loop.fit import Progress, fit
+from trainer.loop.fit_config import FitConfig
+from trainer.loop.log import read_records
+from trainer.tasks.classification.algorithms.cross_entropy import Classification
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import known_cell_types
 
 LAPS = 4
 
@@ -123,7 +123,7 @@ def train_laps(
     )
     torch.manual_seed(0)
     network = build_classifier(config.model, len(cell_types), config.data.image_size)
-    classifier = Player(
+    classifier = Learner(
         "classifier",
         network,
         config.optimizer,
@@ -131,7 +131,7 @@ def train_laps(
         total_steps=steps,
         choices=config.train.network_choices,
     )
-    game = Classification(
+    algorithm = Classification(
         classifier,
         label_smoothing=config.train.label_smoothing,
         global_batch=config.train.global_batch,
@@ -146,7 +146,7 @@ def train_laps(
     )
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Measured):  # no progress bar
         fit(
-            game,
+            algorithm,
             {"train": stream},
             _stop,
             length,

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.choices import Precision
+from trainer.learners.choices import Precision
 
 # Dense floating-point operations per second in 1e12, from the makers' data sheets, of half precision (fp16 and bf16
 # with fp32 sums) and of fp32 (TF32 is off in torch's default for matrix products, on for convolutions).

@@ -13,14 +13,14 @@ from unittest import mock
 
 import torch
 
-from trainer import losses
-from trainer.games.classification import Classification
-from trainer.games.conditional import ConditionalGame
-from trainer.games.cycle import CycleGame
-from trainer.games.few_shot import Episode, FastPlayer
-from trainer.games.w_cyclegan_gp import WCycleGanGp
-from trainer.player import Player
-from trainer.step_clock import StepClock
+from trainer.learners import losses
+from trainer.learners.learner import Learner
+from trainer.loop.clock import StepClock
+from trainer.tasks.classification.algorithms.cross_entropy import Classification
+from trainer.tasks.conditional.algorithm import ConditionalAlgorithm
+from trainer.tasks.few_shot.episode import Episode, FastLearner
+from trainer.tasks.stain.algorithms.w_cyclegan_gp import WCycleGanGp
+from trainer.tasks.stain.cycle import CycleAlgorithm
 
 
 class PhaseClock:
@@ -82,25 +82,25 @@ class PhaseClock:
 def told_apart(clock: PhaseClock) -> Iterator[None]:
     """Within, trainings tell the clock their phases.
 
-    data; for a classifier forward, backward, optimizer; for a game of several players each player's move (its
+    data; for a classifier forward, backward, optimizer; for an algorithm of several learners each learner's move (its
     forward and backward passes together), penalty (without its part of the critic's backward pass), optimizer.
     """
     named: list[tuple[Any, str, Callable[..., str | None]]] = [
         (Classification, "_logits", lambda *_: "forward"),
-        # A player's move has its backward pass within it.
-        (Player, "backward", lambda *_: "backward" if clock.outermost else None),
-        (Player, "step", lambda *_: "optimizer"),
-        (Player, "set_gradient", lambda *_: "optimizer"),
-        (FastPlayer, "move", lambda *_: "backward and optimizer of the inner loop"),
+        # A learner's move has its backward pass within it.
+        (Learner, "backward", lambda *_: "backward" if clock.outermost else None),
+        (Learner, "step", lambda *_: "optimizer"),
+        (Learner, "set_gradient", lambda *_: "optimizer"),
+        (FastLearner, "move", lambda *_: "backward and optimizer of the inner loop"),
         (losses, "gradient_penalty", lambda *_: "penalty"),
         (WCycleGanGp, "_move_critics", lambda *_: "critic"),
-        (CycleGame, "_move_generators", lambda *_: "generator"),
-        (ConditionalGame, "_move", lambda game, name, *_: name),
+        (CycleAlgorithm, "_move_generators", lambda *_: "generator"),
+        (ConditionalAlgorithm, "_move", lambda algorithm, name, *_: name),
     ]
-    for game in _all_kinds(Episode):
+    for algorithm in _all_kinds(Episode):
         for method, name in (("discriminator_terms", "discriminator"), ("generator_terms", "generator")):
-            if method in vars(game) and not getattr(vars(game)[method], "__isabstractmethod__", False):
-                named.append((game, method, lambda *_, name=name: name))
+            if method in vars(algorithm) and not getattr(vars(algorithm)[method], "__isabstractmethod__", False):
+                named.append((algorithm, method, lambda *_, name=name: name))
     with ExitStack() as patches:
         for owner, method, name_of in named:
             patches.enter_context(mock.patch.object(owner, method, _timed(getattr(owner, method), name_of, clock)))

@@ -12,24 +12,24 @@ from unittest import mock
 import torch
 from accelerate.state import AcceleratorState
 
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
-from trainer.conditional_config import ConditionalRunConfig
-from trainer.conditional_training import train_conditional_model
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.few_shot_training import train_few_shot_model
-from trainer.fit import Game
-from trainer.stain_config import StainRunConfig
-from trainer.stain_training import train_stain_model
+from trainer.loop.fit import Algorithm
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import train_classifier
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.conditional.training import train_conditional_model
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.training import train_few_shot_model
+from trainer.tasks.stain.config import StainRunConfig
+from trainer.tasks.stain.training import train_stain_model
 
 # Launcher -> what it reads, what it calls, and where that finds its loop.
 TRAININGS: dict[str, tuple[type, Callable[..., Any], str]] = {
-    "train_classifier": (ClassifierRunConfig, train_classifier, "trainer.classifier_training"),
-    "train_stain_gan": (StainRunConfig, train_stain_model, "trainer.stain_training"),
-    "train_conditional_gan": (ConditionalRunConfig, train_conditional_model, "trainer.conditional_training"),
-    "train_few_shot_gan": (FewShotRunConfig, train_few_shot_model, "trainer.few_shot_training"),
+    "train_classifier": (ClassifierRunConfig, train_classifier, "trainer.tasks.classification.training"),
+    "train_stain_gan": (StainRunConfig, train_stain_model, "trainer.tasks.stain.training"),
+    "train_conditional_gan": (ConditionalRunConfig, train_conditional_model, "trainer.tasks.conditional.training"),
+    "train_few_shot_gan": (FewShotRunConfig, train_few_shot_model, "trainer.tasks.few_shot.training"),
 }
 
 
@@ -70,11 +70,11 @@ def some_steps(
     original = importlib.import_module(module).fit
     found: list[Steps] = []
 
-    def timed_fit(game: Game, *arguments: Any, precision: Any, **named: Any) -> None:
-        clock = _Clock(game, warm_up, steps, topology.device, on_start, on_end)
-        with mock.patch.object(type(game), "step", clock.step):
+    def timed_fit(algorithm: Algorithm, *arguments: Any, precision: Any, **named: Any) -> None:
+        clock = _Clock(algorithm, warm_up, steps, topology.device, on_start, on_end)
+        with mock.patch.object(type(algorithm), "step", clock.step):
             try:
-                original(game, *arguments, precision=precision, **named)
+                original(algorithm, *arguments, precision=precision, **named)
             except _Done:
                 found.append(Steps(clock.seconds, steps, config.train.global_batch, precision))
                 raise
@@ -89,18 +89,18 @@ def some_steps(
 
 
 class _Clock:
-    """Stands in for a game's step: counts, starts the time after the warm-up, and ends it all."""
+    """Stands in for an algorithm's step: counts, starts the time after the warm-up, and ends it all."""
 
     def __init__(
         self,
-        game: Game,
+        algorithm: Algorithm,
         warm_up: int,
         steps: int,
         device: torch.device,
         on_start: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
-        self._step, self._device, self._on_start, self._on_end = game.step, device, on_start, on_end
+        self._step, self._device, self._on_start, self._on_end = algorithm.step, device, on_start, on_end
         self._warm_up, self._steps, self._calls = warm_up, steps, 0
         self.seconds = 0.0
 

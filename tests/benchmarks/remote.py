@@ -21,23 +21,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.shard_cache import ShardCache
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
+from data_pipeline.shards.cache import ShardCache
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import launch
 from tests.benchmarks.loader import choose_images
 from tests.benchmarks.timing import OUR_PREFETCH, Contender, Setting, measure, paired_ratio, summary
 from tests.s3_server import ServerProcess
-from trainer.configuration import typed
-from trainer.machine import describe_machine
-from trainer.topology import join_processes
+from trainer.experiments.machine import describe_machine
+from trainer.learners.topology import join_processes
+from trainer.runs.configuration import typed
 
 _PHANTOM_SIDE = 360
 

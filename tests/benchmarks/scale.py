@@ -23,15 +23,15 @@ from typing import Any
 
 import pandas as pd
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import TABLE, render_phantoms
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import TABLE, render_phantoms
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
-from trainer.machine import describe_machine
+from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream
+from trainer.experiments.machine import describe_machine
 
 SIDE = 48
 ADDED = 504

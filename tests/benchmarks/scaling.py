@@ -23,8 +23,8 @@ from launchers.console import launch
 from tests.benchmarks.launch import ROOT
 from tests.benchmarks.measured_steps import count_parameters, measure_exchange, measure_training
 from tests.benchmarks.step_time import BACKWARD_SHARE, BUCKET_BYTES, Link, Step, waited_for
-from trainer.configuration import typed
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
+from trainer.runs.configuration import typed
 
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 GPUS_PER_MACHINE = 8

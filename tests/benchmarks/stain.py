@@ -22,24 +22,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream
 from tests.benchmarks.launch import call
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
+from trainer.loop.log import read_records
 from trainer.metrics import image_distance
 from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import extract_features
-from trainer.normalizers.base import StainNormalizer
-from trainer.normalizers.classical import CLASSICAL
-from trainer.normalizers.learned import LearnedNormalizer
-from trainer.progress import read_records
-from trainer.stain_run import load_stain_model
-from trainer.trained_classifier import TrainedClassifier, load_classifier
+from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.tasks.stain.load import load_stain_model
+from trainer.tasks.stain.normalizers.base import StainNormalizer
+from trainer.tasks.stain.normalizers.classical import CLASSICAL
+from trainer.tasks.stain.normalizers.learned import LearnedNormalizer
 
 BATCH = 8
 # Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.launch import ROOT, call
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
 
 # A part -> its sweep file, the raw folders that it takes, and how they are sharded.
 PARTS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.sources.phantom import render_phantoms
+from data_pipeline.phantoms.folders import render_phantoms
 from tests.benchmarks.loader import Options, run, table
 from tests.benchmarks.peers import PEERS, installed_peers
 from tests.conftest import TINY_TYPES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.sources.phantom import render_phantoms
+from data_pipeline.phantoms.folders import render_phantoms
 from launchers.console import CONFIGS
 from tests.benchmarks import memory, training
 from tests.benchmarks.memory import launcher_of

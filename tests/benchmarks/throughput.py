@@ -6,14 +6,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.augment import AugmentConfig
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Topology
+from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.benchmarks.ours import own_contenders
 from tests.benchmarks.peers import peer_contenders, write_copies
 from tests.benchmarks.timing import Contender, Measurement, Setting, find_setting, measure, paired_ratio, summary
-from trainer.classifier_config import ClassifierRunConfig
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 # What the rivals do: no turns, no zooms.
 _FLIP = AugmentConfig(rotation=0.0, scale=1.0, shift=0.0)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
 from tests.benchmarks.gpu_share import GpuShare
 
 # Rounds that are let go before the clock starts: one to get going, one to fill what is held ready.

@@ -18,8 +18,8 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from tests.benchmarks.own_training import LAPS
-from trainer.choices import Precision
-from trainer.classifier_config import ClassifierRunConfig
+from trainer.learners.choices import Precision
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 
 @dataclass(frozen=True)

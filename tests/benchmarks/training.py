@@ -27,13 +27,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources.declaration import SourceDeclaration
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import launch
 from tests.benchmarks import memory
 from tests.benchmarks.classifier_speed import Classifier, ClassifierSpeed
@@ -41,9 +41,9 @@ from tests.benchmarks.loader import choose_images
 from tests.benchmarks.own_training import LAPS, Laps, OnDevice
 from tests.benchmarks.phases import PhaseClock, told_apart
 from tests.benchmarks.timing import paired_ratio, summary
-from trainer.configuration import typed
-from trainer.machine import describe_machine
-from trainer.topology import join_processes
+from trainer.experiments.machine import describe_machine
+from trainer.learners.topology import join_processes
+from trainer.runs.configuration import typed
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from data_pipeline.build_files import LOCK_FILE
-from data_pipeline.store import Root, Store
+from data_pipeline.shards.build_files import LOCK_FILE
+from data_pipeline.shards.store import Root, Store
 from tests.chaos.commands import Command
 from tests.s3_server import ServerProcess
 

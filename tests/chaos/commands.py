@@ -122,7 +122,7 @@ class Materials:
         return f"table={self.raw / name / 'images.csv'}", f"name={name}", "domain=phantom"
 
     def _render(self) -> None:
-        from data_pipeline.sources.phantom import render_phantoms
+        from data_pipeline.phantoms.folders import render_phantoms
 
         for seed, name in enumerate(("first", "second")):
             render_phantoms(

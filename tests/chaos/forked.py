@@ -29,7 +29,7 @@ _GRACE = 10.0
 def import_everything() -> None:
     """What launchers import, so that a forked one begins with its work."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # Ray takes it up when it is imported, of this cluster and who joins it
-    for name in (*PRELOADED, "launchers.ablate", "trainer.orchestration.cluster", "boto3"):
+    for name in (*PRELOADED, "launchers.ablate", "trainer.experiments.cluster", "boto3"):
         importlib.import_module(name)
 
 

@@ -82,7 +82,7 @@ class Changes:
 
 def _watch_store(change: Callable[[], None]) -> None:
     """Every question to a store is a change too: of the store, or of the cache."""
-    from data_pipeline.store_client import StoreClient
+    from data_pipeline.shards.store_client import StoreClient
 
     real = StoreClient.ask
 

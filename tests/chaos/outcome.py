@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.banks.image_bank import MANIFEST_FILE, ImageBank
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import MANIFEST_FILE, ImageBank
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.verify import verify_dataset
 from tests.chaos.commands import Command
 
 _SPEEDS = ("seconds", "images_per_second", "data_wait")
@@ -113,11 +113,11 @@ def _read_dataset(command: Command, root: Any) -> None:
 
 
 def _read_run(command: Command, root: Path) -> None:
-    from trainer.calibration import FILE, load_calibration
-    from trainer.checkpoint import CheckpointStore
+    from trainer.loop.checkpoint import CheckpointStore
+    from trainer.loop.log import read_records
     from trainer.metrics.evaluation import load_evaluations
-    from trainer.progress import read_records
-    from trainer.run_directory import CONFIG_FILE, read_run_config
+    from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+    from trainer.tasks.classification.calibration import FILE, load_calibration
 
     for config in root.rglob(CONFIG_FILE):
         read_run_config(config.parent)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, Sample, from_table
-from data_pipeline.derive import derive_dataset
-from data_pipeline.shards import ShardSettings
+from data_pipeline.shards.writer import ShardSettings
 
 SETTINGS = ShardSettings(max_samples=12)
 MADE_TYPE = "lymphocyte"

@@ -11,16 +11,16 @@ from PIL import Image
 
 from data_pipeline.audit import audit_dataset
 from data_pipeline.audit_check import Check
-from data_pipeline.balance import balance_dataset
-from data_pipeline.balance_config import BalanceConfig
-from data_pipeline.build import build_dataset
+from data_pipeline.banks.balance import balance_dataset
+from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset, Sample, from_table, write_catalog
-from data_pipeline.curate import NEAR_DUPLICATE_BITS, split_of
-from data_pipeline.images import HASH_BYTES
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS, split_of
+from data_pipeline.ingest.images import HASH_BYTES
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.stored_images import SYMMETRIES, near_pairs_across
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.stored_images import SYMMETRIES, near_pairs_across
 from tests.conftest import TINY_TYPES
 from tests.data_pipeline.negatives import derive
 from tests.data_pipeline.raw_images import encoded, folder_source, picture, write_classes

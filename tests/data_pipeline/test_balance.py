@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 
 from data_pipeline.audit import audit_dataset
-from data_pipeline.balance import balance_dataset, format_counts, training_counts
-from data_pipeline.balance_config import BalanceConfig
-from data_pipeline.build import build_dataset
+from data_pipeline.banks.balance import balance_dataset, format_counts, training_counts
+from data_pipeline.banks.balance_config import BalanceConfig
+from data_pipeline.banks.image_bank import ImageBank
 from data_pipeline.catalog import Dataset, check_invariants, from_table
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import ImageBank
+from data_pipeline.ingest.build import build_dataset
 from data_pipeline.learned_images import JUDGE_FOLDER, LearnedImages, learned_by_makers
 from data_pipeline.lineage import lineage
-from data_pipeline.shards import ShardSettings, encode_pixels
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import ShardSettings, encode_pixels
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream
 from tests.conftest import TINY_TYPES
 from tests.data_pipeline.negatives import derive
 from tests.data_pipeline.raw_images import files_below, folder_source, write_classes

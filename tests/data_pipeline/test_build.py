@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_files import build_lock
-from data_pipeline.build_report import format_report
 from data_pipeline.catalog import Dataset, content_hash, from_table
-from data_pipeline.curate import Exclusion
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardSettings, index_name
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.build_report import format_report
+from data_pipeline.ingest.curate import Exclusion
+from data_pipeline.shards.build_files import build_lock
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import ShardSettings, index_name
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 
 SMALL = ShardSettings(max_samples=8)
@@ -378,7 +378,7 @@ def test_a_file_that_changes_under_the_build_stops_it(
     def meddle(*_: object) -> None:
         write_image(victim, 900)
 
-    monkeypatch.setattr("data_pipeline.build.exclude_duplicates", meddle)
+    monkeypatch.setattr("data_pipeline.ingest.build.exclude_duplicates", meddle)
     assert f"{victim}: changed while" in refused(root, two_sources[1])
 
 

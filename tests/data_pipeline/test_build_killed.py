@@ -14,20 +14,20 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 
 # Builds in children of one small process, which is started once: a child is killed after `delay` seconds,
 # or before its `step`-th call that changes or secures something on disk.
 _KILLER = """
 import io, json, os, pathlib, signal, sys, time
-import data_pipeline.build as build
-from data_pipeline.images import inspect_image
+import data_pipeline.ingest.build as build
+from data_pipeline.ingest.images import inspect_image
 from data_pipeline.sources import SourceDeclaration
 from tests.data_pipeline.dying import die_before
 
@@ -183,7 +183,7 @@ def test_workers_end_with_a_killed_build(tmp_path: Path) -> None:
     """Else they wait for work for ever, and hold memory, once for every kill."""
     raw = write_classes(tmp_path / "raw", {"basophil": 200}, 0)
     code = (
-        "import sys, pathlib, data_pipeline.build as b, data_pipeline.sources as s\n"
+        "import sys, pathlib, data_pipeline.ingest.build as b, data_pipeline.sources as s\n"
         "b.build_dataset(pathlib.Path(sys.argv[2]), [s.SourceDeclaration('folder', 'f', pathlib.Path(sys.argv[1]),"
         " 'd')], settings=b.ShardSettings(max_samples=4), workers=2, progress=False)\n"
     )
@@ -212,10 +212,10 @@ def _alive(pid: int) -> bool:
 # Builds a data set, then meets a disk that takes no more, and says what it found afterwards.
 _FULL = """
 import errno, json, os, pathlib, resource, subprocess, sys
-import data_pipeline.build as b, data_pipeline.sources as s
+import data_pipeline.ingest.build as b, data_pipeline.sources as s
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.verify import verify_dataset
 
 how, raw, disk = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
 if how != "limit":
@@ -300,7 +300,7 @@ def test_ctrl_c_leaves_the_old_data_set_whole(tmp_path: Path) -> None:
     build_dataset(root, [folder_source(tmp_path / "small", "small")], progress=False)
     before = files_below(root)
     code = (
-        "import signal, sys, pathlib, data_pipeline.build as b, data_pipeline.sources as s\n"
+        "import signal, sys, pathlib, data_pipeline.ingest.build as b, data_pipeline.sources as s\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where pytest itself was started so
         "b.build_dataset(pathlib.Path(sys.argv[2]), [s.SourceDeclaration('folder', 'f', pathlib.Path(sys.argv[1]),"
         " 'd')], settings=b.ShardSettings(max_samples=2), progress=False)\n"

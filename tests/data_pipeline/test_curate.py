@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.catalog import FOLDS, Sample, content_hash
-from data_pipeline.curate import (
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.curate import (
     DEFAULT_RATIO,
     Exclusion,
     apply_exclusions,
@@ -21,8 +22,7 @@ from data_pipeline.curate import (
     read_exclusions,
     split_of,
 )
-from data_pipeline.duplicates import near_components, near_pairs
-from data_pipeline.errors import UserError
+from data_pipeline.ingest.duplicates import near_components, near_pairs
 
 # Chosen by looking: the split of each is stated in the tests that use it.
 TRAIN_GROUP, VALIDATION_GROUP, TEST_GROUP = (

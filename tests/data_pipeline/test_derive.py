@@ -18,16 +18,16 @@ import pytest
 import torch
 import webdataset
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_files import build_lock
+from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, Sample, from_table
-from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
-from data_pipeline.shards import encode_pixels, index_name
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
-from data_pipeline.verify import verify_dataset
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.build_files import build_lock
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import encode_pixels, index_name
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream
 from tests.conftest import TINY_TYPES
 from tests.data_pipeline.negatives import MADE_TYPE, SETTINGS, Renderer, derive, divide, own_shards
 from tests.data_pipeline.raw_images import files_below, folder_source, write_classes

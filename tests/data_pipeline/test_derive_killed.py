@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.store import CATALOG_FILE
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.verify import verify_dataset
 from tests.data_pipeline.negatives import derive, own_shards
 from tests.data_pipeline.raw_images import files_below
 

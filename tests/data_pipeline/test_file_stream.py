@@ -10,14 +10,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.file_stream import FileStream
-from data_pipeline.shards import ShardSettings
-from data_pipeline.stream import Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.writer import ShardSettings
+from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.file_stream import FileStream
+from data_pipeline.stream.stream import Stream, Topology
 from tests.data_pipeline.raw_images import folder_source, picture, write_image
 
 

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_warnings import unmatched_exclusions
 from data_pipeline.catalog import SPLITS, Dataset, Sample
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.curate import DEFAULT_RATIO, Exclusion, Ratio, apply_exclusions, check_ratio, split_of
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.build_warnings import unmatched_exclusions
+from data_pipeline.ingest.curate import DEFAULT_RATIO, Exclusion, Ratio, apply_exclusions, check_ratio, split_of
+from data_pipeline.ingest.split_check import check_splits, way_out
 from data_pipeline.sources import SourceDeclaration, survey
 from data_pipeline.sources.declaration import GroupRule
 from data_pipeline.sources.identifiers import canonical, identifier_warnings
-from data_pipeline.split_check import check_splits, way_out
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream
 from tests.data_pipeline.raw_images import survey_or_refusal, write_image
 
 

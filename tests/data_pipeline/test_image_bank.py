@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pytest
 import zarr
 
-from data_pipeline.bank_writer import fill_bank
+from data_pipeline.banks.bank_writer import fill_bank
+from data_pipeline.banks.image_bank import INDICES_PER_SHARD, ImageBank, bank_lock
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import INDICES_PER_SHARD, ImageBank, bank_lock
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, SIDE, Draw, bank_facts, image, latent, make_bank
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.banks.image_bank import INDICES_PER_SHARD, MANIFEST_FILE, ImageBank
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import INDICES_PER_SHARD, MANIFEST_FILE, ImageBank
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import Draw, bank_facts, make_bank
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from data_pipeline.errors import UnreadableImage
-from data_pipeline.images import HASH_BYTES, decode_rgb, inspect_image
+from data_pipeline.ingest.images import HASH_BYTES, decode_rgb, inspect_image
 from tests.data_pipeline.raw_images import encoded, picture
 
 

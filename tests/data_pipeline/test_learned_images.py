@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline import duplicates
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
-from data_pipeline.duplicates import SAME_PICTURE_BITS, nearest_learned
 from data_pipeline.errors import UserError
-from data_pipeline.images import perceptual_hash
+from data_pipeline.ingest import duplicates
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.duplicates import SAME_PICTURE_BITS, nearest_learned
+from data_pipeline.ingest.images import perceptual_hash
 from data_pipeline.learned_images import FILE, LearnedImages
+from data_pipeline.phantoms.folders import render_cell
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import render_cell
 
 
 def learned_by(dataset: Dataset, split: str = "train") -> LearnedImages:

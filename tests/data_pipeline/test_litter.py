@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset, from_table
+from data_pipeline.ingest.build import build_dataset
 from data_pipeline.sources import SourceDeclaration
 from tests.data_pipeline.raw_images import folder_source, picture, write_classes
 

@@ -14,11 +14,11 @@ from data_pipeline.errors import UserError
 from data_pipeline.names import Names, difference, plain, shown
 from data_pipeline.sources import SourceDeclaration, read_label_mapping, survey
 from data_pipeline.sources.csv_files import read_csv
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
 from tests.data_pipeline.raw_images import folder_source, survey_or_refusal, write_image
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.orchestration.ablation import AblationConfig
-from trainer.synthesis_config import SynthesizeConfig
+from trainer.experiments.ablation import AblationConfig
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 
 def apart(name: str) -> str:

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline import scan
-from data_pipeline.build import build_dataset
-from data_pipeline.build_report import format_report
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.errors import UserError
-from data_pipeline.file_names import on_disk, printable
-from data_pipeline.images import inspect_image
-from data_pipeline.verify import verify_dataset
+from data_pipeline.ingest import scan
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.build_report import format_report
+from data_pipeline.ingest.file_names import on_disk, printable
+from data_pipeline.ingest.images import inspect_image
+from data_pipeline.shards.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, picture, write_classes
 
 
@@ -185,7 +185,7 @@ def test_a_data_set_of_an_earlier_decoder_is_looked_at_anew(tmp_path: Path, monk
     raw = write_classes(tmp_path / "raw", {"basophil": 4}, 0)
     Image.new("RGB", (3, 3)).save(raw / "basophil" / "dot.png")
     with monkeypatch.context() as earlier:
-        earlier.setattr("data_pipeline.images._MIN_SIDE", 1)
+        earlier.setattr("data_pipeline.ingest.images._MIN_SIDE", 1)
         for module in ("build", "shards"):
             earlier.setattr(f"data_pipeline.{module}.DECODING", 1)
         assert build(tmp_path / "data", raw)["samples"] == 5
@@ -199,5 +199,5 @@ def test_whatever_a_decoder_raises_is_a_reason(monkeypatch: pytest.MonkeyPatch) 
     def broken(image: Image.Image) -> bytes:
         raise ZeroDivisionError("in the hash")
 
-    monkeypatch.setattr("data_pipeline.images.perceptual_hash", broken)
+    monkeypatch.setattr("data_pipeline.ingest.images.perceptual_hash", broken)
     assert "in the hash" in inspect_image(encoded(0)).problem

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.sources.phantom import STAINS, render_cell, render_phantoms
+from data_pipeline.phantoms.folders import STAINS, render_cell, render_phantoms
 
 
 def _optical_density(picture: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from data_pipeline.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, Geometry, draw_parameters
-from data_pipeline.pipeline import GraphConfig, GraphInputs, build_graph
+from data_pipeline.stream.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, Geometry, draw_parameters
+from data_pipeline.stream.pipeline import GraphConfig, GraphInputs, build_graph
 
 SIZE = 32
 

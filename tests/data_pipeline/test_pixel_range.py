@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from data_pipeline.errors import UnreadableImage
-from data_pipeline.images import decode_rgb, inspect_image
+from data_pipeline.ingest.images import decode_rgb, inspect_image
 from tests.data_pipeline.raw_images import picture
 
 EIGHT = np.asarray(picture(3))

@@ -9,7 +9,7 @@ import pytest
 from data_pipeline import progress_bar as module
 from data_pipeline.catalog import Dataset
 from data_pipeline.progress_bar import LONGEST_PAUSE, SHORTEST_PAUSE, LogLines, progress_bar, track
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.verify import verify_dataset
 from tests.told_clock import Clock
 
 

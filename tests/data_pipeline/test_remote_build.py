@@ -10,17 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import build_store
-from data_pipeline.build import build_dataset
-from data_pipeline.build_store import StoreSite
+from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, from_table
-from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
-from data_pipeline.shard_cache import ShardCache
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.build_store import StoreSite
+from data_pipeline.shards.cache import ShardCache
+from data_pipeline.shards.store import Store
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.shards.writer import ShardSettings, build_store
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.store import Store
-from data_pipeline.verify import verify_dataset
 from tests.data_pipeline.raw_images import files_below, folder_source, write_classes, write_image
 from tests.s3_server import BUCKET, S3Server
 
@@ -30,10 +29,10 @@ SETTINGS = ShardSettings(max_samples=5)
 # Builds in children of one small process: a child is killed before its `step`-th change to the store.
 _KILLER = """
 import json, os, signal, sys
-import data_pipeline.build as build
+import data_pipeline.ingest.build as build
 import fsspec, s3fs, botocore.exceptions, scipy.fftpack
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.store import Store
+from data_pipeline.shards.store import Store
 
 url, *sources = json.loads(sys.argv[1])
 for step in json.loads(sys.argv[2]):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.randomness import normal, permute, philox, uniform
-from data_pipeline.sampling import ClassBalancedOrder, UniformOrder, WindowedOrder, rank_slice
+from data_pipeline.stream.sampling import ClassBalancedOrder, UniformOrder, WindowedOrder, rank_slice
 
 
 @pytest.mark.parametrize(

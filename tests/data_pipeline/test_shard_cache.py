@@ -12,10 +12,10 @@ import pytest
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.read_ahead import ReadAhead
-from data_pipeline.shard_cache import ShardCache
-from data_pipeline.stream import Stream
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.shards.cache import ShardCache
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.read_ahead import ReadAhead
+from data_pipeline.stream.stream import Stream
 from tests.conftest import TINY_TYPES
 from tests.s3_server import BUCKET, S3Server
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardSettings, encode_image, index_name, plan_shards, trie_leaves
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.writer import ShardSettings, encode_image, index_name, plan_shards, trie_leaves
 from tests.data_pipeline.raw_images import encoded, folder_source, picture, write_classes, write_image
 
 

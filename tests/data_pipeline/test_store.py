@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.store import PATIENCE, Store, folder_of, root_of
+from data_pipeline.shards.store import PATIENCE, Store, folder_of, root_of
 from tests.s3_server import BUCKET, S3Server
 
 

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.augment import AugmentConfig
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.file_stream import FileStream
-from data_pipeline.shards import ShardSettings
-from data_pipeline.stream import Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.writer import ShardSettings
+from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.file_stream import FileStream
+from data_pipeline.stream.stream import Stream, Topology
 from data_pipeline.threads import Division
 from tests.data_pipeline.raw_images import folder_source, write_classes
 
@@ -109,7 +109,9 @@ def test_processes_threads_and_prefetch_do_not_change_a_batch(
     batches = alone.batches_per_epoch + 2
     expected = take(alone, batches)
     # Where there is a GPU, threads decode ahead.
-    monkeypatch.setattr("data_pipeline.pipeline.divide", lambda share, on_gpu: Division(1, threads, overlap=True))
+    monkeypatch.setattr(
+        "data_pipeline.stream.pipeline.divide", lambda share, on_gpu: Division(1, threads, overlap=True)
+    )
     apart = [
         take(
             open_stream(

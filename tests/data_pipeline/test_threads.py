@@ -13,12 +13,12 @@ import torch
 from data_pipeline import threads
 from data_pipeline.catalog import Dataset
 from data_pipeline.parallel import process_map
-from data_pipeline.stream import Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream, Topology
 from data_pipeline.threads import Division, cpu_quota, divide, thread_share, usable_workers
 from tests.conftest import TINY_TYPES
 from tests.launching import ROOT
-from trainer.topology import join_processes
+from trainer.learners.topology import join_processes
 
 UNSET = "-"
 

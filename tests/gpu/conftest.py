@@ -10,13 +10,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import render_phantoms
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources.declaration import SourceDeclaration
-from data_pipeline.sources.phantom import render_phantoms
-from data_pipeline.stream import Topology
-from trainer.topology import join_processes
+from data_pipeline.stream.stream import Topology
+from trainer.learners.topology import join_processes
 
 
 @pytest.fixture(autouse=True)

@@ -9,64 +9,66 @@ import numpy as np
 import torch
 from torch import nn
 
-from data_pipeline.stream import MicroBatch, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import MicroBatch, Topology
 from launchers.console import read_config
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from models.stain.config import CriticConfig as StainCriticConfig
 from models.stain.config import GeneratorConfig as StainGeneratorConfig
-from trainer import classifier_training, conditional_training, stain_training
-from trainer.choices import Precision
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.conditional_config import ConditionalModelConfig, ConditionalRunConfig
-from trainer.conditional_run import GAMES
-from trainer.fit import Game
-from trainer.fit_config import FitConfig
-from trainer.stain_config import StainModelConfig, StainRunConfig
-from trainer.stain_run import build_generators, into_domains
-from trainer.trained_classifier import build_network
+from trainer.learners.choices import Precision
+from trainer.loop.fit import Algorithm
+from trainer.loop.fit_config import FitConfig
+from trainer.tasks.classification import training as classifier_training
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.load import build_network
+from trainer.tasks.conditional import training as conditional_training
+from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
+from trainer.tasks.conditional.load import ALGORITHMS
+from trainer.tasks.stain import training as stain_training
+from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
+from trainer.tasks.stain.load import build_generators, into_domains
 
 SIZE, TYPES, BATCH, STEPS = 32, 3, 4, 8
 _DATA, _LENGTH = StreamConfig(image_size=SIZE), FitConfig(global_batch=BATCH)
 
 
-def _classifier(precision: Precision, topology: Topology) -> Game:
+def _classifier(precision: Precision, topology: Topology) -> Algorithm:
     settings = ["model=senet_tiny_ge", f"data.image_size={SIZE}", f"train.global_batch={BATCH}"]
     config = read_config(ClassifierRunConfig, "train_classifier", settings)
     torch.manual_seed(0)
     network = build_network(config.model, TYPES, SIZE)
-    return classifier_training.make_game(config, network, precision, "ddp", STEPS, topology)
+    return classifier_training.make_algorithm(config, network, precision, "ddp", STEPS, topology)
 
 
-def _conditional(game: str, precision: Precision, topology: Topology) -> Game:
+def _conditional(algorithm: str, precision: Precision, topology: Topology) -> Algorithm:
     model = ConditionalModelConfig(
-        game=game,  # type: ignore[arg-type]
+        algorithm=algorithm,  # type: ignore[arg-type]
         generator=GeneratorConfig(width=4, latent_size=6, blocks=[1, 1, 1]),
         critic=CriticConfig(width=4, hidden=8, blocks=[1, 1, 1]),
         classifier=ClassifierConfig(width=4, hidden=8, blocks=[1, 1, 1]),
         critic_steps=1,
     )
     config = ConditionalRunConfig(model=model, data=_DATA, train=_LENGTH)
-    return conditional_training.make_game(config, TYPES, precision, "ddp", STEPS, topology)
+    return conditional_training.make_algorithm(config, TYPES, precision, "ddp", STEPS, topology)
 
 
-def _stain(game: str, precision: Precision, topology: Topology) -> Game:
+def _stain(algorithm: str, precision: Precision, topology: Topology) -> Algorithm:
     model = StainModelConfig(
-        game=game,  # type: ignore[arg-type]
+        algorithm=algorithm,  # type: ignore[arg-type]
         generator=StainGeneratorConfig(width=4, depth=3),
         critic=StainCriticConfig(width=4, layers=2),
     )
     config = StainRunConfig(a="a", b="b", model=model, data=_DATA, train=_LENGTH)
     torch.manual_seed(0)
     networks = build_generators(model, SIZE)
-    teacher = into_domains(model, build_generators(model, SIZE)) if game == "stain_student" else None
-    return stain_training.make_game(config, networks, teacher, precision, "ddp", STEPS, topology)
+    teacher = into_domains(model, build_generators(model, SIZE)) if algorithm == "stain_student" else None
+    return stain_training.make_algorithm(config, networks, teacher, precision, "ddp", STEPS, topology)
 
 
-# Those whose players are the trainer's own; the few-shot games have others.
-BUILD: dict[str, Callable[[Precision, Topology], Game]] = {
+# Those whose learners are the trainer's own; the few-shot algorithms have others.
+BUILD: dict[str, Callable[[Precision, Topology], Algorithm]] = {
     "classifier": _classifier,
-    **{name: functools.partial(_conditional, name) for name in GAMES},
+    **{name: functools.partial(_conditional, name) for name in ALGORITHMS},
     **{name: functools.partial(_stain, name) for name in ("w_cyclegan_gp", "cyclegan", "pix2pix", "stain_student")},
 }
 
@@ -85,20 +87,20 @@ def noise(device: torch.device) -> Iterator[MicroBatch]:
 
 @dataclass
 class Played:
-    """A game with its streams."""
+    """An algorithm with its streams."""
 
-    game: Game
+    algorithm: Algorithm
     streams: Mapping[str, Iterator[list[MicroBatch]]]
 
     def step(self) -> dict[str, float]:
         """One step; all its numbers."""
-        result = self.game.step(self.streams, detailed=False)
+        result = self.algorithm.step(self.streams, detailed=False)
         return {name: value.item() for name, value in (*result.sums.items(), *result.norms.items())}
 
 
 def play(name: str, precision: Precision, topology: Topology) -> Played:
-    game = BUILD[name](precision, topology)
-    return Played(game, {stream: ([batch] for batch in noise(topology.device)) for stream in game.takes})
+    algorithm = BUILD[name](precision, topology)
+    return Played(algorithm, {stream: ([batch] for batch in noise(topology.device)) for stream in algorithm.takes})
 
 
 def weights_of(module: nn.Module) -> torch.Tensor:

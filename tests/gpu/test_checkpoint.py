@@ -12,17 +12,17 @@ import torch
 from accelerate.state import AcceleratorState
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.benchmarks.gpu.parts import processes
-from tests.gpu.games import BUILD, play
-from trainer.checkpoint import CheckpointStore
-from trainer.choices import Precision
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
-from trainer.fit import Game, Progress, _save, resume
-from trainer.progress import read_records
-from trainer.topology import join_processes
+from tests.gpu.algorithms import BUILD, play
+from trainer.learners.choices import Precision
+from trainer.learners.topology import join_processes
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.fit import Algorithm, Progress, _save, resume
+from trainer.loop.log import read_records
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import train_classifier
 
 pytestmark = pytest.mark.gpu
 
@@ -87,12 +87,12 @@ def joined(device: str) -> Iterator[Topology]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def state_of(game: Game) -> dict[str, Any]:
+def state_of(algorithm: Algorithm) -> dict[str, Any]:
     """Weights and what the optimisers keep of them, on the CPU."""
     return {
         f"{name}.{kind}.{key}": value.detach().cpu()
-        for name, player in game.players.items()
-        for kind, state in (("module", player.module.state_dict()), ("optimizer", _moments(player.state_dict())))
+        for name, learner in algorithm.learners.items()
+        for kind, state in (("module", learner.module.state_dict()), ("optimizer", _moments(learner.state_dict())))
         for key, value in state.items()
     }
 
@@ -111,17 +111,17 @@ def test_a_checkpoint_goes_from_the_gpu_to_the_cpu_and_back(name: str, device: t
     for number, (place, precision) in enumerate([(device.type, on_gpu), ("cpu", "fp32"), (device.type, on_gpu)]):
         with joined(place) as topology:
             played = play(name, precision, topology)
-            progress = resume(run, played.game, {"run": name})
+            progress = resume(run, played.algorithm, {"run": name})
             assert progress.step == number
-            found = state_of(played.game)
+            found = state_of(played.algorithm)
             assert all(torch.equal(found[key], value) for key, value in kept.items())
             played.step()
             played.step()
-            kept = state_of(played.game)
+            kept = state_of(played.algorithm)
             assert all(torch.isfinite(value).all() for value in kept.values())
             _save(
                 CheckpointStore(run / "checkpoints"),
-                played.game,
+                played.algorithm,
                 Progress(step=number + 1),
                 {"run": name},
                 topology,

@@ -9,19 +9,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from models.conditional.build import build_critic
 from models.conditional.config import CriticConfig
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from models.stain.build import build_critic as build_stain_critic
 from models.stain.config import CriticConfig as StainCriticConfig
-from tests.gpu.games import BATCH, BUILD, SIZE, TYPES, noise, overflow, play, weights_of
-from trainer import engine, losses
-from trainer.choices import Precision
-from trainer.few_shot_adaptation import EPISODES, begin_episode
-from trainer.few_shot_config import FewShotModelConfig, InnerLoopConfig
-from trainer.few_shot_run import build_networks
-from trainer.topology import autocast
+from tests.gpu.algorithms import BATCH, BUILD, SIZE, TYPES, noise, overflow, play, weights_of
+from trainer.learners import engine, losses
+from trainer.learners.choices import Precision
+from trainer.learners.topology import autocast
+from trainer.tasks.few_shot.adaptation import EPISODES, begin_episode
+from trainer.tasks.few_shot.config import FewShotModelConfig, InnerLoopConfig
+from trainer.tasks.few_shot.load import build_networks
 
 pytestmark = pytest.mark.gpu
 
@@ -45,54 +45,54 @@ def fp16(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Precision:
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_a_step_in_bf16_moves_every_player(name: str, topology: Topology) -> None:
+def test_a_step_in_bf16_moves_every_learner(name: str, topology: Topology) -> None:
     if topology.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bf16")
     played = play(name, "bf16", topology)
-    before = {player: weights_of(one.module) for player, one in played.game.players.items()}
+    before = {learner: weights_of(one.module) for learner, one in played.algorithm.learners.items()}
     assert all(np.isfinite(value) for value in played.step().values())
-    for player, one in played.game.players.items():
+    for learner, one in played.algorithm.learners.items():
         after = weights_of(one.module)
         assert torch.isfinite(after).all()
-        assert not torch.equal(after, before[player])
+        assert not torch.equal(after, before[learner])
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_one_player_s_overflow_in_fp16_is_its_own(name: str, topology: Topology, fp16: Precision) -> None:
+def test_one_learner_s_overflow_in_fp16_is_its_own(name: str, topology: Topology, fp16: Precision) -> None:
     """It moves nothing and halves its scale; the others move and keep theirs. Then it goes on."""
     played = play(name, fp16, topology)
-    players = played.game.players
+    learners = played.algorithm.learners
     played.step()
-    for player in players.values():
+    for learner in learners.values():
         # Scales begin so high that the first steps may overflow by themselves.
-        player._engine._accelerator.scaler.update(_SMALL_SCALE)  # type: ignore[attr-defined]
-    for overflowing in players:
-        hook = overflow(players[overflowing].module)
-        before = {player: (weights_of(one.module), one.loss_scale) for player, one in players.items()}
+        learner._engine._accelerator.scaler.update(_SMALL_SCALE)  # type: ignore[attr-defined]
+    for overflowing in learners:
+        hook = overflow(learners[overflowing].module)
+        before = {learner: (weights_of(one.module), one.loss_scale) for learner, one in learners.items()}
         played.step()
         hook.remove()
-        for player, one in players.items():
-            weights, scale = before[player]
+        for learner, one in learners.items():
+            weights, scale = before[learner]
             moved = not torch.equal(weights_of(one.module), weights)
-            if player == overflowing:
+            if learner == overflowing:
                 assert one.loss_scale == scale / 2
                 assert not moved
             else:
                 assert one.loss_scale == scale
                 assert moved
     assert all(np.isfinite(value) for value in played.step().values())
-    assert all(torch.isfinite(weights_of(one.module)).all() for one in players.values())
+    assert all(torch.isfinite(weights_of(one.module)).all() for one in learners.values())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("game", EPISODES)
-def test_an_episode_learns_in_half_precision(game: str, precision: Precision, topology: Topology) -> None:
+@pytest.mark.parametrize("algorithm", EPISODES)
+def test_an_episode_learns_in_half_precision(algorithm: str, precision: Precision, topology: Topology) -> None:
     """And where one side's gradients overflow in fp16, the other side learns on."""
     model = FewShotModelConfig(
-        game=game,  # type: ignore[arg-type]
+        algorithm=algorithm,  # type: ignore[arg-type]
         generator=GeneratorConfig(width=2, latent_size=6),
         encoder=EncoderConfig(width=2, feature_size=4),
-        discriminator=DiscriminatorConfig(width=2, spectral_norm=game not in ("figr", "mine_gan")),
+        discriminator=DiscriminatorConfig(width=2, spectral_norm=algorithm not in ("figr", "mine_gan")),
         inner=InnerLoopConfig(rounds=2, discriminator_steps=1, generator_steps=1),
     )
     torch.manual_seed(0)
@@ -101,12 +101,12 @@ def test_an_episode_learns_in_half_precision(game: str, precision: Precision, to
     shown = itertools.repeat((next(noise(topology.device)).images, np.arange(BATCH)))
     sides = {"generators": episode._generators, "discriminators": episode._discriminators}
     for number, overflowing in enumerate([None, *sides] if precision == "fp16" else [None]):
-        before = {side: weights_of(player.networks) for side, player in sides.items()}
+        before = {side: weights_of(learner.networks) for side, learner in sides.items()}
         hook = overflow(sides[overflowing].networks) if overflowing else None
         terms = episode.play_round(shown, key=7, number=number, rounds=4)
         assert all(torch.isfinite(term) for term in terms.values())
-        for side, player in sides.items():
-            assert torch.equal(weights_of(player.networks), before[side]) == (side == overflowing), side
+        for side, learner in sides.items():
+            assert torch.equal(weights_of(learner.networks), before[side]) == (side == overflowing), side
         if hook is not None:
             hook.remove()
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.augment import AugmentConfig
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import MicroBatch, Stream, Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import MicroBatch, Stream, Topology
 
 pytestmark = pytest.mark.gpu
 

@@ -27,7 +27,7 @@ from tests.conftest import Launch, Start
 from tests.launchers.test_launchers import assert_refused
 from tests.launching import ROOT, Finished, Launched
 from tests.trainer import test_conditional_training, test_stain_training
-from trainer.orchestration.trial import forget_ending, read_ending, write_ending
+from trainer.experiments.trial import forget_ending, read_ending, write_ending
 
 TINY = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=2"]
 RATES = [0.004, 0.001]

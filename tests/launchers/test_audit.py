@@ -17,7 +17,7 @@ from tests.conftest import Launch
 from tests.forged_catalog import first, forge
 from tests.launchers.test_launchers import TINY, assert_refused
 from tests.launching import Launched
-from trainer.run_audit import audit_run
+from trainer.runs.audit import audit_run
 
 
 @pytest.fixture

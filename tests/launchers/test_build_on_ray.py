@@ -17,10 +17,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build_report import format_report
-from data_pipeline.shards import ShardSettings
-from data_pipeline.store import CATALOG_FILE
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.ingest.build_report import format_report
+from data_pipeline.shards.store import CATALOG_FILE
+from data_pipeline.shards.writer import ShardSettings
 from tests.conftest import Launch, Start
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
 from tests.launchers.test_ablate import Environment, joining

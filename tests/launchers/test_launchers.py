@@ -15,7 +15,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import Launch
 from tests.launching import ROOT, Finished
-from trainer.topology import resolve_precision
+from trainer.learners.topology import resolve_precision
 
 LAUNCHERS = sorted(path.stem for path in (ROOT / "launchers").glob("*.py") if path.stem not in ("__init__", "console"))
 TINY = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=1")

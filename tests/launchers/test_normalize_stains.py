@@ -9,10 +9,10 @@ import pytest
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.learned_images import FILE, learned_by_makers
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.verify import verify_dataset
 from tests.conftest import Launch
 from tests.trainer.test_stain_training import DEPTH, TINY
-from trainer.provenance import learned_by_run
+from trainer.runs.provenance import learned_by_run
 
 METHOD = ("a=giemsa", "b=violet", "image_size=32")
 

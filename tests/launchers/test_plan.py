@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch
-from trainer.run_directory import read_run_config
+from trainer.runs.run_directory import read_run_config
 
 SMALL = ("config=train_classifier", "model=senet_tiny_ge", "data.image_size=32", "train.global_batch=12")
 

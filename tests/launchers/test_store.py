@@ -13,7 +13,7 @@ from tests.conftest import Launch, Start
 from tests.data_pipeline.raw_images import write_classes
 from tests.launching import Launched
 from tests.s3_server import BUCKET, S3Server, ServerProcess
-from trainer.checkpoint import CheckpointStore
+from trainer.loop.checkpoint import CheckpointStore
 
 URL = f"s3://{BUCKET}/data"
 TINY = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "data.window=16")
@@ -22,7 +22,7 @@ TINY = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.gl
 def weights(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     assert checkpoint is not None
-    state: dict[str, torch.Tensor] = checkpoint.load()["players"]["classifier"]["module"]
+    state: dict[str, torch.Tensor] = checkpoint.load()["learners"]["classifier"]["module"]
     return state
 
 

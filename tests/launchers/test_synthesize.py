@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.banks.image_bank import MANIFEST_FILE
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import MANIFEST_FILE
-from data_pipeline.stream import Topology
-from data_pipeline.stream_config import StreamConfig
-from data_pipeline.verify import verify_dataset
+from data_pipeline.shards.verify import verify_dataset
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Topology
 from tests.conftest import TINY_TYPES, Launch, Start
 from tests.data_pipeline.raw_images import files_below
 from tests.launchers.test_launchers import assert_refused
 from tests.trainer.test_conditional_training import train
 from tests.trainer.test_training import kill_when
-from trainer.evaluation import scoring_stream
+from trainer.tasks.classification.evaluation import scoring_stream
 
 CLASSIFIER = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12")
 

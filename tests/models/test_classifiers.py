@@ -18,8 +18,8 @@ from models.classifiers.senet_ge import SENetGE, pool_to_grid
 from models.errors import ModelError
 
 ALL_CONFIGS = sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
-# Games of several networks have their own configurations beside them.
-MODEL_CONFIGS = [path for path in ALL_CONFIGS if "game" not in yaml.safe_load(path.read_text())]
+# Algorithms of several networks have their own configurations beside them.
+MODEL_CONFIGS = [path for path in ALL_CONFIGS if "algorithm" not in yaml.safe_load(path.read_text())]
 MICRO = ClassifierConfig(
     name="micro",
     timm_name="",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.stream import MicroBatch, Stream
+from data_pipeline.stream.stream import MicroBatch, Stream
 from launchers.console import launch
 from launchers.train_classifier import main
 

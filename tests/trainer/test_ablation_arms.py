@@ -7,26 +7,26 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.balance import training_counts
-from data_pipeline.build import build_dataset
+from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.phantoms.folders import STAINS, render_phantoms
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.phantom import STAINS, render_phantoms
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer import test_conditional_training, test_few_shot_training, test_stain_training
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.configuration import typed
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.orchestration.ablation import AblationConfig, Arm, ablation_arms, choose_roles
-from trainer.orchestration.resources import Resources
-from trainer.orchestration.stages import Stage, in_order
-from trainer.stain_config import StainRunConfig
-from trainer.synthesis_config import SynthesizeConfig
+from trainer.experiments.ablation import AblationConfig, Arm, ablation_arms, choose_roles
+from trainer.experiments.resources import Resources
+from trainer.experiments.stages import Stage, in_order
+from trainer.runs.configuration import typed
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
+from trainer.tasks.stain.config import StainRunConfig
 
 # The last of three types is the rare one.
 CONFIG = AblationConfig(rare_types=["lymphocyte"], per_type=60, conditional=["train.epochs=2"], few_shot=["shots=4"])

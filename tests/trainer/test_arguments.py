@@ -18,11 +18,11 @@ from launchers.plan import PlanConfig
 from launchers.predict import PredictConfig
 from launchers.reproduce import ReproduceConfig
 from launchers.train_classifier import QuickstartConfig
-from trainer.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
-from trainer.evaluation_config import EvaluateConfig
-from trainer.orchestration.reproduction import ReproductionConfig, read_preset
-from trainer.orchestration.resources import Resources
-from trainer.orchestration.sweep_config import SweepConfig, parameter_sets, read_sweep
+from trainer.experiments.reproduction import ReproductionConfig, read_preset
+from trainer.experiments.resources import Resources
+from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
+from trainer.runs.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
+from trainer.tasks.evaluation_config import EvaluateConfig
 
 # Each launcher's schema, by the name of its file in configs/.
 KINDS: dict[str, type] = {

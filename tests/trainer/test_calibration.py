@@ -16,7 +16,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
-from trainer.calibration import (
+from trainer.metrics.classification import score
+from trainer.tasks.classification.calibration import (
     FILE,
     LEAST_IMAGES,
     calibrated_probabilities,
@@ -24,8 +25,7 @@ from trainer.calibration import (
     load_calibration,
     save_calibration,
 )
-from trainer.metrics.classification import score
-from trainer.trained_classifier import load_classifier
+from trainer.tasks.classification.load import load_classifier
 
 
 def drawn(temperature: float, images: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,11 +13,11 @@ from torchstain.torch.normalizers import TorchMacenkoNormalizer
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.sources.phantom import STAINS, render_cell
+from data_pipeline.phantoms.folders import STAINS, render_cell
 from models.stain.cielab import lab_to_rgb, rgb_to_lab
 from trainer.metrics.image_distance import ciede2000, density_structure
-from trainer.normalizers.base import StainNormalizer
-from trainer.normalizers.classical import CLASSICAL, Macenko, Reinhard, ReinhardDomain
+from trainer.tasks.stain.normalizers.base import StainNormalizer
+from trainer.tasks.stain.normalizers.classical import CLASSICAL, Macenko, Reinhard, ReinhardDomain
 
 BARCELONA, MUNICH = STAINS
 

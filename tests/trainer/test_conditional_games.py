@@ -1,4 +1,4 @@
-"""If these fail, a player learns something else than its equation says, or moves another player's weights."""
+"""If these fail, a learner learns something else than its equation says, or moves another learner's weights."""
 
 import copy
 import dataclasses
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_pipeline.randomness import derive_key, normal, uniform
-from data_pipeline.stream import MicroBatch, Topology
+from data_pipeline.stream.stream import MicroBatch, Topology
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
-from trainer import losses
-from trainer.conditional_config import ConditionalModelConfig, ConditionalWeights
-from trainer.conditional_run import GAMES, build_networks
-from trainer.games.conditional import ConditionalGame
-from trainer.games.info_gan import InfoGan, codes_of_types
-from trainer.optimizer_config import OptimizerConfig
-from trainer.player import Player
+from trainer.learners import losses
+from trainer.learners.learner import Learner
+from trainer.learners.optimizer_config import OptimizerConfig
+from trainer.tasks.conditional.algorithm import ConditionalAlgorithm
+from trainer.tasks.conditional.algorithms.info_gan import InfoGan, codes_of_types
+from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalWeights
+from trainer.tasks.conditional.load import ALGORITHMS, build_networks
 
 SIZE, LATENTS, TYPES, SEED = 8, 5, 3, 11
 # Plain descent at rate 1: what the weights lose is the gradient.
@@ -29,20 +29,22 @@ DESCENT = OptimizerConfig(
 )
 
 
-def make_game(name: str, *, norm: Any = "none", critic_steps: int = 1, total_steps: int = 3) -> ConditionalGame:
+def make_algorithm(
+    name: str, *, norm: Any = "none", critic_steps: int = 1, total_steps: int = 3
+) -> ConditionalAlgorithm:
     model = ConditionalModelConfig(
-        game=name,  # type: ignore[arg-type]
+        algorithm=name,  # type: ignore[arg-type]
         generator=GeneratorConfig(width=4, latent_size=LATENTS, blocks=[1, 1, 1], norm=norm),
         critic=CriticConfig(width=4, hidden=6, blocks=[1, 1, 1], norm="none" if "wgan" in name else norm),
         classifier=ClassifierConfig(width=4, hidden=6, blocks=[1, 1, 1], norm=norm),
     )
     torch.manual_seed(1)
-    players = {
-        name: Player(name, network, DESCENT, precision="fp32", total_steps=total_steps)
+    learners = {
+        name: Learner(name, network, DESCENT, precision="fp32", total_steps=total_steps)
         for name, network in build_networks(model, SIZE, TYPES).items()
     }
-    return GAMES[name](
-        players,
+    return ALGORITHMS[name](
+        learners,
         ConditionalWeights(),
         types=TYPES,
         latent_size=LATENTS,
@@ -67,43 +69,45 @@ def cut(batch: MicroBatch) -> list[MicroBatch]:
     ]
 
 
-def play(game: ConditionalGame, *batches: Sequence[MicroBatch]) -> dict[str, float]:
+def play(algorithm: ConditionalAlgorithm, *batches: Sequence[MicroBatch]) -> dict[str, float]:
     given: Iterator[Sequence[MicroBatch]] = iter(batches)
-    result = game.step({"train": given}, detailed=False)
+    result = algorithm.step({"train": given}, detailed=False)
     assert next(given, None) is None, "takes says how many batches a step takes"
     return {name: value.item() for name, value in result.sums.items()}
 
 
-def weights_of(game: ConditionalGame) -> dict[str, Tensor]:
-    """Each player's weights, as one vector."""
+def weights_of(algorithm: ConditionalAlgorithm) -> dict[str, Tensor]:
+    """Each learner's weights, as one vector."""
     return {
-        name: torch.cat([weights.detach().flatten() for weights in player.module.parameters()])
-        for name, player in game.players.items()
+        name: torch.cat([weights.detach().flatten() for weights in learner.module.parameters()])
+        for name, learner in algorithm.learners.items()
     }
 
 
-@pytest.mark.parametrize("name", GAMES)
-def test_each_player_moves_only_its_own_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    game = make_game(name, critic_steps=2)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_each_learner_moves_only_its_own_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = make_algorithm(name, critic_steps=2)
     order = []
 
     def watch(mover: str, move: Callable[[], Tensor]) -> Tensor:
-        for other, player in game.players.items():
-            for parameter in player.module.parameters():
+        for other, learner in algorithm.learners.items():
+            for parameter in learner.module.parameters():
                 assert (parameter.grad is not None) == (other == mover), f"{mover}'s move reached {other}"
-        before = weights_of(game)
+        before = weights_of(algorithm)
         norm = move()
-        moved = [player for player, after in weights_of(game).items() if not torch.equal(after, before[player])]
+        moved = [learner for learner, after in weights_of(algorithm).items() if not torch.equal(after, before[learner])]
         assert moved == [mover]
         order.append(mover)
         return norm
 
-    for mover, player in game.players.items():
-        monkeypatch.setattr(player, "step", lambda mover=mover, move=player.step: watch(mover, move))
-    play(game, [make_batch(0)], [make_batch(1)])
-    assert game.takes == {"train": 2}
+    for mover, learner in algorithm.learners.items():
+        monkeypatch.setattr(learner, "step", lambda mover=mover, move=learner.step: watch(mover, move))
+    play(algorithm, [make_batch(0)], [make_batch(1)])
+    assert algorithm.takes == {"train": 2}
     assert order == ["critic", "critic", *(["classifier"] if name == "c_wgan_gp" else []), "generator"]
-    assert all(parameter.requires_grad for player in game.players.values() for parameter in player.module.parameters())
+    assert all(
+        parameter.requires_grad for learner in algorithm.learners.values() for parameter in learner.module.parameters()
+    )
 
 
 def latents(batch: MicroBatch, purpose: str) -> Tensor:
@@ -153,16 +157,16 @@ def generator_loss(name: str, networks: dict[str, nn.Module], batch: MicroBatch,
     return loss
 
 
-@pytest.mark.parametrize("name", GAMES)
-def test_every_players_gradient_is_that_of_its_equations(name: str) -> None:
-    game, batch = make_game(name), make_batch(4)
-    game.players["generator"].steps = 1  # the middle of three: lambda is 0.55
-    before = {player: copy.deepcopy(each.module) for player, each in game.players.items()}
-    start = weights_of(game)
-    play(game, [batch])
-    lost = {player: start[player] - after for player, after in weights_of(game).items()}
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_learners_gradient_is_that_of_its_equations(name: str) -> None:
+    algorithm, batch = make_algorithm(name), make_batch(4)
+    algorithm.learners["generator"].steps = 1  # the middle of three: lambda is 0.55
+    before = {learner: copy.deepcopy(each.module) for learner, each in algorithm.learners.items()}
+    start = weights_of(algorithm)
+    play(algorithm, [batch])
+    lost = {learner: start[learner] - after for learner, after in weights_of(algorithm).items()}
     # The classifier and the generator move after the critic.
-    moved = {player: copy.deepcopy(each.module) for player, each in game.players.items()} | {
+    moved = {learner: copy.deepcopy(each.module) for learner, each in algorithm.learners.items()} | {
         "generator": before["generator"]
     }
     expected = {"critic": gradient(critic_loss(name, before, batch), before["critic"])}
@@ -171,9 +175,9 @@ def test_every_players_gradient_is_that_of_its_equations(name: str) -> None:
         answer = functional.cross_entropy(before["classifier"](batch.images), batch.labels)
         expected["classifier"] = gradient(answer, before["classifier"])
     assert lost.keys() == expected.keys()
-    for player, wanted in expected.items():
-        assert wanted.norm() > 0.01, player
-        assert (lost[player] - wanted).norm() < 2e-4 * wanted.norm(), player
+    for learner, wanted in expected.items():
+        assert wanted.norm() > 0.01, learner
+        assert (lost[learner] - wanted).norm() < 2e-4 * wanted.norm(), learner
 
 
 def gradient(loss: Tensor, network: nn.Module) -> Tensor:
@@ -186,49 +190,49 @@ def gradient(loss: Tensor, network: nn.Module) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_batch_cut_into_micro_batches_is_the_same_batch(name: str) -> None:
     """All that is random follows the images' positions; DCGAN's second part lacks one type altogether."""
-    whole, parts = make_game(name), make_game(name)
+    whole, parts = make_algorithm(name), make_algorithm(name)
     start, batch = weights_of(whole), make_batch(2, labels=(0, 1, 2, 2, 0, 0))
     play(whole, [batch])
     play(parts, cut(batch))
-    for player, expected in weights_of(whole).items():
-        found = weights_of(parts)[player]
-        assert (found - expected).norm() < 1e-4 * (expected - start[player]).norm(), player
+    for learner, expected in weights_of(whole).items():
+        found = weights_of(parts)[learner]
+        assert (found - expected).norm() < 1e-4 * (expected - start[learner]).norm(), learner
     torch.testing.assert_close(parts.state_dict(), whole.state_dict())
 
 
 def test_the_classifiers_weight_rises_from_a_tenth_to_one() -> None:
-    game = make_game("c_wgan_gp", total_steps=3)
-    assert hasattr(game, "classification_weight")
+    algorithm = make_algorithm("c_wgan_gp", total_steps=3)
+    assert hasattr(algorithm, "classification_weight")
     found = []
     for number in range(3):
-        found.append(game.classification_weight)
-        play(game, [make_batch(number)])
+        found.append(algorithm.classification_weight)
+        play(algorithm, [make_batch(number)])
     assert found == pytest.approx([0.1, 0.55, 1.0])
 
 
 def test_the_classifier_is_in_evaluation_mode_while_the_generator_moves() -> None:
-    game = make_game("c_wgan_gp", norm="batch")
-    classifier = game.players["classifier"].module
+    algorithm = make_algorithm("c_wgan_gp", norm="batch")
+    classifier = algorithm.learners["classifier"].module
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-    play(game, [make_batch(0)])
+    play(algorithm, [make_batch(0)])
     assert [int(norm.num_batches_tracked) for norm in norms] == [1] * len(norms)
-    play(game, [make_batch(1)])
+    play(algorithm, [make_batch(1)])
     assert [int(norm.num_batches_tracked) for norm in norms] == [2] * len(norms)
 
 
 def test_pairs_of_networks_with_batch_norm_see_their_own_type_only() -> None:
     """Other images of type 0: the networks of the other types move to the same bits."""
-    first, second = make_game("dcgan", norm="batch"), make_game("dcgan", norm="batch")
+    first, second = make_algorithm("dcgan", norm="batch"), make_algorithm("dcgan", norm="batch")
     batch = make_batch(0)
     others = batch.images.clone()
     others[batch.labels == 0] *= -1
     play(first, [batch])
     play(second, [dataclasses.replace(batch, images=others)])
-    for player in ("generator", "critic"):
-        one, two = (game.players[player].module.networks for game in (first, second))
+    for learner in ("generator", "critic"):
+        one, two = (algorithm.learners[learner].module.networks for algorithm in (first, second))
         assert isinstance(one, nn.ModuleList)
         assert isinstance(two, nn.ModuleList)
         same = [
@@ -239,24 +243,24 @@ def test_pairs_of_networks_with_batch_norm_see_their_own_type_only() -> None:
 
 
 def test_info_gan_learns_from_no_label_and_counts_what_its_codes_stand_for() -> None:
-    game, relabelled = make_game("info_gan"), make_game("info_gan")
-    assert isinstance(game, InfoGan)
+    algorithm, relabelled = make_algorithm("info_gan"), make_algorithm("info_gan")
+    assert isinstance(algorithm, InfoGan)
     batch = make_batch(0)
     with torch.no_grad():
-        answered = game.players["critic"].module(batch.images)[:, 1:].argmax(1)
+        answered = algorithm.learners["critic"].module(batch.images)[:, 1:].argmax(1)
     counted = torch.zeros(TYPES, TYPES, dtype=torch.float64)
     for label, code in zip(batch.labels, answered, strict=True):
         counted[label, code] += 1
-    play(game, [batch])
+    play(algorithm, [batch])
     play(relabelled, [dataclasses.replace(batch, labels=batch.labels.flip(0))])
-    for player, expected in weights_of(game).items():
-        assert torch.equal(weights_of(relabelled)[player], expected)
-    assert torch.equal(game.state_dict()["answers"], counted)
-    play(game, [make_batch(1)])
-    assert game.state_dict()["answers"].sum().item() == pytest.approx(6 * 0.99 + 6)
-    game.load_state_dict({"answers": torch.tensor([[5.0, 9, 0], [1, 8, 0], [0, 1, 0]])})
+    for learner, expected in weights_of(algorithm).items():
+        assert torch.equal(weights_of(relabelled)[learner], expected)
+    assert torch.equal(algorithm.state_dict()["answers"], counted)
+    play(algorithm, [make_batch(1)])
+    assert algorithm.state_dict()["answers"].sum().item() == pytest.approx(6 * 0.99 + 6)
+    algorithm.load_state_dict({"answers": torch.tensor([[5.0, 9, 0], [1, 8, 0], [0, 1, 0]])})
     # Type 0 gives way: most answers are right when type 1 has the code that both like best.
-    assert game.conditions == [0, 1, 2]
+    assert algorithm.conditions == [0, 1, 2]
     assert codes_of_types([[0, 9], [9, 9]]) == [1, 0]
 
 

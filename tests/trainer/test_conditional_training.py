@@ -13,17 +13,17 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer.test_stain_training import assert_same_bits, final_state, joined
-from trainer.conditional_config import ConditionalModelConfig, ConditionalRunConfig
-from trainer.conditional_run import GAMES, build_networks, load_conditional_model
-from trainer.conditional_training import train_conditional_model
-from trainer.configuration import typed
-from trainer.progress import read_records
-from trainer.provenance import learned_by_run
-from trainer.synthesis import ImageSampler
+from trainer.loop.log import read_records
+from trainer.runs.configuration import typed
+from trainer.runs.provenance import learned_by_run
+from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
+from trainer.tasks.conditional.load import ALGORITHMS, build_networks, load_conditional_model
+from trainer.tasks.conditional.training import train_conditional_model
+from trainer.tasks.generation.synthesis import ImageSampler
 
 TINY = (
     "data.image_size=16",
@@ -51,7 +51,7 @@ def train(dataset: Dataset, run: Path, *arguments: str) -> Path:
     return train_conditional_model(read_config(ConditionalRunConfig, "train_conditional_gan", given), Topology())
 
 
-@pytest.mark.parametrize("model", GAMES)
+@pytest.mark.parametrize("model", ALGORITHMS)
 def test_a_run_of_each_model_makes_cells_of_each_type(
     tiny_dataset: Dataset, launch: Launch, tmp_path: Path, model: str
 ) -> None:
@@ -95,19 +95,21 @@ def test_an_image_follows_from_its_seed_type_and_index_alone(tiny_dataset: Datas
     assert sampler.draw("basophil", 5, np.arange(0))[0].shape == (0, 3, 16, 16)
     with pytest.raises(UserError, match="it learned basophil, eosinophil, lymphocyte"):
         sampler.draw("platelet", 5, np.arange(1))
-    state = final_state(tmp_path / "run")["players"]["generator"]
+    state = final_state(tmp_path / "run")["learners"]["generator"]
     assert not torch.equal(state["average"]["linear.weight"], state["module"]["linear.weight"])
     expected = sampler._generator.state_dict()
     assert_same_bits(expected, state["average"])
 
 
-@pytest.mark.parametrize("model", GAMES)
-def test_two_processes_play_the_game_of_one(tiny_dataset: Dataset, launch: Launch, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("model", ALGORITHMS)
+def test_two_processes_play_the_algorithm_of_one(
+    tiny_dataset: Dataset, launch: Launch, tmp_path: Path, model: str
+) -> None:
     """One step of plain descent; slices of three and four images; batch norms, which mix a slice's images, are off."""
     arguments = ["train.iterations_per_epoch=1", "model.generator.norm=none", "model.critic.norm=none"]
     arguments += [
-        f"model.{player}_optimizer.{setting}"
-        for player in ("generator", "critic", "classifier")
+        f"model.{learner}_optimizer.{setting}"
+        for learner in ("generator", "critic", "classifier")
         for setting in ("name=sgd", "momentum=0.0", "learning_rate=0.01", "schedule=constant", "clip_norm=null")
     ]
     alone = final_state(train(tiny_dataset, tmp_path / "alone", f"model={model}", *arguments))
@@ -116,15 +118,15 @@ def test_two_processes_play_the_game_of_one(tiny_dataset: Dataset, launch: Launc
         command = [f"shards={tiny_dataset.root}", f"run={name}", f"model={model}", *TINY, *arguments, *more]
         done = launch("train_conditional_gan", *command, processes=2)
         assert done.returncode == 0, done.stderr
-    assert len(alone["players"]) == (3 if model == "c_wgan_gp" else 2)
+    assert len(alone["learners"]) == (3 if model == "c_wgan_gp" else 2)
     start = first_weights(tmp_path / "alone")
     for name in shared:
         state = final_state(tmp_path / name)
-        for player, begun in start.items():
-            moved, expected = joined(state, player) - begun, joined(alone, player) - begun
+        for learner, begun in start.items():
+            moved, expected = joined(state, learner) - begun, joined(alone, learner) - begun
             assert expected.norm() > 0.001
-            assert (moved - expected).norm() < 1e-4 * expected.norm(), f"{name}: {player}"
-        torch.testing.assert_close(state["game"], alone["game"])
+            assert (moved - expected).norm() < 1e-4 * expected.norm(), f"{name}: {learner}"
+        torch.testing.assert_close(state["algorithm"], alone["algorithm"])
 
 
 def first_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -151,10 +153,10 @@ def test_a_run_taken_up_again_ends_with_the_same_bits(tiny_dataset: Dataset, tmp
         file.unlink()
     found = final_state(train(tiny_dataset, run, *arguments))
     assert found["progress"]["step"] == 6
-    for name in ("players", "game", "progress"):
+    for name in ("learners", "algorithm", "progress"):
         assert_same_bits(found[name], expected[name])
     if model == "info_gan":
-        assert found["game"]["answers"].sum() > 7
+        assert found["algorithm"]["answers"].sum() > 7
 
 
 def test_an_epoch_shows_every_model_as_many_real_images(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -9,15 +9,16 @@ import torch
 import yaml
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
-from trainer import conditional_run, few_shot_run
-from trainer.conditional_config import ConditionalRunConfig
-from trainer.configuration import typed
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.run_directory import read_run_config, write_run_config
-from trainer.stain_config import StainModelConfig, StainRunConfig
-from trainer.stain_run import build_critics, build_generators
+from trainer.runs.configuration import typed
+from trainer.runs.run_directory import read_run_config, write_run_config
+from trainer.tasks.conditional import load as conditional_run
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.few_shot import load as few_shot_run
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
+from trainer.tasks.stain.load import build_critics, build_generators
 
 
 @dataclass(frozen=True)
@@ -107,23 +108,23 @@ def test_a_stored_table_comes_back_and_defaults_stay_apart() -> None:
         typed(RunConfig, {"data": {"crop": {"a": "x"}}}, "config.yaml")
 
 
-GAMES = {
-    path.stem: content["game"]
+ALGORITHMS = {
+    path.stem: content["algorithm"]
     for path in sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
-    if "game" in (content := yaml.safe_load(path.read_text()))
+    if "algorithm" in (content := yaml.safe_load(path.read_text()))
 }
 
 
-@pytest.mark.parametrize("name", GAMES)
-def test_every_model_config_names_a_game_that_can_be_built(name: str) -> None:
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_model_config_names_a_algorithm_that_can_be_built(name: str) -> None:
     """`model=NAME` on the command line must not fail for a file that ships with the project."""
     networks: list[torch.nn.Module]
     with torch.device("meta"):
-        if GAMES[name] in get_args(get_type_hints(StainModelConfig)["game"]):
+        if ALGORITHMS[name] in get_args(get_type_hints(StainModelConfig)["algorithm"]):
             stain = read_config(StainRunConfig, "train_stain_gan", [f"model={name}"])
             networks = [build_generators(stain.model, stain.data.image_size)]
             build_critics(stain.model, stain.data.image_size)
-        elif GAMES[name] in conditional_run.GAMES:
+        elif ALGORITHMS[name] in conditional_run.ALGORITHMS:
             conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
             networks = list(conditional_run.build_networks(conditional.model, conditional.data.image_size, 8).values())
         else:

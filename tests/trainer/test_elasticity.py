@@ -21,8 +21,8 @@ from tests.free_port import free_port
 from tests.launchers.test_launchers import assert_refused
 from tests.launching import ROOT, TIMEOUT
 from tests.trainer.test_training import TINY, final_state, kill_when, losses
-from trainer.checkpoint import CheckpointStore
-from trainer.progress import read_records
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.log import read_records
 
 DRIVER = "tests/trainer/recorded_classifier.py"
 GLOBAL_BATCH = 12

@@ -15,11 +15,11 @@ from tests.launching import ROOT, Launched
 from tests.trainer.test_stain_training import DEPTH, final_state, joined
 from tests.trainer.test_stain_training import TINY as TINY_STAIN
 from tests.trainer.test_training import TINY, kill_when, losses
-from trainer.checkpoint import CheckpointStore
-from trainer.choices import EngineChoice
-from trainer.progress import read_records
-from trainer.topology import join_processes, resolve_engine
-from trainer.zero_engine import _LossScale
+from trainer.learners.choices import EngineChoice
+from trainer.learners.topology import join_processes, resolve_engine
+from trainer.learners.zero_engine import _LossScale
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.log import read_records
 
 USE, STAGE = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"
 
@@ -75,18 +75,18 @@ def test_a_run_under_zero_goes_on_under_another_engine_and_on_another_number_of_
     assert [record["step"] for record in steps] == list(range(1, 13))
     assert min(record["gradient_norm"] for record in steps) > 0.5  # or nothing was clipped
     torch.testing.assert_close(losses(run), losses(tmp_path / "undisturbed"), rtol=1e-4, atol=1e-5)
-    state, expected = (final_state(folder)["players"]["classifier"] for folder in (run, tmp_path / "undisturbed"))
+    state, expected = (final_state(folder)["learners"]["classifier"] for folder in (run, tmp_path / "undisturbed"))
     torch.testing.assert_close(state, expected, rtol=1e-3, atol=1e-4)  # the optimiser's state with it, whole
 
 
 def test_penalties_go_through_zero(two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
-    """W-CycleGAN-GP, one step of plain descent under ZeRO-2: both players move as in one process."""
+    """W-CycleGAN-GP, one step of plain descent under ZeRO-2: both learners move as in one process."""
     plain = [
-        f"model.{player}_optimizer.{setting}"
-        for player in ("generator", "critic")
+        f"model.{learner}_optimizer.{setting}"
+        for learner in ("generator", "critic")
         for setting in ("name=sgd", "momentum=0.0", "learning_rate=0.02", "schedule=constant")
     ]
-    resting = [f"model.{player}_optimizer.learning_rate=1e-12" for player in ("generator", "critic")]
+    resting = [f"model.{learner}_optimizer.learning_rate=1e-12" for learner in ("generator", "critic")]
     for name, processes, more in (
         ("begun", 1, resting),
         ("alone", 1, []),
@@ -96,8 +96,8 @@ def test_penalties_go_through_zero(two_stains: Dataset, launch: Launch, tmp_path
         done = launch("train_stain_gan", *arguments, *plain, *more, processes=processes)
         assert done.returncode == 0, done.stderr
     begun, alone, spread = (final_state(tmp_path / name) for name in ("begun", "alone", "zero2"))
-    for player in ("generators", "critics"):
-        moved, expected = (joined(state, player) - joined(begun, player) for state in (spread, alone))
+    for learner in ("generators", "critics"):
+        moved, expected = (joined(state, learner) - joined(begun, learner) for state in (spread, alone))
         assert expected.norm() > 0.001
         assert (moved - expected).norm() < 1e-4 * expected.norm()
 
@@ -140,7 +140,7 @@ def test_the_launch_decides_where_the_run_does_not(
         ({STAGE: "2"}, "ddp", "ZeRO stage 2, the run for train.engine=ddp"),
         ({STAGE: "2", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "auto", "clipping is optimizer.clip_norm"),
         ({STAGE: "2", "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "auto", "deepspeed_config_file=ds.json"),
-        ({STAGE: "1", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "auto", "players stay on their device"),
+        ({STAGE: "1", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "auto", "learners stay on their device"),
     ],
 )
 def test_a_launch_that_contradicts_the_run_is_refused(

@@ -1,4 +1,4 @@
-"""If these fail, a few-shot game learns something else than the thesis and its rivals' papers say."""
+"""If these fail, a few-shot algorithm learns something else than the thesis and its rivals' papers say."""
 
 import copy
 import itertools
@@ -12,36 +12,36 @@ from torch import nn
 from torch.nn import functional
 
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream import MicroBatch
+from data_pipeline.stream.stream import MicroBatch
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
-from trainer import losses
-from trainer.differentiable_augmentation import NUMBERS, augment
-from trainer.few_shot_adaptation import EPISODES, begin_episode
-from trainer.few_shot_config import FewShotModelConfig, InnerLoopConfig
-from trainer.few_shot_run import build_networks
-from trainer.games.few_shot import Draw, Episode, weighted_sum
-from trainer.games.mine_gan import Pretraining
-from trainer.games.reptile import Reptile
-from trainer.optimizer_config import OptimizerConfig
-from trainer.player import Player
+from trainer.learners import losses
+from trainer.learners.learner import Learner
+from trainer.learners.optimizer_config import OptimizerConfig
+from trainer.tasks.few_shot.adaptation import EPISODES, begin_episode
+from trainer.tasks.few_shot.algorithms.mine_gan import Pretraining
+from trainer.tasks.few_shot.config import FewShotModelConfig, InnerLoopConfig
+from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, augment
+from trainer.tasks.few_shot.episode import Draw, Episode, weighted_sum
+from trainer.tasks.few_shot.load import build_networks
+from trainer.tasks.few_shot.reptile import Reptile
 
 SHOTS = 3
 
 
-def model_of(game: str, **changes: Any) -> FewShotModelConfig:
+def model_of(algorithm: str, **changes: Any) -> FewShotModelConfig:
     return FewShotModelConfig(
-        game=game,  # type: ignore[arg-type]
+        algorithm=algorithm,  # type: ignore[arg-type]
         generator=GeneratorConfig(width=2, latent_size=6),
         encoder=EncoderConfig(width=2, feature_size=4),
-        discriminator=DiscriminatorConfig(width=2, spectral_norm=game not in ("figr", "mine_gan")),
+        discriminator=DiscriminatorConfig(width=2, spectral_norm=algorithm not in ("figr", "mine_gan")),
         inner=InnerLoopConfig(rounds=2, discriminator_steps=1, generator_steps=2),
         **changes,
     )
 
 
-def networks_of(game: str) -> dict[str, nn.Module]:
+def networks_of(algorithm: str) -> dict[str, nn.Module]:
     torch.manual_seed(1)
-    return build_networks(model_of(game), 32)
+    return build_networks(model_of(algorithm), 32)
 
 
 def images(seed: int, count: int = SHOTS) -> torch.Tensor:
@@ -119,41 +119,41 @@ def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
     torch.testing.assert_close(weighted_sum(weights, generator), whole)  # lambda_En = lambda_MSR = 1
 
 
-@pytest.mark.parametrize("game", ["figr", "mine_gan"])
-def test_a_wasserstein_critic_is_penalised_between_real_and_generated(game: str) -> None:
-    episode = begin_episode(model_of(game), networks_of(game), "fp32")
+@pytest.mark.parametrize("algorithm", ["figr", "mine_gan"])
+def test_a_wasserstein_critic_is_penalised_between_real_and_generated(algorithm: str) -> None:
+    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
     for network in episode.networks.values():
         network.eval()
     real, draw = images(0), Draw(5, np.arange(SHOTS))
     terms = episode.discriminator_terms(real, draw)
     with torch.no_grad():
         noise = draw.normal("z", 6)
-        made = episode.networks["generator"](episode.networks["miner"](noise) if game == "mine_gan" else noise)
+        made = episode.networks["generator"](episode.networks["miner"](noise) if algorithm == "mine_gan" else noise)
     critic = episode.networks["discriminator"]
     torch.testing.assert_close(terms["discriminator"], critic(made) - critic(real), rtol=1e-4, atol=1e-5)
     for number, share in enumerate(draw.uniform("penalty", 1)[:, 0]):
         between = (share * real[number] + (1 - share) * made[number])[None].float().requires_grad_(True)
         (slope,) = torch.autograd.grad(critic(between).sum(), between)
         assert terms["penalty"][number].item() == pytest.approx((slope.norm().item() - 1) ** 2, rel=1e-3)
-    assert weighted_sum(model_of(game).weights, terms).item() == pytest.approx(
+    assert weighted_sum(model_of(algorithm).weights, terms).item() == pytest.approx(
         terms["discriminator"].mean().item() + 10 * terms["penalty"].mean().item(), rel=1e-5
     )
 
 
 def test_the_rivals_from_scratch_judge_what_was_augmented() -> None:
     draw, real = Draw(5, np.arange(SHOTS)), images(0)
-    for game, changes in (
+    for algorithm, changes in (
         ("fast_gan", ("colour", "translation")),
         ("diff_augment", ("colour", "translation", "cutout")),
     ):
-        episode = begin_episode(model_of(game), networks_of(game), "fp32")
+        episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
         for network in episode.networks.values():
             network.eval()
         critic, generator = episode.networks["discriminator"], episode.networks["generator"]
         terms, wanted = episode.discriminator_terms(real, draw), episode.generator_terms(real, draw)["adversarial"]
         seen = augment(real, draw.uniform("real", NUMBERS), changes)  # type: ignore[arg-type]
         made = augment(generator(draw.normal("z", 6)), draw.uniform("generated", NUMBERS), changes)  # type: ignore[arg-type]
-        if game == "fast_gan":
+        if algorithm == "fast_gan":
             expected = functional.relu(1 - critic(seen)) + functional.relu(1 + critic(made))
             torch.testing.assert_close(wanted, -critic(made))
             decoded = episode.networks["decoder"](critic.features(seen))
@@ -168,11 +168,11 @@ def test_the_rivals_from_scratch_judge_what_was_augmented() -> None:
 # Episodes
 
 
-@pytest.mark.parametrize("game", sorted(EPISODES))
-def test_fast_weights_learn_and_leave_the_others_alone(game: str) -> None:
-    networks = networks_of(game)
+@pytest.mark.parametrize("algorithm", sorted(EPISODES))
+def test_fast_weights_learn_and_leave_the_others_alone(algorithm: str) -> None:
+    networks = networks_of(algorithm)
     before = state_of(networks)
-    episode = begin_episode(model_of(game), networks, "fp32")
+    episode = begin_episode(model_of(algorithm), networks, "fp32")
     for number in range(2):
         terms = episode.play_round(shown(), 0, number, 2)
     assert all(torch.isfinite(term) for term in terms.values())
@@ -185,10 +185,10 @@ def test_fast_weights_learn_and_leave_the_others_alone(game: str) -> None:
                 assert not torch.equal(parameter, before[f"{name}.{key}"]), f"{name}.{key}"
 
 
-@pytest.mark.parametrize("game", sorted(EPISODES))
-def test_half_precision_is_of_the_computation_alone(game: str) -> None:
-    episode = begin_episode(model_of(game), networks_of(game), "bf16")
-    full = begin_episode(model_of(game), networks_of(game), "fp32")
+@pytest.mark.parametrize("algorithm", sorted(EPISODES))
+def test_half_precision_is_of_the_computation_alone(algorithm: str) -> None:
+    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "bf16")
+    full = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
     half_terms, full_terms = (each.play_round(shown(), 0, 1, 2) for each in (episode, full))
     for name, term in full_terms.items():
         assert half_terms[name].dtype == torch.float32
@@ -197,10 +197,10 @@ def test_half_precision_is_of_the_computation_alone(game: str) -> None:
     assert {value.dtype for value in state_of(episode.networks).values()} <= {torch.float32, torch.int64}
 
 
-@pytest.mark.parametrize("game", sorted(EPISODES))
-def test_a_move_changes_one_side_only(game: str) -> None:
+@pytest.mark.parametrize("algorithm", sorted(EPISODES))
+def test_a_move_changes_one_side_only(algorithm: str) -> None:
     """The first move of the round is the discriminator's; the images of the second never come."""
-    episode = begin_episode(model_of(game), networks_of(game), "fp32")
+    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
     before = {name: [p.detach().clone() for p in network.parameters()] for name, network in episode.networks.items()}
     with pytest.raises(StopIteration):
         episode.play_round(iter([next(shown())]), 0, 1, 2)
@@ -264,12 +264,12 @@ def reptile_of(rate: float) -> Reptile:
     plain = OptimizerConfig(
         name="sgd", learning_rate=rate, weight_decay=0, momentum=0, schedule="constant", warmup=0, clip_norm=None
     )
-    players = {
-        name: Player(name, network, plain, precision="fp32", total_steps=4)
+    learners = {
+        name: Learner(name, network, plain, precision="fp32", total_steps=4)
         for name, network in networks_of("few_shot_meta").items()
     }
     return Reptile(
-        players,
+        learners,
         lambda networks: begin_episode(model_of("few_shot_meta"), networks, "fp32"),
         rounds=2,
         shots=SHOTS,
@@ -286,51 +286,51 @@ def came_to(seed: int) -> dict[str, nn.Module]:
 
 
 def test_the_outer_gradient_is_theta_minus_w(monkeypatch: pytest.MonkeyPatch) -> None:
-    game, theta, fast = reptile_of(0.25), networks_of("few_shot_meta"), came_to(0)
+    algorithm, theta, fast = reptile_of(0.25), networks_of("few_shot_meta"), came_to(0)
     gradients: dict[str, dict[str, torch.Tensor]] = {}
-    move = Player.step
+    move = Learner.step
 
-    def noting(player: Player) -> torch.Tensor:
-        found = {key: p.grad.clone() for key, p in player.module.named_parameters() if p.grad is not None}
-        gradients[player.name] = found
-        return move(player)
+    def noting(learner: Learner) -> torch.Tensor:
+        found = {key: p.grad.clone() for key, p in learner.module.named_parameters() if p.grad is not None}
+        gradients[learner.name] = found
+        return move(learner)
 
-    monkeypatch.setattr(Player, "step", noting)
-    result = game.step(batches_of(0), detailed=False)
+    monkeypatch.setattr(Learner, "step", noting)
+    result = algorithm.step(batches_of(0), detailed=False)
     for name, network in theta.items():
         learned = dict(fast[name].named_parameters())
         for key, before in network.named_parameters():
             assert torch.equal(gradients[name][key], before.detach() - learned[key].detach())
-            after = dict(game.players[name].module.named_parameters())[key]
+            after = dict(algorithm.learners[name].module.named_parameters())[key]
             torch.testing.assert_close(after, before + 0.25 * (learned[key] - before), rtol=1e-6, atol=1e-8)
         norm = torch.cat([gradient.flatten() for gradient in gradients[name].values()]).norm()
         torch.testing.assert_close(result.norms[f"gradient_norm/{name}"], norm)
 
 
 def test_the_outer_gradient_is_the_mean_over_episodes_and_so_are_the_buffers() -> None:
-    game, theta, both = reptile_of(1.0), networks_of("few_shot_meta"), [came_to(0), came_to(1)]
+    algorithm, theta, both = reptile_of(1.0), networks_of("few_shot_meta"), [came_to(0), came_to(1)]
     before = state_of(theta)
-    game.step(batches_of(0, 1), detailed=False)
+    algorithm.step(batches_of(0, 1), detailed=False)
     buffers = 0
-    for name, player in game.players.items():
+    for name, learner in algorithm.learners.items():
         ends = [fast[name].state_dict() for fast in both]
-        for key, value in player.module.state_dict().items():
+        for key, value in learner.module.state_dict().items():
             mean = (ends[0][key].double() + ends[1][key].double()) / 2
             torch.testing.assert_close(value.double(), mean, rtol=1e-5, atol=1e-7)
-        for key, buffer in player.module.named_buffers():
+        for key, buffer in learner.module.named_buffers():
             buffers += 1
             assert not torch.equal(buffer, before[f"{name}.{key}"]), key
     assert buffers > 10
 
 
-def test_pretraining_moves_each_player_by_its_own_loss() -> None:
+def test_pretraining_moves_each_learner_by_its_own_loss() -> None:
     plain = OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0, schedule="constant", warmup=0)
     networks = networks_of("mine_gan")
     before = state_of(networks)
     generator, discriminator = (
-        Player(name, networks[name], plain, precision="fp32", total_steps=4) for name in ("generator", "discriminator")
+        Learner(name, networks[name], plain, precision="fp32", total_steps=4) for name in ("generator", "discriminator")
     )
-    game = Pretraining(
+    algorithm = Pretraining(
         generator,
         discriminator,
         model_of("mine_gan").weights,
@@ -339,7 +339,7 @@ def test_pretraining_moves_each_player_by_its_own_loss() -> None:
         seed=0,
         world_size=1,
     )
-    result = game.step(batches_of(0), detailed=False)
+    result = algorithm.step(batches_of(0), detailed=False)
     assert {"discriminator", "penalty", "adversarial"} == result.sums.keys()
     assert (generator.steps, discriminator.steps) == (1, 1)
     after = state_of(networks)
@@ -364,7 +364,7 @@ def test_the_outer_rate_grows_where_there_are_fewer_steps() -> None:
     [
         (lambda: InnerLoopConfig(rounds=0), r"model\.inner\.rounds=0"),
         (lambda: InnerLoopConfig(betas=[0.5]), r"model\.inner\.betas"),
-        (lambda: FewShotModelConfig(game="fast_gan", meta=False), r"model\.meta=false"),
+        (lambda: FewShotModelConfig(algorithm="fast_gan", meta=False), r"model\.meta=false"),
         (lambda: FewShotModelConfig(rate_for_steps=0), r"model\.rate_for_steps=0"),
     ],
 )

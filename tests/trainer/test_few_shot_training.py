@@ -15,11 +15,11 @@ from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch, Start
 from tests.trainer.test_stain_training import assert_same_bits, final_state
 from tests.trainer.test_training import kill_when
-from trainer.episodes import choose_data
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.few_shot_run import load_few_shot_model
-from trainer.progress import read_records
-from trainer.provenance import learned_by_run
+from trainer.loop.log import read_records
+from trainer.runs.provenance import learned_by_run
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.episodes import choose_data
+from trainer.tasks.few_shot.load import load_few_shot_model
 
 TINY = (
     "rare_types=[lymphocyte]",
@@ -109,9 +109,9 @@ def test_two_processes_meta_train_as_one(tiny_dataset: Dataset, launch: Launch, 
     for processes in (1, 2):
         done = launch("train_few_shot_gan", *arguments, f"run=run-{processes}", processes=processes)
         assert done.returncode == 0, done.stderr
-    alone, together = (final_state(tmp_path / f"run-{processes}")["players"] for processes in (1, 2))
-    for player in ("encoder", "generator", "discriminator"):
-        torch.testing.assert_close(together[player]["module"], alone[player]["module"], rtol=1e-4, atol=1e-6)
+    alone, together = (final_state(tmp_path / f"run-{processes}")["learners"] for processes in (1, 2))
+    for learner in ("encoder", "generator", "discriminator"):
+        torch.testing.assert_close(together[learner]["module"], alone[learner]["module"], rtol=1e-4, atol=1e-6)
     for cell_type in ("basophil", "lymphocyte"):
         one, two = (final_state(tmp_path / f"run-{processes}/adapted/{cell_type}") for processes in (1, 2))
         torch.testing.assert_close(two["features"], one["features"], rtol=1e-2, atol=1e-3)
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         load_few_shot_model(run)
     finished = launch("train_few_shot_gan", *arguments, "run=killed")
     assert finished.returncode == 0, finished.stderr
-    assert_same_bits(final_state(run)["players"], final_state(tmp_path / "undisturbed")["players"])
+    assert_same_bits(final_state(run)["learners"], final_state(tmp_path / "undisturbed")["learners"])
     expected = final_state(tmp_path / "undisturbed/adapted/lymphocyte")
     found = final_state(run / "adapted/lymphocyte")
     for name in ("round", "episode", "features"):
@@ -259,6 +259,6 @@ def test_an_episode_is_whole_in_one_process(tiny_dataset: Dataset, launch: Launc
 
 
 def test_another_kind_of_run_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("model: {game: cyclegan}\nkind: stain\n")
+    (tmp_path / "config.yaml").write_text("model: {algorithm: cyclegan}\nkind: stain\n")
     with pytest.raises(UserError, match=r"not a run of train_few_shot_gan\.py"):
         load_few_shot_model(tmp_path)

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Topology
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.told_clock import Clock
-from trainer import forecast as module
-from trainer import model_advice
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
-from trainer.forecast import DAY, Expectation, Forecast, span, try_out
-from trainer.model_advice import advise_model, trained_models
+from trainer.loop import forecast as module
+from trainer.loop.forecast import DAY, Expectation, Forecast, span, try_out
+from trainer.tasks.classification import model_advice
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.model_advice import advise_model, trained_models
+from trainer.tasks.classification.training import train_classifier
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from trainer.metrics.perceptual import (
     perceptual_distance,
 )
 from trainer.metrics.shortcut import detect_generated, traces
-from trainer.trained_classifier import TrainedClassifier
+from trainer.tasks.classification.load import TrainedClassifier
 
 Floats = NDArray[np.float64]
 TINY = ClassifierConfig(block="basic", layers=(1, 1), widths=(8, 16), groups=1, reduction=4, stem_widths=(8,))

@@ -10,23 +10,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.bank_writer import fill_bank
+from data_pipeline.banks.bank_writer import fill_bank
+from data_pipeline.banks.derive import derive_dataset
+from data_pipeline.banks.image_bank import BankFacts, ImageBank
 from data_pipeline.catalog import Dataset, from_table
-from data_pipeline.derive import derive_dataset
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import BankFacts, ImageBank
 from data_pipeline.learned_images import LearnedImages
-from data_pipeline.shards import ShardSettings
-from data_pipeline.stream import Topology
+from data_pipeline.shards.writer import ShardSettings
+from data_pipeline.stream.stream import Topology
 from tests.conftest import TINY_TYPES, Launch
 from tests.launching import Launched
 from tests.trainer.test_report import Page
-from trainer.generation_evaluation import check_classifier, evaluate_bank
-from trainer.generation_images import ImageReader
-from trainer.generation_scores import GenerationEvaluation, Judges, Shortcuts, TypeImages
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.perceptual import ClassifierPerceptualDistance
-from trainer.trained_classifier import TrainedClassifier, load_classifier
+from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.tasks.generation.evaluation import check_classifier, evaluate_bank
+from trainer.tasks.generation.images import ImageReader
+from trainer.tasks.generation.scores import GenerationEvaluation, Judges, Shortcuts, TypeImages
 
 COUNT = 24  # images of each type
 QUICK = GenerationEvaluation(neighbours=2, pairs=20)

@@ -18,13 +18,13 @@ from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
-from trainer.calibration import Calibrated
-from trainer.evaluation import NormalizedClassifier
-from trainer.grad_cam import HEAT_SIDE, GradCam, in_picture
 from trainer.metrics.evaluation import HEAT, shown_cells
-from trainer.normalizers.bundle import NormalizerBundle
-from trainer.normalizers.classical import CLASSICAL
-from trainer.report.picture import thumbnail
+from trainer.reports.picture import thumbnail
+from trainer.tasks.classification.calibration import Calibrated
+from trainer.tasks.classification.evaluation import NormalizedClassifier
+from trainer.tasks.classification.grad_cam import HEAT_SIDE, GradCam, in_picture
+from trainer.tasks.stain.normalizers.bundle import NormalizerBundle
+from trainer.tasks.stain.normalizers.classical import CLASSICAL
 
 CPU = torch.device("cpu")
 

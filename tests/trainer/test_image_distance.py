@@ -6,7 +6,7 @@ import torch
 from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor
 
-from data_pipeline.sources.phantom import render_cell
+from data_pipeline.phantoms.folders import render_cell
 from trainer.metrics.image_distance import (
     ciede2000,
     colour_statistics,

@@ -1,4 +1,4 @@
-"""If these fail, a game minimises something else than the equation it names."""
+"""If these fail, an algorithm minimises something else than the equation it names."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from torch import nn
 
 from models.stain.build import build_critic
 from models.stain.config import CriticConfig
-from trainer import losses
-from trainer.choices import PenaltyMetric
+from trainer.learners import losses
+from trainer.learners.choices import PenaltyMetric
 
 
 def make_critic() -> nn.Module:

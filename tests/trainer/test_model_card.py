@@ -13,14 +13,14 @@ import yaml
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.stream_config import StreamConfig
+from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES
-from trainer.classifier_config import ClassifierRunConfig
 from trainer.metrics.classification import OVERALL, format_estimate, score
 from trainer.metrics.evaluation import predictions_frame, save_evaluation
-from trainer.report.model_card import command, write_model_card
-from trainer.training_data import save_training_data
+from trainer.runs.training_data import save_training_data
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.model_card import command, write_model_card
 
 TYPES = (*TINY_TYPES, "platelet")
 

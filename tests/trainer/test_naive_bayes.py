@@ -13,16 +13,16 @@ from sklearn.naive_bayes import GaussianNB
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
 from models.classifiers.hand_features import FEATURES, hand_features
 from models.classifiers.naive_bayes import NaiveBayes
 from tests.conftest import TINY_TYPES, Launch
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import train_classifier
-from trainer.naive_bayes import take_fit
-from trainer.progress import read_records
-from trainer.trained_classifier import load_classifier
+from trainer.loop.log import read_records
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.load import load_classifier
+from trainer.tasks.classification.naive_bayes import take_fit
+from trainer.tasks.classification.training import train_classifier
 
 ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=5")
 

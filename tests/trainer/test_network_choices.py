@@ -11,16 +11,16 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.stream import MicroBatch
+from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.trainer.test_training import TINY, final_state, losses
-from trainer.checkpoint import CheckpointStore
-from trainer.fit_config import NetworkChoices
-from trainer.games.classification import Classification
-from trainer.optimizer_config import OptimizerConfig
-from trainer.player import Player
+from trainer.learners.choices import NetworkChoices
+from trainer.learners.learner import Learner
+from trainer.learners.optimizer_config import OptimizerConfig
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.tasks.classification.algorithms.cross_entropy import Classification
 
 SENET = ClassifierConfig(
     timm_name="",
@@ -37,25 +37,25 @@ RESNET = ClassifierConfig(architecture="timm", timm_name="test_resnet")
 OPTIMIZER = OptimizerConfig(name="sgd", learning_rate=0.05, average_decay=0.9)
 
 
-def train(config: ClassifierConfig, choices: NetworkChoices, steps: int = 3) -> tuple[list[float], Player]:
+def train(config: ClassifierConfig, choices: NetworkChoices, steps: int = 3) -> tuple[list[float], Learner]:
     """A few steps on two micro-batches each."""
     torch.manual_seed(0)
     network = build_classifier(config, 3, 32)
-    player = Player("classifier", network, OPTIMIZER, precision="fp32", total_steps=steps, choices=choices)
-    game = Classification(player, label_smoothing=0.1, global_batch=8, world_size=1)
+    learner = Learner("classifier", network, OPTIMIZER, precision="fp32", total_steps=steps, choices=choices)
+    algorithm = Classification(learner, label_smoothing=0.1, global_batch=8, world_size=1)
     found = []
     for step in range(steps):
         torch.manual_seed(step)
         images, labels = torch.rand(8, 3, 32, 32) * 2 - 1, torch.randint(3, (8,))
         rows = np.arange(4)
         parts = [MicroBatch(images[s], labels[s], rows, rows, step, 2) for s in (slice(0, 4), slice(4, 8))]
-        found.append(game.step({"train": iter([parts])}, detailed=False).sums["loss"].item())
-    return found, player
+        found.append(algorithm.step({"train": iter([parts])}, detailed=False).sums["loss"].item())
+    return found, learner
 
 
-def assert_alike(player: Player, other: Player, tolerance: float) -> None:
+def assert_alike(learner: Learner, other: Learner, tolerance: float) -> None:
     """Weights, running statistics and averages, under the same names."""
-    state, expected = player.state_dict(), other.state_dict()
+    state, expected = learner.state_dict(), other.state_dict()
     torch.testing.assert_close(state, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -65,10 +65,10 @@ def test_checkpointed_activations_are_computed_again_and_nothing_else_changes(co
     expected, plain = train(config, NetworkChoices())
     runs: list[type[nn.Module]] = []
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: runs.append(type(module)))
-    found, player = train(config, NetworkChoices(checkpoint_activations=True))
+    found, learner = train(config, NetworkChoices(checkpoint_activations=True))
     hook.remove()
     assert found == expected
-    assert_alike(player, plain, 0.0)
+    assert_alike(learner, plain, 0.0)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in plain.module.modules())
     assert runs.count(nn.Conv2d) > 3 * 2 * convolutions, "nothing was computed again"
 
@@ -85,10 +85,10 @@ def test_a_network_that_cannot_checkpoint_says_so() -> None:
 
 def test_channels_last_changes_the_layout_and_not_the_losses() -> None:
     expected, plain = train(SENET, NetworkChoices())
-    found, player = train(SENET, NetworkChoices(channels_last=True))
+    found, learner = train(SENET, NetworkChoices(channels_last=True))
     assert found == pytest.approx(expected, rel=1e-4)
-    assert_alike(player, plain, 1e-3)
-    weights = [weight for weight in player.module.parameters() if weight.ndim == 4]
+    assert_alike(learner, plain, 1e-3)
+    weights = [weight for weight in learner.module.parameters() if weight.ndim == 4]
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
 
 
@@ -98,10 +98,10 @@ def test_a_compiled_network_learns_what_a_plain_one_does(checkpointed: bool) -> 
     # As little as can be: compiling for a CPU takes half a minute for a few layers.
     config = dataclasses.replace(SENET, layers=(1,), widths=(8,), ge=False, dropout=0.0)  # its masks differ
     expected, plain = train(config, NetworkChoices())
-    found, player = train(config, NetworkChoices(checkpoint_activations=checkpointed, compile=True))
+    found, learner = train(config, NetworkChoices(checkpoint_activations=checkpointed, compile=True))
     assert found == pytest.approx(expected, rel=1e-3)
-    assert_alike(player, plain, 1e-2)
-    assert isinstance(player.engine, torch._dynamo.OptimizedModule)
+    assert_alike(learner, plain, 1e-2)
+    assert isinstance(learner.engine, torch._dynamo.OptimizedModule)
 
 
 def test_without_a_compiler_a_run_ends_in_one_line(

@@ -34,11 +34,11 @@ def configured(launcher: str, *arguments: str) -> RunConfig:
 
 
 def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
-    """Bytes that torch's own allocator counts at once in the second step, beyond what there was before the game."""
+    """Bytes that torch's own allocator counts at once in the second step, beyond what there was before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        game = rehearsal.make_game()
+        algorithm = rehearsal.make_algorithm()
         for _ in range(2):
-            game.step(rehearsal.batches(images, parts, game.takes, torch.device("cpu")), detailed=True)
+            algorithm.step(rehearsal.batches(images, parts, algorithm.takes, torch.device("cpu")), detailed=True)
     living = peak = 0
     for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":

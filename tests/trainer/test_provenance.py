@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.build import build_dataset
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.sources import SourceDeclaration
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
 from tests.launching import Launched
-from trainer.provenance import learned_by_run, learned_by_weights
+from trainer.runs.provenance import learned_by_run, learned_by_weights
 
 
 @pytest.fixture(scope="module")

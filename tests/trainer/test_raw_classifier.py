@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream_config import StreamConfig
-from trainer.raw_classifier import resolve_domain
+from data_pipeline.stream.config import StreamConfig
+from trainer.tasks.classification.raw_classifier import resolve_domain
 
 
 def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[str, str] | None = None) -> Any:

@@ -12,15 +12,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from data_pipeline.build import build_dataset
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.build import build_dataset
 from data_pipeline.sources import SourceDeclaration
 from trainer.metrics.classification import format_estimate, score
 from trainer.metrics.evaluation import MOST_WRONG, RIGHT_PER_TYPE, predictions_frame, save_evaluation
-from trainer.report import gallery
-from trainer.report.gallery import write_prediction_gallery
-from trainer.report.run_report import write_run_report
+from trainer.reports import gallery
+from trainer.reports.gallery import write_prediction_gallery
+from trainer.tasks.classification.report import write_run_report
 
 TYPES = ("basophil", "immature granulocyte", "platelet", "smudge cell")
 VOID = {"meta", "img", "br", "link", "input"}

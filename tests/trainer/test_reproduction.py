@@ -14,16 +14,16 @@ from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, read_config
 from tests.conftest import Launch
 from tests.launchers.test_launchers import assert_refused
-from trainer.evaluation_config import EvaluateConfig
-from trainer.orchestration.ablation import AblationConfig
-from trainer.orchestration.reproduction import (
+from trainer.experiments.ablation import AblationConfig
+from trainer.experiments.reproduction import (
     SITE_ARMS,
     Reproduction,
     ReproductionConfig,
     plan_reproduction,
     read_preset,
 )
-from trainer.orchestration.stages import Stage, in_order
+from trainer.experiments.stages import Stage, in_order
+from trainer.tasks.evaluation_config import EvaluateConfig
 
 PRESETS = ("phantom", "small", "thesis")
 ROLES = ("ablation.rare_types=[lymphocyte]", "ablation.per_type=60")
@@ -74,7 +74,7 @@ def test_rivals_differ_from_the_proposed_model_in_the_model_alone(planned: Repro
         assert proposed.inputs == rival.inputs
         for section in ("data", "train"):
             assert proposed.settings[section] == rival.settings[section]
-        assert proposed.settings["model"]["game"] != rival.settings["model"]["game"]
+        assert proposed.settings["model"]["algorithm"] != rival.settings["model"]["algorithm"]
     without = planned.models["few_shot"]["without_meta"].run.settings["model"]
     assert not without["meta"]
 

@@ -18,16 +18,16 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.balance_config import BalanceConfig
+from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
-from trainer.arguments import later_wins
-from trainer.normalization_config import NormalizeConfig
-from trainer.orchestration import launch_server, stages
-from trainer.orchestration.resources import Resources
-from trainer.orchestration.stages import Inputs, Stage, describe, in_order, run_stage
+from trainer.experiments import launch_server, stages
+from trainer.experiments.resources import Resources
+from trainer.experiments.stages import Inputs, Stage, describe, in_order, run_stage
+from trainer.runs.arguments import later_wins
+from trainer.tasks.stain.normalization_config import NormalizeConfig
 
 # Launchers that import torch from scratch take their time on a busy machine.
 pytestmark = pytest.mark.timeout(900)
@@ -267,7 +267,7 @@ def test_a_launcher_is_started_as_by_hand(
 
 
 def test_stages_share_what_was_imported_and_nothing_else(launchers: Path, tmp_path: Path) -> None:
-    (launchers / "balance.py").write_text("import sys; print('data_pipeline.balance' in sys.modules)")
+    (launchers / "balance.py").write_text("import sys; print('data_pipeline.banks.balance' in sys.modules)")
     (launchers / "marking.py").write_text("import sys; print(hasattr(sys, 'mark')); sys.mark = 1")
     balancing = Stage("balancing", "balance", (), {}, None, {})
     marking = [Stage("marking", "marking", (f"number={number}",), {}, None, {"number": number}) for number in range(2)]

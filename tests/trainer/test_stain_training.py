@@ -10,9 +10,9 @@ import torch
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch, Start
 from tests.trainer.test_training import kill_when
-from trainer.checkpoint import CheckpointStore
-from trainer.progress import read_records
-from trainer.stain_run import load_stain_model
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.log import read_records
+from trainer.tasks.stain.load import load_stain_model
 
 TINY = (
     "a=giemsa",
@@ -29,7 +29,7 @@ TINY = (
     "model.critic.layers=2",
 )
 DEPTH = "model.generator.depth=3"
-GAMES = {
+ALGORITHMS = {
     "w_cyclegan_gp": [DEPTH],
     "w_cyclegan_gp_thesis": [DEPTH, "model.critic_steps=2"],
     "cyclegan": ["model.generator.blocks=1", "model.pool_size=4"],
@@ -43,18 +43,20 @@ def final_state(run: Path) -> dict[str, Any]:
     return checkpoint.load()
 
 
-@pytest.mark.parametrize("model", GAMES)
-def test_two_processes_play_the_game_of_one(two_stains: Dataset, launch: Launch, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("model", ALGORITHMS)
+def test_two_processes_play_the_algorithm_of_one(
+    two_stains: Dataset, launch: Launch, tmp_path: Path, model: str
+) -> None:
     """One step of plain gradient descent; the weights' movement agrees to 1e-4 of its length.
 
     (Later steps see weights that differ in the last bits, which instance norms of almost flat maps amplify.)
     """
     plain = [
-        f"model.{player}_optimizer.{setting}"
-        for player in ("generator", "critic")
+        f"model.{learner}_optimizer.{setting}"
+        for learner in ("generator", "critic")
         for setting in ("name=sgd", "momentum=0.0", "learning_rate=0.02", "schedule=constant")
     ]
-    resting = [f"model.{player}_optimizer.learning_rate=1e-12" for player in ("generator", "critic")]
+    resting = [f"model.{learner}_optimizer.learning_rate=1e-12" for learner in ("generator", "critic")]
     trainings = {
         "begun": (1, resting),
         "run-10": (1, []),
@@ -68,7 +70,7 @@ def test_two_processes_play_the_game_of_one(two_stains: Dataset, launch: Launch,
             f"run={name}",
             f"model={model}",
             *TINY,
-            *GAMES[model],
+            *ALGORITHMS[model],
             "train.iterations_per_epoch=1",
             *plain,
             *more,
@@ -79,16 +81,16 @@ def test_two_processes_play_the_game_of_one(two_stains: Dataset, launch: Launch,
     begun = final_state(tmp_path / "begun")
     for name in ("run-20", "run-21"):
         state = final_state(tmp_path / name)
-        for player in ("generators", "critics"):
-            start = joined(begun, player)
-            moved, expected = joined(state, player) - start, joined(alone, player) - start
+        for learner in ("generators", "critics"):
+            start = joined(begun, learner)
+            moved, expected = joined(state, learner) - start, joined(alone, learner) - start
             assert expected.norm() > 0.001
             assert (moved - expected).norm() < 1e-4 * expected.norm()
-        torch.testing.assert_close(state["game"], alone["game"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state["algorithm"], alone["algorithm"], rtol=1e-4, atol=1e-5)
 
 
-def joined(state: dict[str, Any], player: str) -> torch.Tensor:
-    return torch.cat([weights.flatten().double() for weights in state["players"][player]["module"].values()])
+def joined(state: dict[str, Any], learner: str) -> torch.Tensor:
+    return torch.cat([weights.flatten().double() for weights in state["learners"][learner]["module"].values()])
 
 
 def test_the_critics_gradient_is_that_of_the_joined_batch(two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_the_critics_gradient_is_that_of_the_joined_batch(two_stains: Dataset, l
             processes=processes,
         )
         assert done.returncode == 0, done.stderr
-    one, two = (final_state(tmp_path / f"run-{n}")["players"]["critics"]["module"] for n in (1, 2))
+    one, two = (final_state(tmp_path / f"run-{n}")["learners"]["critics"]["module"] for n in (1, 2))
     assert any(name.endswith("bias") for name in one)
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
 
@@ -120,7 +122,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_pools_included(
         f"shards={two_stains.root}",
         "model=cyclegan",
         *TINY,
-        *GAMES["cyclegan"],
+        *ALGORITHMS["cyclegan"],
         "train.epochs=3",
         "train.checkpoint_every=2",
         "model.generator_optimizer.average_decay=0.9",
@@ -136,8 +138,8 @@ def test_a_killed_run_goes_on_to_the_same_bits_pools_included(
     finished = launch("train_stain_gan", *arguments, "run=killed")
     assert finished.returncode == 0, finished.stderr
     expected, found = final_state(tmp_path / "undisturbed"), final_state(run)
-    assert len(expected["game"]["a"]["images"]) == 4
-    for name in ("players", "game", "progress"):
+    assert len(expected["algorithm"]["a"]["images"]) == 4
+    for name in ("learners", "algorithm", "progress"):
         assert_same_bits(found[name], expected[name])
     steps = [(record["kind"], record["step"]) for record in read_records(run)]
     assert len(steps) == len(set(steps))
@@ -184,7 +186,7 @@ def test_a_run_writes_sheets_losses_and_pulls_and_a_student_learns_from_it(
 
 def test_scores_know_the_truth_and_name_their_features(two_stains: Dataset, launch: Launch, tmp_path: Path) -> None:
     """A run that has learned nothing yet is the identity: before and after are then the same image."""
-    resting = [f"model.{player}_optimizer.learning_rate=1e-12" for player in ("generator", "critic")]
+    resting = [f"model.{learner}_optimizer.learning_rate=1e-12" for learner in ("generator", "critic")]
     resting.append("model.generator.start=identity")
     assert launch("train_stain_gan", f"shards={two_stains.root}", "run=run", *TINY, DEPTH, *resting).returncode == 0
     classifier = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1"]

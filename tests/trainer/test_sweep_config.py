@@ -16,9 +16,9 @@ from data_pipeline.errors import UserError
 from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.launching import ROOT
-from trainer.orchestration.resources import Resources
-from trainer.orchestration.sweep import Sweep, plan_sweep
-from trainer.orchestration.sweep_config import SweepConfig, parameter_sets, read_sweep
+from trainer.experiments.resources import Resources
+from trainer.experiments.sweep import Sweep, plan_sweep
+from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
 
 SWEEPS = ROOT / "configs" / "sweeps"
 # What the ablation cannot know of `two_stains`, whose types have as many images each.

@@ -13,10 +13,10 @@ from tests.conftest import TINY_TYPES
 from tests.sweep_folder import ARMS, TYPES, add_answers, add_log, add_trial, answers, write_sweep
 from tests.trainer.test_ablation_arms import arms_of
 from tests.trainer.test_report import Page
-from trainer.orchestration.ablation import AblationConfig
-from trainer.report.sweep_report import write_sweep_report
-from trainer.report.sweep_sections import duration
-from trainer.report.sweep_thesis import published
+from trainer.experiments.ablation import AblationConfig
+from trainer.experiments.sweep_report import write_sweep_report
+from trainer.experiments.sweep_sections import duration
+from trainer.experiments.sweep_thesis import published
 
 LABELS = np.tile(np.arange(3), 20)
 GROUPS = [f"lab/{group}" for group in range(20) for _ in range(3)]

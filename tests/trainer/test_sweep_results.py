@@ -12,9 +12,8 @@ from torch import nn
 from data_pipeline.errors import UserError
 from models.classifiers.build import build_classifier
 from tests.sweep_folder import TINY, TYPES, add_answers, add_log, add_trial, answers, write_sweep
-from trainer.metrics.bootstrap import all_right_lower_bound
-from trainer.orchestration.cost import multiply_accumulates
-from trainer.orchestration.results import (
+from trainer.experiments.cost import multiply_accumulates
+from trainer.experiments.results import (
     Answers,
     arm_scores,
     difference,
@@ -22,7 +21,8 @@ from trainer.orchestration.results import (
     read_answers,
     read_trials,
 )
-from trainer.orchestration.summary import summarize
+from trainer.experiments.summary import summarize
+from trainer.metrics.bootstrap import all_right_lower_bound
 
 Numbers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -9,14 +9,14 @@ import pytest
 import torch
 import yaml
 
+from data_pipeline.banks.image_bank import ImageBank
 from data_pipeline.errors import UserError
-from data_pipeline.image_bank import ImageBank
 from data_pipeline.learned_images import LearnedImages
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, NoiseSampler, image, latent
-from trainer.synthesis import load_sampler, synthesize
-from trainer.synthesis_config import SynthesizeConfig
+from trainer.tasks.generation.synthesis import load_sampler, synthesize
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 SAMPLER = NoiseSampler(("lymphocyte", "basophil", "platelet"))
 
@@ -67,7 +67,7 @@ def test_levels_are_rounded_and_what_overshoots_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model": {"game": "w_cyclegan_gp"}}, "not a run that makes cells"),
+        ({"model": {"algorithm": "w_cyclegan_gp"}}, "not a run that makes cells"),
         ({"model": {"name": "senet_tiny_ge"}}, "not a run that makes cells"),
         ({"kind": "conditional_gan"}, "damaged .'cell_types' is missing"),
         ({"kind": "few_shot_gan"}, "damaged .'domain' is missing"),

@@ -15,8 +15,8 @@ import torch
 from data_pipeline.catalog import Dataset
 from tests.conftest import Launch, Start
 from tests.launching import TIMEOUT, Launched
-from trainer.checkpoint import CheckpointStore
-from trainer.progress import read_records
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.log import read_records
 
 TINY = (
     "data.image_size=32",
@@ -30,7 +30,7 @@ TINY = (
 def final_state(run: Path) -> dict[str, Any]:
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     assert checkpoint is not None
-    return dict(checkpoint.load()["players"]["classifier"])
+    return dict(checkpoint.load()["learners"]["classifier"])
 
 
 def losses(run: Path) -> list[float]:
@@ -51,13 +51,13 @@ def test_equal_states_are_equal_files_whichever_process_saves_them(
 
 def test_a_state_that_was_read_is_written_as_it_was(tmp_path: Path) -> None:
     """Pickle refers back to a text that is the same object: what was read has other objects for equal texts."""
-    state = {"progress": {"step": 3, "name": "step"}, "players": {"step": torch.arange(5.0), "betas": (0.9, 0.99)}}
+    state = {"progress": {"step": 3, "name": "step"}, "learners": {"step": torch.arange(5.0), "betas": (0.9, 0.99)}}
     first, second = CheckpointStore(tmp_path / "first"), CheckpointStore(tmp_path / "second")
     first.save(3, state)
     written = first.latest()
     assert written is not None
     read = written.load()
-    second.save(3, {"progress": {**read["progress"], "step": 3}, "players": read["players"]})
+    second.save(3, {"progress": {**read["progress"], "step": 3}, "learners": read["learners"]})
     again = second.latest()
     assert again is not None
     assert again.digest == written.digest

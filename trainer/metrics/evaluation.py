@@ -18,7 +18,8 @@ OWN_TEST = "metrics.json"
 # How many cells a report shows.
 RIGHT_PER_TYPE = 2
 MOST_WRONG = 24
-HEAT = "heat"  # column of uint8 bytes of HEAT_SIDE squared pixels, as trainer.grad_cam gives them; of shown cells only
+# Column of uint8 bytes of HEAT_SIDE squared pixels, as grad_cam.py gives them; of shown cells only.
+HEAT = "heat"
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
 SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 

@@ -15,7 +15,7 @@ from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
 
 if TYPE_CHECKING:
-    from trainer.trained_classifier import TrainedClassifier
+    from trainer.tasks.classification.load import TrainedClassifier
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {

@@ -19,7 +19,7 @@ from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
 
 if TYPE_CHECKING:
-    from trainer.trained_classifier import TrainedClassifier
+    from trainer.tasks.classification.load import TrainedClassifier
 
 Pairs = NDArray[np.int64]
 

@@ -5,9 +5,9 @@ import sys
 
 from accelerate import PartialState
 
-from trainer.configuration import typed
 from trainer.planning.plan import plan_memory
 from trainer.planning.rehearsals import RUN_CONFIGS
+from trainer.runs.configuration import typed
 
 told = json.load(sys.stdin)
 PartialState(cpu=True)

@@ -31,7 +31,7 @@ def parse_memory(text: str) -> int:
 def dali_bytes(images: int, image_size: int, prefetch: int, *, moves_stain: bool, streams: int) -> int:
     """What loading takes beside the step: batches made ahead, and the graph's buffers of one batch.
 
-    images: of a micro-batch. By the graph in data_pipeline/pipeline.py: float32 batches, `prefetch` of them and one
+    images: of a micro-batch. By the graph in stream/pipeline.py: float32 batches, `prefetch` of them and one
     that is worked on; decoded and resized images in 8 bits; densities twice in float32 and once in 16 bits.
     """
     pixels = 3 * image_size**2

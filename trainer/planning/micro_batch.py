@@ -15,10 +15,10 @@ import torch
 from torch import distributed
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
+from trainer.learners.topology import resolve_precision
 from trainer.planning.device_memory import CUDA_CONTEXT
-from trainer.run_directory import CONFIG_FILE, read_run_config
-from trainer.topology import resolve_precision
+from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 
 Config = TypeVar("Config")
 # What makes a process one of several.

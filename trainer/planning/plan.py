@@ -4,18 +4,21 @@ from dataclasses import dataclass
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.stream import Topology
-from trainer import classifier_training, conditional_training, few_shot_training, stain_training
-from trainer.choices import Precision
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import known_cell_types
-from trainer.conditional_config import ConditionalRunConfig
-from trainer.episodes import data_of_run
-from trainer.few_shot_config import FewShotRunConfig
+from data_pipeline.stream.stream import Topology
+from trainer.learners.choices import Precision
 from trainer.planning.device_memory import CUDA_CONTEXT, FRAGMENTATION, dali_bytes
 from trainer.planning.rehearsals import RunConfig, rehearsal_of
 from trainer.planning.step_memory import KINDS, MOMENTS, WEIGHTS, RehearsedStep, rehearse
-from trainer.stain_config import StainRunConfig
+from trainer.tasks.classification import training as classifier_training
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import known_cell_types
+from trainer.tasks.conditional import training as conditional_training
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.few_shot import training as few_shot_training
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.episodes import data_of_run
+from trainer.tasks.stain import training as stain_training
+from trainer.tasks.stain.config import StainRunConfig
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _with_device(step: dict[str, int], config: RunConfig, images: int, processes
     kinds["gaps in the allocator's blocks"] = round(FRAGMENTATION * sum(kinds.values()))
     kinds["CUDA context"] = CUDA_CONTEXT
     streams = 2 if isinstance(config, StainRunConfig) else 1
-    if isinstance(config, StainRunConfig) and config.model.game == "cyclegan":
+    if isinstance(config, StainRunConfig) and config.model.algorithm == "cyclegan":
         kinds["image pool"] = streams * config.model.pool_size * 3 * 4 * config.data.image_size**2
     kinds["DALI"] = dali_bytes(
         images,

@@ -7,19 +7,23 @@ import torch
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.stream import Topology
-from trainer import classifier_training, conditional_training, few_shot_training, stain_training, trained_classifier
-from trainer.choices import Precision
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.conditional_config import MODERATE_TYPES, ConditionalRunConfig
-from trainer.few_shot_adaptation import begin_episode
-from trainer.few_shot_config import FewShotRunConfig
-from trainer.few_shot_run import build_networks
-from trainer.fit import Batches, Game, Stateless, StepResult
-from trainer.games.few_shot import Episode, Shown
+from data_pipeline.stream.stream import Topology
+from trainer.learners.choices import Precision
+from trainer.loop.fit import Algorithm, Batches, Stateless, StepResult
 from trainer.planning.step_memory import Rehearsal
-from trainer.stain_config import StainRunConfig
-from trainer.stain_run import build_generators, into_domains
+from trainer.tasks.classification import load as trained_classifier
+from trainer.tasks.classification import training as classifier_training
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.conditional import training as conditional_training
+from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
+from trainer.tasks.few_shot import training as few_shot_training
+from trainer.tasks.few_shot.adaptation import begin_episode
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.episode import Episode, Shown
+from trainer.tasks.few_shot.load import build_networks
+from trainer.tasks.stain import training as stain_training
+from trainer.tasks.stain.config import StainRunConfig
+from trainer.tasks.stain.load import build_generators, into_domains
 
 RunConfig = ClassifierRunConfig | StainRunConfig | ConditionalRunConfig | FewShotRunConfig
 RUN_CONFIGS: dict[str, type[RunConfig]] = {
@@ -33,33 +37,33 @@ def rehearsal_of(config: RunConfig, precision: Precision) -> Rehearsal:
     """The step of a run, on one process. UserError for a model that is not trained in steps."""
     size, topology = config.data.image_size, Topology()
 
-    def make_game() -> Game:
+    def make_algorithm() -> Algorithm:
         if isinstance(config, ClassifierRunConfig):
             network = trained_classifier.build_network(
                 dataclasses.replace(config.model, weights=None), types_of(config), size
             )
-            return classifier_training.make_game(config, network, precision, "alone", _STEPS, topology)
+            return classifier_training.make_algorithm(config, network, precision, "alone", _STEPS, topology)
         if isinstance(config, ConditionalRunConfig):
-            return conditional_training.make_game(config, types_of(config), precision, "alone", _STEPS, topology)
+            return conditional_training.make_algorithm(config, types_of(config), precision, "alone", _STEPS, topology)
         if isinstance(config, StainRunConfig):
             networks = build_generators(config.model, size)
             teacher = None
-            if config.model.game == "stain_student":
+            if config.model.algorithm == "stain_student":
                 taught = stain_training.load_teacher(config).config
                 teacher = into_domains(taught.model, build_generators(taught.model, size))
             # The operations of a pool depend on its images; what it holds is counted apart, see plan.py.
             pooled = dataclasses.replace(config, model=dataclasses.replace(config.model, pool_size=0))
-            return stain_training.make_game(pooled, networks, teacher, precision, "alone", _STEPS, topology)
-        return _few_shot_game(config, precision, topology)
+            return stain_training.make_algorithm(pooled, networks, teacher, precision, "alone", _STEPS, topology)
+        return _few_shot_algorithm(config, precision, topology)
 
     if isinstance(config, ClassifierRunConfig) and config.model.architecture == "naive_bayes":
         raise UserError("model=naive_bayes is fitted in one pass and takes no steps: there is nothing to plan")
-    if isinstance(config, ConditionalRunConfig) and config.model.game == "dcgan":
+    if isinstance(config, ConditionalRunConfig) and config.model.algorithm == "dcgan":
         raise UserError(
             "model=dcgan deals its images to a pair of networks for each type, which no plan can without the images; "
             "cgan's plan is near it, but for the weights of the other pairs"
         )
-    return Rehearsal(make_game, types_of(config), size, _episode_size(config))
+    return Rehearsal(make_algorithm, types_of(config), size, _episode_size(config))
 
 
 def types_of(config: RunConfig) -> int:
@@ -71,12 +75,12 @@ def types_of(config: RunConfig) -> int:
 
 def _episode_size(config: RunConfig) -> int | None:
     """Images of an episode, which no micro-batch divides; None where there is a micro-batch."""
-    if isinstance(config, FewShotRunConfig) and config.model.game != "mine_gan":
+    if isinstance(config, FewShotRunConfig) and config.model.algorithm != "mine_gan":
         return config.shots
     return None
 
 
-def _few_shot_game(config: FewShotRunConfig, precision: Precision, topology: Topology) -> Game:
+def _few_shot_algorithm(config: FewShotRunConfig, precision: Precision, topology: Topology) -> Algorithm:
     """The training on rich types, or where there is none the adaptation."""
     # Two rounds: the first begins Adam's state, the second holds the most.
     inner = dataclasses.replace(config.model.inner, rounds=min(config.model.inner.rounds, 2))
@@ -85,15 +89,15 @@ def _few_shot_game(config: FewShotRunConfig, precision: Precision, topology: Top
     precision = "bf16" if precision == "fp16" else precision
     networks = build_networks(config.model, config.data.image_size)
     if config.model.learns_from_rich:
-        return few_shot_training.make_game(config, networks, precision, "alone", _STEPS, topology)
+        return few_shot_training.make_algorithm(config, networks, precision, "alone", _STEPS, topology)
     return _Adaptation(begin_episode(config.model, networks, precision, config.adaptation.average_decay))
 
 
 class _Adaptation(Stateless):
-    """A round of the adaptation to a rare type as a game's step."""
+    """A round of the adaptation to a rare type as an algorithm's step."""
 
     def __init__(self, episode: Episode) -> None:
-        self.players: dict[str, Any] = {}
+        self.learners: dict[str, Any] = {}
         self._episode = episode
         self.takes = {"train": 1}
 

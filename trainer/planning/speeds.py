@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.configuration import typed
+from trainer.runs.configuration import typed
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The memory of one training step at any micro-batch, from steps of the real game on tensors without memory."""
+"""The memory of one training step at any micro-batch, from steps of the real algorithm on tensors without memory."""
 
 import gc
 import warnings
@@ -14,8 +14,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from data_pipeline.stream import MicroBatch
-from trainer.fit import Game
+from data_pipeline.stream.stream import MicroBatch
+from trainer.loop.fit import Algorithm
 from trainer.planning.living_memory import PASSING, LivingMemory
 
 WEIGHTS, AVERAGES, MOMENTS, GRADIENTS = "weights", "averages", "optimiser state", "gradients"
@@ -26,17 +26,17 @@ KINDS = (WEIGHTS, GRADIENTS, MOMENTS, AVERAGES, PASSING)
 class Rehearsal:
     """A step that can be tried with any micro-batch.
 
-    make_game: the game, its players under the engine `alone`. types: that labels name. image_size: pixels.
+    make_algorithm: the algorithm, its learners under the engine `alone`. types: that labels name. image_size: pixels.
     episode: images that are shown together whatever the micro-batch; None where that decides.
     """
 
-    make_game: Callable[[], Game]
+    make_algorithm: Callable[[], Algorithm]
     types: int
     image_size: int
     episode: int | None = None
 
     def batches(self, images: int, parts: int, takes: dict[str, int], device: torch.device) -> dict[str, Any]:
-        """What Game.step takes: global batches of so many parts, with so many images in each; pixels are noise."""
+        """What Algorithm.step takes: global batches of so many parts, with so many images in each; pixels are noise."""
 
         def part(number: int) -> MicroBatch:
             rows = np.arange(images) + number * images
@@ -112,7 +112,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def rehearse(rehearsal: Rehearsal, parts: Sequence[int] = (1, 2)) -> RehearsedStep:
-    """Run the game's step on fake tensors of the CPU: no memory is taken, nothing is computed.
+    """Run the algorithm's step on fake tensors of the CPU: no memory is taken, nothing is computed.
 
     In half precision autocast is the CPU's, whose lists of operations differ from CUDA's in some that these networks
     have little of (CUDA computes layer and group norm, sums and powers in fp32). parts: which of RehearsedStep.by_parts
@@ -124,22 +124,22 @@ def rehearse(rehearsal: Rehearsal, parts: Sequence[int] = (1, 2)) -> RehearsedSt
     with fakes, _FakeMemory() as memory, _NoCounts(), _moments_alone(), warnings.catch_warnings():
         # Copying a fake tensor warns of what it looks at.
         warnings.simplefilter("ignore")
-        game = rehearsal.make_game()
+        algorithm = rehearsal.make_algorithm()
         memory.building = False
-        for player in game.players.values():
-            memory.name(_tensors(player.module), WEIGHTS)
-            if player.average is not player.module:
-                memory.name(_tensors(player.average), AVERAGES)
-            memory.name_gradients(player.module.parameters(), GRADIENTS)
+        for learner in algorithm.learners.values():
+            memory.name(_tensors(learner.module), WEIGHTS)
+            if learner.average is not learner.module:
+                memory.name(_tensors(learner.average), AVERAGES)
+            memory.name_gradients(learner.module.parameters(), GRADIENTS)
 
         def trace(images: int, count: int) -> list[dict[str, int]]:
             with _without_collector():
                 return memory.step(
-                    lambda: game.step(rehearsal.batches(images, count, game.takes, device), detailed=True)
+                    lambda: algorithm.step(rehearsal.batches(images, count, algorithm.takes, device), detailed=True)
                 )
 
         trace(sizes[0], 1)
-        shown = sum(game.takes.values())
+        shown = sum(algorithm.takes.values())
         operations = memory.multiply_accumulates / (sizes[0] * shown)
         gc.collect()
         memory.name_rest(MOMENTS)

@@ -41,7 +41,7 @@ from launchers.console import launch
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.parts import MINUTES, measure_part, processes
 from tests.benchmarks.gpu.rows import Record
-from trainer.configuration import typed
+from trainer.runs.configuration import typed
 
 # A part whose process so often ended by itself is left.
 _MOST_STARTS = 3

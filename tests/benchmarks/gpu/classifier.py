@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from tests.benchmarks.classifier_speed import Classifier, ClassifierSpeed
 from tests.benchmarks.gpu.data import CELLS
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.benchmarks.memory import most_memory
 from tests.benchmarks.own_training import OnDevice
-from trainer.topology import join_processes
+from trainer.learners.topology import join_processes
 
 # Beside the timed seconds, warm-up steps among them: a network is built twice, and compiled by torch.compile.
 _START_SECONDS, _COMPILE_SECONDS = 5.0, 35.0

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build import build_dataset
 from data_pipeline.errors import UserError
-from data_pipeline.shards import ShardSettings
+from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources.declaration import SourceDeclaration
 from launchers.console import launch
 from tests.benchmarks.loader import choose_images
-from trainer.configuration import typed
+from trainer.runs.configuration import typed
 
 CELLS = "cells"
 # Data set that loaders read -> the side in pixels that its images are stored at; None: as they are, 360 px.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from launchers.console import CONFIGS
 from tests.benchmarks.gpu.data import CELLS
 from tests.benchmarks.gpu.options import Options
@@ -15,7 +15,7 @@ from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.benchmarks.memory import launcher_of
 from tests.benchmarks.memory import measure as measure_training
 from tests.benchmarks.phases import PhaseClock, told_apart
-from trainer.topology import join_processes
+from trainer.learners.topology import join_processes
 
 _WARM_UP_STEPS = 3
 # Building networks and streams, and some steps.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.stream import Topology
+from data_pipeline.stream.stream import Topology
 from tests.benchmarks.gpu.data import LOADED
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
@@ -18,7 +18,7 @@ from tests.benchmarks.peers import DECODERS, PEERS, installed_peers, peer_conten
 from tests.benchmarks.throughput import augmentations
 from tests.benchmarks.timing import Contender, Setting, summary
 from tests.benchmarks.timing import measure as time_loader
-from trainer.topology import join_processes
+from trainer.learners.topology import join_processes
 
 # Those that are told first, where there is no time for all.
 _FIRST = (

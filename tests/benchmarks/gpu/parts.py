@@ -13,7 +13,7 @@ import torch
 
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.rows import Record
-from trainer.machine import describe_machine
+from trainer.experiments.machine import describe_machine
 
 # A part's share of the time. Its module's `measure` fills its record.
 MINUTES = {"right": 2.0, "loader": 2.0, "classifier": 2.0, "gans": 1.0, "result": 2.0}

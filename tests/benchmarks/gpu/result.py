@@ -8,17 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.stream import Stream, Topology
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
 from tests.benchmarks.gpu.data import CELLS
 from tests.benchmarks.gpu.options import Options
 from tests.benchmarks.gpu.rows import Record, Row, measure_rows
 from tests.benchmarks.own_training import train_laps
-from trainer.classifier_config import ClassifierRunConfig
-from trainer.classifier_training import known_cell_types, train_classifier, training_stream
-from trainer.progress import read_records
-from trainer.run_directory import CONFIG_FILE, read_run_config
-from trainer.topology import join_processes
+from trainer.learners.topology import join_processes
+from trainer.loop.log import read_records
+from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.training import known_cell_types, train_classifier, training_stream
 
 # The training is cut into so many portions: after each it is validated and a checkpoint is written.
 _PORTIONS = 3

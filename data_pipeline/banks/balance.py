@@ -1,0 +1,254 @@
+"""A balanced data set: the images of another one, and generated ones beside them where a type has few (contract C4)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data_pipeline.banks.balance_config import BalanceConfig
+from data_pipeline.banks.derive import derive_dataset
+from data_pipeline.banks.image_bank import NAME, ImageBank
+from data_pipeline.catalog import Dataset, Sample, from_table
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.curate import fold_of, group_name
+from data_pipeline.learned_images import (
+    FILE,
+    LearnedImages,
+    learned_by_bank,
+    learned_by_bank_judge,
+    learned_by_makers,
+)
+from data_pipeline.lineage import lineage
+from data_pipeline.shards.store import folder_of
+from data_pipeline.shards.writer import ShardSettings
+
+# Real images whose stored size is looked at; ids are hashes, so the first ones are a random sample.
+_MEASURED = 200
+# Generated images in memory at a time.
+_READ_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class _Bank:
+    """A bank in use. name: the source of its images. side: in pixels, at which they are stored."""
+
+    name: str
+    images: ImageBank
+    side: int
+
+    @property
+    def crop(self) -> float:
+        """Share of the sides of its domain's images that its generator was shown."""
+        data = self.images.made_by.get("config", {}).get("data", {})
+        return float(data.get("crop", {}).get(self.images.domain, 1.0))
+
+
+def balance_dataset(
+    config: BalanceConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write the data set of `config.out`; the report (as of build_shards.py) comes back.
+
+    Generated images are training images, stored like all others. rank, world_size, barrier: of the processes that
+    derive together, taken up where they were killed (`derive_dataset`). UserError for what the user can mend.
+    """
+    parent, out = config.open_dataset(), folder_of(str(config.out), "out")
+    settings = ShardSettings(**parent.metadata["settings"])
+    banks = _open_banks(config, parent, settings.stored_size)
+    chosen, warnings = _choose(banks, training_counts(parent, config.domains), config)
+    if not chosen:
+        raise UserError(
+            f"{parent.root}: no image to add: no type that a bank holds has fewer than per_type={config.per_type} "
+            "training images; see build_report.json"
+        )
+    made_by = {
+        "tool": "balance",
+        **{name: getattr(config, name) for name in ("per_type", "best", "domains")},
+        "banks": [
+            {
+                "name": bank.name,
+                "content_hash": bank.images.content_hash,
+                "made_by": bank.images.facts.generator,
+                "crop": bank.crop,
+            }
+            for bank in banks
+        ],
+        "parent": parent.metadata["made_by"],
+    }
+    made = [_template(bank, row) for bank, row in chosen]
+    with tempfile.TemporaryDirectory() as folder:
+        _learned_from(parent, banks, config.best).save(Path(folder))
+        # A classifier of the parent's normalised images needs their normaliser here too.
+        attachments = {name: parent.attachment_path(name) for name in parent.metadata.get("attachments", {})}
+        return derive_dataset(
+            out,
+            parent,
+            kept=from_table(parent.table),
+            made=made,
+            render=_Renderer({template.id: image for template, image in zip(made, chosen, strict=True)}),
+            made_by=made_by,
+            settings=settings,
+            attachments={**attachments, FILE: Path(folder) / FILE},
+            warnings=warnings,
+            rank=rank,
+            world_size=world_size,
+            barrier=barrier,
+            progress=progress,
+        )
+
+
+def _learned_from(parent: Dataset, banks: Sequence[_Bank], best: str | None) -> LearnedImages:
+    """What made the images, or chose among them, learned from."""
+    parts = [learned_by_makers(parent)]
+    for bank in banks:
+        parts.append(learned_by_bank(bank.images.root).through(f"{bank.name} (bank)"))
+        if best is not None:
+            judge = learned_by_bank_judge(bank.images.root)
+            parts.append(judge.through(f"{bank.name} (its images chosen by best={best})"))
+    return LearnedImages.joined(parts)
+
+
+def training_counts(dataset: Dataset, domains: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
+    """Training images as {cell type: {"real": n, "synthetic": n}}, normalised ones among the real."""
+    rows = dataset.samples(splits=["train"], domains=domains, columns=["cell_type", "origin"])
+    counts = {name: {"real": 0, "synthetic": 0} for name in CELL_TYPES}
+    for cell_type, origin in zip(rows["cell_type"], rows["origin"], strict=True):
+        if cell_type:
+            counts[cell_type]["synthetic" if origin == "synthetic" else "real"] += 1
+    return counts
+
+
+def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts as a table of the types that there are."""
+    width = max(map(len, counts))
+    lines = [f"{'training images':{width}} {'real':>9} {'synthetic':>9} {'total':>9}"]
+    for cell_type, count in counts.items():
+        if total := sum(count.values()):
+            lines.append(f"{cell_type:{width}} {count['real']:9} {count['synthetic']:9} {total:9}")
+    return "\n".join(lines)
+
+
+def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None) -> list[_Bank]:
+    """The banks, each of which may go with this data set; UserError for one that may not."""
+    sources, ancestors = set(parent.samples(columns=["source"])["source"]), lineage(parent)
+    stains = set(parent.samples(splits=["train"], domains=config.domains, columns=["domain"])["domain"])
+    banks: list[_Bank] = []
+    for root in map(Path, config.banks):
+        images, name = ImageBank.open(root), root.resolve().name
+        if not NAME.fullmatch(name):
+            raise UserError(f"{root}: a bank's folder names the source: use letters, digits, '_', '.' and '-' only")
+        if name in sources:
+            raise UserError(f"{root}: {parent.root} or another bank has a source {name!r} already; rename the folder")
+        if images.made_by.get("dataset_hash") not in ancestors:
+            raise UserError(
+                f"{root}: its generator learned from a data set that {parent.root} was not made from, so maybe from "
+                "images that are held out here: train a generator on this one"
+            )
+        if images.domain not in stains:
+            raise UserError(
+                f"{root}: its images are of domain {images.domain!r}, and no training image that counts here is: they "
+                f"are of {', '.join(sorted(stains)) or 'none'}; train a generator on this data set, or see domains="
+            )
+        if config.best is not None and config.best not in images.scores:
+            known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
+            raise UserError(f"{root}: no score {config.best!r} of all images in this bank; it has {known}")
+        sources.add(name)
+        banks.append(_Bank(name, images, stored_size or stored_side(parent, images.domain)))
+    return banks
+
+
+def stored_side(dataset: Dataset, domain: str) -> int:
+    """Median of the shorter side, in pixels, of the training images of a domain as they are stored."""
+    rows = dataset.samples(splits=["train"], domains=[domain]).iloc[:_MEASURED]
+    encoded = (dataset.read_encoded(row) for row in rows.itertuples(index=False))
+    return statistics.median_low(min(Image.open(io.BytesIO(image)).size) for image in encoded)
+
+
+def _choose(
+    banks: Sequence[_Bank], counts: Mapping[str, Mapping[str, int]], config: BalanceConfig
+) -> tuple[list[tuple[_Bank, int]], list[str]]:
+    """The generated images (bank, row) that are added, and what there is to say of them."""
+    chosen: list[tuple[_Bank, int]] = []
+    warnings = [
+        f"{bank.name}: its images of {bank.images.image_size} px are stored at {bank.side} px, as the real ones are"
+        for bank in banks
+        if bank.images.image_size != bank.side
+    ]
+    warnings += [
+        f"{bank.name}: its generator was shown images cropped to {bank.crop:g}: train with data.crop="
+        f"{{{bank.images.domain}: {bank.crop:g}}}, or its cells differ in size from the real ones"
+        for bank in banks
+        if bank.crop != 1
+    ]
+    per_type = int(config.per_type or 0)
+    for cell_type, count in counts.items():
+        there = sum(count.values())
+        held = [(bank, int(row)) for bank in banks for row in _rows_of(bank.images, cell_type)]
+        if config.best is not None:
+            scores = {bank.name: bank.images.scores[config.best] for bank in banks}
+            held.sort(key=lambda image: -float(scores[image[0].name][image[1]]))
+        chosen += held[: max(0, per_type - there)]
+        if there + len(held) < per_type and (there or held):
+            warnings.append(f"{cell_type}: {there + len(held)} of {per_type} images: the banks hold {len(held)} of it")
+    return chosen, warnings
+
+
+def _rows_of(bank: ImageBank, cell_type: str) -> npt.NDArray[np.int64]:
+    """Rows of a type's images, in the order of their indices."""
+    if cell_type not in bank.cell_types:
+        return np.empty(0, np.int64)
+    return np.flatnonzero(bank.labels == bank.cell_types.index(cell_type))
+
+
+def _template(bank: _Bank, row: int) -> Sample:
+    """The generated image's row, before it is stored: its id is that of the recipe."""
+    images = bank.images
+    cell_type = images.cell_types[images.labels[row]]
+    recipe = f"{images.facts.identity} {row} {images.digests[row].tobytes().hex()} {bank.side}"
+    group = group_name(bank.name, images.facts.identity[:16], "")
+    return Sample(
+        id=hashlib.sha256(recipe.encode()).hexdigest(),
+        source=bank.name,
+        domain=images.domain,
+        path=f"{cell_type}/{row // len(images.cell_types):06}",
+        source_label=cell_type,
+        cell_type=cell_type,
+        group=group,
+        split="train",
+        fold=fold_of(group),
+        origin="synthetic",
+    )
+
+
+class _Renderer:
+    """Pixels of generated images, at the side at which they are stored."""
+
+    def __init__(self, image_of: Mapping[str, tuple[_Bank, int]]) -> None:
+        self._image_of = image_of
+
+    def __call__(self, rows: Sequence[Sample]) -> Iterator[npt.NDArray[np.uint8]]:
+        """uint8 [side, side, 3] RGB of each row, in their order; rows are of one bank, as a shard's are."""
+        for first in range(0, len(rows), _READ_AT_ONCE):
+            wanted = [self._image_of[row.id] for row in rows[first : first + _READ_AT_ONCE]]
+            bank = wanted[0][0]
+            for pixels in bank.images.images([row for _, row in wanted]):
+                image = Image.fromarray(pixels)
+                if image.width != bank.side:
+                    # Else an image's size would tell its origin, and with it, of a scarce type, its label.
+                    image = image.resize((bank.side, bank.side), Image.Resampling.LANCZOS)
+                yield np.asarray(image)

@@ -1,0 +1,171 @@
+"""Which samples stay, and on which side of the split: pure functions over the rows of a catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from posixpath import normpath
+
+import numpy as np
+
+from data_pipeline.catalog import FOLDS, SPLITS, Sample
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.duplicates import near_components
+from data_pipeline.names import Names, shown
+from data_pipeline.sources.csv_files import read_csv
+
+# Of 256 bits. Saving an image again, resizing it, changing its contrast or cutting two pixels from its
+# edges moves up to 16; of 13 million pairs of different cells in the two public sets the nearest is 66 apart.
+NEAR_DUPLICATE_BITS = 16
+
+_HELD_OUT_FIRST = {split: rank for rank, split in enumerate(reversed(SPLITS))}
+
+Ratio = tuple[float, float, float]  # train, validation, test
+DEFAULT_RATIO: Ratio = (0.63, 0.07, 0.30)
+
+
+def check_ratio(ratio: Sequence[float]) -> Ratio:
+    """The shares of train, validation and test; UserError unless they are three shares of one whole."""
+    if len(ratio) != 3 or min(ratio) < 0 or abs(sum(ratio) - 1) > 1e-6:
+        raise UserError(f"split ratio {list(ratio)}: give shares of train, validation and test that add up to 1")
+    return (ratio[0], ratio[1], ratio[2])
+
+
+def _uniform(purpose: str, group: str) -> float:
+    """A number in [0, 1) that only the group's name decides."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{group}".encode()).digest()[:6]) / 2**48
+
+
+def split_position(group: str) -> float:
+    """Where a group stands between 0 and 1: training is below the ratio's first share, test above its first two."""
+    return _uniform("split", group)
+
+
+def split_of(group: str, ratio: Ratio = DEFAULT_RATIO) -> str:
+    """The split of a group: a function of its name and the ratio alone, so more data never moves it.
+
+    Shares of few groups are therefore uneven. Nothing else could be: an assignment that is the same for a data set
+    built at once and one that grew, and that moves no group, gives each group the split that it has when alone.
+    """
+    position = split_position(group)
+    return SPLITS[int(position >= ratio[0]) + int(position >= ratio[0] + ratio[1])]
+
+
+def fold_of(group: str) -> int:
+    """The cross-validation fold of a group, 0 to FOLDS - 1, independent of its split."""
+    return int(_uniform("fold", group) * FOLDS)
+
+
+def group_name(source: str, group: str, identity: str) -> str:
+    """The catalogue's name for a group: patients and slides belong to their source; no group is one's own."""
+    return f"{source}/{group}" if group else identity
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """One line of an expert's list: an image by its id, or by its path (in one source, or in all)."""
+
+    id: str = ""
+    path: str = ""
+    source: str = ""
+    reason: str = ""
+
+
+def read_exclusions(path: Path) -> list[Exclusion]:
+    """Read an exclusion list: CSV with id or path, if wanted source and reason; UserError names the line."""
+    exclusions = []
+    for line, row in read_csv(path, optional=("id", "path", "source", "reason")).rows:
+        exclusion = Exclusion(
+            row.get("id", "").lower(),
+            normpath(row["path"]) if row.get("path") else "",
+            row.get("source", ""),
+            row.get("reason", ""),
+        )
+        if not exclusion.id and not exclusion.path:
+            raise UserError(f"{path}, line {line}: no image named; fill the column id or path")
+        if exclusion.id and not re.fullmatch(r"[0-9a-f]{64}", exclusion.id):
+            raise UserError(f"{path}, line {line}: '{shown(exclusion.id)}' is no id; write the file's SHA-256 in hex")
+        exclusions.append(exclusion)
+    return exclusions
+
+
+def apply_exclusions(samples: Sequence[Sample], exclusions: Sequence[Exclusion]) -> list[Exclusion]:
+    """Exclude what the expert's list names; the entries that match no sample come back.
+
+    A path or source that no sample has means the only one that people see as equal to it.
+    """
+    paths, sources = Names(row.path for row in samples), Names(row.source for row in samples)
+    by_name: dict[str, list[tuple[int, Exclusion]]] = defaultdict(list)
+    for number, written in enumerate(exclusions):
+        meant = replace(written, path=_meant(written.path, paths), source=_meant(written.source, sources))
+        by_name[meant.id or meant.path].append((number, meant))
+    matched: set[int] = set()
+    for row in samples:
+        for number, exclusion in by_name.get(row.id, []) + by_name.get(row.path, []):
+            if exclusion.source in ("", row.source) and exclusion.path in ("", row.path):
+                matched.add(number)
+                if row.kept:
+                    row.exclude("expert's list", exclusion.reason)
+    return [exclusion for number, exclusion in enumerate(exclusions) if number not in matched]
+
+
+def _meant(written: str, names: Names) -> str:
+    """The only one of the names that can be meant; what is written, where there is none or more."""
+    found = names.matches(written) or names.matches(written.replace("\\", "/")) if written else []
+    return found[0] if len(found) == 1 else written
+
+
+def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -> None:
+    """Leave one of every set of equal or nearly equal images, or none where their labels contradict.
+
+    Images joined by a chain of near pairs are one set. The most held-out split keeps it (test, then
+    validation, then train), there a labelled image goes first, then the order of declaration and the path.
+    Of images of several domains in that split, one of each domain stays.
+    """
+    rank = {name: position for position, name in enumerate(source_order)}
+    rows = [row for row in samples if row.kept and row.perceptual_hash is not None]
+    if not rows:
+        return
+    joined = b"".join(row.perceptual_hash or b"" for row in rows)
+    hashes = np.frombuffer(joined, np.uint8).reshape(len(rows), -1)
+    component = near_components(hashes, NEAR_DUPLICATE_BITS)
+    order = np.argsort(component, kind="stable")
+    starts = np.flatnonzero(np.diff(component[order], prepend=-1))
+    sizes = np.diff(starts, append=len(order))
+    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+        settle([rows[member] for member in order[start : start + size]], rank)
+
+
+def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
+    """Keep one of these images of the same thing, or exclude all when they carry different labels."""
+    rows.sort(
+        key=lambda row: (
+            _HELD_OUT_FIRST[row.split],
+            not row.cell_type,
+            source_rank[row.source],
+            row.path,
+            row.source_label,
+        )
+    )
+    cell_types = sorted({row.cell_type for row in rows} - {""})
+    if len(cell_types) > 1:
+        for row in rows:
+            other = next(other for other in rows if other.cell_type not in ("", row.cell_type))
+            row.exclude("conflicting labels", f"{other.cell_type} at {other.source}:{other.path}")
+        return
+    # One cell in two stains, of one split, is what stain models and their scores live on: one stays of each.
+    keepers: dict[str, Sample] = {}
+    for row in rows:
+        same_file = any(row.id == keeper.id for keeper in keepers.values())
+        if row.split == rows[0].split and row.domain not in keepers and not same_file:
+            keepers[row.domain] = row
+    for row in rows:
+        keeper = keepers.get(row.domain, rows[0])
+        if keeper is row:
+            continue
+        kind = "duplicate" if row.id == keeper.id else "near duplicate"
+        row.exclude(kind, f"of {keeper.source}:{keeper.path}")

@@ -1,0 +1,145 @@
+"""Files beside the pictures of cells that are none themselves: masks, thumbnails, what systems put there."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from data_pipeline.catalog import Sample
+from data_pipeline.errors import UnreadableImage
+from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS
+from data_pipeline.ingest.images import decode_rgb
+from data_pipeline.parallel import TaskMap, process_map
+
+# Of macOS, Synology and Windows: copies of pictures, named like pictures.
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
+_MASK = re.compile(
+    r"(?:^|[^a-z])(?:masks?|labels?|label_?maps?|segmentations?|ground_?truth|gt)(?:[^a-z]|$)", re.IGNORECASE
+)
+_CALLED_MASK = re.compile(r"(?:^|[^a-z])masks?(?:[^a-z]|$)", re.IGNORECASE)
+_THUMBNAIL = re.compile(r"(?:^|[ ._-])(?:thumb(?:nail)?s?|previews?)(?=[ ._-]|$)", re.IGNORECASE)
+# A mask has a value for each kind of region; a picture, a grey one too, has hundreds.
+_MOST_COLOURS_OF_A_MASK = 32
+_FILES_PER_TASK = 32
+
+
+def exclude_litter(
+    samples: Sequence[Sample],
+    listed: frozenset[str],
+    where: Callable[[Sample], Path],
+    workers: int,
+    progress: bool,
+    map_tasks: TaskMap | None = None,
+) -> list[str]:
+    """Exclude kept samples that by name and content are no pictures of cells; warnings about these and doubtful ones.
+
+    A mask has few colours, and a mask's name or a picture of its own name beside it. A thumbnail has a thumbnail's
+    name and a larger picture that looks the same beside it. listed: sources whose table names each file: those are
+    wanted, and only warned about. where: the file of a sample; map_tasks: who looks at files, else `workers` processes.
+    """
+    kept = [row for row in samples if row.kept]
+    found: dict[str, list[tuple[Sample, str]]] = defaultdict(list)
+    found["system file"] = [(row, "") for row in kept if _SYSTEM_FOLDERS & set(PurePosixPath(row.path).parts)]
+    # A mask beside a picture that cannot be read is one all the same.
+    pictures = [row for row in samples if row.kept or row.reason.startswith("unreadable")]
+    found["mask"], doubtful = _masks(pictures, where, workers, progress, map_tasks)
+    found["thumbnail"], small = _thumbnails(kept)
+    warnings = []
+    for kind, rows in found.items():
+        for source in sorted({row.source for row, _ in rows}):
+            of_source = [(row, of) for row, of in rows if row.source == source and row.kept]
+            if source not in listed:
+                for row, of in of_source:
+                    row.exclude(kind, f"of {of}" if of else "")
+            done = "kept, for the table lists them" if source in listed else "left out"
+            warnings += _warning([row for row, _ in of_source], f"are {kind}s by name and content: {done}")
+    for rows_in_doubt, said in (
+        (doubtful, "are named like masks, but have many colours: kept"),
+        (small, "are named like thumbnails, but no larger picture of the same name looks like them: kept"),
+    ):
+        for source in sorted({row.source for row in rows_in_doubt}):
+            warnings += _warning([row for row in rows_in_doubt if row.source == source and row.kept], said)
+    return warnings
+
+
+def _warning(rows: Sequence[Sample], said: str) -> list[str]:
+    if not rows:
+        return []
+    examples = ", ".join(row.path for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+    return [f"{rows[0].source}: {len(rows)} file(s) {said} ({examples})"]
+
+
+def _masks(
+    samples: Sequence[Sample],
+    where: Callable[[Sample], Path],
+    workers: int,
+    progress: bool,
+    map_tasks: TaskMap | None,
+) -> tuple[list[tuple[Sample, str]], list[Sample]]:
+    """Masks, each with the picture that it is of, where there is one; and what is only called so."""
+    beside: Mapping[tuple[str, str], list[Sample]] = defaultdict(list)
+    for row in samples:
+        beside[row.source, str(PurePosixPath(row.path).with_suffix("")).casefold()].append(row)
+    pairs = [rows for rows in beside.values() if len({PurePosixPath(row.path).suffix for row in rows}) > 1]
+    named = [row for row in samples if row.kept and _MASK.search(row.path.removesuffix(PurePosixPath(row.path).suffix))]
+    candidates = {id(row): row for row in [*named, *(row for rows in pairs for row in rows)]}
+    paths = [where(row) for row in candidates.values()]
+    flat = dict(zip(candidates, _flat(paths, workers, progress, map_tasks), strict=True))
+    masks = {id(row): (row, "") for row in named if flat[id(row)]}
+    for rows in pairs:
+        pictures = [row for row in rows if not flat[id(row)]]
+        if pictures:
+            masks |= {id(row): (row, pictures[0].path) for row in rows if flat[id(row)]}
+    doubtful = [row for row in named if not flat[id(row)] and _CALLED_MASK.search(row.path)]
+    return list(masks.values()), doubtful
+
+
+def _thumbnails(kept: Sequence[Sample]) -> tuple[list[tuple[Sample, str]], list[Sample]]:
+    """Thumbnails, each with the picture that it is of; and what is only called so."""
+    by_name: Mapping[tuple[str, str], list[Sample]] = defaultdict(list)
+    for row in kept:
+        by_name[row.source, PurePosixPath(row.path).stem.casefold()].append(row)
+    thumbnails, doubtful = [], []
+    for row in kept:
+        path = PurePosixPath(row.path)
+        if not any(_THUMBNAIL.search(part) for part in (path.stem, *path.parts[:-1])):
+            continue
+        bare = _THUMBNAIL.sub("", path.stem).strip(" ._-").casefold()
+        larger = [other for other in by_name[row.source, bare] if _is_reduced(row, other)]
+        if larger:
+            thumbnails.append((row, larger[0].path))
+        else:
+            doubtful.append(row)
+    return thumbnails, doubtful
+
+
+def _is_reduced(row: Sample, other: Sample) -> bool:
+    """Whether a picture looks like another and is less than three quarters as wide."""
+    if row is other or not row.width or not other.width or 4 * row.width > 3 * other.width:
+        return False
+    one, two = row.perceptual_hash or b"", other.perceptual_hash or b""
+    return (int.from_bytes(one) ^ int.from_bytes(two)).bit_count() <= 2 * NEAR_DUPLICATE_BITS
+
+
+def _flat(paths: Sequence[Path], workers: int, progress: bool, map_tasks: TaskMap | None) -> Iterator[bool]:
+    tasks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
+    looking = map_tasks or partial(process_map, workers=workers)
+    with tqdm(total=len(paths), desc="looking for masks", unit="image", disable=not progress or not paths) as bar:
+        for answers in looking(_few_colours, tasks):
+            yield from answers
+            bar.update(len(answers))
+
+
+def _few_colours(paths: Sequence[Path]) -> list[bool]:
+    answers = []
+    for path in paths:
+        try:
+            answers.append(decode_rgb(path.read_bytes()).getcolors(_MOST_COLOURS_OF_A_MASK) is not None)
+        except (UnreadableImage, OSError):
+            answers.append(False)
+    return answers

@@ -1,0 +1,216 @@
+"""Whether the splits can be trained on and scored with, and which ratio would do better for the groups there are.
+
+A split is a function of the group's name and the ratio alone (`curate.split_of`), so few groups fall unevenly: with
+63/7/30 and n groups, no validation group comes out of 0.93^n of all data sets. The ratio is what a user can choose.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.ingest.curate import DEFAULT_RATIO, Ratio, check_ratio, split_of, split_position
+from data_pipeline.names import shown
+
+# Below that, shares and scores hang on which groups happen to be held out.
+_FEW_GROUPS = 10
+# A split whose share of the images is so far from what was asked for is told; or below half of it.
+_FAR = 0.10
+# What a cell type without a training or a test image counts against so much of all images in the wrong split.
+_GAP = 0.1
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Groups of the images that count, in the order in which a ratio deals them out.
+
+    positions: float [groups], ascending (`split_position`). counts: int [groups, cell types].
+    """
+
+    names: list[str]
+    positions: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> _Groups:
+        """Of the kept real images that have a cell type; of all kept real ones where none has."""
+        kept = [row for row in samples if row.kept and row.origin != "synthetic"]
+        rows = [row for row in kept if row.cell_type] or kept
+        counted = Counter((row.group, row.cell_type) for row in rows)
+        names = sorted({row.group for row in rows}, key=split_position)
+        number = {name: position for position, name in enumerate(names)}
+        column = {name: position for position, name in enumerate((*CELL_TYPES, ""))}
+        counts = np.zeros((len(names), len(column)), np.int64)
+        for (group, cell_type), count in counted.items():
+            counts[number[group], column[cell_type]] = count
+        return cls(names, np.array([split_position(name) for name in names]), counts)
+
+    def cuts(self, ratio: Ratio) -> tuple[int, int]:
+        """How many groups lie before the end of training, and before that of validation."""
+        before = [SPLITS.index(split_of(name, ratio)) for name in self.names]
+        return before.count(0), before.count(0) + before.count(1)
+
+    def parts(self, cuts: tuple[int, int]) -> npt.NDArray[np.int64]:
+        """Images as int [splits, cell types]."""
+        first, second = cuts
+        return np.array(
+            [part.sum(0) for part in (self.counts[:first], self.counts[first:second], self.counts[second:])]
+        )
+
+
+def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
+    """Warnings for splits that are empty or far from their share, cell types and groups that spoil them; the way out.
+
+    Only images with a cell type count, where any has one; a split that the ratio gives nothing is as it should be.
+    """
+    groups = _Groups.of(samples)
+    if not groups.names:
+        return []
+    warnings = _large_groups(groups)
+    if len(groups.names) == 1 and max(ratio) < 1:
+        return [
+            f"all images are of one group ({shown(groups.names[0])}), so nothing can be held out: no ratio= helps; "
+            "name patients or slides (a table's columns, sub-folders), three at least",
+        ]
+    cuts = groups.cuts(ratio)
+    parts = groups.parts(cuts)
+    shares = parts.sum(1) / parts.sum()
+    of = dict(zip(SPLITS, (cuts[0], cuts[1] - cuts[0], len(groups.names) - cuts[1]), strict=True))
+    empty = [split for split, asked in zip(SPLITS, ratio, strict=True) if asked and not of[split]]
+    far = [
+        split
+        for split, share, asked in zip(SPLITS, shares, ratio, strict=True)
+        if abs(share - asked) > _FAR or share < asked / 2
+    ]
+    gaps = _gaps(groups, parts, ratio)
+    if not (empty or far or gaps or len(groups.names) < _FEW_GROUPS):
+        return warnings
+    told = ", ".join(
+        f"{split} {images} image(s) of {of[split]} group(s) ({share:.0%}; asked for {asked:.0%})"
+        for split, images, share, asked in zip(SPLITS, parts.sum(1), shares, ratio, strict=True)
+    )
+    if empty or far or len(groups.names) < _FEW_GROUPS:
+        trouble = f"no {' and no '.join(empty)} image: " if empty else ""
+        warnings.append(f"{trouble}{len(groups.names)} groups (patients, slides or single images) fall as {told}")
+    warnings += gaps
+    if empty or far or gaps:
+        warnings.append(_way_out(groups, ratio, cuts))
+    return warnings
+
+
+def way_out(dataset: Dataset, splits: Sequence[str]) -> str:
+    """What to do about a split without images, for whoever needs one; '' when each of the splits has some."""
+    rows = from_table(dataset.table)
+    there = {row.split for row in rows if row.kept and row.origin != "synthetic"}
+    if set(splits) <= there:
+        return ""
+    ratio = check_ratio(dataset.metadata.get("ratio", DEFAULT_RATIO))
+    groups = _Groups.of(rows)
+    return _way_out(groups, ratio, groups.cuts(ratio))
+
+
+def nearest_ratio(groups: _Groups, ratio: Ratio) -> Ratio | None:
+    """The ratio at which every split has a group and shares and cell types come nearest to what was asked for.
+
+    None where no ratio of three decimals gives every split a group.
+    """
+    for steps in (100, 1000):
+        found = _best_cuts(groups, ratio, steps)
+        if found is not None:
+            first, second = found
+            return (first / steps, round(second / steps - first / steps, 3), round(1 - second / steps, 3))
+    return None
+
+
+def _best_cuts(groups: _Groups, ratio: Ratio, steps: int) -> tuple[int, int] | None:
+    """The two ends, of training and of validation, in so many parts of one; None where a split would be empty."""
+    grid = np.arange(1, steps)
+    before = np.searchsorted(groups.positions, grid / steps)
+    total = np.concatenate([np.zeros((1, groups.counts.shape[1]), np.int64), groups.counts.cumsum(0)])
+    present = total[-1] > 0
+    best: tuple[float, float, int, int] | None = None
+    for first in np.flatnonzero(before > 0):
+        seconds = np.flatnonzero((before > before[first]) & (before < len(groups.names)))
+        if not len(seconds):
+            continue
+        train, test = total[before[first]], total[-1] - total[before[seconds]]
+        images = np.column_stack([np.full(len(seconds), train.sum()), np.zeros(len(seconds)), test.sum(1)])
+        images[:, 1] = total[-1].sum() - images.sum(1)
+        wrong = np.abs(images / total[-1].sum() - np.array(ratio)).sum(1) / 2
+        gaps = (present & (train == 0)).sum() + (present & (test == 0)).sum(1)
+        # So thin a validation share would hardly ever get one of the groups that come later.
+        thin = (grid[seconds] - grid[first]) / steps < ratio[1] / 2
+        cost = np.round(wrong + _GAP * (gaps + thin), 9)
+        # Of ratios that deal these groups alike, the one nearest to what was asked for: later groups follow it.
+        away = abs(grid[first] / steps - ratio[0]) + np.abs(grid[seconds] / steps - ratio[0] - ratio[1])
+        chosen = int(np.lexsort((away, cost))[0])
+        found = (float(cost[chosen]), float(away[chosen]), int(grid[first]), int(grid[seconds[chosen]]))
+        best = min(best, found) if best else found
+    return best[2:] if best else None
+
+
+def _cost(groups: _Groups, cuts: tuple[int, int], ratio: Ratio) -> float:
+    """What `_best_cuts` makes least, of cuts as they are; infinite where a split is empty."""
+    parts = groups.parts(cuts)
+    if not parts.sum(1).all():
+        return float("inf")
+    gaps = ((parts.sum(0) > 0) & (parts[[0, 2]] == 0)).sum()
+    return float(np.abs(parts.sum(1) / parts.sum() - np.array(ratio)).sum() / 2 + _GAP * gaps)
+
+
+def _gaps(groups: _Groups, parts: npt.NDArray[np.int64], ratio: Ratio) -> list[str]:
+    """A warning for the cell types that no training image, or no test image, shows."""
+    warnings = []
+    for split, images, asked in zip(SPLITS, parts, ratio, strict=True):
+        if split == "validation" or not asked or not images.sum():
+            continue
+        lacking = [
+            f"{cell_type} ({count} image(s) of {int((column > 0).sum())} group(s))"
+            for cell_type, column, count in zip(CELL_TYPES, groups.counts.T, parts.sum(0), strict=False)
+            if count and not images[CELL_TYPES.index(cell_type)]
+        ]
+        if lacking:
+            word = "training" if split == "train" else split
+            effect = "it cannot be learned" if split == "train" else "nothing says how well it is known"
+            warnings.append(f"no {word} image of {', '.join(lacking)}: {effect}")
+    return warnings
+
+
+def _large_groups(groups: _Groups) -> list[str]:
+    """A warning for a group that holds far more than its part of the images: often not one patient at all."""
+    images = groups.counts.sum(1)
+    share = images / images.sum()
+    large = np.flatnonzero(share > max(1 / 3, 1.5 / len(images)))
+    return [
+        f"group '{shown(groups.names[number])}' holds {share[number]:.0%} of the images ({images[number]} of "
+        f"{images.sum()}): if it is not one patient or slide, say in the source whose each image is"
+        for number in large
+    ]
+
+
+def _way_out(groups: _Groups, ratio: Ratio, cuts: tuple[int, int]) -> str:
+    """The better ratio and what comes of it, or what else there is to do."""
+    few = "bring in images of more patients or slides"
+    if len(groups.names) < len(SPLITS):
+        return f"{len(groups.names)} group(s) make no three splits, whatever the ratio=: {few}, three at least"
+    better = nearest_ratio(groups, ratio)
+    if better is None:
+        return f"no ratio= of three decimals gives each split a group: {few}"
+    if _cost(groups, groups.cuts(better), ratio) >= _cost(groups, cuts, ratio) - 0.02:
+        return f"no other ratio= does better for these groups: {few}"
+    parts = groups.parts(groups.cuts(better))
+    told = ", ".join(f"{split} {images}" for split, images in zip(SPLITS, parts.sum(1), strict=True))
+    lacking = ((parts.sum(0) > 0) & (parts[[0, 2]] == 0)).any(0)
+    still = [cell_type for cell_type, missing in zip(CELL_TYPES, lacking, strict=False) if missing]
+    rest = f", {', '.join(still)} still missing from training or test" if still else ""
+    written = ",".join(f"{share:g}" for share in better)
+    return (
+        f"build_shards.py ratio=[{written}] gives {told} images of these groups{rest}; it moves images between splits, "
+        f"so train anew after it. Or {few}"
+    )

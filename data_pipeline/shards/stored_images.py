@@ -1,0 +1,139 @@
+"""What the stored images of a data set are and show, read from its shards: an audit trusts nothing that was noted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+
+from data_pipeline.catalog import Dataset, Sample
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.duplicates import near_pairs
+from data_pipeline.ingest.images import HASH_BYTES, perceptual_hash
+from data_pipeline.parallel import process_map
+from data_pipeline.progress_bar import progress_bar
+from data_pipeline.shards.reader import ShardBytes
+
+# All that mirrors and quarter turns make of a picture; the first leaves it as it is.
+SYMMETRIES: tuple[Image.Transpose | None, ...] = (None, *Image.Transpose)
+_IMAGES_PER_TASK = 256
+# Encoding, size and hashes under each symmetry.
+_Facts = tuple[str, tuple[int, int], bytes]
+_NOTHING: _Facts = ("", (0, 0), b"")
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """What was found in the stored images of n samples, in their order.
+
+    encodings: format, and of a JPEG a hash of its quantisation tables, which its quality decides. sizes: width
+    and height in pixels. hashes: uint8 [n, 8, HASH_BYTES], a perceptual hash under each of SYMMETRIES.
+    """
+
+    encodings: list[str]
+    sizes: list[tuple[int, int]]
+    hashes: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class NearPair:
+    """Two samples, by row, of different splits, whose pictures differ in `distance` bits when one is turned so."""
+
+    one: int
+    other: int
+    distance: int
+
+
+def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, progress: bool = True) -> StoredImages:
+    """Decode the stored image of every sample. UserError for bytes that are not those of the catalogue, or no image."""
+    where = ("id", "shard", "offset", "size", "crc32")
+    frame = pd.DataFrame({name: [getattr(row, name) for row in samples] for name in where})
+    # Shard by shard: one that comes from a store is fetched once.
+    order = np.lexsort((frame["offset"], frame["shard"]))
+    tasks = _EncodedImages(ShardBytes(dataset, frame), order)
+    found: list[_Facts] = []
+    with progress_bar(len(samples), "looking at images", "image", enabled=progress) as bar:
+        for part in process_map(_inspect, tasks, workers):
+            found += part
+            bar.update(len(part))
+    facts: list[_Facts] = [_NOTHING] * len(samples)
+    for row, fact in zip(order, found, strict=True):
+        if fact == _NOTHING:
+            shard = dataset.shard_path(samples[row].shard)
+            raise UserError(f"{shard}: sample {samples[row].id} is no image: build the data set again")
+        facts[row] = fact
+    hashes = b"".join(hashed for _, _, hashed in facts)
+    return StoredImages(
+        [encoding for encoding, _, _ in facts],
+        [size for _, size, _ in facts],
+        np.frombuffer(hashes, np.uint8).reshape(-1, len(SYMMETRIES), HASH_BYTES),
+    )
+
+
+def near_pairs_across(hashes: npt.NDArray[np.uint8], split: npt.NDArray[np.int64], max_distance: int) -> list[NearPair]:
+    """Images of different splits that are nearly the same, mirrored and turned ones too; each pair once, nearest first.
+
+    hashes: uint8 [n, 8, HASH_BYTES] as of StoredImages; split: int64 [n]. Of images of one split with equal hashes one
+    stands for all. Sub-quadratic, as `near_pairs` is.
+    """
+    if not len(hashes):
+        return []
+    kinds = hashes.shape[1]
+    # Equal rows of one split first: a thousand blank images are one row here, not half a million pairs.
+    rows = np.concatenate([hashes.reshape(-1, HASH_BYTES), np.repeat(split, kinds)[:, None].astype(np.uint8)], axis=1)
+    distinct, first = np.unique(rows, axis=0, return_index=True)
+    bits, side = np.ascontiguousarray(distinct[:, :HASH_BYTES]), distinct[:, HASH_BYTES]
+    nearest: dict[tuple[int, int], int] = {}
+    for one, other in near_pairs(bits, max_distance):
+        across = side[one] != side[other]
+        one, other = one[across], other[across]
+        distances = np.bitwise_count(bits[one] ^ bits[other]).sum(axis=1)
+        for left, right, distance in zip(first[one] // kinds, first[other] // kinds, distances, strict=True):
+            pair = (int(min(left, right)), int(max(left, right)))
+            nearest[pair] = min(int(distance), nearest.get(pair, max_distance))
+    return [NearPair(*pair, distance) for pair, distance in sorted(nearest.items(), key=lambda item: (item[1], item))]
+
+
+class _EncodedImages(Sequence[list[bytes]]):
+    """The encoded images of the rows, some at a time, each read when its turn comes."""
+
+    def __init__(self, shards: ShardBytes, rows: npt.NDArray[np.int64]) -> None:
+        self._shards, self._rows = shards, rows
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // _IMAGES_PER_TASK)
+
+    def __getitem__(self, task: int) -> list[bytes]:  # type: ignore[override]
+        if task >= len(self):
+            raise IndexError(task)
+        rows = self._rows[task * _IMAGES_PER_TASK : (task + 1) * _IMAGES_PER_TASK]
+        return [encoded.tobytes() for encoded in self._shards.read(rows)]
+
+
+def _inspect(images: list[bytes]) -> list[_Facts]:
+    """Encoding, size and hashes of each; _NOTHING for what is no image."""
+    found = []
+    for encoded in images:
+        try:
+            image = Image.open(io.BytesIO(encoded))
+            image.load()
+        except (OSError, UnidentifiedImageError):
+            found.append(_NOTHING)
+            continue
+        grey = image.convert("L")
+        turned = [grey if symmetry is None else grey.transpose(symmetry) for symmetry in SYMMETRIES]
+        found.append((_encoding(image), image.size, b"".join(map(perceptual_hash, turned))))
+    return found
+
+
+def _encoding(image: Image.Image) -> str:
+    tables = getattr(image, "quantization", None)
+    if not tables:
+        return str(image.format)
+    return f"{image.format} (tables {hashlib.sha256(repr(sorted(tables.items())).encode()).hexdigest()[:8]})"

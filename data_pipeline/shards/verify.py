@@ -1,0 +1,85 @@
+"""Check every byte of a data set against its catalogue."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import tarfile
+import zlib
+from collections import defaultdict
+from pathlib import Path
+
+from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
+from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
+from data_pipeline.shards.cache import ShardCache
+from data_pipeline.shards.location import SHARD_FOLDER
+from data_pipeline.shards.store import Root, Store
+from data_pipeline.shards.writer import index_name, index_text
+from data_pipeline.temporary import temporary_folder
+
+_MEND = "delete this file and build, or derive, the data set again"
+
+
+def verify_dataset(root: str | Root, progress: bool = True) -> None:
+    """Read the whole data set: size and SHA-256 of every shard, every index, every stored image's CRC-32.
+
+    Of a derived data set also the shards that lie in others, and what is attached. What lies in a store is fetched
+    from there, shard by shard, whatever a cache holds. UserError names the first shard that is not as it was
+    committed, and on a disk the first bad sample in it.
+    """
+    with temporary_folder() as temporary:
+        dataset = Dataset.open(root, ShardCache(temporary))
+        samples = from_table(dataset.table)
+        if content_hash(samples) != dataset.content_hash:
+            raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
+        check_invariants(samples, dataset.metadata["shards"])
+        for name in dataset.metadata.get("attachments", {}):
+            dataset.attachment_path(name)
+        by_shard: dict[str, list[Sample]] = defaultdict(list)
+        for row in samples:
+            if row.kept:
+                by_shard[row.shard].append(row)
+        total = sum(facts["bytes"] for facts in dataset.metadata["shards"].values())
+        with progress_bar(total, "verifying", "B", unit_scale=True, enabled=progress) as bar:
+            for name, facts in sorted(dataset.metadata["shards"].items()):
+                path, holder = dataset.shard_path(name), dataset.shard_files.holder(name)
+                _verify_shard(path, facts["sha256"], by_shard[name])
+                if _read_index(holder, name) != _index_of(path).encode():
+                    index = f"{holder}/{SHARD_FOLDER}/{index_name(name)}"
+                    raise UserError(f"{index}: missing or not the index of the shard beside it; {_MEND}")
+                if isinstance(holder, Store):
+                    path.unlink()
+                bar.update(facts["bytes"])
+
+
+def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:
+    rows.sort(key=lambda row: row.offset or 0)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for row in rows:
+            assert row.offset is not None
+            assert row.size is not None
+            if zlib.crc32(content[row.offset : row.offset + row.size]) != row.crc32:
+                sample = f"{row.id} ({row.source}:{row.path})"
+                raise UserError(f"{path}: bytes changed, first in sample {sample}; {_MEND}")
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path}: bytes changed outside the images (labels or facts); {_MEND}")
+
+
+def _read_index(holder: Root, shard: str) -> bytes | None:
+    name = f"{SHARD_FOLDER}/{index_name(shard)}"
+    try:
+        return holder.read(name) if isinstance(holder, Store) else (holder / name).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _index_of(path: Path) -> str:
+    """The index of a tar, from its headers."""
+    samples: dict[str, list[str]] = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            part = f"{extension} {member.offset_data} {member.size} {member.name}"
+            samples.setdefault(key, []).append(part)
+    return index_text([" ".join(parts) for parts in samples.values()])

@@ -1,0 +1,190 @@
+"""What a sweep is, as its YAML file says it: which trainings, each on what share of the cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key, uniform
+from trainer.experiments.ablation import AblationConfig
+from trainer.experiments.resources import Resources
+from trainer.runs.arguments import field_at, without_none
+from trainer.runs.configuration import read_file
+from trainer.tasks.classification.config import ClassifierRunConfig
+
+# What each trial is given by the sweep itself.
+_SET_BY_SWEEP = ("shards", "run", "seed")
+_LISTS = ("grid", "choice")
+_RANGES = ("uniform", "loguniform", "integer")
+_OF_KIND = {
+    "ablation": ("ablation", "arms"),
+    "comparison": ("models", "model_settings"),
+    "search": ("space", "trials", "scheduler", "grace_epochs", "reduction"),
+}
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep file.
+
+    name: default, the file's. shards: the data set. fixed: arguments of train_classifier.py that every trial gets.
+    seeds: each training is done with each. metric, mode: the validation score that is watched, and which end of it
+    is better. resources_per_trial: a stage gets the same. max_concurrent_trials: null runs as many as fit.
+
+    kind ablation: the thesis's arms, made as `ablation` says; arms: only these of them.
+    kind comparison: one arm for each of `models`, files of configs/model. model_settings: model -> arguments of its
+    own, over those of `fixed`: a learning rate that it learns at, say.
+    kind search: space: argument of train_classifier.py -> {grid: [...]}, each value in turn, or what a value is drawn
+    from: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {integer: [a, b]}, both ends included.
+    trials: how many draws; every point of the grids gets the same ones. scheduler: asha lets a trial go on after
+    grace_epochs, and each time it has trained `reduction` times as long, only if it is among the best 1/reduction of
+    those that came so far (asynchronous successive halving, Li et al. 2020).
+    """
+
+    name: str = ""
+    kind: Literal["ablation", "comparison", "search"] | None = None
+    shards: str | None = None
+    fixed: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    metric: Literal["validation_balanced_accuracy", "validation_accuracy", "validation_loss"] = (
+        "validation_balanced_accuracy"
+    )
+    mode: Literal["max", "min"] = "max"
+    resources_per_trial: Resources = field(default_factory=Resources)
+    max_concurrent_trials: int | None = None
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+    arms: list[str] | None = None
+    models: list[str] = field(default_factory=list)
+    model_settings: dict[str, list[str]] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    trials: int = 1
+    scheduler: Literal["none", "asha"] = "none"
+    grace_epochs: int = 1
+    reduction: int = 3
+
+    def __post_init__(self) -> None:
+        if (self.metric == "validation_loss") != (self.mode == "min"):
+            raise ValueError(f"mode={self.mode}: {self.metric} is better when it is the other way round")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: name one at least, and each once")
+        if self.max_concurrent_trials is not None and self.max_concurrent_trials < 1:
+            raise ValueError(f"max_concurrent_trials={self.max_concurrent_trials}: must be at least 1, or null")
+        for where, arguments in {
+            "fixed": self.fixed,
+            **{f"model_settings.{model}": arguments for model, arguments in self.model_settings.items()},
+        }.items():
+            for argument in arguments:
+                key, sign, _ = argument.partition("=")
+                if not sign:
+                    raise ValueError(f"{where}: {argument} is not key=value")
+                _refuse_own(key, where)
+        if self.kind is None:
+            return
+        for kind, names in _OF_KIND.items():
+            for name in names:
+                if kind != self.kind and getattr(self, name) != _DEFAULTS[name]:
+                    raise ValueError(f"{name} is for kind: {kind}: leave it out of a sweep of kind: {self.kind}")
+        if self.kind == "comparison" and (not self.models or len(set(self.models)) < len(self.models)):
+            raise ValueError(f"models={self.models}: name one at least, and each once")
+        for model in self.model_settings:
+            if model not in self.models:
+                raise ValueError(f"model_settings.{model}: not one of models={self.models}")
+        if self.kind == "search":
+            _check_search(self)
+
+
+def _check_search(sweep: SweepConfig) -> None:
+    if not sweep.space:
+        raise ValueError("space: empty: name an argument of train_classifier.py and what it is taken from")
+    for name, source in sweep.space.items():
+        _refuse_own(name, "space")
+        _check_source(name, source)
+    drawn = any("grid" not in source for source in sweep.space.values())
+    if sweep.trials < 1 or (sweep.trials > 1 and not drawn):
+        raise ValueError(f"trials={sweep.trials}: how many draws; 1 where nothing is drawn, all of a grid is tried")
+    if sweep.grace_epochs < 1 or sweep.reduction < 2:
+        raise ValueError(
+            f"grace_epochs={sweep.grace_epochs}, reduction={sweep.reduction}: must be at least 1 and at least 2"
+        )
+
+
+def _check_source(name: str, source: Any) -> None:
+    if not isinstance(source, dict) or len(source) != 1 or next(iter(source)) not in (*_LISTS, *_RANGES):
+        raise ValueError(f"space.{name}={source}: write one of {', '.join((*_LISTS, *_RANGES))}, {{grid: [...]}} say")
+    how, values = next(iter(source.items()))
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"space.{name}.{how}={values}: write a list")
+    if how in _LISTS:
+        texts = all(value is None or isinstance(value, str) for value in values)
+        if _is_text(name) and not texts:
+            raise ValueError(f"space.{name}.{how}={values}: text that looks like a number or a word of YAML is quoted")
+        return
+    number = int if how == "integer" else int | float
+    numbers = all(isinstance(value, number) and not isinstance(value, bool) for value in values)
+    if not numbers or len(values) != 2 or values[0] > values[1] or (how == "loguniform" and values[0] <= 0):
+        kind = {"integer": "two integers", "loguniform": "two numbers above 0"}.get(how, "two numbers")
+        raise ValueError(f"space.{name}.{how}={values}: write {kind}, the smaller one first")
+
+
+def _is_text(name: str) -> bool:
+    """Whether an argument of train_classifier.py is text. One that is none is refused where it is composed."""
+    try:
+        return without_none(field_at(ClassifierRunConfig, name)[1])[0] is str
+    except UserError:
+        return False
+
+
+def _refuse_own(key: str, where: str) -> None:
+    if key in _SET_BY_SWEEP:
+        raise ValueError(f"{where}: {key} is for the sweep to set: see shards and seeds, and out=DIR")
+
+
+_DEFAULTS = dataclasses.asdict(SweepConfig()) | {"ablation": AblationConfig()}
+
+
+def read_sweep(path: Path, changes: Sequence[str]) -> SweepConfig:
+    """The sweep of a file, with `changes` (key=value, the command line's) laid over it.
+
+    UserError, one line that names the file, for an unknown key or a value that cannot be.
+    """
+    sweep = read_file(SweepConfig, path, changes, "sweep", {"name": path.stem})
+    if sweep.kind is None:
+        raise UserError(f"{path}: no kind: write kind: ablation, comparison or search")
+    if sweep.shards is None:
+        raise UserError(f"{path}: no shards: name the data set there, or as shards=DIR on the command line")
+    return sweep
+
+
+def parameter_sets(sweep: SweepConfig) -> list[dict[str, Any]]:
+    """The points of a search, each argument -> value, each once.
+
+    A draw is keyed by the argument's name and its own number, and the first draw is tried at every point of the grids
+    before the second: so a sweep of more draws begins with the same points.
+    """
+    grids = {name: source["grid"] for name, source in sweep.space.items() if "grid" in source}
+    points = [
+        {name: values[name] if name in values else _draw(name, source, number) for name, source in sweep.space.items()}
+        for number in range(sweep.trials)
+        for values in (dict(zip(grids, point, strict=True)) for point in itertools.product(*grids.values()))
+    ]
+    return list({json.dumps(point, sort_keys=True): point for point in points}.values())
+
+
+def _draw(name: str, source: dict[str, list[Any]], number: int) -> Any:
+    how, values = next(iter(source.items()))
+    share = float(uniform(derive_key(0, "search", name), [number], 1)[0, 0])
+    if how == "choice":
+        return values[int(share * len(values))]
+    low, high = values
+    if how == "integer":
+        return low + int(share * (high - low + 1))
+    # Rounded, as a value that is read and copied by hand.
+    drawn = low * math.pow(high / low, share) if how == "loguniform" else low + share * (high - low)
+    return float(f"{drawn:.6g}")

@@ -1,1 +1,0 @@
-"""One file per algorithm: its players, its losses and one `step`."""

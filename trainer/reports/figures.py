@@ -1,0 +1,230 @@
+"""The report's drawings: matplotlib figures turned into inline SVG that takes its colours from the page."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Stand-ins that `svg` replaces by the page's own colours, so that a figure is legible on light and on dark.
+INK, MUTED, LINE, PAPER = "#000001", "#000002", "#000003", "#000004"
+SERIES = ("#000011", "#000012", "#000013")
+_PAGE_COLOURS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    PAPER: "var(--paper)",
+    SERIES[0]: "var(--first)",
+    SERIES[1]: "var(--second)",
+    SERIES[2]: "var(--third)",
+}
+STYLE: Any = {  # matplotlib types its keys one by one
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
+    """Figure 51: accuracy and loss of training and validation after each epoch.
+
+    epochs: the "epoch" lines of metrics.jsonl.
+    """
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, loss = drawing.subplots(1, 2)
+        _curve(accuracy, epochs, "train_accuracy", "training", SERIES[0])
+        _curve(accuracy, epochs, "validation_accuracy", "validation", SERIES[1])
+        _curve(accuracy, epochs, "validation_balanced_accuracy", "validation, balanced", SERIES[2], "--")
+        _curve(loss, epochs, "train_loss", "training", SERIES[0])
+        _curve(loss, epochs, "validation_loss", "validation", SERIES[1])
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        loss.set_ylim(bottom=0)
+        for axes, title in ((accuracy, "Accuracy"), (loss, "Loss")):
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if axes.has_data():
+                axes.legend()
+        return svg(drawing, "training")
+
+
+def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
+    """Figures 53 and 54: accuracy, sensitivity and specificity of each type with their intervals.
+
+    scores: what `trainer.metrics.classification.score` returned; name: unique in the page.
+    """
+    types = [cell_type for cell_type, row in scores["per_type"].items() if row["count"]]
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 4.3), layout="constrained")
+        axes = drawing.subplots()
+        axes.grid(axis="x", visible=False)
+        for number, measure in enumerate(("accuracy", "sensitivity", "specificity")):
+            rows = [scores["per_type"][cell_type][measure] for cell_type in types]
+            places = np.arange(len(types)) + (number - 1) * 0.27
+            values = [np.nan if row["value"] is None else 100 * row["value"] for row in rows]
+            axes.bar(places, values, 0.24, color=SERIES[number], label=measure)
+            for place, row in zip(places, rows, strict=True):
+                if row["low"] is not None:
+                    axes.plot([place, place], [100 * row["low"], 100 * row["high"]], color=INK, linewidth=1.1)
+        counts = [scores["per_type"][cell_type]["count"] for cell_type in types]
+        names = [cell_type.replace(" ", "\n") for cell_type in types]
+        labels = [f"{name}\nn={count}" for name, count in zip(names, counts, strict=True)]
+        axes.set_xticks(range(len(types)), labels, fontsize=9)
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 100)
+        axes.set_yticks(range(0, 101, 10))
+        axes.set_ylabel("per cent")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        return svg(drawing, f"types-{name}")
+
+
+def reliability_diagram(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str) -> Markup:
+    """Accuracy against confidence, and the number of predictions, in the bins of the calibration error.
+
+    models: a label and the "reliability" of each, at most three.
+    """
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
+        accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
+        for number, (label, bins) in enumerate(models):
+            points = [(row["confidence"], row["accuracy"]) for row in bins if row["count"]]
+            accuracy.plot(*zip(*points, strict=True), color=SERIES[number], marker="o", markersize=5, label=label)
+            width = 1 / len(bins) / len(models)
+            left = [row["low"] + (number + 0.5) * width for row in bins]
+            counts.bar(left, [row["count"] for row in bins], 0.86 * width, color=SERIES[number], label=label)
+        accuracy.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", title="Accuracy at each confidence")
+        accuracy.xaxis.set_major_formatter(PercentFormatter(1.0))
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+        accuracy.legend(loc="lower right")
+        counts.set(xlim=(0, 1), xlabel="confidence", title="Predictions at each confidence")
+        counts.xaxis.set_major_formatter(PercentFormatter(1.0))
+        counts.grid(axis="x", visible=False)
+        return svg(drawing, f"reliability-{name}")
+
+
+def risk_coverage(curve: Sequence[Mapping[str, Any]], name: str) -> Markup:
+    """Accuracy of the surest answers against the share of images answered, and the confidence that this asks for.
+
+    curve: "selective" / "curve" of what `trainer.metrics.classification.score` returned.
+    """
+    share = [row["coverage"] for row in curve]
+    estimates = [row["accuracy"] for row in curve]
+    spread = [
+        (each["low"], each["high"], x) for each, x in zip(estimates, share, strict=True) if each["low"] is not None
+    ]
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+        accuracy, confidence = drawing.subplots(1, 2)
+        if spread:
+            low, high, x = zip(*spread, strict=True)
+            accuracy.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0, label="95 % interval")
+        accuracy.plot(share, [each["value"] for each in estimates], color=SERIES[0], label="accuracy")
+        accuracy.set(title="Accuracy of the surest answers")
+        accuracy.legend(loc="lower left")
+        confidence.plot(share, [row["confidence"] for row in curve], color=SERIES[1])
+        confidence.set(title="Least confidence that is answered", ylim=(0, 1.02))
+        for axes in (accuracy, confidence):
+            axes.set(xlim=(0, 1.02), xlabel="share of images answered")
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        return svg(drawing, f"coverage-{name}")
+
+
+def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
+    """Images per second and the share of each step spent waiting for data. steps: the "step" lines."""
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 2.9), layout="constrained")
+        speed, wait = drawing.subplots(1, 2)
+        _curve(speed, steps, "images_per_second", "", SERIES[0], key="step", thin=True)
+        _curve(wait, steps, "data_wait", "", SERIES[1], key="step", thin=True)
+        speed.set(title="Images per second", xlabel="step")
+        speed.set_ylim(bottom=0)
+        wait.set(title="Share of the step spent waiting for data", xlabel="step")
+        wait.set_ylim(0, max(0.05, min(1.0, wait.get_ylim()[1])))
+        wait.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        for axes in (speed, wait):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return svg(drawing, "throughput")
+
+
+def loss_terms(steps: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> Markup:
+    """Figure 40: numbers of an algorithm at each logged step, a small drawing for each. steps: the "step" lines."""
+    columns = 3
+    rows = -(-len(names) // columns)
+    with matplotlib.rc_context(STYLE):
+        drawing = Drawing(figsize=(11, 2.4 * rows), layout="constrained")
+        for number, name in enumerate(names, start=1):
+            axes = drawing.add_subplot(rows, columns, number)
+            _curve(axes, steps, name, "", SERIES[(number - 1) % len(SERIES)], key="step", thin=True)
+            axes.set_title(name.rpartition("/")[2].replace("_", " ") if "norm" not in name else name.replace("_", " "))
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        return svg(drawing, title)
+
+
+def _curve(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    measure: str,
+    label: str,
+    colour: str,
+    style: str = "-",
+    key: str = "epoch",
+    thin: bool = False,
+) -> None:
+    """Draw rows[measure] over rows[key]; missing and non-finite values are left out, long series thinned."""
+    values = [(row[key], row.get(measure)) for row in rows]
+    points = [(x, y) for x, y in values if isinstance(y, int | float) and math.isfinite(y)]
+    if not points:
+        return
+    if len(points) > 600:  # more points than the drawing has pixels only make the file large
+        blocks = np.array_split(np.array(points, dtype=float), 600)
+        points = [(float(block[:, 0].mean()), float(block[:, 1].mean())) for block in blocks]
+    xs, ys = zip(*points, strict=True)
+    marker = "o" if len(points) <= 30 and not thin else ""
+    axes.plot(xs, ys, style, color=colour, label=label, marker=marker, markersize=4, linewidth=1.1 if thin else 1.8)
+
+
+def svg(drawing: Drawing, name: str) -> Markup:
+    """The drawing as inline SVG: no prologue, no metadata, ids of its own, the page's colours and font."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'xlink:href="#', f'href="#{name}-', text)
+    text = re.sub(r'font-family: [^;"]*', "font-family: inherit", text)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # HTML needs none
+    for stand_in, colour in _PAGE_COLOURS.items():
+        text = text.replace(stand_in, colour)
+    return Markup(text)  # drawn here; matplotlib has escaped its words

@@ -1,0 +1,172 @@
+"""Galleries of cells with the model's answers (figures 55 to 57)."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.file_names import on_disk
+from data_pipeline.progress_bar import progress_bar
+from trainer.metrics.evaluation import HEAT, PROBABILITY
+from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
+from trainer.reports.picture import HEAT_WORDS, thumbnail
+
+CARDS_PER_PAGE = 240  # about 2 MB
+MAX_PAGES = 100
+
+
+def confidence_bars(probabilities: Sequence[float], predicted: int, true: int | None) -> Markup:
+    """One bar per type, numbered as in figures 55 and 56; the true type blue, a wrong prediction red."""
+    step, height = 12, 34
+    parts = [f'<path class="base" d="M0 {height + 0.5}H{step * len(probabilities)}"/>']
+    for index, probability in enumerate(probabilities):
+        tall = max(0.0, min(1.0, float(probability))) * height
+        kind = ""
+        if index == true or (true is None and index == predicted):
+            kind = " is-true"
+        elif index == predicted:
+            kind = " is-false"
+        if tall >= 0.2:
+            bar = f'x="{index * step + 1.5}" y="{height - tall:.1f}" width="{step - 3}" height="{tall:.1f}"'
+            parts.append(f'<rect class="bar{kind}" {bar}/>')
+        parts.append(f'<text class="tick" x="{(index + 0.5) * step}" y="{height + 9}">{index}</text>')
+    box = f'viewBox="0 0 {step * len(probabilities)} {height + 11}"'
+    return Markup(f'<svg {box} role="img" aria-label="confidence in each type">{"".join(parts)}</svg>')
+
+
+def type_numbers(cell_types: Sequence[str]) -> str:
+    """'0 basophil, 1 eosinophil, ...': the key to the bars' numbers."""
+    return ", ".join(f"{index} {cell_type}" for index, cell_type in enumerate(cell_types))
+
+
+def prediction_card(
+    probabilities: Sequence[float],
+    cell_types: Sequence[str],
+    true_type: str,
+    picture: Markup,
+    note: str,
+    *,
+    uncertain: bool = False,
+) -> Card:
+    """'Neutrophil 71 % (Basophil)': predicted type, confidence, in brackets the true type ('' unknown)."""
+    predicted = max(range(len(cell_types)), key=lambda index: probabilities[index])
+    true = cell_types.index(true_type) if true_type in cell_types else None
+    return Card(
+        picture=picture,
+        title=f"{cell_types[predicted].capitalize()} {_percent(probabilities[predicted])}",
+        bracket=true_type.capitalize(),
+        note=note,
+        bars=confidence_bars(probabilities, predicted, true),
+        wrong=bool(true_type) and true_type != cell_types[predicted],
+        uncertain=uncertain,
+    )
+
+
+def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: bool = False) -> Path:
+    """Write out/gallery.html for pictures without (or with) known types; returns its path.
+
+    frame columns: path (of an image file, as `printable` gives it), type, confidence, a "p:<type>" column per type,
+    and optionally cell_type (the true type, '' unknown), uncertain (bool) and heat (bytes, as grad_cam.py gives
+    them; with middle_square, of each picture's middle square). The cells stand by predicted type, least certain first,
+    CARDS_PER_PAGE to a file: gallery.html, gallery-002.html, ... Beyond MAX_PAGES files the most certain
+    cells of each type are left out, and the page says so. Files of an earlier gallery in `out` are replaced.
+    Raises UserError when the folder cannot be written.
+    """
+    cell_types = [name.removeprefix(PROBABILITY) for name in frame.columns if name.startswith(PROBABILITY)]
+    shown = _shown(frame)
+    pages = max(1, math.ceil(len(shown) / CARDS_PER_PAGE))
+    names = ["gallery.html"] + [f"gallery-{number:03d}.html" for number in range(2, pages + 1)]
+    counts = _count_table(frame, cell_types)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for old in out.glob("gallery-[0-9][0-9][0-9].html"):
+            old.unlink()
+        with progress_bar(len(shown), "gallery", "image") as progress:
+            for number, name in enumerate(names):
+                rows = shown.iloc[number * CARDS_PER_PAGE : (number + 1) * CARDS_PER_PAGE]
+                links = [
+                    (_page_label(shown, other, pages), "" if other == number else names[other])
+                    for other in range(pages)
+                ]
+                above: list[Block] = [counts] if number == 0 else []
+                if len(shown) < len(frame):
+                    above.append(
+                        Text(
+                            f"{len(shown)} of {len(frame)} images are shown; predictions.csv has all.",
+                            warning=True,
+                        )
+                    )
+                if pages > 1:
+                    above.append(Links("Pages:", links))
+                sections = _sections_by_type(rows, cell_types, middle_square, progress)
+                subtitle = f"{len(frame)} images; page {number + 1} of {pages}; least certain first in each type"
+                write_page(out / name, "Predicted cell types", subtitle, above, sections)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot write the gallery ({error.strerror}); give a folder that can be written"
+        ) from error
+    return out / names[0]
+
+
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by type and rising confidence; of too many, each type's least certain in proportion."""
+    ordered = frame.sort_values(["type", "confidence", "path"], kind="stable").reset_index(drop=True)
+    most = CARDS_PER_PAGE * MAX_PAGES
+    if len(ordered) <= most:
+        return ordered
+    position = ordered.groupby("type").cumcount()
+    size = ordered.groupby("type")["type"].transform("size")
+    return ordered[position < size * most / len(ordered)].iloc[:most].reset_index(drop=True)
+
+
+def _page_label(shown: pd.DataFrame, page: int, pages: int) -> str:
+    if pages == 1:
+        return "1"
+    rows = shown["type"].iloc[page * CARDS_PER_PAGE : (page + 1) * CARDS_PER_PAGE]
+    first, last = rows.iloc[0], rows.iloc[-1]
+    return f"{page + 1} {first}" + ("" if first == last else f" to {last}")
+
+
+def _count_table(frame: pd.DataFrame, cell_types: Sequence[str]) -> Table:
+    rows = []
+    for cell_type in cell_types:
+        confidences = frame.loc[frame["type"] == cell_type, "confidence"]
+        middle = _percent(float(confidences.median())) if len(confidences) else "-"
+        is_unsure = frame["uncertain"] if "uncertain" in frame else frame["confidence"] < 0.5
+        unsure = str(int(is_unsure[frame["type"] == cell_type].sum()))
+        rows.append([Cell(cell_type), Cell(str(len(confidences))), Cell(middle), Cell(unsure)])
+    caption = f"Predictions of {len(frame)} images. Confidence is the model's own probability."
+    last = "uncertain" if "uncertain" in frame else "below 50 %"
+    return Table(caption, ["type", "images", "median confidence", last], rows)
+
+
+def _sections_by_type(
+    rows: pd.DataFrame, cell_types: Sequence[str], middle_square: bool, progress: Any
+) -> list[Section]:
+    columns = [f"{PROBABILITY}{cell_type}" for cell_type in cell_types]
+    sections = []
+    for predicted, part in rows.groupby("type", sort=False):
+        cards = []
+        tables = part[columns].to_numpy(dtype=float).tolist()
+        truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
+        unsure = part["uncertain"] if "uncertain" in part else [False] * len(part)
+        hot = part[HEAT] if HEAT in part else [None] * len(part)
+        for path, truth, probabilities, uncertain, heat in zip(part["path"], truths, tables, unsure, hot, strict=True):
+            name = Path(str(path)).name
+            picture = thumbnail(on_disk(Path(), str(path)), name, heat, middle_square=middle_square)
+            cards.append(
+                prediction_card(probabilities, cell_types, str(truth), picture, name, uncertain=bool(uncertain))
+            )
+            progress.update()
+        key = f"Bars: {type_numbers(cell_types)}.{f' {HEAT_WORDS}' if HEAT in part else ''}"
+        sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))
+    return sections
+
+
+def _percent(fraction: float) -> str:
+    """'71 %'; never '100 %' for what is less than certain."""
+    return f"{min(100 * fraction, 99.9):.1f} %" if 0.995 <= fraction < 0.99995 else f"{100 * fraction:.0f} %"

@@ -1,0 +1,152 @@
+"""A page is a list of sections, a section a list of blocks; `write_page` makes one HTML file of them.
+
+A new kind of score is a new list of blocks: nothing here knows what a classifier is.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from data_pipeline.disk import replace_through
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("trainer.reports", "."),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a warning is set off from the rest."""
+
+    text: str
+    warning: bool = False
+    kind: str = field(default="text", init=False)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number with its interval and, in small type, what it is of."""
+
+    label: str
+    value: str
+    interval: str
+    kind: str = field(default="tile", init=False)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    tiles: Sequence[Tile]
+    kind: str = field(default="tiles", init=False)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, one a line."""
+
+    rows: Sequence[tuple[str, str]]
+    kind: str = field(default="facts", init=False)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An inline drawing (safe SVG markup) over its caption; `beside` others of its kind where there is room."""
+
+    drawing: Markup
+    caption: str
+    beside: bool = False
+    kind: str = field(default="figure", init=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell; shade 0..1 tints it, small is printed under the text."""
+
+    text: str
+    small: str = ""
+    shade: float = 0.0
+    wrong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows; the caption stands above it."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    matrix: bool = False  # square, shaded cells
+    kind: str = field(default="table", init=False)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A picture with a title, a line under it, and one bar per cell type (see `gallery.confidence_bars`)."""
+
+    picture: Markup
+    title: str
+    bracket: str
+    note: str
+    bars: Markup
+    wrong: bool = False
+    uncertain: bool = False
+
+
+@dataclass(frozen=True)
+class Cards:
+    caption: str
+    cards: Sequence[Card]
+    kind: str = field(default="cards", init=False)
+
+
+@dataclass(frozen=True)
+class Links:
+    """A list of links to files beside the page; the one without an address is the page itself."""
+
+    caption: str
+    links: Sequence[tuple[str, str]]
+    kind: str = field(default="links", init=False)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Preformatted text behind a summary line."""
+
+    summary: str
+    text: str
+    kind: str = field(default="folded", init=False)
+
+
+Block = Text | Tiles | Facts | Figure | Table | Cards | Links | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    intro: str
+    blocks: Sequence[Block]
+
+
+def sheet_figure(path: Path, caption: str) -> Figure:
+    """A PNG, inline, over its caption."""
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    picture = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(path.stem, encoded)
+    return Figure(picture, caption, beside=True)
+
+
+def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], sections: Sequence[Section]) -> Path:
+    """Write one HTML file with everything inline, renamed into place whole; returns path.
+
+    blocks stand above the table of contents, which is left out when there is one section or none.
+    """
+    template = _ENVIRONMENT.get_template("template.html")
+    text = template.render(title=title, subtitle=subtitle, blocks=blocks, sections=sections)
+    replace_through(path, text.encode())
+    return path

@@ -1,0 +1,175 @@
+"""A trained classifier as a file that runs without this project: ONNX, or torch's exported program."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import with_checksum
+from data_pipeline.errors import UserError
+from data_pipeline.phantoms.folders import STAINS, render_cell
+from data_pipeline.stream.stream import MicroBatch, Topology
+from trainer.learners.choices import Format
+from trainer.runs.run_directory import DESCRIPTION
+from trainer.tasks.classification.algorithms.cross_entropy import predict
+from trainer.tasks.classification.evaluation import scoring_stream
+from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.raw_classifier import (
+    FORMAT_VERSION,
+    MODEL_FILES,
+    RawClassifier,
+    load_raw_classifier,
+    of_run,
+)
+
+# Real images on which the export is compared with the live model.
+_CHECKED = 64
+# Of a probability. Runtimes sum in orders of their own.
+_TOLERANCE = 1e-4
+
+
+def export_classifier(
+    trained: TrainedClassifier, dataset: Dataset | None, out: Path, form: Format, domain: str | None, card: Path
+) -> dict[str, Any]:
+    """Write a run's classifier, its normaliser in it, to the folder `out`; what its model.json tells comes back.
+
+    The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives calibrated `probabilities` float32
+    [n, types].
+    domain: the stain of the images that it is for. It is compared with the live model first, on real test images of the
+    data set, or on rendered cells where there is none. card: the run's model card, which goes with it where there is
+    one. UserError for what cannot be exported, or differs; nothing is written then.
+    """
+    if out.exists():
+        raise UserError(f"{out}: there already: name another out=DIR, or remove it")
+    raw = of_run(trained, domain)
+    aside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
+        told = _describe(trained, raw, aside, form)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
+        told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
+        if card.exists():
+            shutil.copyfile(card, aside / card.name)
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return told
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).float().softmax(dim=1)
+
+
+def _exported(raw: RawClassifier, form: Format) -> bytes:
+    """The model's file. Not written by the exporters themselves: torch's aborts the process where a disk is full."""
+    side = raw.data.image_size
+    example = torch.zeros(2, 3, side, side)
+    shapes = {"images": {0: torch.export.Dim("n", min=1)}}
+    told = io.StringIO()  # the exporters tell of their steps
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(told), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(_Probabilities(raw.network).eval(), (example,), dynamic_shapes=shapes)
+            if form == "torch_export":
+                content = io.BytesIO()
+                torch.export.save(program, content)
+                return content.getvalue()
+            model = torch.onnx.export(
+                program,
+                input_names=["images"],
+                output_names=["probabilities"],
+                dynamo=True,
+                verbose=False,
+            )
+            assert model is not None  # as dynamo's exporter says it
+            return bytes(model.model_proto.SerializeToString())
+    except Exception as error:  # each operator refuses in its own way
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error
+
+
+def _describe(trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format) -> dict[str, Any]:
+    through = raw.normalizer
+    side = raw.data.image_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "format": form,
+        "sha256": hashlib.sha256((folder / MODEL_FILES[form]).read_bytes()).hexdigest(),
+        "input": {
+            "name": "images",
+            "shape": ["n", 3, side, side],
+            "dtype": "float32",
+            "range": [-1, 1],
+            "order": "RGB",
+        },
+        "output": {"name": "probabilities", "shape": ["n", len(raw.cell_types)], "dtype": "float32"},
+        "cell_types": list(raw.cell_types),
+        "domain": raw.domain,
+        "image_size": side,
+        "crop": raw.crop,
+        "temperature": raw.temperature,
+        "storage": dataclasses.asdict(raw.storage),
+        "normalizer": None if through is None else through.describe(),
+        "model": trained.config.model.name,
+        "checkpoint": {"file": trained.checkpoint.path.name, "step": trained.checkpoint.step},
+        "dataset_hash": trained.dataset_hash,
+    }
+
+
+def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None) -> dict[str, Any]:
+    """The largest difference of a probability, and on which images. UserError where it is not one of rounding."""
+    batch = _rendered(live.data.image_size) if dataset is None else _real(live, dataset)
+    answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
+    difference = float((answers[0] - answers[1]).abs().max())
+    if not difference <= _TOLERANCE:
+        raise UserError(
+            f"the exported model differs from the live one by {difference:.2g} on a probability: take the other format"
+        )
+    return {
+        "on": "rendered cells" if dataset is None else "real test images",
+        "dataset_hash": None if dataset is None else dataset.content_hash,
+        "split": None if dataset is None else "test",
+        "images": len(batch.images),
+        "largest_difference": difference,
+    }
+
+
+def _real(live: RawClassifier, dataset: Dataset) -> MicroBatch:
+    """The first test images of a data set."""
+    config = dataclasses.replace(live.data, domains=None, cell_types=None, crop={})
+    stream = scoring_stream(
+        dataset, config, splits=["test"], cell_types=live.cell_types, batch=_CHECKED, topology=Topology()
+    )
+    batch: MicroBatch = next(iter(stream.read()))
+    return batch
+
+
+def _rendered(side: int) -> MicroBatch:
+    """Phantom cells, the same each time: they say whether two models compute alike, nothing of their answers."""
+    rows = np.arange(_CHECKED)
+    cells = [
+        render_cell(CELL_TYPES[row % len(CELL_TYPES)], STAINS[row % len(STAINS)], row, 0, side)
+        for row in range(_CHECKED)
+    ]
+    images = torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return MicroBatch(images, torch.zeros(_CHECKED, dtype=torch.int64), rows, rows, 0, 1)

@@ -1,0 +1,122 @@
+"""A classifier that a run has trained, and what the run says of itself."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.shards.writer import ShardSettings
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
+from models.classifiers.naive_bayes import NaiveBayes
+from models.errors import ModelError
+from trainer.loop.checkpoint import Checkpoint, CheckpointStore
+from trainer.runs.configuration import typed
+from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.runs.training_data import read_training_data
+from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.stain.normalizers.bundle import NormalizerBundle, load_bundle
+
+
+@dataclass(frozen=True)
+class ClassifierRun:
+    """What a run's config.yaml says: settings, the types it learns, its data set's content hash and storage.
+
+    normalizer: file in the run of what raw images go through first; None where it learned from raw ones.
+    """
+
+    config: ClassifierRunConfig
+    cell_types: tuple[str, ...]
+    dataset_hash: str
+    storage: ShardSettings
+    normalizer: str | None
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """A run's best network, on the CPU in evaluation mode, and what it was made from.
+
+    dataset_hash: content hash of the data set that it was trained on.
+    storage: how the images of that data set are stored; raw images go the same way before prediction.
+    normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
+    calibration: what its logits become probabilities by; the network itself knows nothing of it.
+    domains: of the images that it learned from; none where the run does not tell.
+    """
+
+    network: nn.Module
+    checkpoint: Checkpoint
+    config: ClassifierRunConfig
+    cell_types: tuple[str, ...]
+    dataset_hash: str
+    storage: ShardSettings
+    normalizer: NormalizerBundle | None
+    calibration: Calibration
+    domains: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, wherever it lies now."""
+        return self.checkpoint.path.parents[1]
+
+    @property
+    def layers(self) -> nn.Module:
+        """The network, for what its layers see in an image. UserError where it has none."""
+        if isinstance(self.network, NaiveBayes):
+            raise UserError(
+                f"{self.config.run}: {self.config.model.name} has no layers whose features could be compared: give a "
+                "run of another model"
+            )
+        return self.network
+
+
+def read_classifier_run(run: Path) -> ClassifierRun:
+    """The run's configuration. UserError when the folder holds no run of train_classifier.py."""
+    path, content = run / CONFIG_FILE, read_run_config(run)
+    try:
+        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
+        storage = ShardSettings(**content.pop("storage"))
+        normalizer = content.pop("normalizer")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
+    config = typed(ClassifierRunConfig, content, str(path))
+    return ClassifierRun(config, cell_types, dataset_hash, storage, normalizer)
+
+
+def load_classifier(run: Path) -> TrainedClassifier:
+    """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
+    made, path = read_classifier_run(run), run / CONFIG_FILE
+    config, cell_types = made.config, made.cell_types
+    checkpoint = CheckpointStore(run / "checkpoints").best()
+    if checkpoint is None:
+        raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
+    state = checkpoint.load()["learners"]["classifier"]
+    network = build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
+    checkpoint.fill(network, state["average"] or state["module"], path)
+    bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
+    calibration = load_calibration(run, checkpoint.digest)
+    domains = tuple(sorted((read_training_data(run) or {}).get("domains", ())))
+    return TrainedClassifier(
+        network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
+    )
+
+
+def tell_if_uncalibrated(trained: TrainedClassifier) -> None:
+    """A line on stderr where no temperature was fitted to the checkpoint, or the file of it is gone."""
+    if trained.calibration.checkpoint != trained.checkpoint.digest:
+        path = trained.checkpoint.path.parents[1] / FILE
+        print(f"warning: {path}: not there for this checkpoint; {trained.calibration.remark}", file=sys.stderr)
+
+
+def build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:
+    """A classifier with the weights that its configuration names, another run's too. UserError where it cannot be."""
+    weights = None
+    if config.weights is not None and (Path(config.weights) / CONFIG_FILE).exists():
+        weights = load_classifier(Path(config.weights)).network.state_dict()
+    try:
+        return build_classifier(config, number_of_types, image_size, weights)
+    except ModelError as error:
+        raise UserError(str(error)) from error

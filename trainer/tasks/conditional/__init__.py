@@ -1,0 +1,1 @@
+"""Generators of a wanted cell type."""

@@ -1,0 +1,53 @@
+"""C-WGAN-GP: a WGAN-GP of three learners, the third a classifier of cell types (thesis section 3.5, figure 28)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from data_pipeline.stream.stream import MicroBatch
+from trainer.learners import losses
+from trainer.tasks.conditional.algorithm import Generated, Terms
+from trainer.tasks.conditional.algorithms.cwgan_gp import ConditionalWganGp
+
+
+class ClassifierWganGp(ConditionalWganGp):
+    """The classifier learns from real images; the generator minimises -D(G(z, C)) + lambda CE(C(G(z, C)), C).
+
+    The critic knows no types. lambda rises linearly over the run: a classifier that has learned little yet
+    would lead the generator to images that are none.
+    """
+
+    critic_sees_types = False
+    has_classifier = True
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._classifier = self.learners["classifier"]
+
+    @property
+    def classification_weight(self) -> float:
+        """lambda of the generator's next move."""
+        first, last = self._weights.classification_first, self._weights.classification_last
+        return first + (last - first) * self._generator.steps / max(self._total_steps - 1, 1)
+
+    def _moves_after_critic(self) -> dict[str, Callable[[MicroBatch], Terms]]:
+        return {"classifier": self._classify, **super()._moves_after_critic()}
+
+    def _classify(self, part: MicroBatch) -> Terms:
+        with self._classifier.autocast():
+            logits = self._classifier.engine(part.images)
+        return {"classifier": (1.0, losses.classification(logits, part.labels)), "accuracy": _hits(logits, part.labels)}
+
+    def _generator_terms(self, made: Generated) -> Terms:
+        with self._classifier.autocast():
+            logits = self._classifier.module.eval()(made.images)
+        return super()._generator_terms(made) | {
+            "classification": (self.classification_weight, losses.classification(logits, made.conditions)),
+            "generated_accuracy": _hits(logits, made.conditions),
+        }
+
+
+def _hits(logits: torch.Tensor, types: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Right answers, to be counted and not to be learned from."""
+    return 0.0, (logits.detach().argmax(dim=1) == types).float()

@@ -1,0 +1,30 @@
+"""CWGAN-GP: WGAN-GP (Gulrajani et al. 2017) whose critic is shown the type beside the image, the thesis's rival."""
+
+from functools import partial
+
+from data_pipeline.device import to_device
+from data_pipeline.randomness import derive_key, uniform
+from trainer.learners import losses
+from trainer.tasks.conditional.algorithm import ConditionalAlgorithm, Generated, Judged, Terms
+
+
+class ConditionalWganGp(ConditionalAlgorithm):
+    """The critic minimises D(generated) - D(real) + penalty (eq. 26), the generator -D(G(z, C)) (eq. 25)."""
+
+    critic_sees_types = True
+
+    def _critic_terms(self, judged: Judged) -> Terms:
+        part = judged.real
+        points = uniform(derive_key(self._seed, "penalty"), part.positions, 1)[:, 0]
+        penalty = losses.gradient_penalty(
+            # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+            partial(self._critic.module, types=part.labels),
+            part.images,
+            judged.generated,
+            to_device(points, part.images.device),
+        )
+        distance = losses.wasserstein_critic(losses.score(judged.on_real), losses.score(judged.on_generated))
+        return {"critic": (1.0, distance), "penalty": (self._weights.penalty, penalty)}
+
+    def _generator_terms(self, made: Generated) -> Terms:
+        return {"adversarial": (1.0, losses.wasserstein_generator(losses.score(made.answers)))}

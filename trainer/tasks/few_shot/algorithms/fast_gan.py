@@ -1,0 +1,39 @@
+"""FastGAN (Liu et al. 2021), the thesis's rival: skip-layer excitation and a self-supervised discriminator."""
+
+import torch
+from torch.nn import functional
+
+from models.few_shot.discriminator import Discriminator
+from trainer.learners import losses
+from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, Change, augment
+from trainer.tasks.few_shot.episode import Draw, Episode
+
+_CHANGES: tuple[Change, ...] = ("colour", "translation")  # as in FastGAN's own code
+
+
+class FastGan(Episode):
+    """Noise to images against a hinge loss, from scratch; a decoder must tell what the discriminator has seen."""
+
+    discriminators = ("discriminator", "decoder")
+
+    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+        """The hinge loss, and the L1 distance of real images to what is decoded from their features."""
+        with torch.no_grad():
+            generated = self._generate(images, draw)
+        shown = augment(images, draw.uniform("real", NUMBERS), _CHANGES)
+        generated = augment(generated, draw.uniform("generated", NUMBERS), _CHANGES)
+        discriminator = self.networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        features = discriminator.features(torch.cat([shown, generated]))
+        real, made = discriminator.judge(features).chunk(2)
+        decoded = self.networks["decoder"](features[: len(images)])
+        seen = functional.avg_pool2d(shown, shown.shape[-1] // decoded.shape[-1])
+        return {
+            "discriminator": losses.hinge_discriminator(real, made),
+            "reconstruction": losses.reconstruction(seen, decoded),
+        }
+
+    def generator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+        generated = augment(self._generate(images, draw), draw.uniform("generated", NUMBERS), _CHANGES)
+        # What a generator minimises against a hinge is -D(G(z)), as against a Wasserstein critic.
+        return {"adversarial": losses.wasserstein_generator(self.networks["discriminator"](generated))}

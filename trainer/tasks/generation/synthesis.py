@@ -1,0 +1,110 @@
+"""Making images of a wanted cell type: what every trained generator of cells can do, and filling a bank with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from data_pipeline.banks.bank_writer import fill_bank
+from data_pipeline.banks.image_bank import BankFacts, ImageBank
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.learned_images import FILE, LearnedImages
+from data_pipeline.stream.stream import Topology
+from trainer.runs.run_directory import read_run_config
+from trainer.tasks.conditional import load as conditional_run
+from trainer.tasks.few_shot import load as few_shot_run
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
+
+
+class ImageSampler(Protocol):
+    """A trained generator of cells, one image for each (seed, cell type, index).
+
+    cell_types: those it makes. image_size: side of its square images in pixels. latent_size: numbers that one image
+    follows from, beside its type. domain: the stain its images are filed under, that of most of its training images.
+    """
+
+    cell_types: tuple[str, ...]
+    image_size: int
+    latent_size: int
+    domain: str
+
+    def to(self, device: torch.device) -> "ImageSampler":
+        """The sampler itself, from now on on this device."""
+        ...
+
+    def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images float32 [n, 3, S, S] in [-1, 1] and their latents float32 [n, latent_size], on the sampler's device.
+
+        An image is a function of (seed, cell_type, index) and the weights alone, not of the others in the call.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What made the images, as plain JSON values: name, checkpoint (SHA-256), dataset_hash, config."""
+        ...
+
+
+def load_sampler(run: Path) -> ImageSampler:
+    """What a run has learned to make, on the CPU. UserError for a folder that is no run of a generator of cells."""
+    loaders: dict[Any, Callable[[Path], ImageSampler]] = {
+        conditional_run.KIND: conditional_run.load_conditional_model,
+        few_shot_run.KIND: few_shot_run.load_few_shot_model,
+    }
+    kind = read_run_config(run).get("kind")
+    if kind not in loaders:
+        raise UserError(
+            f"{run}: not a run that makes cells: give one of train_conditional_gan.py or train_few_shot_gan.py"
+        )
+    return loaders[kind](run)
+
+
+def synthesize(
+    sampler: ImageSampler, config: SynthesizeConfig, topology: Topology, learned: LearnedImages
+) -> ImageBank:
+    """Fill the bank of `config.bank` with `config.count` images of each type; the finished bank comes back.
+
+    learned: what the sampler learned from, which goes with the bank. Data-parallel over the processes, taken up where
+    it was killed. UserError for a type that the sampler does not make, and for a bank that holds anything else.
+    """
+    unknown = [name for name in config.cell_types if name not in sampler.cell_types]
+    if unknown:
+        raise UserError(
+            f"cell_types: {config.run} makes no {unknown[0]!r}: use some of {', '.join(sampler.cell_types)}"
+        )
+    wanted = config.cell_types or sampler.cell_types
+    facts = BankFacts(
+        made_by=sampler.describe() | {"seed": config.seed},
+        domain=sampler.domain,
+        cell_types=tuple(name for name in CELL_TYPES if name in wanted),
+        image_size=sampler.image_size,
+        latent_size=sampler.latent_size,
+    )
+    if len(set(gather_object([facts.identity]))) > 1:
+        raise UserError(f"{config.run}: a checkpoint was written while it was read: wait until its training has ended")
+    sampler = sampler.to(topology.device)
+
+    @torch.no_grad()
+    def draw(cell_type: str, indices: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        images, latents = sampler.draw(cell_type, config.seed, indices)
+        levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).cpu().numpy(), latents.float().cpu().numpy()
+
+    bank = fill_bank(
+        Path(str(config.bank)),
+        facts,
+        int(config.count or 0),
+        draw,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        barrier=PartialState().wait_for_everyone,
+    )
+    if topology.rank == 0 and not (bank.root / FILE).exists():
+        learned.save(bank.root)
+    return bank

@@ -1,0 +1,1 @@
+"""From one stain to another."""
