@@ -15,6 +15,7 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
 from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -80,6 +81,32 @@ def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Conf
     values = _compose(name, choices)
     lay_over(values, told)
     return typed(kind, values, "")
+
+
+def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:
+    """What every training launcher does with its configuration: join the processes, train, print the report's path.
+
+    prepare: called with the rank, rank 0 first, before the data set is opened.
+    """
+    if not config.shards or not config.run:
+        raise UserError(f"{launcher} needs shards=DIR and run=DIR; see --help")
+    if prepare is None:
+        config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.planning.micro_batch import with_found_micro_batch
+    from trainer.runs.training import train
+
+    topology = join_processes()
+    if prepare is not None:
+        with PartialState().main_process_first():
+            prepare(topology.rank)
+    run = train(with_found_micro_batch(config, topology), topology)
+    leave_processes()
+    if topology.rank == 0:
+        print((run / "report.html").resolve())
 
 
 def config_groups(name: str) -> dict[str, str]:

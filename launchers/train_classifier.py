@@ -30,8 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 
@@ -54,31 +53,16 @@ class QuickstartConfig(ClassifierRunConfig):
 
 
 def main(arguments: Sequence[str]) -> None:
-    quickstart = not any(argument.startswith(("shards=", "run=")) for argument in arguments)
-    config: ClassifierRunConfig
-    if quickstart:
-        config = read_config(QuickstartConfig, "quickstart", arguments)
-    else:
-        config = read_config(ClassifierRunConfig, "train_classifier", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_classifier.py needs shards=DIR and run=DIR, or no argument for the tour on phantoms")
-    if not quickstart:
-        config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from accelerate import PartialState
+    if any(argument.startswith(("shards=", "run=")) for argument in arguments):
+        train_run(read_config(ClassifierRunConfig, "train_classifier", arguments), "train_classifier.py")
+        return
+    config = read_config(QuickstartConfig, "quickstart", arguments)
 
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.classification.training import train_classifier
+    def prepare(rank: int) -> None:
+        if rank == 0:
+            _make_phantom_dataset(config)
 
-    topology = join_processes()
-    if isinstance(config, QuickstartConfig):
-        with PartialState().main_process_first():
-            if topology.rank == 0:
-                _make_phantom_dataset(config)
-    report = train_classifier(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(report.resolve())
+    train_run(config, "train_classifier.py", prepare)
 
 
 def _make_phantom_dataset(config: QuickstartConfig) -> None:

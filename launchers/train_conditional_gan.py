@@ -22,25 +22,12 @@ example:
 
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.conditional.config import ConditionalRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = read_config(ConditionalRunConfig, "train_conditional_gan", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_conditional_gan.py needs shards=DIR and run=DIR; see --help")
-    config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.conditional.training import train_conditional_model
-
-    topology = join_processes()
-    run = train_conditional_model(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(run.resolve())
+    train_run(read_config(ConditionalRunConfig, "train_conditional_gan", arguments), "train_conditional_gan.py")
 
 
 if __name__ == "__main__":

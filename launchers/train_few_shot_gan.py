@@ -25,25 +25,12 @@ example:
 
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.few_shot.config import FewShotRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = read_config(FewShotRunConfig, "train_few_shot_gan", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_few_shot_gan.py needs shards=DIR and run=DIR; see --help")
-    config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.few_shot.training import train_few_shot_model
-
-    topology = join_processes()
-    run = train_few_shot_model(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(run.resolve())
+    train_run(read_config(FewShotRunConfig, "train_few_shot_gan", arguments), "train_few_shot_gan.py")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from data_pipeline.errors import UserError
 from models.errors import ModelError
 from trainer.runs.configuration import typed
+from trainer.runs.registry import algorithm_class
 from trainer.tasks.stain.config import StainModelConfig
-from trainer.tasks.stain.load import TrainedStainModel, build_generators, into_domains
+from trainer.tasks.stain.load import TrainedStainModel
 
 
 class LearnedNormalizer:
@@ -61,9 +62,10 @@ class LearnedNormalizer:
         identity = {name: value for name, value in state.items() if name != "generators"}
         model = typed(StainModelConfig, identity["model"], "normaliser")
         try:
-            generators = build_generators(model, identity["image_size"])
+            algorithm = algorithm_class("stain", model.algorithm)
+            generators = algorithm.build_generators(model, identity["image_size"])
             generators.load_state_dict(state["generators"])
         except (ModelError, RuntimeError) as error:
             raise UserError(f"normaliser {identity['name']}: its weights are not those of its model") from error
-        to_a, to_b = into_domains(model, generators)
+        to_a, to_b = algorithm.into_domains(generators)
         return cls(to_a if identity["side"] == "a" else to_b, identity, state["generators"])
