@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from timm.utils import ModelEmaV3
 from torch import distributed, nn
 
 from data_pipeline.errors import UserError
+from trainer.learners.average import RunningAverage
 from trainer.learners.choices import EngineName, NetworkChoices, Precision
 from trainer.learners.engine import make_engine
 from trainer.learners.network_choices import checkpoint_activations, require_compiler, resting_statistics
@@ -61,7 +61,7 @@ class Learner:
         self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
         self._average = None
         if config.average_decay > 0:
-            self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
+            self._average = RunningAverage(self.module, config.average_decay)
 
     @property
     def engine(self) -> nn.Module:
