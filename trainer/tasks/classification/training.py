@@ -36,10 +36,6 @@ from trainer.tasks.classification.calibration import fit_temperature, save_calib
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.model_advice import advise_model
-from trainer.tasks.classification.model_card import write_model_card
-from trainer.tasks.classification.naive_bayes import fit_naive_bayes
-from trainer.tasks.classification.report import write_run_report
 from trainer.tasks.stain.normalizers.bundle import FILE
 
 HELD_OUT = ("validation", "test")
@@ -83,6 +79,8 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
             learned.save(run)
 
     if isinstance(network, NaiveBayes):
+        from trainer.tasks.classification.naive_bayes import fit_naive_bayes
+
         finished = saved_state(run, made_with) is not None
         describe_run()
         if not finished:
@@ -125,6 +123,10 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
     )
     if topology.rank != 0:
         return run / "report.html"
+    # Here: the first step need not wait for what draws a report.
+    from trainer.tasks.classification.model_card import write_model_card
+    from trainer.tasks.classification.report import write_run_report
+
     save_evaluation(run, result, frame, own_test=True)
     save_training_data(run, dataset, config.data)
     write_model_card(run)
@@ -226,6 +228,8 @@ def _expect(network: nn.Module, stream: Stream, config: ClassifierRunConfig, top
     """What is told of a training's time before it is measured. On a CPU, where a first step may take minutes."""
     if topology.device.type != "cpu" or topology.rank != 0:
         return Expectation()
+    from trainer.tasks.classification.model_advice import advise_model
+
     size, types = config.data.image_size, len(stream.cell_types)
     seconds = try_out(network, size, -(-stream.global_batch // topology.world_size))
     return Expectation(seconds, partial(advise_model, config.model, types, size))
