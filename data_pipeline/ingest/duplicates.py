@@ -7,8 +7,6 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _ROWS_AT_ONCE = 65_536
 # From here on, sorting by more keys costs less than comparing all that share one of few.
@@ -82,6 +80,10 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     pairs = list(near_pairs(distinct, max_distance))
     one = np.concatenate([pair[0] for pair in pairs]) if pairs else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in pairs]) if pairs else np.empty(0, np.int64)
+    # Here: a training imports this module, and SciPy takes a while.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(distinct), len(distinct)))
     _, component = connected_components(graph, directed=False)
     components: npt.NDArray[np.int64] = component.astype(np.int64)[row_of]
