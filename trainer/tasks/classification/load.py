@@ -15,11 +15,11 @@ from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
 from trainer.runs.configuration import typed
+from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 from trainer.runs.training_data import read_training_data
 from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle, load_bundle
 
 
 @dataclass(frozen=True)

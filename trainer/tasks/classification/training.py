@@ -28,6 +28,7 @@ from trainer.loop.fit_config import FitConfig
 from trainer.loop.forecast import Expectation, try_out
 from trainer.metrics.evaluation import save_evaluation
 from trainer.planning.micro_batch import with_found_micro_batch
+from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_at_start, learned_by_classifier, say, unseen
 from trainer.runs.run_directory import fingerprint, settings, write_run_config
 from trainer.runs.training_data import save_training_data
@@ -40,7 +41,6 @@ from trainer.tasks.classification.model_advice import advise_model
 from trainer.tasks.classification.model_card import write_model_card
 from trainer.tasks.classification.naive_bayes import fit_naive_bayes
 from trainer.tasks.classification.report import write_run_report
-from trainer.tasks.stain.normalizers.bundle import FILE
 
 HELD_OUT = ("validation", "test")
 

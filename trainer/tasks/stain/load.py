@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from data_pipeline.errors import UserError
 from models.errors import ModelError
 from models.stain.build import build_critic, build_generator
+from models.stain.grey import ColourGrey
 from models.stain.two_way import DomainPair, TwoWay
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
 from trainer.runs.configuration import typed
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
-from trainer.tasks.stain.algorithms.pix2pix import to_grey
 from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
 
 
@@ -35,17 +34,6 @@ class TrainedStainModel:
     cell_types: tuple[str, ...]
     dataset_hash: str
     checkpoint: Checkpoint
-
-
-class ColourGrey(nn.Module):
-    """pix2pix as a normaliser: the image turned grey, then coloured as its generator learned to."""
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, images: Any) -> Any:
-        return self.generator(to_grey(images))
 
 
 def build_generators(model: StainModelConfig, image_size: int) -> nn.Module:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import torch
 
+from models.stain.grey import to_grey
 from models.stain.two_way import DomainPair
 from trainer.learners import losses
 from trainer.learners.learner import Learner
 from trainer.loop.fit import Batches, Stateless, StepResult
 from trainer.tasks.stain.cycle import Pair
-
-# ITU-R BT.601: how bright red, green and blue look.
-_LUMINANCE = (0.299, 0.587, 0.114)
 
 
 class Pix2Pix(Stateless):
@@ -84,12 +82,6 @@ class Pix2Pix(Stateless):
             sums["adversarial"] += adversarial.detach()
             sums["l1"] += l1.detach().sum()
         return sums
-
-
-def to_grey(images: torch.Tensor) -> torch.Tensor:
-    """Luminance in all three channels: float32 [n, 3, H, W] in [-1, 1], as the images."""
-    weights = images.new_tensor(_LUMINANCE).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).expand_as(images)
 
 
 def _side_by_side(grey: torch.Tensor, real: torch.Tensor, coloured: torch.Tensor) -> torch.Tensor:
