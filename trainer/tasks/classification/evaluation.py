@@ -18,10 +18,10 @@ from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
 from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
+from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle
 
 
 def scoring_stream(

@@ -24,6 +24,7 @@ from trainer.loop.fit_config import FitConfig
 from trainer.loop.forecast import Expectation, try_out
 from trainer.metrics.evaluation import save_evaluation
 from trainer.runs import registry
+from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.runs.training_data import save_training_data
@@ -31,7 +32,6 @@ from trainer.tasks.classification.calibration import fit_temperature, save_calib
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.stain.normalizers.bundle import FILE
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
