@@ -18,7 +18,7 @@ from data_pipeline.lineage import banks_of, family, lineage, normalization_needs
 from data_pipeline.shards.build_files import DATASET_FILE, mirror_of
 from data_pipeline.shards.store import Store
 from data_pipeline.shards.stored_images import StoredImages, inspect_stored, near_pairs_across
-from data_pipeline.sources.munich import original_of
+from data_pipeline.sources import layouts
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _check_catalogue(ground: _Ground) -> Check:
 
 
 def _check_groups(ground: _Ground) -> Check:
-    """A patient, slide or Munich original in one split; Munich's named anew from the file names."""
+    """Each patient, slide or original is in one split; groups that file names tell are read again."""
     # A generated image's group is its bank, on the training side by rule: see the check of synthetic images.
     rows = [row for row in ground.rows if row.origin != "synthetic"]
     firsts: dict[str, dict[str, Sample]] = defaultdict(dict)
@@ -92,11 +92,12 @@ def _check_groups(ground: _Ground) -> Check:
         if len(parts) > 1
     ]
     declared = ground.declared("sources") or []
-    munich = {source["name"] for source in declared if source["kind"] == "munich"}
+    known = {source["name"]: layouts()[source["kind"]] for source in declared if source["kind"] in layouts()}
+    group_of = {name: layout.group_of for name, layout in known.items() if layout.group_of}
     for row in rows:
-        original = group_name(row.source, original_of(row.path), "") if row.source in munich else ""
-        if original and row.group != original:
-            found.append(f"{named(row)} is of group {row.group}, its name says {original}")
+        by_name = group_of[row.source](row.path) if row.source in group_of else ""
+        if by_name and row.group != group_name(row.source, by_name, ""):
+            found.append(f"{named(row)} is of group {row.group}, its name says {group_name(row.source, by_name, '')}")
     remedy = "name patient or slide in the source (a table's columns) and build the data set again"
     alone = sum(row.group in (row.id, row.parent) for row in rows)
     checked = f"groups of {len(rows)} images, each in one split"

@@ -54,6 +54,7 @@ from data_pipeline.shards.build_files import BUILT, DiskSite
 from data_pipeline.shards.build_store import StoreSite
 from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.writer import (
+    LAYOUT,
     PlannedShard,
     ShardSettings,
     ShardTask,
@@ -61,7 +62,7 @@ from data_pipeline.shards.writer import (
     plan_shards,
     write_shard,
 )
-from data_pipeline.sources import RawImage, SourceDeclaration, survey
+from data_pipeline.sources import RawImage, SourceDeclaration, layouts, survey
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ def build_dataset(
         samples, remarks = _scan(recipe, images, _known_facts(old, before), workers, progress, map_tasks)
         warnings += remarks
         folders = {declaration.name: declaration.folder for declaration in recipe.sources}
-        listed = frozenset(declaration.name for declaration in recipe.sources if declaration.kind == "table")
+        listed = frozenset(declaration.name for declaration in recipe.sources if layouts()[declaration.kind].is_file)
         warnings += exclude_litter(
             samples, listed, lambda row: on_disk(folders[row.source], row.path), workers, progress, map_tasks
         )
         warnings += _curate(samples, recipe)
+        if old is not None and old.metadata.get("layout", 1) != LAYOUT:
+            warnings.append(f"all shards are new: the old ones were not of layout {LAYOUT}, so the content hash is new")
         if not any(row.kept for row in samples):
             reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
             raise UserError(f"{root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
@@ -307,6 +310,7 @@ def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[s
     return {
         "format_version": FORMAT_VERSION,
         "decoding": DECODING,
+        "layout": LAYOUT,
         "made_by": BUILT,
         "parents": [],
         "sources": [declaration.to_json() for declaration in recipe.sources],
