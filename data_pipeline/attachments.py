@@ -3,8 +3,6 @@
 The copy's name ends in the hash of its bytes, so a new version never overwrites the one that the catalogue names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Files on disk: atomic writes, locks, temporary folders, records with a checksum."""
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

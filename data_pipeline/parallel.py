@@ -1,7 +1,5 @@
 """Maps a function over many tasks on several cores, in order, with bounded memory."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -4,8 +4,6 @@ The commit is one rename of `catalog.parquet`, or one PUT in a store. New shards
 it, and old ones are removed after it: killed at any moment, a build leaves the old data set or the new one whole.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

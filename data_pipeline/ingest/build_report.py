@@ -1,7 +1,5 @@
 """The report of a build, as JSON (build_report.json) and as text, and its warnings."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

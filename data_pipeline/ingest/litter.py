@@ -1,7 +1,5 @@
 """Image files that are no pictures of cells: masks, thumbnails, copies made by operating systems."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

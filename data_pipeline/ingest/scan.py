@@ -1,7 +1,5 @@
 """Read every raw file: its SHA-256 always, its size and perceptual hash if the bytes are new."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import stat

@@ -1,7 +1,5 @@
 """A build on a disk: its lock, its commit, and the removal of files that no data set refers to."""
 
-from __future__ import annotations
-
 import errno
 import json
 import re

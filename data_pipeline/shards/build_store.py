@@ -1,7 +1,5 @@
 """A build in a store: its lock, its commit by one PUT, and the removal of objects that no data set refers to."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import os

@@ -5,8 +5,6 @@ fetches a shard locks the temporary file it is written to; that is renamed when 
 wait; the lock of a process that dies is released. The least recently used shards are removed to make room.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

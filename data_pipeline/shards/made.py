@@ -3,8 +3,6 @@
 The journal is written last, beside the shard. A resumed derivation renders only the shards that have none.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Check every byte of a data set against its catalogue."""
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 import zlib

@@ -4,8 +4,6 @@ Partitioned by source, split and a binary trie over the bits of the ids; members
 time. A shard's name ends in the hash of its bytes, so two different shards never share a name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -26,8 +26,6 @@ with one label for each image returns its `Survey` itself, as `table.py` does. `
 Begin to read with `declaration.py` (what a source is, what it returns, the registry), then `munich.py`.
 """
 
-from __future__ import annotations
-
 from data_pipeline.sources.declaration import (
     RawImage,
     SourceDeclaration,

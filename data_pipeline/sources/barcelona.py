@@ -1,7 +1,5 @@
 """The Barcelona set (Acevedo et al. 2020): the folder is the class, the file name's prefix a finer label."""
 
-from __future__ import annotations
-
 from pathlib import PurePosixPath
 
 from data_pipeline.cell_types import BARCELONA_FOLDERS, BARCELONA_PROMYELOCYTE

@@ -1,7 +1,5 @@
 """Folders of images: one folder per class, or no classes at all."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """From the labels of a source to the twelve cell types."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

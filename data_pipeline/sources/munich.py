@@ -1,7 +1,5 @@
 """The Munich set (Matek et al. 2019): the folder is a code, the file name starts with code and number."""
 
-from __future__ import annotations
-
 import re
 from pathlib import PurePosixPath
 

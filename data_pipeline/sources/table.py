@@ -1,7 +1,5 @@
 """A CSV table of images: image,label and, where they are known, patient, slide and domain."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import re
