@@ -19,7 +19,7 @@ from tests.data_pipeline.raw_images import files_below
 # Derives in children of one small process; a child is killed before its `step`-th call that changes or
 # secures something on disk.
 _KILLER = """
-import json, os, pathlib, sys, webdataset
+import json, os, pathlib, sys
 from data_pipeline.catalog import Dataset
 from tests.data_pipeline.dying import die_before
 from tests.data_pipeline.negatives import Renderer, derive

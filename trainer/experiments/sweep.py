@@ -8,6 +8,7 @@ writes.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from data_pipeline.catalog import Dataset
-from data_pipeline.disk import file_lock, replace_through
+from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, root_of
 from data_pipeline.stream.config import default_order
@@ -215,11 +214,11 @@ def describe_sweep(sweep: Sweep) -> list[str]:
 def opened(sweep: Sweep) -> Iterator[None]:
     """Take the sweep's folder for this process. UserError where another process has it."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = file_lock(sweep.folder / "sweep.lock", blocking=False).acquire()
-    except Timeout as error:
-        raise UserError(f"{sweep.folder}: another ablate.py is at work there: let it end, or stop it") from error
-    with lock:
+    with (sweep.folder / "sweep.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{sweep.folder}: another ablate.py is at work there: let it end, or stop it") from error
         content = {
             "name": sweep.config.name,
             "kind": sweep.config.kind,

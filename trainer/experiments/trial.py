@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.disk import TEMPORARY_PREFIX, file_lock, write_through
+from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import LAUNCHERS
@@ -191,8 +191,10 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
             report(_told(read_epochs(trial.run)[-1]) if first else {})
 
     trial.run.parent.mkdir(parents=True, exist_ok=True)
-    # An attempt before this one, whose node or driver died, may not be quite dead.
-    with file_lock(trial.run.with_name(f"{trial.run.name}.lock")) if first else nullcontext():
+    with trial.run.with_name(f"{trial.run.name}.lock").open("w") as lock:
+        if first:
+            # An attempt before this one, whose node or driver died, may not be quite dead.
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if distributed.is_initialized():
             distributed.barrier()
         train_classifier(trial.config, topology, after_epoch)
