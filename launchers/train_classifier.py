@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.stream.augment import augmentation_help
 from launchers.console import launch, read_config
 from trainer.tasks.classification.config import ClassifierRunConfig
 
@@ -102,4 +103,4 @@ def _make_phantom_dataset(config: QuickstartConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, __doc__)
+    launch(main, f"{__doc__}\n{augmentation_help()}")

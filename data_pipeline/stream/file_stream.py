@@ -44,8 +44,6 @@ class FileStream:
         self._crop = crop
         self._graph = GraphConfig(
             image_size=config.image_size,
-            geometry="none",
-            move_stain=False,
             batch_size=batch,
             threads=config.threads,
             prefetch=config.prefetch,

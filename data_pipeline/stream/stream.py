@@ -105,6 +105,7 @@ class Stream:
         self.config = dataclasses.replace(config, order=config.order or default_order(config, dataset.in_store))
         self.cell_types = tuple(cell_types)
         self.training = training
+        self._operations = config.augment.operations if training else ()
         self.global_batch = global_batch
         self._seed = seed
         self._topology = topology
@@ -236,16 +237,14 @@ class Stream:
         return shares.mask(self.samples["origin"] == "synthetic", 1.0).to_numpy(np.float32)
 
     def _graph_config(self) -> GraphConfig:
-        augment = self.config.augment
         slice_size = -(-self.global_batch // self._topology.world_size)
         return GraphConfig(
             image_size=self.config.image_size,
-            geometry=augment.geometry if self.training else "none",
-            move_stain=self.training and augment.moves_stain,
             batch_size=-(-slice_size // self.parts),
             threads=self.config.threads,
             prefetch=self.config.prefetch,
             deterministic=self.config.deterministic,
+            operations=self._operations,
             crop=bool((self._crop != 1).any()),
         )
 
@@ -272,7 +271,5 @@ class _Reading:
         batch, rows, positions = self._pending.popleft()
         encoded = stream._source.read(rows)
         self.handed_over.append((batch, rows, positions))
-        config, parameters = stream.config, None
-        if stream.training:
-            parameters = draw_parameters(config.augment, stream._seed, positions, config.image_size)
+        parameters = draw_parameters(stream._operations, stream._seed, positions, stream.config.image_size)
         return GraphInputs(encoded, parameters, stream._crop[rows])
