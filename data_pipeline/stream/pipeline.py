@@ -4,21 +4,24 @@ One graph for every device: with a GPU, decoding is `mixed` and the rest runs th
 on the CPU.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
+from torch.utils.dlpack import from_dlpack
 
 from data_pipeline.stream.augment import draw_parameters
 from data_pipeline.stream.augmentations import Augmentation, Parameters
 from data_pipeline.threads import divide, thread_share
 
 _CROP = "crop"
+Tag = TypeVar("Tag")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,28 @@ class GraphInputs:
     crop: npt.NDArray[np.float32] | None = None  # [n], share of each side that is kept, (0, 1]; if the graph crops
 
 
+def run_graph(
+    config: GraphConfig, batches: Iterator[tuple[Tag, GraphInputs]], device_id: int | None
+) -> Iterator[tuple[Tag, torch.Tensor]]:
+    """Images of every batch, as `build_graph` says, with the tag that its inputs came with."""
+    in_work: deque[Tag] = deque()
+
+    def source() -> GraphInputs:
+        tag, inputs = next(batches)
+        in_work.append(tag)
+        return inputs
+
+    pipeline = build_graph(config, source, device_id)
+    # DALI's work is ordered before what torch does next on this stream: the host does not wait for it.
+    compute_stream = None if device_id is None else torch.cuda.current_stream(device_id)
+    while True:
+        try:
+            (output,) = pipeline.run(compute_stream)
+        except StopIteration:
+            return
+        yield in_work.popleft(), from_dlpack(output.as_tensor())
+
+
 def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_id: int | None) -> Pipeline:
     """A built pipeline whose only output is float32 [n, 3, image_size, image_size] in [-1, 1].
 
@@ -57,7 +82,7 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
     def columns() -> list[list[Any]]:
         inputs = source()
         values: dict[str, npt.NDArray[Any]] = dict(inputs.parameters)
-        if inputs.crop is not None:
+        if config.crop and inputs.crop is not None:
             values[_CROP] = np.repeat(inputs.crop[:, None], 2, axis=1)  # of width and height
         return [inputs.encoded, *(list(values[name]) for name in names)]
 

@@ -63,7 +63,7 @@ def from_memory(
                 for chosen in _batches(len(encoded), setting.batch)
             ]
         )
-        config = open_stream(dataset, image_size, augment, topology, setting)._graph_config()
+        config = open_stream(dataset, image_size, augment, topology, setting).graph_config()
         return _run(build_graph(config, lambda: next(ready), topology.gpu), setting)
 
     return open_graph
