@@ -1,4 +1,4 @@
-"""The part of a launcher's configuration that names its data set."""
+"""Which data set a launcher reads: a part of its configuration."""
 
 from __future__ import annotations
 
@@ -14,30 +14,41 @@ from data_pipeline.shards.store import CATALOG_FILE, is_url, no_dataset, root_of
 if TYPE_CHECKING:
     from data_pipeline.catalog import Dataset
 
-# Images to be scored that the model has learned from: refuse to score, or score without them.
+# Metadata of a field that no result depends on: it may change when a run is resumed.
+AFFECTS_NOTHING = {"affects": "nothing"}
+# Images that the weights were trained on: refuse to score, or score without them.
 SeenChoice = Literal["refuse", "leave_out"]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A data set, and the local cache for the shards of a store."""
+    """Which data set, and where its shards are cached when it lies in an object store.
 
-    shards: str | None = None  # a folder, or a URL such as s3://bucket/prefix
-    cache: str | None = field(default=None, kw_only=True)  # folder of the cache; null for ~/.cache/hemaforge
-    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True)  # gigabytes (10^9 bytes), of all data sets
+    No result depends on these: a data set is identified by its content hash.
+    """
+
+    # A folder, or a URL such as s3://bucket/prefix.
+    shards: str | None = field(default=None, metadata=AFFECTS_NOTHING)
+    # Folder for the shards of all data sets in stores; null: ~/.cache/hemaforge.
+    cache: str | None = field(default=None, kw_only=True, metadata=AFFECTS_NOTHING)
+    # Most gigabytes (10^9 bytes) in it.
+    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True, metadata=AFFECTS_NOTHING)
 
     def __post_init__(self) -> None:
         if self.cache_size <= 0:
             raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
 
     def require_dataset(self) -> None:
-        """UserError for a folder without a data set. Quick: a store is asked only when it is opened."""
+        """UserError where a folder is named that holds no data set. A store is not asked before `open_dataset`."""
         root = root_of(self.shards or "")
         if self.shards and isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
             raise no_dataset(root)
 
     def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
-        """Open the data set (`Dataset.open`). default: names data set and cache if this does not, for a run's say."""
+        """The data set; UserError where there is none, or it is damaged.
+
+        default: gives the data set and the cache where none is named here, such as a run's.
+        """
         from data_pipeline.catalog import Dataset
 
         if default is not None:
@@ -54,5 +65,5 @@ class DatasetConfig:
         return ShardCache(Path(self.cache) if self.cache else None, int(self.cache_size * GIGABYTE))
 
     def location(self, dataset: Dataset) -> dict[str, str | None]:
-        """Absolute places of the data set and its cache."""
+        """The data set's address and its cache as absolute paths."""
         return {"shards": dataset.address, "cache": os.path.abspath(self.cache) if self.cache else None}
