@@ -63,13 +63,18 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
 
 
 def fill_lists(documentation: str) -> str:
-    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands."""
+    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands.
+
+    A list of several lines is indented as it is.
+    """
 
     def filled(line: str) -> str:
         place = re.search(_LIST, line)
         if place is None:
             return line
         text = re.sub(_LIST, lambda found: LISTS[found[1]](), line)
+        if "\n" in text:
+            return textwrap.indent(text.strip(), " " * place.start())
         return textwrap.fill(text, 120, subsequent_indent=" " * place.start(), break_on_hyphens=False)
 
     return "\n".join(map(filled, documentation.splitlines()))
@@ -90,9 +95,16 @@ def models_of(task: str) -> str:
     return ", ".join(names)
 
 
+def _augmentations() -> str:
+    from data_pipeline.stream.augment import augmentation_help
+
+    return augmentation_help()
+
+
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
-    f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")
+    "augmentations": _augmentations,
+    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
 }
 
 
