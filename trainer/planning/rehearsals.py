@@ -1,4 +1,4 @@
-"""The step of a run as it can be tried without its data: from a launcher's configuration to a Rehearsal."""
+"""From a run's configuration to a Rehearsal: its training step without its data."""
 
 import dataclasses
 from typing import Any
@@ -26,15 +26,12 @@ from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.load import build_generators, into_domains
 
 RunConfig = ClassifierRunConfig | StainRunConfig | ConditionalRunConfig | FewShotRunConfig
-RUN_CONFIGS: dict[str, type[RunConfig]] = {
-    kind.__name__: kind for kind in (ClassifierRunConfig, StainRunConfig, ConditionalRunConfig, FewShotRunConfig)
-}
-# Schedules and weights of terms depend on it, memory does not.
+# Of the run: schedules and loss weights depend on it, memory does not.
 _STEPS = 100
 
 
 def rehearsal_of(config: RunConfig, precision: Precision) -> Rehearsal:
-    """The step of a run, on one process. UserError for a model that is not trained in steps."""
+    """A run's step on one process. UserError for a model without such steps."""
     size, topology = config.data.image_size, Topology()
 
     def make_algorithm() -> Algorithm:
@@ -51,41 +48,37 @@ def rehearsal_of(config: RunConfig, precision: Precision) -> Rehearsal:
             if config.model.algorithm == "stain_student":
                 taught = stain_training.load_teacher(config).config
                 teacher = into_domains(taught.model, build_generators(taught.model, size))
-            # The operations of a pool depend on its images; what it holds is counted apart, see plan.py.
+            # An image pool's operations depend on its content; plan.py adds its memory.
             pooled = dataclasses.replace(config, model=dataclasses.replace(config.model, pool_size=0))
             return stain_training.make_algorithm(pooled, networks, teacher, precision, "alone", _STEPS, topology)
         return _few_shot_algorithm(config, precision, topology)
 
     if isinstance(config, ClassifierRunConfig) and config.model.architecture == "naive_bayes":
-        raise UserError("model=naive_bayes is fitted in one pass and takes no steps: there is nothing to plan")
+        raise UserError("model=naive_bayes is fitted in one pass, without steps: there is nothing to plan")
     if isinstance(config, ConditionalRunConfig) and config.model.algorithm == "dcgan":
         raise UserError(
-            "model=dcgan deals its images to a pair of networks for each type, which no plan can without the images; "
-            "cgan's plan is near it, but for the weights of the other pairs"
+            "model=dcgan trains a pair of networks for each type on that type's images, so its plan would need the "
+            "images; plan model=cgan and add the weights of the other pairs"
         )
-    return Rehearsal(make_algorithm, types_of(config), size, _episode_size(config))
+    episode = None
+    if isinstance(config, FewShotRunConfig) and config.model.algorithm != "mine_gan":
+        episode = config.shots
+    return Rehearsal(make_algorithm, types_of(config), size, episode)
 
 
 def types_of(config: RunConfig) -> int:
-    """How many cell types a run without a data set is taken to have."""
+    """Number of cell types that a run is planned with, whatever its data set."""
     if isinstance(config, ConditionalRunConfig):
         return len(config.data.cell_types or MODERATE_TYPES)
     return len(config.data.cell_types or CELL_TYPES)
 
 
-def _episode_size(config: RunConfig) -> int | None:
-    """Images of an episode, which no micro-batch divides; None where there is a micro-batch."""
-    if isinstance(config, FewShotRunConfig) and config.model.algorithm != "mine_gan":
-        return config.shots
-    return None
-
-
 def _few_shot_algorithm(config: FewShotRunConfig, precision: Precision, topology: Topology) -> Algorithm:
-    """The training on rich types, or where there is none the adaptation."""
-    # Two rounds: the first begins Adam's state, the second holds the most.
+    """The training on rich types; for an algorithm without it, the adaptation."""
+    # Two rounds: the first allocates Adam's state, the second has the peak.
     inner = dataclasses.replace(config.model.inner, rounds=min(config.model.inner.rounds, 2))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, inner=inner))
-    # An episode's loss scale looks at numbers, which there are none of; bf16 takes the same memory and needs none.
+    # fp16's loss scale reads values, which fake tensors lack; bf16 needs the same memory and no loss scale.
     precision = "bf16" if precision == "fp16" else precision
     networks = build_networks(config.model, config.data.image_size)
     if config.model.learns_from_rich:
@@ -94,7 +87,7 @@ def _few_shot_algorithm(config: FewShotRunConfig, precision: Precision, topology
 
 
 class _Adaptation(Stateless):
-    """A round of the adaptation to a rare type as an algorithm's step."""
+    """One round of adaptation to a rare type as an algorithm's step."""
 
     def __init__(self, episode: Episode) -> None:
         self.learners: dict[str, Any] = {}
