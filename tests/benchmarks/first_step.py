@@ -1,12 +1,13 @@
-"""Seconds from `accelerate launch launchers/train_classifier.py` to its first step, of one or several checkouts.
+"""Seconds from the start of launchers/train_classifier.py to its first step, by both launch commands of Accelerate.
 
 usage: python -m tests.benchmarks.first_step shards=DIR [trees=DIR,DIR] [repeats=5] [out=FILE.json]
   shards=DIR     a data set of small images: runs/quickstart/dataset, which the tour leaves
-  trees=DIR,DIR  checkouts, measured in turns, so that what else the machine does meets all alike; default: this one
-  repeats=5      measurements of each, after one that is not counted: it fills the file cache and writes bytecode
+  trees=DIR,DIR  checkouts, measured interleaved, so that other work on the machine meets all alike; default: this one
+  repeats=5      measurements of each, after an uncounted one that fills the file cache and writes bytecode
 
-A measurement ends when the training (senet_tiny_ge, 64 px) has written the record of its first step. cpu_seconds are
-those of all its processes until then: on a busy machine they vary less than the seconds.
+A measurement ends when the training (senet_tiny_ge, 64 px) has logged its first step. cpu_seconds: of all its processes
+until then; on a busy machine they vary less than seconds. Both commands are Accelerate's own and take the same
+arguments; `accelerate` also imports what its other commands need.
 """
 
 import json
@@ -31,6 +32,10 @@ from trainer.experiments.machine import describe_machine
 from trainer.runs.configuration import typed
 
 _TRAINING = ("model=senet_tiny_ge", "data.image_size=64", "train.global_batch=32", "train.log_every=1")
+_COMMANDS = {
+    "accelerate launch": ("-m", "accelerate.commands.accelerate_cli", "launch"),
+    "accelerate-launch": ("-m", "accelerate.commands.launch"),
+}
 _LONGEST = 120.0  # seconds
 
 
@@ -68,32 +73,33 @@ def run(options: Options) -> dict[str, Any]:
     trees = [Path(tree).resolve() for tree in options.trees.split(",")]
     shards = Path(options.shards).resolve()
     for tree in trees:
-        time_first_step(tree, shards)
-    found: dict[Path, list[FirstStep]] = {tree: [] for tree in trees}
+        time_first_step(tree, next(iter(_COMMANDS)), shards)
+    found: dict[tuple[Path, str], list[FirstStep]] = {(tree, command): [] for tree in trees for command in _COMMANDS}
     for _ in range(options.repeats):
-        for tree in trees:
-            found[tree].append(time_first_step(tree, shards))
-            print(f"{tree.name}: {found[tree][-1]}", file=sys.stderr, flush=True)
+        for (tree, command), steps in found.items():
+            steps.append(time_first_step(tree, command, shards))
+            print(f"{tree.name}, {command}: {steps[-1]}", file=sys.stderr, flush=True)
     return {
         "repeats": options.repeats,
         "machine": describe_machine(),
-        "trees": {
-            tree.name: {name: summary([asdict(step)[name] for step in steps], 2) for name in ("seconds", "cpu_seconds")}
-            for tree, steps in found.items()
+        "first_step": {
+            f"{tree.name}, {command}": {
+                name: summary([asdict(step)[name] for step in steps], 2) for name in ("seconds", "cpu_seconds")
+            }
+            for (tree, command), steps in found.items()
         },
     }
 
 
-def time_first_step(tree: Path, shards: Path) -> FirstStep:
-    """Start a training from a checkout's launcher, wait for the record of its first step, kill it."""
+def time_first_step(tree: Path, command: str, shards: Path) -> FirstStep:
+    """Start a training from a checkout's launcher, wait for the log of its first step, kill it."""
     with tempfile.TemporaryDirectory(prefix="first-step-") as work:
         run, log = Path(work) / "run", Path(work) / "log"
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"]
-        command += [str(tree / "launchers/train_classifier.py"), f"shards={shards}", f"run={run}", *_TRAINING]
+        launcher = [str(tree / "launchers/train_classifier.py"), f"shards={shards}", f"run={run}", *_TRAINING]
         begun = time.monotonic()
         with log.open("w") as output:
             process = subprocess.Popen(
-                command,
+                [sys.executable, *_COMMANDS[command], "--num_processes", "1", *launcher],
                 env=os.environ | {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": ""},
                 stdout=output,
                 stderr=output,

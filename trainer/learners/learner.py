@@ -1,6 +1,5 @@
 """A learner: one network that learns, with everything that is its own (contract C8)."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from trainer.learners.average import RunningAverage
 from trainer.learners.choices import EngineName, NetworkChoices, Precision
 from trainer.learners.engine import make_engine
 from trainer.learners.network_choices import checkpoint_activations, require_compiler, resting_statistics
+from trainer.learners.optimizer import make_optimizer, schedule_factor
 from trainer.learners.optimizer_config import OptimizerConfig
 
 Part = TypeVar("Part")
@@ -36,8 +36,8 @@ class Parts(Protocol[Part_co]):
 class Setting:
     """How the learners of a run learn.
 
-    total_steps: steps of the run, for schedules. global_batch: images of one batch over all processes. engine `alone`
-    is that of a rehearsal, whose numbers nobody keeps.
+    total_steps: steps of the run, for schedules. global_batch: images of one batch over all ranks. engine: `alone` is
+    that of a rehearsal.
     """
 
     precision: Precision
@@ -46,6 +46,11 @@ class Setting:
     seed: int = 0
     engine: EngineName = "ddp"
     topology: Topology = field(default_factory=Topology)
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether steps are run on fake tensors, for their memory alone."""
+        return self.engine == "alone"
 
     @property
     def image_weight(self) -> float:
@@ -88,7 +93,7 @@ class Learner:
         if choices.channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
         self._recomputes = choices.checkpoint_activations
-        optimizer = _make_optimizer(self.module, config, self.device)
+        optimizer = make_optimizer(self.module, config, self.device, rehearsal=setting.rehearsal)
         self._engine = make_engine(setting.engine, self.module, optimizer, setting.precision, config.clip_norm)
         # Training only; evaluation and checkpoints use the uncompiled module.
         self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
@@ -218,33 +223,3 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     """The module on the device. No-op for fake tensors, which cannot be moved."""
     there = all(weights.device == device for weights in (*module.parameters(), *module.buffers()))
     return module if there else module.to(device)
-
-
-def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at a step; a pure function of the step, so there is no state to save."""
-    warmup_steps = config.warmup * total_steps
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    if config.schedule == "linear":
-        return max(0.0, min(1.0, 2 * (1 - progress)))
-    return 1.0
-
-
-def _make_optimizer(module: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type == "cuda"
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
-        )
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    betas = tuple(config.betas or (0.9, 0.999))
-    return kind(groups, lr=config.learning_rate, betas=(betas[0], betas[1]), fused=fused)

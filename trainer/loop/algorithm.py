@@ -60,6 +60,8 @@ class Algorithm(Protocol):
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
         """One iteration. detailed: add metrics that are expensive."""
 
+    held_images: int  # images that its state holds, on each rank
+
     def state_dict(self) -> dict[str, Any]:
         """State beside the learners'; equal on all ranks."""
 
@@ -69,6 +71,8 @@ class Algorithm(Protocol):
 
 class Stateless:
     """An algorithm without state of its own."""
+
+    held_images = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -172,10 +172,15 @@ class Classification(Task[ClassifierRunConfig]):
         return ClassifierSession(config, dataset, topology)
 
     def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
-        model = dataclasses.replace(config.model, weights=None)
-        network = build_network(model, types, config.data.image_size)
+        network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
+        if isinstance(network, NaiveBayes):
+            raise UserError("model=naive_bayes is fitted in one pass, without steps: there is nothing to plan")
         built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
         return built
+
+    def count_epoch_steps(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> int:
+        types = known_cell_types(dataset, config.data)
+        return training_stream(dataset, config, types, topology).batches_per_epoch
 
     def learned(self, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images, and validation images, by which checkpoint and temperature are chosen."""

@@ -63,6 +63,12 @@ class Conditional(Task[ConditionalRunConfig]):
         built: Algorithm = algorithm_class(self.kind, config.model.algorithm)(config, types, setting)
         return built
 
+    def count_epoch_steps(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> int:
+        return ConditionalSession(config, dataset, topology).epoch_steps
+
+    def planned_types(self, config: ConditionalRunConfig) -> int:
+        return len(config.data.cell_types or MODERATE_TYPES)
+
     def learned(self, config: ConditionalRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images of the types that it makes."""
         rows = dataset.samples(

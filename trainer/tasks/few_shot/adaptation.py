@@ -31,6 +31,8 @@ from trainer.tasks.few_shot.sheets import FewShotSheets
 class EpisodeOfRounds:
     """An episode as an algorithm: a step is one of its rounds."""
 
+    held_images = 0
+
     def __init__(self, episode: Episode, images: torch.Tensor, moves: int, rounds: int, key: int) -> None:
         """images: the type's training images, float32 [k, 3, S, S]. key: of all that is drawn."""
         self.episode, self.learners = episode, episode.learners

@@ -20,6 +20,7 @@ from models.few_shot.generator import Generator
 from trainer.learners.average import RunningAverage
 from trainer.learners.choices import Precision
 from trainer.learners.learner import Setting, Terms, add, frozen_weights
+from trainer.learners.optimizer import make_adam
 from trainer.learners.topology import autocast
 from trainer.loop.algorithm import Algorithm
 from trainer.runs.registry import NoOptions, algorithm_class, read_options
@@ -50,30 +51,29 @@ class Draw:
 
 
 class FastLearner:
-    """Copies of networks that share one fresh Adam and learn inside an episode, in this process alone.
+    """Copies of networks that share one fresh Adam and learn inside an episode, on this rank alone.
 
-    networks: the copies, on the device of those that they were made from. averages: the same with the exponential
-    moving average of their weights where `average_decay` is above 0, else the copies themselves.
+    module: the copies by name. average: the same with the running average of their weights, or the copies themselves.
     """
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], config: InnerLoopConfig, precision: Precision, average_decay: float
+        self,
+        networks: Mapping[str, nn.Module],
+        config: InnerLoopConfig,
+        precision: Precision,
+        average_decay: float,
+        rehearsal: bool,
     ) -> None:
-        self.networks = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()}).train()
-        for parameter in self.networks.parameters():
+        self.module = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()}).train()
+        for parameter in self.module.parameters():
             parameter.requires_grad_(True)
             parameter.grad = None
-        device = next(self.networks.parameters()).device
-        self._optimizer = torch.optim.Adam(
-            self.networks.parameters(),
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            fused=device.type == "cuda",
-        )
+        device = next(self.module.parameters()).device
+        weights, self.learning_rate = self.module.parameters(), config.learning_rate
+        self._optimizer = make_adam(weights, self.learning_rate, config.betas, device, rehearsal=rehearsal)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=precision == "fp16")
-        self._average = RunningAverage(self.networks, average_decay) if average_decay > 0 else None
+        self._average = RunningAverage(self.module, average_decay) if average_decay > 0 else None
         self._steps = 0
-        self.learning_rate = config.learning_rate
 
     @property
     def loss_scale(self) -> float | None:
@@ -81,10 +81,10 @@ class FastLearner:
         return float(self._scaler.get_scale()) if self._scaler.is_enabled() else None
 
     @property
-    def averages(self) -> nn.ModuleDict:
-        averages = self.networks if self._average is None else self._average.module
-        assert isinstance(averages, nn.ModuleDict)
-        return averages
+    def average(self) -> nn.ModuleDict:
+        average = self.module if self._average is None else self._average.module
+        assert isinstance(average, nn.ModuleDict)
+        return average
 
     def move(self, loss: torch.Tensor) -> None:
         """One step of Adam down the loss's gradient."""
@@ -94,12 +94,12 @@ class FastLearner:
         self._optimizer.zero_grad()
         self._steps += 1
         if self._average is not None:
-            self._average.update(self.networks, self._steps)
+            self._average.update(self.module, self._steps)
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state."""
         return {
-            "module": self.networks.state_dict(),
+            "module": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -108,7 +108,7 @@ class FastLearner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state."""
-        self.networks.load_state_dict(state["module"])
+        self.module.load_state_dict(state["module"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -134,15 +134,17 @@ class Episode(ABC):
         model: FewShotModelConfig,
         precision: Precision,
         average_decay: float = 0.0,
+        *,
+        rehearsal: bool = False,
     ) -> None:
-        """networks: by name, all that the algorithm has; they stay as they are."""
+        """networks: by name, all that the algorithm has; they stay as they are. rehearsal: see Setting."""
         self._config, self._precision = model.inner, precision
         self.options = read_options("few_shot", model.algorithm, model.options)
-        self._generators = FastLearner(
-            {name: networks[name] for name in self.generators}, model.inner, precision, average_decay
+        generators, discriminators = (
+            {name: networks[name] for name in names} for names in (self.generators, self.discriminators)
         )
-        discriminators = {name: networks[name] for name in self.discriminators}
-        self._discriminators = FastLearner(discriminators, model.inner, precision, 0)
+        self._generators = FastLearner(generators, model.inner, precision, average_decay, rehearsal)
+        self._discriminators = FastLearner(discriminators, model.inner, precision, 0, rehearsal)
         self.learners = {"generators": self._generators, "discriminators": self._discriminators}
 
     @classmethod
@@ -192,12 +194,12 @@ class Episode(ABC):
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The fast weights, by the networks' names."""
-        return {**self._generators.networks, **self._discriminators.networks}
+        return {**self._generators.module, **self._discriminators.module}
 
     @property
     def averages(self) -> dict[str, nn.Module]:
         """What makes images, with averaged weights where an average is kept."""
-        return dict(self._generators.averages.items())
+        return dict(self._generators.average.items())
 
     def run_round(self, shown: Iterator[Shown], key: int, number: int, rounds: int) -> dict[str, torch.Tensor]:
         """Round `number` of `rounds`, each move on the next of `shown`; each term's mean over images and moves.
@@ -214,7 +216,7 @@ class Episode(ABC):
             else:
                 learner, other, steps = self._generators, self._discriminators, self._config.generator_steps
                 find_terms = self.generator_terms
-            with frozen_weights(other.networks), self._autocast(images.device):
+            with frozen_weights(other.module), self._autocast(images.device):
                 terms = find_terms(images, draw)
             learner.move(torch.stack([weight * values.mean() for weight, values in terms.values()]).sum())
             add(sums, {name: values.detach().mean() for name, (_, values) in terms.items()}, 1 / steps)

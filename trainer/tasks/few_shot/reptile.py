@@ -31,7 +31,7 @@ class Reptile(Stateless):
     ) -> None:
         """networks: by name, all that the episodes learn from."""
         self._model, self._shots, self._seed = config.model, config.shots, setting.seed
-        self._episode, self._precision = episode, setting.precision
+        self._episode, self._precision, self._rehearsal = episode, setting.precision, setting.rehearsal
         optimizer = config.model.scaled_optimizer(setting.total_steps)
         # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
         full = dataclasses.replace(setting, precision="fp32")
@@ -46,7 +46,7 @@ class Reptile(Stateless):
         episodes = _episodes(list(next(batches["train"])), self._shots)
         for images, positions in episodes:
             meta = {name: learner.module for name, learner in self.learners.items()}
-            episode = self._episode(meta, self._model, self._precision)
+            episode = self._episode(meta, self._model, self._precision, rehearsal=self._rehearsal)
             add(sums, self._run(episode, (images, positions)), len(images))
             for name, learner in self.learners.items():
                 fast, share = episode.networks[name], 1 / len(episodes)

@@ -118,13 +118,33 @@ class FewShot(Task[FewShotRunConfig]):
 
     def build(self, config: FewShotRunConfig, types: int, setting: Setting) -> Algorithm:
         """The training on rich types; of an algorithm without, the adaptation."""
-        algorithm, model = episode_class(config.model), config.model
+        algorithm = episode_class(config.model)
+        # Two rounds: the first allocates Adam's state, the second has the peak.
+        inner = dataclasses.replace(config.model.inner, rounds=min(config.model.inner.rounds, 2))
+        model = dataclasses.replace(config.model, inner=inner)
+        if setting.precision == "fp16":
+            # fp16's loss scale reads values, which fake tensors lack; bf16 needs the same memory and no loss scale.
+            setting = dataclasses.replace(setting, precision="bf16")
         networks = algorithm.build_networks(model, config.data.image_size)
         if algorithm.learns_from_rich(model):
-            return algorithm.training_on_rich(config, networks, setting)
-        episode = algorithm(networks, model, setting.precision, config.adaptation.average_decay)
+            return algorithm.training_on_rich(dataclasses.replace(config, model=model), networks, setting)
+        decay, rehearsal = config.adaptation.average_decay, setting.rehearsal
+        episode = algorithm(networks, model, setting.precision, decay, rehearsal=rehearsal)
         images = torch.empty(0, 3, config.data.image_size, config.data.image_size)
         return EpisodeOfRounds(episode, images, model.inner.moves, setting.total_steps, 0)
+
+    def count_epoch_steps(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> int:
+        data = data_of_run(config, dataset, learns_from_rich=True)
+        return rich_stream(config, dataset, data, topology).batches_per_epoch
+
+    def trains_in_steps(self, config: FewShotRunConfig) -> bool:
+        return episode_class(config.model).learns_from_rich(config.model)
+
+    def planned_episode(self, config: FewShotRunConfig) -> int | None:
+        """Images of an episode; a plain training on rich types has micro-batches."""
+        algorithm = episode_class(config.model)
+        plain = algorithm.learns_from_rich(config.model) and not algorithm.runs_episodes(config.model)
+        return None if plain else config.shots
 
     def learned(self, config: FewShotRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images of rich and rare types."""

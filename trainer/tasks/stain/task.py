@@ -79,6 +79,9 @@ class Stain(Task[StainRunConfig]):
         built: Algorithm = algorithm(config, generators, setting)
         return built
 
+    def count_epoch_steps(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> int:
+        return StainSession(config, dataset, topology).epoch_steps
+
     def learned(self, config: StainRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Images of both domains, and what the teacher of a student learned from."""
         ids: list[str] = []

@@ -30,8 +30,9 @@ class CycleGan(CycleGanBase):
 
     def __init__(self, config: StainRunConfig, generators: nn.Module, setting: Setting) -> None:
         super().__init__(config, generators, setting)
-        # A rehearsal has no pool: its operations depend on the images.
-        size = 0 if setting.engine == "alone" else self.options.pool_size
+        self.held_images = 2 * self.options.pool_size
+        # None in a rehearsal: its operations depend on the images.
+        size = 0 if setting.rehearsal else self.options.pool_size
         self._pools = {name: ImagePool(size, setting.seed, name) for name in ("a", "b")}
 
     def _adversarial(self, patch_map: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class StainStudent(StainAlgorithm, Stateless):
         if self.options.teacher is None:
             raise UserError("model=stain_student needs model.options.teacher=RUN, a run of train_stain_gan.py")
         run = Path(self.options.teacher)
-        if setting.engine == "alone":  # of a rehearsal: weights do not matter
+        if setting.rehearsal:  # weights do not matter
             taught = RunRecord.read(run, "stain").config
             teacher = algorithm_class("stain", taught.model.algorithm)
             built: tuple[nn.Module, nn.Module] = teacher.into_domains(
