@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from trainer.planning.rehearsals import RunConfig, rehearsal_of
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from launchers.plan import LAUNCHERS
 from launchers.train_classifier import QuickstartConfig
+from trainer.learners.learner import Setting
 from trainer.planning.device_memory import GIB, parse_memory
 from trainer.planning.live_memory import LiveMemory
-from trainer.planning.micro_batch import RUN_CONFIGS, plan_request, with_found_micro_batch
-from trainer.planning.plan import divide_share, plan_memory
+from trainer.planning.micro_batch import plan_request, with_found_micro_batch
+from trainer.planning.plan import divide_share, plan_memory, rehearsal_of
 from trainer.planning.step_memory import Rehearsal, rehearse
+from trainer.runs import registry
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import typed
 
 SMALL_GAN = (
@@ -37,10 +39,11 @@ def configured(launcher: str, *arguments: str) -> RunConfig:
     return config
 
 
-def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
+def real_peak(config: RunConfig, rehearsal: Rehearsal, images: int, parts: int) -> int:
     """Bytes that torch's own allocator counts at once in the second step, beyond what there was before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        algorithm = rehearsal.make_algorithm()
+        setting = Setting("fp32", 100, config.train.global_batch)  # with optimizers that move weights
+        algorithm = registry.task(config.kind).build(config, rehearsal.types, setting)
         for _ in range(2):
             algorithm.step(rehearsal.batches(images, parts, algorithm.takes, torch.device("cpu")), detailed=True)
     living = peak = 0
@@ -64,9 +67,10 @@ def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
 def test_the_prediction_is_what_a_real_step_takes(
     launcher: str, arguments: tuple[str, ...], images: int, parts: int
 ) -> None:
-    rehearsal = rehearsal_of(configured(launcher, *arguments), "fp32")
+    config = configured(launcher, *arguments)
+    rehearsal = rehearsal_of(config, "fp32")
     predicted = rehearse(rehearsal, (parts,)).memory(parts).peak(images)
-    measured = real_peak(rehearsal, images, parts)
+    measured = real_peak(config, rehearsal, images, parts)
     print(
         f"{launcher} {images}x{parts}: predicted {predicted / 2**20:.1f} MiB, real {measured / 2**20:.1f} MiB, "
         f"{100 * (predicted / measured - 1):+.1f} %"
@@ -139,7 +143,7 @@ def test_a_model_that_cannot_be_planned_is_one_line(tmp_path: Path) -> None:
 def test_every_launcher_s_settings_reach_the_planning_process(launcher: str) -> None:
     config = configured(launcher, "run=x")
     request = json.loads(json.dumps(dataclasses.asdict(plan_request(config, GIB, 2))))
-    assert typed(RUN_CONFIGS[request["task"]], request["settings"], "") == config
+    assert typed(registry.task(request["task"]).config, request["settings"], "") == config
 
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
