@@ -8,7 +8,7 @@ usage:
       cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
       model=NAME          w_cyclegan_gp (default), w_cyclegan_gp_thesis, cyclegan, pix2pix, or
-                          stain_student model.teacher=RUN, a fast pixelwise copy of a trained generator
+                          stain_student model.options.teacher=RUN, a fast pixelwise copy of a trained generator
       a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
       matching=cell_type  or none: draw images as they come, unlabelled ones too
       data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
