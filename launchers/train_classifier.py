@@ -8,9 +8,8 @@ usage:
       cache=DIR             keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100        gigabytes that they take at most; those used longest ago make room
       run=DIR               where the run is written; the same command goes on after a stop
-      model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154; the rivals vgg19, resnet50, inception_v3,
-                            xception, efficientnet, resnext101, se_resnext50, sequential_cnn, naive_bayes;
-                            timm (any of its models, with model.timm_name=...)
+      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; one of
+                            {models:classification}
       model.weights=RUN     begins with another run's weights, those of a file, or timm's (pretrained)
       seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of
                             the data set, learned from are not scored; without it such a training is refused
@@ -19,6 +18,7 @@ usage:
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
       optimizer.learning_rate=0.001
+  {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 
 example:

@@ -7,13 +7,14 @@ usage:
       cache=DIR                keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100           gigabytes that they take at most; those used longest ago make room
       run=DIR                  where the run is written; the same command goes on where it stopped
-      model=NAME               c_wgan_gp (default), cwgan_gp, ac_gan, cgan, info_gan or dcgan
+      model=NAME               default c_wgan_gp; one of {models:conditional}
       data.cell_types=[A,B]    the types to make; default: basophil, eosinophil, erythroblast, immature granulocyte,
                                lymphocyte, monocyte, myeloblast, platelet, of those with training images
       data.domains=[A]         learn from the images of these stains only
       data.image_size=128 train.epochs=100 train.global_batch=64 ...   see configs/train_conditional_gan.yaml
-  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and a sheet of real and generated
-  cells to RUN/samples at the end of each epoch. An epoch shows every model the same number of real images.
+  {augmentations}
+  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, a sheet of real and generated cells to
+  RUN/samples at the end of each epoch, and RUN/report.html. An epoch shows every model the same number of real images.
 
 example:
   accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_conditional_gan.py \\

@@ -7,11 +7,13 @@ usage:
       cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
-      model=NAME          w_cyclegan_gp (default), w_cyclegan_gp_thesis, cyclegan, pix2pix, or
-                          stain_student model.options.teacher=RUN, a fast pixelwise copy of a trained generator
+      model=NAME          default w_cyclegan_gp; stain_student model.options.teacher=RUN is a fast pixelwise copy of
+                          a trained generator; one of
+                          {models:stain}
       a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
       matching=cell_type  or none: draw images as they come, unlabelled ones too
       data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
+  {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and sheets of cells to RUN/samples
   at the end of each epoch. Then: launchers/normalize_stains.py.
 

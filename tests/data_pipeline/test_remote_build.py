@@ -31,7 +31,7 @@ SETTINGS = ShardSettings(max_samples=5)
 _KILLER = """
 import json, os, signal, sys
 import data_pipeline.ingest.build as build
-import fsspec, s3fs, botocore.exceptions, scipy.fftpack
+import fsspec, s3fs, botocore.exceptions, scipy.fftpack, webdataset
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.shards.store import Store
 

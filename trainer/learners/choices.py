@@ -1,11 +1,9 @@
 """Choices that configurations name and other modules act on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-# Mark of a setting that results do not depend on: a run may resume with another value.
-FREE: Mapping[str, str] = {"affects": "nothing"}
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -23,8 +21,8 @@ class NetworkChoices:
     """How a network computes; results differ in their last bits at most."""
 
     # Recompute activations in the backward pass (Chen et al. 2016): less memory, about a third more time.
-    checkpoint_activations: bool = field(default=False, metadata=FREE)
+    checkpoint_activations: bool = field(default=False, metadata=AFFECTS_NOTHING)
     # torch.compile; never for a network of which gradients of gradients are taken.
-    compile: bool = field(default=False, metadata=FREE)
+    compile: bool = field(default=False, metadata=AFFECTS_NOTHING)
     # The channels-last memory format for convolutions.
-    channels_last: bool = field(default=False, metadata=FREE)
+    channels_last: bool = field(default=False, metadata=AFFECTS_NOTHING)

@@ -8,10 +8,10 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
-from timm.utils import ModelEmaV3
 from torch import distributed, nn
 
 from data_pipeline.stream.stream import Topology
+from trainer.learners.average import RunningAverage
 from trainer.learners.choices import EngineName, NetworkChoices, Precision
 from trainer.learners.engine import make_engine
 from trainer.learners.network_choices import checkpoint_activations, require_compiler, resting_statistics
@@ -94,7 +94,7 @@ class Learner:
         self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
         self._average = None
         if config.average_decay > 0:
-            self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
+            self._average = RunningAverage(self.module, config.average_decay)
 
     @property
     def engine(self) -> nn.Module:

@@ -191,7 +191,7 @@ class _Loop:
 
     def _require_finite(self, result: StepResult, *, wait: bool) -> None:
         """UserError for a non-finite loss; wait: synchronize with the device, so that none is saved."""
-        step = self._watch.see(self._progress.step, _total(result.sums), _total(result.norms))
+        step = self._watch.see(self._progress.step, _total(result.sums), _total(result.norms or result.sums))
         if step is None and wait:
             step = self._watch.finish()
         if step is None:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from trainer.learners.choices import FREE, EngineChoice, PrecisionChoice
+from data_pipeline.dataset_config import AFFECTS_NOTHING
+from trainer.learners.choices import EngineChoice, PrecisionChoice
 
 
 @dataclass(frozen=True)
@@ -12,13 +13,19 @@ class FitConfig:
     epochs: int = 200
     iterations_per_epoch: int | None = None  # steps of an epoch; null: one pass over the data
     global_batch: int = 64  # images per optimizer step, over all ranks
-    micro_batch: int | None = field(default=None, metadata=FREE)  # most images on a device at once; null: a whole slice
-    find_micro_batch: bool = field(default=False, metadata=FREE)  # start with the largest that fits the device
+    micro_batch: int | None = field(
+        default=None, metadata=AFFECTS_NOTHING
+    )  # most images on a device at once; null: a whole slice
+    find_micro_batch: bool = field(
+        default=False, metadata=AFFECTS_NOTHING
+    )  # start with the largest that fits the device
     precision: PrecisionChoice = "auto"  # see resolve_precision
-    engine: EngineChoice = field(default="auto", metadata=FREE)  # DDP or DeepSpeed's ZeRO, see resolve_engine
-    checkpoint_every: int = field(default=500, metadata=FREE)  # steps
-    keep_checkpoints: int = field(default=2, metadata=FREE)
-    log_every: int = field(default=10, metadata=FREE)  # steps
+    engine: EngineChoice = field(
+        default="auto", metadata=AFFECTS_NOTHING
+    )  # DDP or DeepSpeed's ZeRO, see resolve_engine
+    checkpoint_every: int = field(default=500, metadata=AFFECTS_NOTHING)  # steps
+    keep_checkpoints: int = field(default=2, metadata=AFFECTS_NOTHING)
+    log_every: int = field(default=10, metadata=AFFECTS_NOTHING)  # steps
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "checkpoint_every", "keep_checkpoints", "log_every"):

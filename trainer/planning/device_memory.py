@@ -28,13 +28,14 @@ def parse_memory(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def dali_bytes(images: int, image_size: int, prefetch: int, *, moves_stain: bool, streams: int) -> int:
+def dali_bytes(images: int, image_size: int, prefetch: int, *, augmentation_bytes: int, streams: int) -> int:
     """What loading takes beside the step: batches made ahead, and the graph's buffers of one batch.
 
-    images: of a micro-batch. By the graph in stream/pipeline.py: float32 batches, `prefetch` of them and one
-    that is worked on; decoded and resized images in 8 bits; densities twice in float32 and once in 16 bits.
+    images: of a micro-batch. augmentation_bytes: `Augmentation.bytes_per_value` of all operations. By the graph in
+    stream/pipeline.py: float32 batches, `prefetch` of them and one that is worked on; decoded and resized images
+    in 8 bits.
     """
     pixels = 3 * image_size**2
     ahead = (prefetch + 1) * 4 * pixels
-    worked_on = 3 * STORED_SIZE**2 + pixels + ((4 + 4 + 2 + 4) * pixels if moves_stain else 0)
+    worked_on = 3 * STORED_SIZE**2 + pixels + augmentation_bytes * pixels
     return streams * (images * (ahead + worked_on) + DALI_POOLS)

@@ -120,7 +120,7 @@ def _with_device(step: dict[str, int], config: RunConfig, images: int, processes
         images,
         config.data.image_size,
         config.data.prefetch,
-        moves_stain=config.data.augment.moves_stain,
+        augmentation_bytes=sum(each.bytes_per_value for each in config.data.augment.operations),
         streams=streams,
     )
     return kinds

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from data_pipeline.dataset_config import SeenChoice
+from data_pipeline.dataset_config import AFFECTS_NOTHING, SeenChoice
 from models.classifiers.config import ClassifierConfig
-from trainer.learners.choices import FREE, NetworkChoices
+from trainer.learners.choices import NetworkChoices
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.loop.fit_config import FitConfig
 from trainer.runs.config import RunConfig
@@ -21,7 +21,7 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     # The validation score that chooses the best checkpoint.
     select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
     # Epochs without a better one after which training stops; null: no early stop.
-    patience: int | None = field(default=None, metadata=FREE)
+    patience: int | None = field(default=None, metadata=AFFECTS_NOTHING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +41,7 @@ class ClassifierRunConfig(RunConfig):
     kind: ClassVar[str] = "classification"
     # What becomes of validation and test images that the initial weights, a generator or a normaliser learned from:
     # the training is refused, or the scores leave them out.
-    seen_images: SeenChoice = field(default="refuse", metadata=FREE)
+    seen_images: SeenChoice = field(default="refuse", metadata=AFFECTS_NOTHING)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)

@@ -14,12 +14,12 @@ from models.classifiers.config import ClassifierConfig
 from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
+from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle
 from trainer.runs.record import RunRecord
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.runs.training_data import read_training_data
 from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle, load_bundle
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from trainer.loop.fit_config import FitConfig
 from trainer.loop.forecast import Expectation, try_out
 from trainer.metrics.evaluation import save_evaluation
 from trainer.runs import registry
+from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.runs.training_data import save_training_data
@@ -31,11 +32,6 @@ from trainer.tasks.classification.calibration import fit_temperature, save_calib
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.model_advice import advise_model
-from trainer.tasks.classification.model_card import write_model_card
-from trainer.tasks.classification.naive_bayes import fit_naive_bayes
-from trainer.tasks.classification.report import write_run_report
-from trainer.tasks.stain.normalizers.bundle import FILE
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
@@ -99,6 +95,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
 
     def fit_at_once(self, fingerprint: Mapping[str, Any], after_epoch: AfterEpoch | None) -> None:
         """Fit naive Bayes in one pass over the training images."""
+        from trainer.tasks.classification.naive_bayes import fit_naive_bayes
+
         if self._unfitted is not None:
             fit_naive_bayes(
                 self._unfitted,
@@ -121,6 +119,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         """Measured on a CPU, where the first step may take minutes."""
         if self.topology.device.type != "cpu" or self.topology.rank != 0:
             return Expectation()
+        from trainer.tasks.classification.model_advice import advise_model
+
         size, types = self.config.data.image_size, len(self.cell_types)
         images = -(-self.config.train.global_batch // self.topology.world_size)
         seconds = try_out(self._classifier.module, size, images)
@@ -142,6 +142,9 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             seen=self._test[1],
         )
         if self.topology.rank == 0:
+            # Here: the first step need not wait for what draws a report.
+            from trainer.tasks.classification.model_card import write_model_card
+
             save_evaluation(self._run, result, frame, own_test=True)
             save_training_data(self._run, self.dataset, self.config.data)
             write_model_card(self._run)
@@ -187,6 +190,8 @@ class Classification(Task[ClassifierRunConfig]):
         return load_classifier(run)
 
     def write_report(self, run: Path) -> Path:
+        from trainer.tasks.classification.report import write_run_report
+
         return write_run_report(run)
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
-from trainer.learners.choices import FREE
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.config import RunConfig
 from trainer.runs.registry import check_algorithm
@@ -66,7 +66,7 @@ class ConditionalRunConfig(RunConfig):
 
     kind: ClassVar[str] = "conditional"
     # Real and generated images of each type on a sample sheet; one sheet is drawn at the end of each epoch.
-    samples_per_type: int = field(default=4, metadata=FREE)
+    samples_per_type: int = field(default=4, metadata=AFFECTS_NOTHING)
     model: ConditionalModelConfig = field(default_factory=ConditionalModelConfig)
 
     def __post_init__(self) -> None:

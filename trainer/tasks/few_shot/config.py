@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from data_pipeline.cell_types import in_our_words
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
-from trainer.learners.choices import FREE
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.config import RunConfig
 from trainer.runs.registry import check_algorithm
@@ -110,12 +110,14 @@ class FewShotRunConfig(RunConfig):
     # Cell types to learn from first; null: all with training images that are not rare.
     rich_types: list[str] | None = None
     # Those to adapt to, one set of weights for each; null: those with fewer than 100 training images.
-    rare_types: list[str] | None = field(default=None, metadata=FREE)
+    rare_types: list[str] | None = field(default=None, metadata=AFFECTS_NOTHING)
     origins: list[str] = field(default_factory=lambda: list(ORIGINS))  # of the rich types' images
     # Images of an episode and of a batch of the adaptation, or fewer where a rare type has fewer. A step of the outer
     # loop runs as many episodes as train.global_batch holds.
     shots: int = 8
-    sheet_columns: int = field(default=8, metadata=FREE)  # training images of each rare type on a sample sheet
+    sheet_columns: int = field(
+        default=8, metadata=AFFECTS_NOTHING
+    )  # training images of each rare type on a sample sheet
     model: FewShotModelConfig = field(default_factory=FewShotModelConfig)
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig, metadata={"affects": "adaptation"})
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from data_pipeline.device import to_device
@@ -18,6 +17,7 @@ from data_pipeline.randomness import derive_key, normal, uniform
 from models.errors import ModelError
 from models.few_shot.discriminator import Discriminator
 from models.few_shot.generator import Generator
+from trainer.learners.average import RunningAverage
 from trainer.learners.choices import Precision
 from trainer.learners.learner import Setting, Terms, add, frozen_weights
 from trainer.learners.topology import autocast
@@ -71,7 +71,7 @@ class FastLearner:
             fused=device.type == "cuda",
         )
         self._scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=precision == "fp16")
-        self._average = ModelEmaV3(self.networks, decay=average_decay, use_warmup=True) if average_decay > 0 else None
+        self._average = RunningAverage(self.networks, average_decay) if average_decay > 0 else None
         self._steps = 0
         self.learning_rate = config.learning_rate
 

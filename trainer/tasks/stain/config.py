@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.stain.config import CriticConfig, GeneratorConfig
-from trainer.learners.choices import FREE
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.config import RunConfig
 from trainer.runs.registry import check_algorithm
@@ -55,5 +55,5 @@ class StainRunConfig(RunConfig):
     # Domain -> folds to learn from, in place of its training split (for cross-fits).
     folds: dict[str, list[int]] = field(default_factory=dict)
     # Images of each type on a sample sheet; one sheet is drawn at the end of each epoch.
-    samples_per_type: int = field(default=2, metadata=FREE)
+    samples_per_type: int = field(default=2, metadata=AFFECTS_NOTHING)
     model: StainModelConfig = field(default_factory=StainModelConfig)

@@ -198,9 +198,10 @@ def _typical_colours(
 ) -> ColourStatistics:
     """The average colour statistics of a domain's training images, as training draws them; the same everywhere."""
     batch = config.train.global_batch
+    unchanged = AugmentConfig(flip=False, rotation=0.0, scale=1.0, shift=0.0)
     stream = Stream(
         dataset,
-        dataclasses.replace(_stream_config(config, domain), augment=AugmentConfig(False, 0.0, 0.0, 1.0, 0.0)),
+        dataclasses.replace(_stream_config(config, domain), augment=unchanged),
         splits=_splits(config, domain),
         cell_types=cell_types,
         folds=config.folds.get(domain),

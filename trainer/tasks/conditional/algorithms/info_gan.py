@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import distributed
 
 from data_pipeline.device import to_device
@@ -82,5 +81,7 @@ def codes_of_types(answers: Sequence[Sequence[float]]) -> list[int]:
 
     answers: [types, codes], how often each type's images were given each code.
     """
+    from scipy.optimize import linear_sum_assignment  # here: no other algorithm needs it
+
     _, codes = linear_sum_assignment(np.asarray(answers), maximize=True)
     return [int(code) for code in codes]

@@ -5,11 +5,11 @@ within that domain, grey to colour, and normalises by colouring the other domain
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
+from models.stain.grey import ColourGrey, to_grey
 from models.stain.two_way import DomainPair
 from trainer.learners import losses
 from trainer.learners.learner import Terms
@@ -17,26 +17,12 @@ from trainer.runs.registry import registered
 from trainer.tasks.stain.algorithm import Pair, StainGan
 from trainer.tasks.stain.config import StainModelConfig
 
-# ITU-R BT.601: how bright red, green and blue look.
-_LUMINANCE = (0.299, 0.587, 0.114)
-
 
 @dataclass(frozen=True)
 class Pix2PixOptions:
     """The weight of the L1 term."""
 
     l1: float = 100.0
-
-
-class ColourGrey(nn.Module):
-    """The image turned grey, then coloured by a generator."""
-
-    def __init__(self, generator: nn.Module) -> None:
-        super().__init__()
-        self.generator = generator
-
-    def forward(self, images: Any) -> Any:
-        return self.generator(to_grey(images))
 
 
 @registered
@@ -77,12 +63,6 @@ class Pix2Pix(StainGan):
         adversarial = torch.cat([losses.cross_entropy_of_patches(patch_map, 1.0) for patch_map in maps])
         l1 = torch.cat([losses.reconstruction(*both) for both in zip(images, coloured, strict=True)])
         return {"adversarial": (1.0, adversarial), "l1": (self.options.l1, l1)}
-
-
-def to_grey(images: torch.Tensor) -> torch.Tensor:
-    """Luminance in all three channels: float32 [n, 3, H, W] in [-1, 1], as the images."""
-    weights = images.new_tensor(_LUMINANCE).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True).expand_as(images)
 
 
 def _side_by_side(grey: torch.Tensor, real: torch.Tensor, coloured: torch.Tensor) -> torch.Tensor:
