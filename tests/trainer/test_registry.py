@@ -1,4 +1,4 @@
-"""If these fail, who adds an algorithm must change files of the project, and keeps a project of their own from then on."""
+"""If these fail, who adds an algorithm must change files of the project, and carries these changes from then on."""
 
 import filecmp
 import json
@@ -114,7 +114,8 @@ class ToyFewShot(Episode):
     def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         with torch.no_grad():
             generated = self._generate(images, draw)
-        return {"discriminator": (1.0, losses.hinge_discriminator(*judge(self.networks["discriminator"], images, generated)))}
+        real, made = judge(self.networks["discriminator"], images, generated)
+        return {"discriminator": (1.0, losses.hinge_discriminator(real, made))}
 
     def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         answers = self.networks["discriminator"](self._generate(images, draw))
