@@ -233,7 +233,7 @@ def test_a_wrong_run_is_refused_in_one_line(tiny_dataset: Dataset, launch: Launc
             load_conditional_model(run)
 
     refused("not a run of train_conditional_gan.py", kind=None)
-    refused("damaged .'domain' is missing", domain=None)
+    refused("damaged .'domain'.: train again", domain=None)
     wider = content["model"] | {"generator": content["model"]["generator"] | {"width": 5}}
     refused("checkpoint of another model", model=wider)
     for file in (run / "checkpoints").iterdir():
