@@ -41,15 +41,16 @@ PRELOADED = [
     # What these import when their work begins.
     "data_pipeline.audit",
     "data_pipeline.banks.balance",
-    "trainer.tasks.classification.training",
-    "trainer.tasks.conditional.training",
+    "trainer.runs.training",
+    "trainer.tasks.classification.task",
     "trainer.tasks.classification.export",
-    "trainer.tasks.few_shot.training",
+    "trainer.tasks.conditional.task",
+    "trainer.tasks.few_shot.task",
     "trainer.tasks.stain.normalization",
     "trainer.planning.rehearsals",
     "trainer.tasks.classification.prediction",
     "trainer.tasks.scoring",
-    "trainer.tasks.stain.training",
+    "trainer.tasks.stain.task",
     "trainer.tasks.generation.synthesis",
 ]
 

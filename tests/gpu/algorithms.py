@@ -1,14 +1,17 @@
 """Every algorithm with tiny networks, and batches of noise for it."""
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import MicroBatch, Topology
 from launchers.console import read_config
@@ -18,7 +21,10 @@ from models.stain.config import GeneratorConfig as StainGeneratorConfig
 from trainer.learners.choices import Precision
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
+from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.fit_config import FitConfig
+from trainer.loop.progress import Progress, checkpoint_state
+from trainer.runs.record import RunRecord
 from trainer.runs.registry import algorithm_names, task
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
@@ -52,22 +58,47 @@ def _conditional(algorithm: str, precision: Precision, topology: Topology) -> Al
     return task("conditional").build(config, TYPES, _setting(precision, topology))
 
 
-def _stain(algorithm: str, precision: Precision, topology: Topology) -> Algorithm:
+def _stain_config(algorithm: str, options: dict[str, Any]) -> StainRunConfig:
     model = StainModelConfig(
         algorithm=algorithm,
+        options=options,
         generator=StainGeneratorConfig(width=4, depth=3),
         critic=StainCriticConfig(width=4, layers=2),
     )
-    config = StainRunConfig(a="a", b="b", model=model, data=_DATA, train=_LENGTH)
+    return StainRunConfig(a="a", b="b", model=model, data=_DATA, train=_LENGTH)
+
+
+def _stain(algorithm: str, precision: Precision, topology: Topology, **options: Any) -> Algorithm:
     torch.manual_seed(0)
-    return task("stain").build(config, TYPES, _setting(precision, topology))
+    return task("stain").build(_stain_config(algorithm, options), TYPES, _setting(precision, topology))
+
+
+def _student(precision: Precision, topology: Topology) -> Algorithm:
+    """Taught by a run that has learned nothing."""
+    teacher = _stain("w_cyclegan_gp", precision, topology)
+    learners = {name: learner.state_dict() for name, learner in teacher.learners.items()}
+    record = RunRecord(
+        config=_stain_config("w_cyclegan_gp", {}),
+        kind="stain",
+        cell_types=("basophil", "eosinophil", "lymphocyte"),
+        dataset_hash="",
+        storage=ShardSettings(),
+        domain="",
+        normalizer=None,
+    )
+    with tempfile.TemporaryDirectory() as run:
+        record.write(Path(run))
+        state = checkpoint_state(learners, teacher.state_dict(), Progress(), {})
+        CheckpointStore(Path(run) / "checkpoints").save(0, state)
+        return _stain("stain_student", precision, topology, teacher=run)
 
 
 # Those whose learners are the trainer's own; the few-shot algorithms have others.
 BUILD: dict[str, Callable[[Precision, Topology], Algorithm]] = {
     "classifier": _classifier,
     **{name: functools.partial(_conditional, name) for name in algorithm_names("conditional")},
-    **{name: functools.partial(_stain, name) for name in ("w_cyclegan_gp", "cyclegan", "pix2pix")},
+    **{name: functools.partial(_stain, name) for name in algorithm_names("stain") if name != "stain_student"},
+    "stain_student": _student,
 }
 
 

@@ -77,7 +77,7 @@ def test_a_missing_folder_is_told_before_torch_is_imported(name: str, arguments:
 
 def test_a_trainings_first_step_waits_for_no_report() -> None:
     """What only scores, figures and other models need is imported when they begin."""
-    shown = "import sys, trainer.tasks.classification.training; print(*sys.modules)"
+    shown = "import sys, trainer.runs.training, trainer.tasks.classification.task; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
     imported = {name.partition(".")[0] for name in modules}
