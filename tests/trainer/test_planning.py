@@ -15,11 +15,10 @@ from launchers.console import read_config
 from launchers.plan import LAUNCHERS
 from launchers.train_classifier import QuickstartConfig
 from trainer.planning.device_memory import GIB, parse_memory
-from trainer.planning.live_memory import LiveMemory
 from trainer.planning.micro_batch import RUN_CONFIGS, plan_request, with_found_micro_batch
 from trainer.planning.plan import divide_share, plan_memory
 from trainer.planning.rehearsals import RunConfig, rehearsal_of
-from trainer.planning.step_memory import Rehearsal, rehearse
+from trainer.planning.step_memory import LiveMemory, Rehearsal, rehearse
 from trainer.runs.configuration import typed
 
 SMALL_GAN = (
