@@ -1,4 +1,4 @@
-"""How every launcher starts and ends: arguments to a typed configuration, a user's mistake to one line."""
+"""Start and end of every launcher: --help, arguments to a typed configuration, a user's mistake to one line."""
 
 import errno
 import io
@@ -25,11 +25,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TASKS = CONFIGS.parent / "trainer" / "tasks"
 Config = TypeVar("Config")
 _LIST = r"\{([a-z_]+(?::[a-z_]+)?)\}"
-# Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
-_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Permissions and disk space are the user's to mend; any other OSError is a bug.
+_USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_WRITING = """arguments:
+_ARGUMENTS = """arguments:
   Text is taken as it is written: folder=2023_10_05 and name=Smith,John are that folder and that name. null is none (a
   folder of that name: ./null). Lists are [a,b], tables {a: 0.5}; an element with a comma, bracket or quote in it, or a
   colon before a table's value, stands in quotes. What the shell itself reads, quote for it: "folder=my slides"."""
@@ -43,10 +43,10 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     """
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold what the terminal or the log has no sign for.
+        # A file name may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"{fill_lists(documentation or '').strip()}\n\n{_WRITING}")
+        print(f"{fill_lists(documentation or '').strip()}\n\n{_ARGUMENTS}")
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.errno not in _USERS_ERRORS:
+        if error.errno not in _USER_ERRNOS:
             raise
         place = error.filename or "a file"
         _refuse(f"{place}: {error.strerror}: make room, or name a folder that you may write to")
@@ -88,7 +88,7 @@ def models_of(task: str) -> str:
     tasks = {path.stem: path.parents[1].name for path in TASKS.glob("*/algorithms/*.py")}
     names = []
     for path in sorted((CONFIGS / "model").glob("*.yaml")):
-        # Not parsed: reading every file as YAML would take longer than all else that --help does.
+        # Not parsed as YAML, which would take longer than all the rest of --help.
         algorithm = re.search(r"^algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         if task == (tasks.get(algorithm[1]) if algorithm else "classification"):
             names.append(path.stem)
@@ -115,22 +115,21 @@ def _refuse(message: str) -> NoReturn:
 
 
 def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
-    """`configs/<name>.yaml` over the dataclass `kind`, with the command line's `key=value` laid over both.
+    """The dataclass `kind`, overridden by configs/NAME.yaml as Hydra composes it, then by the command line's key=value.
 
-    Of a key that is given twice the later wins, so that a script may end with what its user adds. Raises UserError for
-    an unknown key or choice, a wrong type, or an argument that is not key=value. Hydra composes the files; what is
-    written on the command line is read by the dataclass's types alone.
+    A later argument overrides an earlier one with the same key, so that a script can append its user's. Command-line
+    text is read by the dataclass's types alone. UserError for an unknown key or choice, a wrong type, or no key=value.
     """
-    groups, choices, own = config_groups(name), {}, []
+    groups, choices, others = config_groups(name), {}, []
     for argument in arguments:
         key, value = split_argument(argument)
-        if key not in groups:
-            own.append(argument)
-        else:
+        if key in groups:
             choices[key] = _checked_choice(key, value)
-    told = read_arguments(kind, own)
+        else:
+            others.append(argument)
+    overrides = read_arguments(kind, others)  # before Hydra is imported: a mistake is refused at once
     values = _compose(name, choices)
-    lay_over(values, told)
+    lay_over(values, overrides)
     return typed(kind, values, "")
 
 
@@ -161,7 +160,7 @@ def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] |
 
 
 def config_groups(name: str) -> dict[str, str]:
-    """The groups of settings of `configs/<name>.yaml`, each with the file of it that is the default."""
+    """The config groups of configs/NAME.yaml, each with its default choice."""
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
     chosen = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
     return {group: choice for entry in chosen for group, choice in entry.items()}
@@ -177,8 +176,8 @@ def _checked_choice(group: str, choice: str) -> str:
 
 
 def _compose(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    """`configs/<name>.yaml` and the files of its groups as plain values."""
-    # Here, for neither --help nor a wrong argument need wait for Hydra.
+    """configs/NAME.yaml and the chosen files of its groups, as plain values."""
+    # Imported here: --help and a wrong argument need not wait for Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

@@ -52,6 +52,19 @@ PRELOADED = [
     "trainer.tasks.scoring",
     "trainer.tasks.stain.task",
     "trainer.tasks.generation.synthesis",
+    # What these import at their place of use.
+    "hydra",
+    "scipy.optimize",
+    "scipy.sparse.csgraph",
+    "timm",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "trainer.metrics.classification",
+    "trainer.planning.plan",
+    "trainer.tasks.classification.model_advice",
+    "trainer.tasks.classification.model_card",
+    "trainer.tasks.classification.naive_bayes",
+    "trainer.tasks.classification.report",
 ]
 
 

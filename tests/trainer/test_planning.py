@@ -16,10 +16,9 @@ from launchers.plan import LAUNCHERS
 from launchers.train_classifier import QuickstartConfig
 from trainer.learners.learner import Setting
 from trainer.planning.device_memory import GIB, parse_memory
-from trainer.planning.live_memory import LiveMemory
 from trainer.planning.micro_batch import plan_request, with_found_micro_batch
 from trainer.planning.plan import divide_share, plan_memory, rehearsal_of
-from trainer.planning.step_memory import Rehearsal, rehearse
+from trainer.planning.step_memory import LiveMemory, Rehearsal, rehearse
 from trainer.runs import registry
 from trainer.runs.config import RunConfig
 from trainer.runs.configuration import typed
