@@ -14,10 +14,10 @@ _MANY_ROWS = 500_000
 _MANY_PAIRS = 50_000_000_000
 _PAIRS_AT_ONCE = 1_000_000
 
-# Of 256 bits, for pictures that may be mirrored or turned: 16 bits for resizing, saving and contrast, more for the error
-# of a turned hash, which is computed from bits alone (mean 5). Of 400 turned, resized and saved copies in the two
-# public sets the furthest differs in 20 bits; of 3.7 million pairs of different cells under all eight symmetries the
-# nearest differs in 68.
+# Of 256 bits, for pictures that may be mirrored or turned: 16 bits for resizing, saving and contrast, and the error of
+# a turned hash, which is computed from bits alone (mean 5). Of 400 turned, resized and saved copies in the two public
+# sets the furthest differs in 20 bits; of 3.7 million pairs of different cells under all eight symmetries the nearest
+# differs in 68.
 SAME_PICTURE_BITS = 24
 
 

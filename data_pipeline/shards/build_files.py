@@ -15,6 +15,7 @@ from data_pipeline.catalog import Dataset, Sample, catalog_bytes
 from data_pipeline.disk import TEMPORARY_PREFIX, aside, file_lock, put_in_place, sync
 from data_pipeline.errors import UserError
 from data_pipeline.shards.location import SHARD_FOLDER
+from data_pipeline.shards.made import is_whole
 from data_pipeline.shards.store import CATALOG_FILE, Root
 from data_pipeline.shards.writer import index_name
 
@@ -82,11 +83,6 @@ class DiskSite:
         """Commit, and remove what only the old data set or a killed build had."""
         commit(self.root, samples, metadata, report)
         collect_leftovers(self.root, metadata)
-
-
-def is_whole(path: Path, size: int) -> bool:
-    """Whether a shard is there at its size in bytes, with its index."""
-    return path.is_file() and path.stat().st_size == size and path.with_name(index_name(path.name)).is_file()
 
 
 @contextmanager
