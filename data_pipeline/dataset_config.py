@@ -1,4 +1,4 @@
-"""The part of a launcher's configuration that names its data set."""
+"""The part of a launcher's configuration that says which data set it reads."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from data_pipeline.shards.store import CATALOG_FILE, is_url, no_dataset, root_of
 if TYPE_CHECKING:
     from data_pipeline.catalog import Dataset
 
-# Images to be scored that the model has learned from: refuse to score, or score without them.
+# What becomes of a score of images that were learned from before: no score, or one without them.
 SeenChoice = Literal["refuse", "leave_out"]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """A data set, and the local cache for the shards of a store."""
+    """Which data set, and where its shards are kept on this machine when it lies in a store.
 
-    shards: str | None = None  # a folder, or a URL such as s3://bucket/prefix
-    cache: str | None = field(default=None, kw_only=True)  # folder of the cache; null for ~/.cache/hemaforge
-    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True)  # gigabytes (10^9 bytes), of all data sets
+    shards: a folder, or a URL such as s3://bucket/prefix. cache: folder for the shards of all data sets in stores; null
+    takes ~/.cache/hemaforge. cache_size: gigabytes (10^9 bytes) that they take at most.
+    """
+
+    shards: str | None = None
+    cache: str | None = field(default=None, kw_only=True)
+    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.cache_size <= 0:
             raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
 
     def require_dataset(self) -> None:
-        """UserError for a folder without a data set. Quick: a store is asked only when it is opened."""
+        """UserError where a folder is named that holds no data set; quickly, a store is asked when it is opened."""
         root = root_of(self.shards or "")
         if self.shards and isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
             raise no_dataset(root)
 
     def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
-        """Open the data set (`Dataset.open`). default: names data set and cache if this does not, for a run's say."""
+        """The data set; UserError when there is none, or it is not as it was committed.
+
+        default: whose data set it is, and whose cache, where none is named here; a run's, say.
+        """
         from data_pipeline.catalog import Dataset
 
         if default is not None:
@@ -51,8 +58,9 @@ class DatasetConfig:
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:
+        """Where shards of a store are kept."""
         return ShardCache(Path(self.cache) if self.cache else None, int(self.cache_size * GIGABYTE))
 
     def location(self, dataset: Dataset) -> dict[str, str | None]:
-        """Absolute places of the data set and its cache."""
+        """Where the data set is, and its cache, for whoever reads this configuration from another folder."""
         return {"shards": dataset.address, "cache": os.path.abspath(self.cache) if self.cache else None}

@@ -36,14 +36,13 @@ from data_pipeline.shards.build_files import (
     build_lock,
     collect_leftovers,
     commit,
-    is_whole,
     leftovers,
     refusal_is_users,
 )
 from data_pipeline.shards.location import SHARD_FOLDER, check_shards, holder_of
-from data_pipeline.shards.made import Render, make_shard, read_made_shard
+from data_pipeline.shards.made import Render, is_whole, make_shard, read_made_shard
 from data_pipeline.shards.store import CATALOG_FILE
-from data_pipeline.shards.writer import LAYOUT, ShardSettings
+from data_pipeline.shards.writer import ShardSettings
 
 
 def derive_dataset(
@@ -207,7 +206,6 @@ def _commit(
     """Put the new data set in place, and remove what only the old one or a killed derivation had."""
     metadata: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "layout": LAYOUT,
         "made_by": recipe.made_by,
         "plan": recipe.plan,
         "parents": recipe.parents(root),
