@@ -20,6 +20,7 @@ HEAVY = {
     "ray",
     "sklearn",
     "matplotlib",
+    "webdataset",
 }
 # Seconds; on a quiet machine one. Importing torch alone takes several times as long where this is reached.
 BOUND = 30.0
