@@ -3,7 +3,7 @@
 import errno
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,8 @@ class DiskSite:
 
         If the build inside fails, its files are removed and the old data set stays.
         """
-        with build_lock(self.root):
-            old = Dataset.read_catalog(self.root) if Dataset.is_at(self.root) else None
-            refuse_derived(self.root, old)
-            try:
-                yield old
-            except BaseException:
-                self._tidy()
-                raise
+        with build_lock(self.root), old_dataset(self.root, self._tidy) as old:
+            yield old
 
     def _tidy(self) -> None:
         """Remove what the catalogue on disk does not name: the new one, if the build failed after its commit."""
@@ -180,10 +174,17 @@ def refuse_foreign(root: Root, names: Collection[str]) -> None:
         raise UserError(f"{root}: no data set, yet it holds {foreign[0]}; name a new or an empty folder")
 
 
-def refuse_derived(root: Root, old: Dataset | None) -> None:
-    """UserError for a data set that was not built from raw images."""
+@contextmanager
+def old_dataset(root: Root, tidy: Callable[[], None]) -> Iterator[Dataset | None]:
+    """Yield the data set that is there, if any; UserError for a derived one. tidy: called if the block fails."""
+    old = Dataset.read_catalog(root) if Dataset.is_at(root) else None
     if old is not None and old.metadata["made_by"] != BUILT:
         raise UserError(f"{root}: was derived from another data set; name another folder, or build that one again")
+    try:
+        yield old
+    except BaseException:
+        tidy()
+        raise
 
 
 @contextmanager
