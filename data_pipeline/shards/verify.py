@@ -20,11 +20,12 @@ _MEND = "delete this file and build, or derive, the data set again"
 
 
 def older_layout(dataset: Dataset) -> str:
-    """What to do about a built data set whose shards are of an older layout, which can be read; '' for any other."""
+    """What to do about a data set whose shards are of an older layout, which can still be read; '' for any other."""
     layout = dataset.metadata.get("layout", 1)
-    if layout == LAYOUT or dataset.metadata["made_by"] != BUILT:
+    if layout == LAYOUT:
         return ""
-    how = f"build_shards.py shards={dataset.root}"
+    built = dataset.metadata["made_by"] == BUILT
+    how = f"build_shards.py shards={dataset.root}" if built else "the command that derived it, given again,"
     return f"{dataset.root}: its shards are of layout {layout}; {how} writes them anew in layout {LAYOUT}"
 
 
