@@ -160,16 +160,12 @@ def _check_generators(ground: _Ground) -> Check:
     found = [f"no bank is recorded for the synthetic images of {name}" for name in sorted(sources - set(banks))]
     ancestors, unknown = lineage(ground.dataset), ""
     for name, bank in sorted(banks.items()):
-        learned = str(bank["made_by"].get("dataset_hash"))
+        learned, leaks = str(bank["made_by"].get("dataset_hash")), []
         if learned not in ancestors:
             found.append(f"the generator of {name} learned from data set {learned[:12]}, which this was not made from")
         elif generator := _told_by_bank(makers, name):
             seen = generator.seen_among(ground.dataset, [row.id for row in held_out])
-            found += [
-                f"{named(row)} or its group taught the generator of {name}"
-                for row in held_out
-                if row.id in seen.through
-            ]
+            leaks = [row for row in held_out if row.id in seen.through]
             unknown = unknown or "; ".join(seen.unchecked)
         elif learned not in shown:
             unknown = ground.lost
@@ -177,7 +173,7 @@ def _check_generators(ground: _Ground) -> Check:
             taught = shown[learned].samples(splits=["train"], columns=["id", "parent", "group"])
             ids, groups = set(taught["id"]) | set(taught["parent"]) - {""}, set(taught["group"])
             leaks = [row for row in held_out if row.id in ids or row.parent in ids or row.group in groups]
-            found += [f"{named(row)} or its group taught the generator of {name}" for row in leaks]
+        found += [f"{named(row)} or its group taught the generator of {name}" for row in leaks]
     remedy = "leave the bank out, or train its generator on this data set's training images"
     checked = "banks of synthetic images, none made by a generator that has seen a held-out image"
     return Check("generators", checked, len(sources), tuple(found), remedy, unknown)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 TEMPORARY_PREFIX = ".writing-"  # of files whose writer has not renamed them yet
 _CHECKSUM = "checksum"
@@ -70,14 +70,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary file beside `path`, locked, and removed at the end unless `put_in_place` moved it."""
+    """Yield an empty, locked temporary file beside `path`, for `put_in_place`; it is removed if the block fails."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
     temporary.touch()  # FileNotFoundError in a folder that is not there: the lock alone would make the folder
     with file_lock(temporary), naming(path):
         try:
             yield temporary
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -91,7 +92,7 @@ def remove_abandoned(path: Path) -> bool:
     try:
         with file_lock(path, blocking=False):
             path.unlink(missing_ok=True)
-    except (Timeout, OSError):
+    except OSError:  # Timeout is one
         return False
     return True
 
@@ -110,7 +111,7 @@ def temporary_folder() -> Iterator[Path]:
     """A new folder for temporary files, removed at the end; those of killed processes are removed first."""
     for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/{_FOLDER_LOCK}"):
         if _FOLDER_NAME.fullmatch(left.parent.name):
-            with suppress(Timeout, OSError), file_lock(left, blocking=False):  # OSError: another user's, say
+            with suppress(OSError), file_lock(left, blocking=False):  # held, or another user's
                 shutil.rmtree(left.parent)
     draft = Path(tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}"))
     folder = draft.with_name(draft.name.removeprefix("."))

@@ -85,9 +85,7 @@ class LearnedImages:
         table = table.sort_values("role", ascending=False, kind="stable")
         table = table.drop_duplicates(["id", "group"]).sort_values(["through", "role", "id"], ignore_index=True)
         unknown = tuple(dict.fromkeys(line for part in parts for line in part.unknown))
-        synthetic: dict[str, int] = {}
-        for part in parts:
-            synthetic |= part.synthetic
+        synthetic = {name: count for part in parts for name, count in part.synthetic.items()}
         return cls(table, unknown, synthetic)
 
     def through(self, ancestor: str) -> LearnedImages:

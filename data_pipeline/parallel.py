@@ -5,13 +5,15 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.threads import limit_threads
 
 Task = TypeVar("Task")
@@ -19,6 +21,7 @@ Result = TypeVar("Result")
 
 # Tasks submitted ahead of their turn, so that one slow task does not stall the other workers.
 IN_FLIGHT_PER_WORKER = 3
+_IMAGES_PER_TASK = 32
 # Imported once in the server of the worker processes instead of once in every worker.
 _PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack", "webdataset"]
 
@@ -42,18 +45,35 @@ class Work:
         """Yield function(task) in the order of the tasks."""
         return self.map_tasks(function, tasks) if self.map_tasks else process_map(function, tasks, self.workers)
 
-    def map_in_threads(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """As `map`, for functions that release the interpreter lock: no process is started for them."""
-        return self.map_tasks(function, tasks) if self.map_tasks else thread_map(function, tasks, self.workers)
+    def map_images(
+        self, function: Callable[[Task], Result], images: Sequence[Task], description: str, in_threads: bool = False
+    ) -> Iterator[Result]:
+        """Yield function(image) in order, several images in one task, with a progress bar.
+
+        in_threads: for functions that release the interpreter lock, for which no process needs to be started.
+        """
+        tasks = [images[start : start + _IMAGES_PER_TASK] for start in range(0, len(images), _IMAGES_PER_TASK)]
+        whole = partial(_map_one_by_one, function)
+        results = (
+            thread_map(whole, tasks, self.workers) if in_threads and not self.map_tasks else self.map(whole, tasks)
+        )
+        with progress_bar(len(images), description, "image", enabled=self.progress and bool(images)) as bar:
+            for part in results:
+                yield from part
+                bar.update(len(part))
 
 
-def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def _map_one_by_one(function: Callable[[Task], Result], items: Sequence[Task]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def process_map(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
     """Yield function(task) in the order of the tasks; the first exception of a task ends the map.
 
     One worker or one task stays in this process. Workers are forked from a server process: they share this process's
     environment but none of its locks, threads and open files, and they end when it ends, however it ends.
     """
-    workers = min(workers, len(tasks))
+    workers = min(workers, len(tasks)) if isinstance(tasks, Sequence) else workers
     if workers <= 1:
         yield from map(function, tasks)
         return
@@ -75,7 +95,7 @@ def thread_map(function: Callable[[Task], Result], tasks: Sequence[Task], worker
 
 
 def _bounded_map(
-    pool: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    pool: Executor, function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
     pending: deque[Future[Result]] = deque()
     try:

@@ -55,7 +55,7 @@ from launchers.console import launch, read_config
 
 
 @dataclass(frozen=True)
-class BuildConfig:
+class BuildOptions:
     """The arguments of build_shards.py but for the keywords of raw layouts; null for what is not given."""
 
     shards: str | None = None
@@ -76,10 +76,13 @@ class BuildConfig:
     cluster: bool = False
 
 
+BuildConfig: type[BuildOptions] = make_dataclass(
+    "BuildConfig", [(keyword, str | None, None) for keyword in layouts()], bases=(BuildOptions,), frozen=True
+)
+
+
 def main(arguments: Sequence[str]) -> None:
-    keywords = [(keyword, str | None, None) for keyword in layouts()]
-    with_keywords: type[BuildConfig] = make_dataclass("BuildConfig", keywords, bases=(BuildConfig,), frozen=True)
-    config = read_config(with_keywords, "build_shards", arguments)
+    config = read_config(BuildConfig, "build_shards", arguments)
     if not config.shards:
         raise UserError("no shards=DIR given: say where the data set is, or is to be")
     root = root_of(config.shards)
@@ -106,7 +109,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
+def _who_works(config: BuildOptions, root: Root) -> Iterator[TaskMap | None]:
     """Runs the build's tasks on a Ray cluster; None where this machine's processes do."""
     if not config.cluster:
         yield None
@@ -123,7 +126,7 @@ def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
         yield RayMap(root if isinstance(root, Store) else Path(os.path.abspath(root)))
 
 
-def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
+def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     mapping = read_label_mapping(Path(config.labels)) if config.labels else {}
     asked = [(layout, str(root)) for keyword, layout in layouts().items() if (root := getattr(config, keyword))]
     sources = [
@@ -147,7 +150,7 @@ def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
     return sources
 
 
-def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
+def _settings(config: BuildOptions, root: Root) -> ShardSettings | None:
     """The data set's settings of storage, changed by the command's; None if it gives none."""
     asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
     asked = {name: value for name, value in asked.items() if value is not None}

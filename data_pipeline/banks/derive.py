@@ -39,12 +39,11 @@ from data_pipeline.shards.build_files import (
     build_lock,
     collect_leftovers,
     commit,
-    is_whole,
     leftovers,
     refusal_is_users,
 )
 from data_pipeline.shards.location import SHARD_FOLDER, check_shards, holder_of, reference
-from data_pipeline.shards.made import Render, make_shard, read_made_shard
+from data_pipeline.shards.made import Render, is_whole, make_shard, read_made_shard
 from data_pipeline.shards.store import CATALOG_FILE
 from data_pipeline.shards.writer import LAYOUT, PlannedShard, ShardSettings, plan_shards
 

@@ -172,9 +172,8 @@ def _scan(
     paths = [on_disk(declaration.folder, image.path) for declaration, image in images]
     samples = []
     ranges: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (declaration, image), file in zip(images, scan(paths, known, work), strict=True):
-        facts = file.facts
-        identity = file.id or hashlib.sha256(image.path.encode()).hexdigest()  # a path that is no file has no bytes
+    for (declaration, image), (file, facts) in zip(images, scan(paths, known, work), strict=True):
+        identity = file or hashlib.sha256(image.path.encode()).hexdigest()  # a path that is no file has no bytes
         group = group_name(declaration.name, image.group, identity)
         row = Sample(
             id=identity,

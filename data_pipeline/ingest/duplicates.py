@@ -5,6 +5,8 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 _ROWS_AT_ONCE = 65_536
 # From here on, sorting by more keys is faster than comparing all rows that share one of few.
@@ -12,10 +14,10 @@ _MANY_ROWS = 500_000
 _MANY_PAIRS = 50_000_000_000
 _PAIRS_AT_ONCE = 1_000_000
 
-# Of 256 bits, for pictures that may be mirrored or turned: 16 bits for resizing, saving and contrast, more for the
-# error of a turned hash, which is computed from bits alone (mean 5). Of 400 turned, resized and saved copies in the
-# two public sets the furthest differs in 20 bits; of 3.7 million pairs of different cells under all eight symmetries
-# the nearest differs in 68.
+# Of 256 bits, for pictures that may be mirrored or turned: 16 bits for resizing, saving and contrast, and the error of
+# a turned hash, which is computed from bits alone (mean 5). Of 400 turned, resized and saved copies in the two public
+# sets the furthest differs in 20 bits; of 3.7 million pairs of different cells under all eight symmetries the nearest
+# differs in 68.
 SAME_PICTURE_BITS = 24
 
 
@@ -77,10 +79,6 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     pairs = list(near_pairs(distinct, max_distance))
     one = np.concatenate([pair[0] for pair in pairs]) if pairs else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in pairs]) if pairs else np.empty(0, np.int64)
-    # Here: a training imports this module, and SciPy takes a while.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(len(distinct), len(distinct)))
     _, component = connected_components(graph, directed=False)
     components: npt.NDArray[np.int64] = component.astype(np.int64)[row_of]

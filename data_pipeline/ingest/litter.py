@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from data_pipeline.catalog import Sample
@@ -10,7 +10,6 @@ from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS
 from data_pipeline.ingest.images import decode_rgb
 from data_pipeline.parallel import Work
-from data_pipeline.progress_bar import progress_bar
 
 # Of macOS, Synology and Windows, with copies of pictures.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
@@ -21,7 +20,6 @@ _CALLED_MASK = re.compile(r"(?:^|[^a-z])masks?(?:[^a-z]|$)", re.IGNORECASE)
 _THUMBNAIL = re.compile(r"(?:^|[ ._-])(?:thumb(?:nail)?s?|previews?)(?=[ ._-]|$)", re.IGNORECASE)
 # A mask has one colour for each kind of region; pictures, grey ones too, have hundreds.
 _MOST_COLOURS_OF_A_MASK = 32
-_FILES_PER_TASK = 32
 
 
 def exclude_litter(
@@ -52,12 +50,13 @@ def exclude_litter(
                     row.exclude(kind, f"of {of}" if of else "")
             done = "kept, for the table lists them" if source in listed else "left out"
             warnings += _warning([row for row, _ in of_source], f"are {kind}s by name and content: {done}")
-    for rows_in_doubt, said in (
-        (doubtful, "are named like masks, but have many colours: kept"),
-        (small, "are named like thumbnails, but no larger picture of the same name looks like them: kept"),
-    ):
-        for source in sorted({row.source for row in rows_in_doubt}):
-            warnings += _warning([row for row in rows_in_doubt if row.source == source and row.kept], said)
+    doubts = {
+        "are named like masks, but have many colours: kept": doubtful,
+        "are named like thumbnails, but no larger picture of the same name looks like them: kept": small,
+    }
+    for said, in_doubt in doubts.items():
+        for source in sorted({row.source for row in in_doubt}):
+            warnings += _warning([row for row in in_doubt if row.source == source and row.kept], said)
     return warnings
 
 
@@ -79,7 +78,7 @@ def _masks(
     named = [row for row in samples if row.kept and _MASK.search(row.path.removesuffix(PurePosixPath(row.path).suffix))]
     candidates = {id(row): row for row in [*named, *(row for rows in pairs for row in rows)]}
     paths = [where(row) for row in candidates.values()]
-    flat = dict(zip(candidates, _flat(paths, work), strict=True))
+    flat = dict(zip(candidates, work.map_images(_has_few_colours, paths, "looking for masks"), strict=True))
     masks = {id(row): (row, "") for row in named if flat[id(row)]}
     for rows in pairs:
         pictures = [row for row in rows if not flat[id(row)]]
@@ -116,20 +115,8 @@ def _is_reduced(row: Sample, other: Sample) -> bool:
     return (int.from_bytes(one) ^ int.from_bytes(two)).bit_count() <= 2 * NEAR_DUPLICATE_BITS
 
 
-def _flat(paths: Sequence[Path], work: Work) -> Iterator[bool]:
-    """Whether each file is an image of few colours."""
-    tasks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
-    with progress_bar(len(paths), "looking for masks", "image", enabled=work.progress and bool(paths)) as bar:
-        for answers in work.map(_few_colours, tasks):
-            yield from answers
-            bar.update(len(answers))
-
-
-def _few_colours(paths: Sequence[Path]) -> list[bool]:
-    answers = []
-    for path in paths:
-        try:
-            answers.append(decode_rgb(path.read_bytes()).getcolors(_MOST_COLOURS_OF_A_MASK) is not None)
-        except (UnreadableImage, OSError):
-            answers.append(False)
-    return answers
+def _has_few_colours(path: Path) -> bool:
+    try:
+        return decode_rgb(path.read_bytes()).getcolors(_MOST_COLOURS_OF_A_MASK) is not None
+    except (UnreadableImage, OSError):
+        return False

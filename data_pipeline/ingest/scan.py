@@ -3,27 +3,13 @@
 import errno
 import hashlib
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.images import ImageFacts, inspect_image
 from data_pipeline.parallel import Work
-from data_pipeline.progress_bar import progress_bar
-
-Item = TypeVar("Item")
-
-_FILES_PER_TASK = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedFile:
-    """A raw file and what is in it."""
-
-    id: str  # '' for a path that is no file
-    facts: ImageFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +21,18 @@ class _Identity:
     refusal: str = ""  # why the system does not let it be read
 
 
-def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> Iterator[ScannedFile]:
-    """Scan files, in order. known: facts of ids that were decoded before; such files are only hashed.
+def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> list[tuple[str, ImageFacts]]:
+    """Id ('' for a path that is no file) and facts of each file, in order.
 
-    A path that is no file (a pipe, a broken link) has a problem. UserError for files that the system refuses to read,
-    and for a file that changes meanwhile.
+    known: facts of ids that were decoded before; such files are only hashed. A path that is no file (a pipe, a broken
+    link) has a problem. UserError for files that the system refuses to read, and for a file that changes meanwhile.
     """
-    with progress_bar(len(paths), "reading images", "image", enabled=work.progress) as bar:
-        found: list[_Identity] = []
-        for identities in work.map_in_threads(_identify_files, _tasks(paths)):
-            found += identities
-            bar.update(len(identities))
+    found = list(work.map_images(_identify, paths, "reading images", in_threads=True))
     _refuse_unread([(path, file.refusal) for path, file in zip(paths, found, strict=True) if file.refusal])
     new = {file.id: path for file, path in zip(found, paths, strict=True) if file.id and file.id not in known}
-    decoded: dict[str, ImageFacts] = {}
-    with progress_bar(len(new), "decoding images", "image", enabled=work.progress and bool(new)) as bar:
-        for facts in work.map(_inspect_files, _tasks(list(new.items()))):
-            decoded.update(facts)
-            bar.update(len(facts))
-    for file in found:
-        if not file.id:
-            yield ScannedFile("", ImageFacts(None, None, None, file.problem))
-        else:
-            yield ScannedFile(file.id, known[file.id] if file.id in known else decoded[file.id])
+    decoded = work.map_images(_inspect, list(new.items()), "decoding images")
+    facts = {**known, **dict(zip(new, decoded, strict=True))}
+    return [(file.id, facts[file.id] if file.id else ImageFacts(None, None, None, file.problem)) for file in found]
 
 
 def no_file(path: Path) -> str:
@@ -85,14 +60,6 @@ def read_unchanged(path: Path, identity: str) -> bytes:
     return raw
 
 
-def _tasks(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[start : start + _FILES_PER_TASK] for start in range(0, len(items), _FILES_PER_TASK)]
-
-
-def _identify_files(paths: Sequence[Path]) -> list[_Identity]:
-    return [_identify(path) for path in paths]
-
-
 def _identify(path: Path) -> _Identity:
     try:
         problem = no_file(path)
@@ -113,5 +80,6 @@ def _refuse_unread(refused: Sequence[tuple[Path, str]]) -> None:
     raise UserError(f"{path}: cannot be read ({reason}){more}; make it readable or move it out of the source")
 
 
-def _inspect_files(files: Sequence[tuple[str, Path]]) -> dict[str, ImageFacts]:
-    return {identity: inspect_image(read_unchanged(path, identity)) for identity, path in files}
+def _inspect(file: tuple[str, Path]) -> ImageFacts:
+    identity, path = file
+    return inspect_image(read_unchanged(path, identity))

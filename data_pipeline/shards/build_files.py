@@ -3,7 +3,7 @@
 import errno
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from data_pipeline.catalog import Dataset, Sample, catalog_bytes
 from data_pipeline.disk import TEMPORARY_PREFIX, aside, file_lock, put_in_place, sync
 from data_pipeline.errors import UserError
 from data_pipeline.shards.location import SHARD_FOLDER
+from data_pipeline.shards.made import is_whole
 from data_pipeline.shards.store import CATALOG_FILE, Root
 from data_pipeline.shards.writer import index_name
 
@@ -49,14 +50,8 @@ class DiskSite:
 
         If the build inside fails, its files are removed and the old data set stays.
         """
-        with build_lock(self.root):
-            old = Dataset.read_catalog(self.root) if Dataset.is_at(self.root) else None
-            refuse_derived(self.root, old)
-            try:
-                yield old
-            except BaseException:
-                self._tidy()
-                raise
+        with build_lock(self.root), old_dataset(self.root, self._tidy) as old:
+            yield old
 
     def _tidy(self) -> None:
         """Remove what the catalogue on disk does not name: the new one, if the build failed after its commit."""
@@ -82,11 +77,6 @@ class DiskSite:
         """Commit, and remove what only the old data set or a killed build had."""
         commit(self.root, samples, metadata, report)
         collect_leftovers(self.root, metadata)
-
-
-def is_whole(path: Path, size: int) -> bool:
-    """Whether a shard is there at its size in bytes, with its index."""
-    return path.is_file() and path.stat().st_size == size and path.with_name(index_name(path.name)).is_file()
 
 
 @contextmanager
@@ -184,10 +174,17 @@ def refuse_foreign(root: Root, names: Collection[str]) -> None:
         raise UserError(f"{root}: no data set, yet it holds {foreign[0]}; name a new or an empty folder")
 
 
-def refuse_derived(root: Root, old: Dataset | None) -> None:
-    """UserError for a data set that was not built from raw images."""
+@contextmanager
+def old_dataset(root: Root, tidy: Callable[[], None]) -> Iterator[Dataset | None]:
+    """Yield the data set that is there, if any; UserError for a derived one. tidy: called if the block fails."""
+    old = Dataset.read_catalog(root) if Dataset.is_at(root) else None
     if old is not None and old.metadata["made_by"] != BUILT:
         raise UserError(f"{root}: was derived from another data set; name another folder, or build that one again")
+    try:
+        yield old
+    except BaseException:
+        tidy()
+        raise
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from data_pipeline.shards.build_files import (
     REPORT_FILE,
     mirror_of,
     names_of,
+    old_dataset,
     refusal_is_users,
-    refuse_derived,
     refuse_foreign,
     report_text,
 )
@@ -49,13 +49,8 @@ class StoreSite:
         """
         with self._lock.held(), refusal_is_users(self.root):
             refuse_foreign(self.root, self.root.listing())
-            old = Dataset.read_catalog(self.root) if Dataset.is_at(self.root) else None
-            refuse_derived(self.root, old)
-            try:
+            with old_dataset(self.root, self._tidy) as old:
                 yield old
-            except BaseException:
-                self._tidy()
-                raise
 
     def _tidy(self) -> None:
         """Remove what the catalogue in the store does not name: the new one, if the build failed after its commit.

@@ -15,8 +15,7 @@ import numpy.typing as npt
 
 from data_pipeline.catalog import Sample
 from data_pipeline.disk import replace_through
-from data_pipeline.shards.build_files import is_whole
-from data_pipeline.shards.writer import PlannedShard, ShardSettings, encode_pixels, write_images
+from data_pipeline.shards.writer import PlannedShard, ShardSettings, encode_pixels, index_name, write_images
 
 # The images, uint8 [H, W, 3] RGB, of the samples of one shard, in order.
 Render = Callable[[Sequence[Sample]], Iterator[npt.NDArray[np.uint8]]]
@@ -82,6 +81,11 @@ def read_made_shard(folder: Path, shard: PlannedShard) -> MadeShard | None:
     return MadeShard(
         journal["name"], journal["bytes"], journal["sha256"], tuple(MadeImage(*image) for image in journal["images"])
     )
+
+
+def is_whole(path: Path, size: int) -> bool:
+    """Whether a shard is there at its size in bytes, with its index."""
+    return path.is_file() and path.stat().st_size == size and path.with_name(index_name(path.name)).is_file()
 
 
 def _journal_path(folder: Path, shard: PlannedShard) -> Path:

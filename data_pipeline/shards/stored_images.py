@@ -50,7 +50,9 @@ def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, pr
     frame = pd.DataFrame({name: [getattr(row, name) for row in samples] for name in where})
     # Shard by shard: each shard of a store is fetched once.
     order = np.lexsort((frame["offset"], frame["shard"]))
-    tasks = _EncodedImages(ShardBytes(dataset, frame), order)
+    shards = ShardBytes(dataset, frame)
+    parts = (order[start : start + _IMAGES_PER_TASK] for start in range(0, len(order), _IMAGES_PER_TASK))
+    tasks = ([encoded.tobytes() for encoded in shards.read(rows)] for rows in parts)  # read when their turn comes
     found: list[_Facts] = []
     with progress_bar(len(samples), "looking at images", "image", enabled=progress) as bar:
         for part in process_map(_inspect, tasks, workers):
@@ -92,22 +94,6 @@ def near_pairs_across(hashes: npt.NDArray[np.uint8], split: npt.NDArray[np.int64
             pair = (int(min(left, right)), int(max(left, right)))
             nearest[pair] = min(int(distance), nearest.get(pair, max_distance))
     return [NearPair(*pair, distance) for pair, distance in sorted(nearest.items(), key=lambda item: (item[1], item))]
-
-
-class _EncodedImages(Sequence[list[bytes]]):
-    """Tasks of encoded images, read when their turn comes."""
-
-    def __init__(self, shards: ShardBytes, rows: npt.NDArray[np.int64]) -> None:
-        self._shards, self._rows = shards, rows
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // _IMAGES_PER_TASK)
-
-    def __getitem__(self, task: int) -> list[bytes]:  # type: ignore[override]
-        if task >= len(self):
-            raise IndexError(task)
-        rows = self._rows[task * _IMAGES_PER_TASK : (task + 1) * _IMAGES_PER_TASK]
-        return [encoded.tobytes() for encoded in self._shards.read(rows)]
 
 
 def _inspect(images: list[bytes]) -> list[_Facts]:

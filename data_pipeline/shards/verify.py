@@ -20,7 +20,7 @@ _MEND = "delete this file and build, or derive, the data set again"
 
 
 def older_layout(dataset: Dataset) -> str:
-    """What to do about shards of an older layout, which can be read but not rebuilt to the same bytes; '' for none."""
+    """What to do about a data set whose shards are of an older layout, which can still be read; '' for any other."""
     layout = dataset.metadata.get("layout", 1)
     if layout == LAYOUT:
         return ""

@@ -3,7 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from data_pipeline.names import plain, shown, tidy
 
@@ -49,21 +49,12 @@ def canonical(identifier: str) -> str:
 
 def _plain_number(text: str) -> str:
     """A decimal number without leading zeros, trailing decimals and, if it is short, exponent."""
-    sign, digits, exponent = Decimal(text).as_tuple()
+    number = Decimal(text).normalize(Context(prec=len(text)))
+    sign, digits, exponent = number.as_tuple()
     assert isinstance(exponent, int)
-    written = "".join(map(str, digits)).lstrip("0")
-    shorter = written.rstrip("0")
-    exponent += len(written) - len(shorter)
-    if not shorter:
+    if not number:
         return "0"
-    if exponent > 30 or exponent < -30:
-        number = f"{shorter}e{exponent}"
-    elif exponent >= 0:
-        number = shorter + "0" * exponent
-    else:
-        padded = shorter.rjust(1 - exponent, "0")
-        number = f"{padded[:exponent]}.{padded[exponent:]}"
-    return f"-{number}" if sign else number
+    return f"{number:f}" if abs(exponent) <= 30 else f"{'-' * sign}{''.join(map(str, digits))}e{exponent}"
 
 
 def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> list[str]:

@@ -20,6 +20,7 @@ HEAVY = {
     "ray",
     "sklearn",
     "matplotlib",
+    "webdataset",
 }
 LAUNCHERS = sorted(path.stem for path in (ROOT / "launchers").glob("*.py") if path.stem not in ("__init__", "console"))
 # What a training needs after its first epoch, or not at all. torch._dynamo: torch's optimizers import it, no sooner.
