@@ -89,10 +89,17 @@ def models_of(task: str) -> str:
     return ", ".join(names)
 
 
+def augmentations() -> str:
+    """The registered augmentations with their keys and defaults."""
+    from data_pipeline.stream.augment import augmentation_help
+
+    return augmentation_help()
+
+
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
     f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")
-}
+} | {"augmentations": augmentations}
 
 
 def _refuse(message: str) -> NoReturn:

@@ -15,6 +15,7 @@ usage:
       seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of
                             the data set, learned from are not scored; without it such a training is refused
       data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
+      data.augment.KEY=     {augmentations}
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
@@ -31,7 +32,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from data_pipeline.stream.augment import augmentation_help
 from launchers.console import launch, read_config
 from trainer.tasks.classification.config import ClassifierRunConfig
 
@@ -103,4 +103,4 @@ def _make_phantom_dataset(config: QuickstartConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, f"{__doc__}\n{augmentation_help()}")
+    launch(main, __doc__)
