@@ -1,4 +1,4 @@
-"""Numbers that were made on the host, on the way to where they are needed."""
+"""Arrays from the host to the device."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import torch
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array as a tensor of its shape and type on the device; the host does not wait for it to arrive.
+    """An array as a tensor of the same shape and dtype on the device, copied asynchronously.
 
-    A copy from ordinary memory would first wait for all that the GPU has been given to do.
+    A copy from pageable memory would first wait for all queued work of the GPU.
     """
     tensor = torch.from_numpy(values)
     if device.type == "cuda":

@@ -1,7 +1,6 @@
-"""Keyed randomness: numbers that are a function of (seed, purpose, counter) and of nothing else.
+"""Keyed randomness: numbers that are a pure function of (seed, purpose, counter).
 
-No generator here has a state, so what is drawn for a sample does not depend on
-which process, worker or prefetch slot draws it, nor on what was drawn before.
+No generator has a state, so a sample's draws do not depend on the rank, the prefetch slot or earlier draws.
 """
 
 import hashlib
@@ -17,12 +16,12 @@ _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
-# Eight rounds of an alternating Feistel network mix domains as small as a few bits evenly.
+# Enough rounds of an alternating Feistel network to mix domains of a few bits evenly.
 _FEISTEL_ROUNDS = 8
 
 
 def derive_key(seed: int, *purpose: str | int) -> int:
-    """The 64-bit key of one stream of random numbers, from the run's seed and what it is for."""
+    """The 64-bit key of one stream of random numbers, from the run's seed and the purpose."""
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -62,11 +61,10 @@ def normal(key: int, positions: npt.ArrayLike, count: int) -> npt.NDArray[np.flo
 
 
 def permute(key: int, index: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
-    """Where a keyed random permutation of range(size) sends each index: int64, same shape.
+    """Each index under a keyed random permutation of range(size): int64, same shape.
 
-    A Feistel network on the next power of two, walked until the value falls into range
-    (Black and Rogaway 2002), so an order over any number of samples needs no memory and
-    any position of it costs the same.
+    A Feistel network on the next power of two, applied until the value is in range (Black and Rogaway 2002): needs no
+    memory, and every position costs the same. IndexError for an index outside.
     """
     bits = max(size - 1, 1).bit_length()
     low_bits = np.uint64(bits - bits // 2)

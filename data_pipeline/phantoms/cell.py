@@ -1,4 +1,4 @@
-"""One phantom cell being drawn: its outline, cytoplasm, nucleus, granules and holes as layers of dye."""
+"""One phantom cell: outline, cytoplasm, nucleus, granules and holes as layers of dye."""
 
 import math
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.phantoms.shapes import Canvas, Field, ellipse
 
-# What binds dye. Each is one layer of concentration, 1 = as much as the densest common structure of its kind.
+# Layers of concentration, by what binds dye; 1 is the densest common structure of its kind.
 HAEMOGLOBIN, CHROMATIN, BASOPHILIA, EOSIN, AZUROPHIL = range(5)
 LAYERS = 5
 
@@ -15,10 +15,10 @@ Random = np.random.Generator
 
 
 class Cell:
-    """One cell being drawn: `layers` float32 [LAYERS, size, size]; `cover` [size, size] is what it hides."""
+    """One cell: `layers` float32 [LAYERS, size, size]; `cover` [size, size] is the opacity, 0 to 1."""
 
     def __init__(self, canvas: Canvas, rng: Random, radius: float, *, ragged: float = 0.05) -> None:
-        """An empty cell of `radius` micrometres; `ragged` is how far its outline strays from an ellipse."""
+        """An empty cell of `radius` micrometres; `ragged`: deviation of its outline from an ellipse."""
         self.canvas, self.rng, self.radius = canvas, rng, radius
         self.layers = np.zeros((LAYERS, canvas.size, canvas.size), np.float32)
         self.u, self.v = canvas.frame(angle=rng.uniform(0, 2 * math.pi))
@@ -30,7 +30,7 @@ class Cell:
         self.nucleus: Field = np.full_like(self.body, -radius)
 
     def fill(self, basophilia: float, eosin: float, *, mottle: float = 0.12, rim: float = 0.3) -> None:
-        """Cytoplasm: blue and pink concentrations, cloudiness, and how much more dye its outer edge holds."""
+        """Cytoplasm: blue and pink concentrations, cloudiness, and the excess of dye at its outer edge."""
         cloud = 1 + np.float32(mottle) * self.canvas.texture(self.rng, 2.2, 0.5, 24)
         edge = np.exp(-np.square(self.body * np.float32(1 / 0.55)))
         amount = self.cover * np.maximum(cloud, 0) * (1 + np.float32(rim) * edge)
@@ -38,7 +38,7 @@ class Cell:
         self.layers[EOSIN] += np.float32(eosin) * amount
 
     def warp(self, amount: float, wavelength: float) -> tuple[Field, Field]:
-        """The cell's own coordinates bent by `amount` micrometres, against drawing-board nuclei."""
+        """The cell's own coordinates, distorted by `amount` micrometres, so that nuclei are irregular."""
         bend_u, bend_v = (self.canvas.texture(self.rng, wavelength, 0.2, 10) for _ in range(2))
         return self.u + np.float32(amount) * bend_u, self.v + np.float32(amount) * bend_v
 

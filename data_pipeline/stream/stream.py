@@ -109,8 +109,8 @@ class Stream:
         self.samples = self._select(splits, folds, ids)
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
-        self._order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
-        self._batches = GlobalBatches(self._order, global_batch, keep_tail=not training)
+        order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
+        self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
@@ -180,10 +180,9 @@ class Stream:
 
     def _read_ahead(self, first_batch: int) -> ReadAhead:
         """Fetches one window ahead: a windowed order reads the next window from other shards."""
-        batches = GlobalBatches(self._order, self.global_batch, keep_tail=not self.training)  # its cache is not shared
 
         def shards_of(batch: int) -> list[str]:
-            rows = batches.rows(batch)
+            rows = self.rows(batch)
             return self._source.shards_in_store(rows[self._slice_of(rows)])
 
         end = None if self.training else self.batches_per_epoch
