@@ -156,13 +156,7 @@ class Stream:
         """The graph that this stream runs."""
         slice_size = -(-self.global_batch // self._topology.world_size)
         return GraphConfig(
-            image_size=self.config.image_size,
-            batch_size=-(-slice_size // self.parts),
-            threads=self.config.threads,
-            prefetch=self.config.prefetch,
-            deterministic=self.config.deterministic,
-            operations=self._operations,
-            crop=bool((self._crop != 1).any()),
+            self.config, -(-slice_size // self.parts), self._operations, crop=bool((self._crop != 1).any())
         )
 
     def _inputs(
