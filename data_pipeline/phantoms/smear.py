@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.phantoms.cell import HAEMOGLOBIN, LAYERS, Random
+from data_pipeline.phantoms.cell import FIELD_OF_VIEW, HAEMOGLOBIN, LAYERS, Canvas, Field, Random
 from data_pipeline.phantoms.morphology import DRAW, platelet
-from data_pipeline.phantoms.shapes import FIELD_OF_VIEW, Canvas, Field
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from data_pipeline.phantoms.cell import AZUROPHIL, CHROMATIN, EOSIN, HAEMOGLOBIN, LAYERS, Random
-from data_pipeline.phantoms.shapes import FIELD_OF_VIEW, Canvas, Field
+from data_pipeline.phantoms.cell import (
+    AZUROPHIL,
+    CHROMATIN,
+    EOSIN,
+    FIELD_OF_VIEW,
+    HAEMOGLOBIN,
+    LAYERS,
+    Canvas,
+    Field,
+    Random,
+)
 
 Array = NDArray[np.float64]
 
