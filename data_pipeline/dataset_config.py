@@ -62,7 +62,6 @@ class DatasetConfig:
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:
-        """Where shards of a store are kept."""
         return ShardCache(Path(self.cache) if self.cache else None, int(self.cache_size * GIGABYTE))
 
     def location(self, dataset: Dataset) -> dict[str, str | None]:

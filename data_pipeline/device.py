@@ -1,4 +1,4 @@
-"""Arrays from the host to the device."""
+"""Arrays from host to device."""
 
 from typing import Any
 
@@ -7,10 +7,7 @@ import torch
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array as a tensor of the same shape and dtype on the device, copied asynchronously.
-
-    A copy from pageable memory would first wait for all queued work of the GPU.
-    """
+    """An array as a tensor of its shape and dtype, copied from pinned memory: the host does not wait for the GPU."""
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -18,6 +18,7 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
 from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -62,13 +63,18 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
 
 
 def fill_lists(documentation: str) -> str:
-    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands."""
+    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands.
+
+    A list of several lines is indented as it is.
+    """
 
     def filled(line: str) -> str:
         place = re.search(_LIST, line)
         if place is None:
             return line
         text = re.sub(_LIST, lambda found: LISTS[found[1]](), line)
+        if "\n" in text:
+            return textwrap.indent(text.strip(), " " * place.start())
         return textwrap.fill(text, 120, subsequent_indent=" " * place.start(), break_on_hyphens=False)
 
     return "\n".join(map(filled, documentation.splitlines()))
@@ -89,8 +95,7 @@ def models_of(task: str) -> str:
     return ", ".join(names)
 
 
-def augmentations() -> str:
-    """The registered augmentations with their keys and defaults."""
+def _augmentations() -> str:
     from data_pipeline.stream.augment import augmentation_help
 
     return augmentation_help()
@@ -98,8 +103,9 @@ def augmentations() -> str:
 
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
-    f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")
-} | {"augmentations": augmentations}
+    "augmentations": _augmentations,
+    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
+}
 
 
 def _refuse(message: str) -> NoReturn:
@@ -126,6 +132,32 @@ def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Conf
     values = _compose(name, choices)
     lay_over(values, told)
     return typed(kind, values, "")
+
+
+def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:
+    """What every training launcher does with its configuration: join the processes, train, print the report's path.
+
+    prepare: called with the rank, rank 0 first, before the data set is opened.
+    """
+    if not config.shards or not config.run:
+        raise UserError(f"{launcher} needs shards=DIR and run=DIR; see --help")
+    if prepare is None:
+        config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.planning.micro_batch import with_found_micro_batch
+    from trainer.runs.training import train
+
+    topology = join_processes()
+    if prepare is not None:
+        with PartialState().main_process_first():
+            prepare(topology.rank)
+    run = train(with_found_micro_batch(config, topology), topology)
+    leave_processes()
+    if topology.rank == 0:
+        print((run / "report.html").resolve())
 
 
 def config_groups(name: str) -> dict[str, str]:

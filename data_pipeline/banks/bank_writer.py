@@ -31,10 +31,9 @@ from data_pipeline.banks.image_bank import (
     open_arrays,
     read_facts,
     read_manifest,
-    secure,
     write_facts,
 )
-from data_pipeline.disk import TEMPORARY_PREFIX, naming
+from data_pipeline.disk import TEMPORARY_PREFIX, naming, sync
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
 
@@ -184,7 +183,7 @@ def _write_shard(root: Path, arrays: dict[str, Any], shard: int, first: int, blo
         chunks = root / name / "c"
         mine = chunks / str(shard)
         for path in (*mine.rglob("*"), mine, chunks):
-            secure(path)
+            sync(path)
 
 
 def _finish(root: Path, facts: BankFacts, rows: int) -> None:

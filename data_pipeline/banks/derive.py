@@ -39,13 +39,14 @@ from data_pipeline.shards.build_files import (
     build_lock,
     collect_leftovers,
     commit,
+    is_whole,
     leftovers,
     refusal_is_users,
 )
 from data_pipeline.shards.location import SHARD_FOLDER, check_shards, holder_of, reference
-from data_pipeline.shards.made import Render, is_whole, make_shard, read_made_shard
+from data_pipeline.shards.made import Render, make_shard, read_made_shard
 from data_pipeline.shards.store import CATALOG_FILE
-from data_pipeline.shards.writer import PlannedShard, ShardSettings, plan_shards
+from data_pipeline.shards.writer import LAYOUT, PlannedShard, ShardSettings, plan_shards
 
 _RECIPE_ID = re.compile(r"[0-9a-f]{64}")
 # The location of an image in a row that has none.
@@ -261,6 +262,7 @@ def _commit(
     """Put the new data set in place, and remove what only the old one or an interrupted derivation had."""
     metadata: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
+        "layout": LAYOUT,
         "made_by": recipe.made_by,
         "plan": recipe.plan,
         "parents": recipe.parents(root),

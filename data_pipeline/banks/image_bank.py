@@ -7,10 +7,8 @@ them. A row's SHA-256 is written last, so a row that has one is complete.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from filelock import Timeout
 
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import naming, replace_through, sync_folder
+from data_pipeline.disk import file_lock, naming, replace_through, sync
 from data_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
@@ -149,7 +148,7 @@ class ImageBank:
                 shutil.rmtree(self.root / entry["array"], ignore_errors=True)  # of an interrupted command
                 zarr.save_array(str(self.root / entry["array"]), numbers, zarr_format=3)
             for path in (self.root / _SCORES).rglob("*"):
-                secure(path)
+                sync(path)
             old = manifest["scores"].get(name, entry)
             manifest["scores"][name] = entry
             commit_manifest(self.root, manifest)
@@ -213,7 +212,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
 def commit_manifest(root: Path, manifest: dict[str, Any]) -> None:
     """Replace `bank.json` and wait until it is on disk."""
     replace_through(root / MANIFEST_FILE, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
-    sync_folder(root)
+    sync(root)
 
 
 def hash_images(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -233,24 +232,12 @@ def content_hash(facts: BankFacts, labels: npt.NDArray[np.int64], digests: npt.N
 @contextmanager
 def bank_lock(root: Path) -> Iterator[None]:
     """Lock the bank against other writers. UserError when one is at work."""
-    lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+        lock = file_lock(root / LOCK_FILE, blocking=False).acquire()
+    except Timeout:
+        raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+    with lock:
         yield
-    finally:
-        os.close(lock)
-
-
-def secure(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _scores_entry(name: str, numbers: npt.NDArray[np.float32]) -> dict[str, str]:
