@@ -18,7 +18,7 @@ usage:
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
       optimizer.learning_rate=0.001
-  {augmentations}
+      data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 
 example:

@@ -12,7 +12,7 @@ usage:
                                lymphocyte, monocyte, myeloblast, platelet, of those with training images
       data.domains=[A]         learn from the images of these stains only
       data.image_size=128 train.epochs=100 train.global_batch=64 ...   see configs/train_conditional_gan.yaml
-  {augmentations}
+      data.augment.KEY=     {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, a sheet of real and generated cells to
   RUN/samples at the end of each epoch, and RUN/report.html. An epoch shows every model the same number of real images.
 

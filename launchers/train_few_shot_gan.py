@@ -16,7 +16,7 @@ usage:
       model.meta=false    few_shot_meta or figr from its initial weights, without meta-training
       adaptation.images=80000   budget of each rare type, the same for every model
       shots=8 data.image_size=128 train.epochs=8 train.global_batch=8 ...   see configs/train_few_shot_gan.yaml
-  {augmentations}
+      data.augment.KEY=     {augmentations}
   Writes losses to RUN/metrics.jsonl and RUN/tensorboard, sheets of cells to RUN/samples, and for each rare type
   weights and losses to RUN/adapted/TYPE. Then: launchers/synthesize.py.
 

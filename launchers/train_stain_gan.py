@@ -13,7 +13,7 @@ usage:
       a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
       matching=cell_type  or none: draw images as they come, unlabelled ones too
       data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
-  {augmentations}
+      data.augment.KEY=     {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and sheets of cells to RUN/samples
   at the end of each epoch. Then: launchers/normalize_stains.py.
 

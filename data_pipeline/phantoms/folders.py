@@ -23,7 +23,7 @@ from PIL import Image
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.phantoms.shapes import Field
+from data_pipeline.phantoms.cell import Field
 from data_pipeline.phantoms.smear import Blood, draw_smear
 from data_pipeline.phantoms.stain import STAIN_RECIPES, Film, photograph
 from data_pipeline.progress_bar import progress_bar

@@ -65,11 +65,15 @@ def draw_parameters(
     }
 
 
+# No operation changes an image.
+UNCHANGED = AugmentConfig(flip=False, rotation=0.0, scale=1.0, shift=0.0)
+
+
 def augmentation_help() -> str:
     """The registered augmentations with their keys and defaults, for a launcher's --help."""
-    lines = ["augmentations of training images, data.augment.KEY=VALUE:"]
+    entries = []
     for operation in registered():
-        lines.append(f"  {operation.name}: {(operation.__doc__ or '').splitlines()[0]}")
-        defaults = [f"{field.name}={field.default}" for field in dataclasses.fields(operation)]  # type: ignore[arg-type]
-        lines.append(f"      {' '.join(defaults)}")
-    return "\n".join(lines)
+        defaults = [f"{field.name}={str(field.default).lower()}" for field in dataclasses.fields(operation)]  # type: ignore[arg-type]
+        summary = (operation.__doc__ or "").splitlines()[0].rstrip(".")
+        entries.append(f"{operation.name} ({summary}): {' '.join(defaults)}")
+    return "; ".join(entries)

@@ -37,14 +37,7 @@ class FileStream:
         self._storage = storage
         self._topology = topology
         self._crop = crop
-        self._graph = GraphConfig(
-            image_size=config.image_size,
-            batch_size=batch,
-            threads=config.threads,
-            prefetch=config.prefetch,
-            deterministic=config.deterministic,
-            crop=crop != 1,
-        )
+        self._graph = GraphConfig(config, batch, crop=crop != 1)
 
     def read(self) -> Iterator[MicroBatch]:
         """Micro-batches whose rows and positions are indices into the paths; labels are -1."""

@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from data_pipeline.stream.augment import draw_parameters
 from data_pipeline.stream.augmentations import Augmentation, Parameters
+from data_pipeline.stream.config import StreamConfig
 from data_pipeline.threads import divide, thread_share
 
 _CROP = "crop"
@@ -28,11 +29,8 @@ Tag = TypeVar("Tag")
 class GraphConfig:
     """What the graph does to an image."""
 
-    image_size: int  # side in pixels of the square output
+    data: StreamConfig  # image_size, threads, prefetch and deterministic count
     batch_size: int  # most images of one batch
-    threads: int | None  # as of StreamConfig
-    prefetch: int  # as of StreamConfig
-    deterministic: bool  # as of StreamConfig
     operations: tuple[Augmentation, ...] = ()  # active augmentations, in their order
     crop: bool = False  # whether any image is cut to its middle before it is resized
 
@@ -75,7 +73,7 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
     `device_id`: the GPU to work on, or None for the CPU.
     """
     # A draw is a pure function, so one that is thrown away tells the names of the parameters.
-    names = list(draw_parameters(config.operations, 0, np.zeros(1, np.int64), config.image_size))
+    names = list(draw_parameters(config.operations, 0, np.zeros(1, np.int64), config.data.image_size))
     names += [_CROP] if config.crop else []
     division = divide(thread_share().threads, device_id is not None)
 
@@ -88,10 +86,10 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
 
     @pipeline_def(
         batch_size=config.batch_size,
-        num_threads=min(config.threads or division.decode, division.decode),
+        num_threads=min(config.data.threads or division.decode, division.decode),
         device_id=device_id,
         # Depth 1 is no prefetching: a batch is made when it is asked for.
-        prefetch_queue_depth=config.prefetch if division.overlap else 1,
+        prefetch_queue_depth=config.data.prefetch if division.overlap else 1,
         exec_dynamic=True,
         enable_conditionals=True,
     )
@@ -99,7 +97,7 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
         encoded, *rest = fn.external_source(source=columns, num_outputs=1 + len(names), batch=True)
         given = _by_operation(names, rest)
         images = _decode(config, encoded, given[""].get(_CROP), device_id)
-        size = [config.image_size, config.image_size]
+        size = [config.data.image_size] * 2
         resize = _options([each.resize_options(given[each.name]) for each in config.operations])
         images = fn.resize(images, size=size, antialias=True, **resize)
         for operation in config.operations:
@@ -139,7 +137,7 @@ def _decode(config: GraphConfig, encoded: Any, crop: Any, device_id: int | None)
         "device": "cpu" if device_id is None else "mixed",
         "output_type": types.RGB,
         # The hardware JPEG decoder's last bits differ from nvJPEG's, and which images it gets varies.
-        "hw_decoder_load": 0.0 if config.deterministic else 0.65,  # DALI's default share
+        "hw_decoder_load": 0.0 if config.data.deterministic else 0.65,  # DALI's default share
     }
     if crop is None:
         return fn.decoders.image(encoded, **options)

@@ -6,6 +6,7 @@ takes its part of a global batch afterwards (`rank_slice`), so the world size ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -135,17 +136,18 @@ class GlobalBatches:
         self.per_epoch = whole + 1 if keep_tail and tail else whole
         self._keep_tail = keep_tail
         self._order = order
-        self._cached: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        # Of batches that are read now, and of those that are read ahead.
+        self._cached_block = lru_cache(maxsize=4)(self._block)
 
     def rows(self, batch: int) -> npt.NDArray[np.int64]:
         """Rows of the sample table in global batch number `batch`, counted from the start of training: int64 [n]."""
         epoch, number = divmod(batch, self.per_epoch)
         start = number * self.size
         stop = min(start + self.size, self.epoch_size)
-        pieces = [self._block(epoch, start // _ORDER_BLOCK)]
+        pieces = [self._cached_block(epoch, start // _ORDER_BLOCK)]
         first = start // _ORDER_BLOCK * _ORDER_BLOCK
         while first + sum(map(len, pieces)) < stop:
-            pieces.append(self._block(epoch, start // _ORDER_BLOCK + len(pieces)))
+            pieces.append(self._cached_block(epoch, start // _ORDER_BLOCK + len(pieces)))
         return np.concatenate(pieces)[start - first : stop - first]
 
     def count_parts(self, world_size: int, micro_batch: int | None) -> int:
@@ -169,11 +171,7 @@ class GlobalBatches:
             )
         return parts
 
-    def _block(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
-        """The order at positions [number, number + 1) * _ORDER_BLOCK of an epoch; the last block is cached."""
-        tag = epoch * (self.epoch_size // _ORDER_BLOCK + 1) + number
-        if self._cached[0] != tag:
-            first = number * _ORDER_BLOCK
-            positions = np.arange(first, min(first + _ORDER_BLOCK, self.epoch_size))
-            self._cached = (tag, self._order.rows(epoch, positions))
-        return self._cached[1]
+    def _block(self, epoch: int, number: int) -> Rows:
+        """The order at positions [number, number + 1) * _ORDER_BLOCK of an epoch."""
+        first = number * _ORDER_BLOCK
+        return self._order.rows(epoch, np.arange(first, min(first + _ORDER_BLOCK, self.epoch_size)))

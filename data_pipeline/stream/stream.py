@@ -109,8 +109,8 @@ class Stream:
         self.samples = self._select(splits, folds, ids)
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
-        self._order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
-        self._batches = GlobalBatches(self._order, global_batch, keep_tail=not training)
+        order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
+        self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
@@ -156,13 +156,7 @@ class Stream:
         """The graph that this stream runs."""
         slice_size = -(-self.global_batch // self._topology.world_size)
         return GraphConfig(
-            image_size=self.config.image_size,
-            batch_size=-(-slice_size // self.parts),
-            threads=self.config.threads,
-            prefetch=self.config.prefetch,
-            deterministic=self.config.deterministic,
-            operations=self._operations,
-            crop=bool((self._crop != 1).any()),
+            self.config, -(-slice_size // self.parts), self._operations, crop=bool((self._crop != 1).any())
         )
 
     def _inputs(
@@ -180,10 +174,9 @@ class Stream:
 
     def _read_ahead(self, first_batch: int) -> ReadAhead:
         """Fetches one window ahead: a windowed order reads the next window from other shards."""
-        batches = GlobalBatches(self._order, self.global_batch, keep_tail=not self.training)  # its cache is not shared
 
         def shards_of(batch: int) -> list[str]:
-            rows = batches.rows(batch)
+            rows = self.rows(batch)
             return self._source.shards_in_store(rows[self._slice_of(rows)])
 
         end = None if self.training else self.batches_per_epoch

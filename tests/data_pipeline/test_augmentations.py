@@ -88,7 +88,8 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_a_new_augmentation_is_one_module_and_one_yaml(copy: Path, tiny_dataset: Dataset) -> None:
-    assert "blot: Blots images out.\n      blots=0.0" in run(copy, "launchers/train_classifier.py", "--help")
+    listed = run(copy, "launchers/train_classifier.py", "--help")
+    assert "blot (Blots images out): blots=0.0" in " ".join(listed.split())
     arguments = (f"shards={tiny_dataset.root}", "data/augment=blot", "data.image_size=16", "data.augment.rotation=0")
     blotted = int(run(copy, "-c", SHOW, *arguments).removeprefix("blotted "))
     assert 10 < blotted < 30  # of 40

@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipeline.stream.augmentations import Augmentation, Parameters
 from data_pipeline.stream.augmentations.geometry import Geometry, Kind, regions_of
 from data_pipeline.stream.augmentations.stain import STAIN_VECTORS, STEPS_PER_DENSITY, Stain
+from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.pipeline import GraphConfig, GraphInputs, build_graph
 
 SIZE = 32
@@ -48,7 +49,8 @@ def run_graph(
         operations.append(Stain(channel_gain=0.1))
         parameters["stain.matrix"] = matrix[None] * STEPS_PER_DENSITY
         parameters["stain.offset"] = (0 * matrix[:1] if offset is None else offset[None]) * STEPS_PER_DENSITY
-    config = GraphConfig(SIZE, 1, 1, 1, False, tuple(operations), crop is not None)
+    data = StreamConfig(image_size=SIZE, threads=1, prefetch=1)
+    config = GraphConfig(data, 1, tuple(operations), crop is not None)
     kept = None if crop is None else np.array([crop], np.float32)
     pipeline = build_graph(config, lambda: GraphInputs([encoded], parameters, kept), None)
     return (pipeline.run()[0].as_array()[0].transpose(1, 2, 0) + 1) * 127.5

@@ -14,7 +14,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import LearnedImages, learned_by_makers
-from data_pipeline.stream.augment import AugmentConfig
+from data_pipeline.stream.augment import UNCHANGED
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from data_pipeline.threads import divide, thread_share
@@ -201,10 +201,9 @@ def _typical_colours(
 ) -> ColourStatistics:
     """The average colour statistics of a domain's training images, as training draws them; the same everywhere."""
     batch = config.train.global_batch
-    unchanged = AugmentConfig(flip=False, rotation=0.0, scale=1.0, shift=0.0)
     stream = Stream(
         dataset,
-        dataclasses.replace(_stream_config(config, domain), augment=unchanged),
+        dataclasses.replace(_stream_config(config, domain), augment=UNCHANGED),
         splits=_splits(config, domain),
         cell_types=cell_types,
         folds=config.folds.get(domain),
