@@ -13,6 +13,7 @@ CONFIG_FILE = "config.yaml"
 # In a folder that export.py wrote, what the model is.
 DESCRIPTION = "model.json"
 
+
 def write_run_config(run: Path, content: Mapping[str, Any]) -> None:
     """Write `config.yaml`, whole or not at all."""
     run.mkdir(parents=True, exist_ok=True)

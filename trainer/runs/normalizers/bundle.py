@@ -114,6 +114,15 @@ def load_bundle(path: Path) -> NormalizerBundle:
         facts["normalizer"] = _KINDS[facts.pop("kind")].from_state(facts["normalizer"])
         facts["learned"] = Selection(**facts["learned"])
         return NormalizerBundle(**facts)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError, ModelError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+        ModelError,
+    ) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a normaliser, or damaged ({reason}): normalise the data set again") from error
