@@ -1,6 +1,4 @@
-"""A function over many tasks on several cores, in order, with flat memory."""
-
-from __future__ import annotations
+"""Maps a function over many tasks on several cores, in order, with bounded memory."""
 
 import multiprocessing
 import os
@@ -10,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
@@ -18,24 +17,41 @@ from data_pipeline.threads import limit_threads
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks given out ahead of their turn: workers need not wait for one that takes longer.
+# Tasks submitted ahead of their turn, so that one slow task does not stall the other workers.
 IN_FLIGHT_PER_WORKER = 3
-# What reading and writing images takes, imported once, in the server, instead of once in every worker.
-_PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack"]
+# Imported once in the server of the worker processes instead of once in every worker.
+_PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack", "webdataset"]
 
 
 class TaskMap(Protocol):
-    """Who does the tasks of a build, and where."""
+    """Runs the tasks of a build."""
 
     def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Yield function(task) in the order of the tasks; the first exception of a task ends it."""
+        """Yield function(task) in the order of the tasks; the first exception of a task ends the map."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who runs the tasks of a build."""
+
+    workers: int = 1  # processes or threads of this machine
+    progress: bool = True  # whether progress is shown
+    map_tasks: TaskMap | None = None  # runs all tasks instead of this machine's workers
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield function(task) in the order of the tasks."""
+        return self.map_tasks(function, tasks) if self.map_tasks else process_map(function, tasks, self.workers)
+
+    def map_in_threads(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """As `map`, for functions that release the interpreter lock: no process is started for them."""
+        return self.map_tasks(function, tasks) if self.map_tasks else thread_map(function, tasks, self.workers)
 
 
 def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """Yield function(task) in the order of the tasks; one worker or one task stays in this process.
+    """Yield function(task) in the order of the tasks; the first exception of a task ends the map.
 
-    Workers come from a server process, not from this one: they share no lock, thread or open file with
-    it, but its environment, and they end when it does, however it ends. The first exception of a task ends the map.
+    One worker or one task stays in this process. Workers are forked from a server process: they share this process's
+    environment but none of its locks, threads and open files, and they end when it ends, however it ends.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -53,7 +69,7 @@ def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
 
 
 def thread_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """As `process_map`, over threads: for work that lets go of the interpreter lock."""
+    """As `process_map`, in threads."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from _bounded_map(pool, function, tasks, workers)
 
@@ -74,9 +90,9 @@ def _bounded_map(
 
 
 def _follow_parent(environment: dict[str, str]) -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it: else it would wait for tasks for ever."""
+    """Set up a worker: it ignores Ctrl-C, and ends when its parent does instead of waiting for tasks forever."""
     os.environ.update(environment)
-    limit_threads(1)  # one of as many workers as its parent has threads
+    limit_threads(1)  # there are as many workers as the parent may use threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -3,10 +3,13 @@
 import errno
 import io
 import logging
+import re
 import sys
+import textwrap
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,10 +18,13 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
 from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TASKS = CONFIGS.parent / "trainer" / "tasks"
 Config = TypeVar("Config")
+_LIST = r"\{([a-z_]+(?::[a-z_]+)?)\}"
 # Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
 _USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,7 +38,7 @@ _WRITING = """arguments:
 def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> None:
     """Run a launcher's `main` on the command line's arguments.
 
-    `--help` prints `documentation`. A UserError is printed as one line and leaves with exit code 2;
+    `--help` prints `documentation`, its lists filled in. A UserError is printed as one line, with exit code 2;
     any other exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:]
@@ -40,7 +46,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
         # A file's name may hold what the terminal or the log has no sign for.
         sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"{(documentation or '').strip()}\n\n{_WRITING}")
+        print(f"{fill_lists(documentation or '').strip()}\n\n{_WRITING}")
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)
@@ -54,6 +60,52 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
             raise
         place = error.filename or "a file"
         _refuse(f"{place}: {error.strerror}: make room, or name a folder that you may write to")
+
+
+def fill_lists(documentation: str) -> str:
+    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands.
+
+    A list of several lines is indented as it is.
+    """
+
+    def filled(line: str) -> str:
+        place = re.search(_LIST, line)
+        if place is None:
+            return line
+        text = re.sub(_LIST, lambda found: LISTS[found[1]](), line)
+        if "\n" in text:
+            return textwrap.indent(text.strip(), " " * place.start())
+        return textwrap.fill(text, 120, subsequent_indent=" " * place.start(), break_on_hyphens=False)
+
+    return "\n".join(map(filled, documentation.splitlines()))
+
+
+def models_of(task: str) -> str:
+    """What model= takes for a task, a folder of trainer/tasks: the names of its files in configs/model.
+
+    A file's algorithm is the name of a file in its task's algorithms/; a file without an algorithm is a classifier's.
+    """
+    tasks = {path.stem: path.parents[1].name for path in TASKS.glob("*/algorithms/*.py")}
+    names = []
+    for path in sorted((CONFIGS / "model").glob("*.yaml")):
+        # Not parsed: reading every file as YAML would take longer than all else that --help does.
+        algorithm = re.search(r"^algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if task == (tasks.get(algorithm[1]) if algorithm else "classification"):
+            names.append(path.stem)
+    return ", ".join(names)
+
+
+def _augmentations() -> str:
+    from data_pipeline.stream.augment import augmentation_help
+
+    return augmentation_help()
+
+
+# What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
+LISTS: dict[str, Callable[[], str]] = {
+    "augmentations": _augmentations,
+    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
+}
 
 
 def _refuse(message: str) -> NoReturn:
@@ -80,6 +132,32 @@ def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Conf
     values = _compose(name, choices)
     lay_over(values, told)
     return typed(kind, values, "")
+
+
+def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:
+    """What every training launcher does with its configuration: join the processes, train, print the report's path.
+
+    prepare: called with the rank, rank 0 first, before the data set is opened.
+    """
+    if not config.shards or not config.run:
+        raise UserError(f"{launcher} needs shards=DIR and run=DIR; see --help")
+    if prepare is None:
+        config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.planning.micro_batch import with_found_micro_batch
+    from trainer.runs.training import train
+
+    topology = join_processes()
+    if prepare is not None:
+        with PartialState().main_process_first():
+            prepare(topology.rank)
+    run = train(with_found_micro_batch(config, topology), topology)
+    leave_processes()
+    if topology.rank == 0:
+        print((run / "report.html").resolve())
 
 
 def config_groups(name: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ one is whole.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,9 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from filelock import Timeout
 
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import naming, replace_through, sync_folder
+from data_pipeline.disk import file_lock, naming, replace_through, sync
 from data_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
@@ -220,7 +220,7 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
 def commit_manifest(root: Path, manifest: dict[str, Any]) -> None:
     """Put `bank.json` in its place, through to the disk."""
     replace_through(root / MANIFEST_FILE, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
-    sync_folder(root)
+    sync(root)
 
 
 def hash_images(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -240,15 +240,12 @@ def content_hash(facts: BankFacts, labels: npt.NDArray[np.int64], digests: npt.N
 @contextmanager
 def bank_lock(root: Path) -> Iterator[None]:
     """Hold the bank against other writers; UserError when one is at work."""
-    lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+        lock = file_lock(root / LOCK_FILE, blocking=False).acquire()
+    except Timeout:
+        raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+    with lock:
         yield
-    finally:
-        os.close(lock)
 
 
 def secure(path: Path) -> None:

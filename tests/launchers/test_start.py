@@ -1,4 +1,4 @@
-"""If these fail, somebody waits for torch to be imported before being told of a mistyped argument."""
+"""If these fail, somebody waits for imports: before being told of a mistyped argument, or before a first step."""
 
 import subprocess
 import sys
@@ -20,6 +20,18 @@ HEAVY = {
     "ray",
     "sklearn",
     "matplotlib",
+}
+# What a training needs after its first epoch, or not at all. torch._dynamo: torch's optimizers import it, no sooner.
+NOT_FOR_A_STEP = {
+    "timm",
+    "torchvision",
+    "torchmetrics",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+    "skimage",
+    "deepspeed",
 }
 # Seconds; on a quiet machine one. Importing torch alone takes several times as long where this is reached.
 BOUND = 30.0
@@ -61,3 +73,14 @@ def test_a_missing_folder_is_told_before_torch_is_imported(name: str, arguments:
     assert not imported & HEAVY
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1]
+
+
+def test_a_trainings_first_step_waits_for_no_report() -> None:
+    """What only scores, figures and other models need is imported when they begin."""
+    shown = "import sys, trainer.tasks.classification.training; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    imported = {name.partition(".")[0] for name in modules}
+    assert {"torch", "accelerate", "nvidia"} <= imported
+    assert not imported & NOT_FOR_A_STEP
+    assert "torch._dynamo" not in modules

@@ -21,7 +21,7 @@ from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.evaluation import NormalizedClassifier
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier, tell_if_uncalibrated
-from trainer.tasks.classification.training import scoring_batch
+from trainer.tasks.classification.task import scoring_batch
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.

@@ -94,8 +94,6 @@ class ImageReader:
         """Images uint8 [n, 3, S, S] as the data set would store them (its codec and size), read at another size."""
         graph = GraphConfig(
             image_size=size,
-            geometry="none",
-            move_stain=False,
             batch_size=_BATCH,
             threads=self.config.threads,
             prefetch=self.config.prefetch,

@@ -16,6 +16,7 @@ from torch import distributed
 from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, Sample, from_table
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.disk import temporary_folder
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE as LEARNED
@@ -24,7 +25,6 @@ from data_pipeline.shards.store import folder_of
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Topology
-from data_pipeline.temporary import temporary_folder
 from trainer.runs.normalizers.bundle import FILE, NormalizerBundle, Selection, normalized_domain, save_bundle
 from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.runs.normalizers.learned import LearnedNormalizer

@@ -9,9 +9,9 @@ from torch import nn
 
 from data_pipeline.catalog import Dataset
 from trainer.reports.sheets import draw_sheet
+from trainer.runs.registry import algorithm_class
 from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.images import read_images
-from trainer.tasks.stain.load import into_domains
 
 
 class StainSheets:
@@ -29,7 +29,7 @@ class StainSheets:
     def draw(self, generators: nn.Module, device: torch.device, step: int) -> None:
         """Write `step-<n>-<from>-to-<to>.png` for both directions; generators: the algorithm's module."""
         generators.eval()
-        to_a, to_b = into_domains(self._config.model, generators)
+        to_a, to_b = algorithm_class("stain", self._config.model.algorithm).into_domains(generators)
         a, b = str(self._config.a), str(self._config.b)
         for source, target, there, back in ((b, a, to_a, to_b), (a, b, to_b, to_a)):
             images, labels = self._cells[source]

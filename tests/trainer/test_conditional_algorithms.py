@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data_pipeline.randomness import derive_key, normal, uniform
-from data_pipeline.stream.stream import MicroBatch, Topology
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import MicroBatch
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from trainer.learners import losses
-from trainer.learners.learner import Learner
+from trainer.learners.learner import Setting
 from trainer.learners.optimizer_config import OptimizerConfig
+from trainer.runs.registry import algorithm_class, algorithm_names
 from trainer.tasks.conditional.algorithm import ConditionalAlgorithm
 from trainer.tasks.conditional.algorithms.info_gan import InfoGan, codes_of_types
-from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalWeights
-from trainer.tasks.conditional.load import ALGORITHMS, build_networks
+from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
 
+ALGORITHMS = algorithm_names("conditional")
 SIZE, LATENTS, TYPES, SEED = 8, 5, 3, 11
 # Plain descent at rate 1: what the weights lose is the gradient.
 DESCENT = OptimizerConfig(
@@ -33,27 +35,20 @@ def make_algorithm(
     name: str, *, norm: Any = "none", critic_steps: int = 1, total_steps: int = 3
 ) -> ConditionalAlgorithm:
     model = ConditionalModelConfig(
-        algorithm=name,  # type: ignore[arg-type]
+        algorithm=name,
         generator=GeneratorConfig(width=4, latent_size=LATENTS, blocks=[1, 1, 1], norm=norm),
         critic=CriticConfig(width=4, hidden=6, blocks=[1, 1, 1], norm="none" if "wgan" in name else norm),
         classifier=ClassifierConfig(width=4, hidden=6, blocks=[1, 1, 1], norm=norm),
+        critic_steps=critic_steps,
+        generator_optimizer=DESCENT,
+        critic_optimizer=DESCENT,
+        classifier_optimizer=DESCENT,
     )
     torch.manual_seed(1)
-    learners = {
-        name: Learner(name, network, DESCENT, precision="fp32", total_steps=total_steps)
-        for name, network in build_networks(model, SIZE, TYPES).items()
-    }
-    return ALGORITHMS[name](
-        learners,
-        ConditionalWeights(),
-        types=TYPES,
-        latent_size=LATENTS,
-        critic_steps=critic_steps,
-        total_steps=total_steps,
-        global_batch=6,
-        seed=SEED,
-        topology=Topology(),
-    )
+    config = ConditionalRunConfig(model=model, data=StreamConfig(image_size=SIZE))
+    setting = Setting("fp32", total_steps, global_batch=6, seed=SEED)
+    algorithm: ConditionalAlgorithm = algorithm_class("conditional", name)(config, TYPES, setting)
+    return algorithm
 
 
 def make_batch(number: int, labels: Sequence[int] = (0, 1, 2, 2, 0, 1)) -> MicroBatch:
@@ -69,7 +64,7 @@ def cut(batch: MicroBatch) -> list[MicroBatch]:
     ]
 
 
-def play(algorithm: ConditionalAlgorithm, *batches: Sequence[MicroBatch]) -> dict[str, float]:
+def run_step(algorithm: ConditionalAlgorithm, *batches: Sequence[MicroBatch]) -> dict[str, float]:
     given: Iterator[Sequence[MicroBatch]] = iter(batches)
     result = algorithm.step({"train": given}, detailed=False)
     assert next(given, None) is None, "takes says how many batches a step takes"
@@ -102,7 +97,7 @@ def test_each_learner_moves_only_its_own_weights(name: str, monkeypatch: pytest.
 
     for mover, learner in algorithm.learners.items():
         monkeypatch.setattr(learner, "step", lambda mover=mover, move=learner.step: watch(mover, move))
-    play(algorithm, [make_batch(0)], [make_batch(1)])
+    run_step(algorithm, [make_batch(0)], [make_batch(1)])
     assert algorithm.takes == {"train": 2}
     assert order == ["critic", "critic", *(["classifier"] if name == "c_wgan_gp" else []), "generator"]
     assert all(
@@ -163,7 +158,7 @@ def test_every_learners_gradient_is_that_of_its_equations(name: str) -> None:
     algorithm.learners["generator"].steps = 1  # the middle of three: lambda is 0.55
     before = {learner: copy.deepcopy(each.module) for learner, each in algorithm.learners.items()}
     start = weights_of(algorithm)
-    play(algorithm, [batch])
+    run_step(algorithm, [batch])
     lost = {learner: start[learner] - after for learner, after in weights_of(algorithm).items()}
     # The classifier and the generator move after the critic.
     moved = {learner: copy.deepcopy(each.module) for learner, each in algorithm.learners.items()} | {
@@ -195,8 +190,8 @@ def test_a_batch_cut_into_micro_batches_is_the_same_batch(name: str) -> None:
     """All that is random follows the images' positions; DCGAN's second part lacks one type altogether."""
     whole, parts = make_algorithm(name), make_algorithm(name)
     start, batch = weights_of(whole), make_batch(2, labels=(0, 1, 2, 2, 0, 0))
-    play(whole, [batch])
-    play(parts, cut(batch))
+    run_step(whole, [batch])
+    run_step(parts, cut(batch))
     for learner, expected in weights_of(whole).items():
         found = weights_of(parts)[learner]
         assert (found - expected).norm() < 1e-4 * (expected - start[learner]).norm(), learner
@@ -209,7 +204,7 @@ def test_the_classifiers_weight_rises_from_a_tenth_to_one() -> None:
     found = []
     for number in range(3):
         found.append(algorithm.classification_weight)
-        play(algorithm, [make_batch(number)])
+        run_step(algorithm, [make_batch(number)])
     assert found == pytest.approx([0.1, 0.55, 1.0])
 
 
@@ -217,9 +212,9 @@ def test_the_classifier_is_in_evaluation_mode_while_the_generator_moves() -> Non
     algorithm = make_algorithm("c_wgan_gp", norm="batch")
     classifier = algorithm.learners["classifier"].module
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-    play(algorithm, [make_batch(0)])
+    run_step(algorithm, [make_batch(0)])
     assert [int(norm.num_batches_tracked) for norm in norms] == [1] * len(norms)
-    play(algorithm, [make_batch(1)])
+    run_step(algorithm, [make_batch(1)])
     assert [int(norm.num_batches_tracked) for norm in norms] == [2] * len(norms)
 
 
@@ -229,8 +224,8 @@ def test_pairs_of_networks_with_batch_norm_see_their_own_type_only() -> None:
     batch = make_batch(0)
     others = batch.images.clone()
     others[batch.labels == 0] *= -1
-    play(first, [batch])
-    play(second, [dataclasses.replace(batch, images=others)])
+    run_step(first, [batch])
+    run_step(second, [dataclasses.replace(batch, images=others)])
     for learner in ("generator", "critic"):
         one, two = (algorithm.learners[learner].module.networks for algorithm in (first, second))
         assert isinstance(one, nn.ModuleList)
@@ -251,12 +246,12 @@ def test_info_gan_learns_from_no_label_and_counts_what_its_codes_stand_for() -> 
     counted = torch.zeros(TYPES, TYPES, dtype=torch.float64)
     for label, code in zip(batch.labels, answered, strict=True):
         counted[label, code] += 1
-    play(algorithm, [batch])
-    play(relabelled, [dataclasses.replace(batch, labels=batch.labels.flip(0))])
+    run_step(algorithm, [batch])
+    run_step(relabelled, [dataclasses.replace(batch, labels=batch.labels.flip(0))])
     for learner, expected in weights_of(algorithm).items():
         assert torch.equal(weights_of(relabelled)[learner], expected)
     assert torch.equal(algorithm.state_dict()["answers"], counted)
-    play(algorithm, [make_batch(1)])
+    run_step(algorithm, [make_batch(1)])
     assert algorithm.state_dict()["answers"].sum().item() == pytest.approx(6 * 0.99 + 6)
     algorithm.load_state_dict({"answers": torch.tensor([[5.0, 9, 0], [1, 8, 0], [0, 1, 0]])})
     # Type 0 gives way: most answers are right when type 1 has the code that both like best.

@@ -1,4 +1,4 @@
-"""Episodes of few-shot learning: which cell types are learned from, and which type and images one episode shows."""
+"""Images of few-shot learning: which cell types are learned from, and which type and images one episode shows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,13 +62,13 @@ class FewShotData:
     rare_domain: str
 
 
-def data_of_run(config: FewShotRunConfig, dataset: Dataset) -> FewShotData:
-    """The images that a run learns from; see `choose_data`."""
+def data_of_run(config: FewShotRunConfig, dataset: Dataset, *, learns_from_rich: bool) -> FewShotData:
+    """The images that a run learns from, see `choose_data`; without rich types where the algorithm takes none."""
     return choose_data(
         dataset,
         domains=config.data.domains,
         cell_types=config.data.cell_types,
-        rich=config.rich_types if config.model.learns_from_rich else [],
+        rich=config.rich_types if learns_from_rich else [],
         rare=config.rare_types,
         origins=config.origins,
     )

@@ -16,60 +16,58 @@ from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorC
 from models.stain.config import CriticConfig as StainCriticConfig
 from models.stain.config import GeneratorConfig as StainGeneratorConfig
 from trainer.learners.choices import Precision
-from trainer.loop.fit import Algorithm
+from trainer.learners.learner import Setting
+from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit_config import FitConfig
-from trainer.tasks.classification import training as classifier_training
+from trainer.runs.registry import algorithm_names, task
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.load import build_network
-from trainer.tasks.conditional import training as conditional_training
 from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
-from trainer.tasks.conditional.load import ALGORITHMS
-from trainer.tasks.stain import training as stain_training
 from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
-from trainer.tasks.stain.load import build_generators, into_domains
 
 SIZE, TYPES, BATCH, STEPS = 32, 3, 4, 8
 _DATA, _LENGTH = StreamConfig(image_size=SIZE), FitConfig(global_batch=BATCH)
+
+
+def _setting(precision: Precision, topology: Topology) -> Setting:
+    return Setting(precision, STEPS, global_batch=BATCH, topology=topology)
 
 
 def _classifier(precision: Precision, topology: Topology) -> Algorithm:
     settings = ["model=senet_tiny_ge", f"data.image_size={SIZE}", f"train.global_batch={BATCH}"]
     config = read_config(ClassifierRunConfig, "train_classifier", settings)
     torch.manual_seed(0)
-    network = build_network(config.model, TYPES, SIZE)
-    return classifier_training.make_algorithm(config, network, precision, "ddp", STEPS, topology)
+    return task("classification").build(config, TYPES, _setting(precision, topology))
 
 
 def _conditional(algorithm: str, precision: Precision, topology: Topology) -> Algorithm:
     model = ConditionalModelConfig(
-        algorithm=algorithm,  # type: ignore[arg-type]
+        algorithm=algorithm,
         generator=GeneratorConfig(width=4, latent_size=6, blocks=[1, 1, 1]),
         critic=CriticConfig(width=4, hidden=8, blocks=[1, 1, 1]),
         classifier=ClassifierConfig(width=4, hidden=8, blocks=[1, 1, 1]),
         critic_steps=1,
     )
     config = ConditionalRunConfig(model=model, data=_DATA, train=_LENGTH)
-    return conditional_training.make_algorithm(config, TYPES, precision, "ddp", STEPS, topology)
+    torch.manual_seed(0)
+    return task("conditional").build(config, TYPES, _setting(precision, topology))
 
 
 def _stain(algorithm: str, precision: Precision, topology: Topology) -> Algorithm:
     model = StainModelConfig(
-        algorithm=algorithm,  # type: ignore[arg-type]
+        algorithm=algorithm,
         generator=StainGeneratorConfig(width=4, depth=3),
         critic=StainCriticConfig(width=4, layers=2),
     )
     config = StainRunConfig(a="a", b="b", model=model, data=_DATA, train=_LENGTH)
     torch.manual_seed(0)
-    networks = build_generators(model, SIZE)
-    teacher = into_domains(model, build_generators(model, SIZE)) if algorithm == "stain_student" else None
-    return stain_training.make_algorithm(config, networks, teacher, precision, "ddp", STEPS, topology)
+    return task("stain").build(config, TYPES, _setting(precision, topology))
 
 
 # Those whose learners are the trainer's own; the few-shot algorithms have others.
 BUILD: dict[str, Callable[[Precision, Topology], Algorithm]] = {
     "classifier": _classifier,
-    **{name: functools.partial(_conditional, name) for name in ALGORITHMS},
-    **{name: functools.partial(_stain, name) for name in ("w_cyclegan_gp", "cyclegan", "pix2pix", "stain_student")},
+    **{name: functools.partial(_conditional, name) for name in algorithm_names("conditional")},
+    **{name: functools.partial(_stain, name) for name in ("w_cyclegan_gp", "cyclegan", "pix2pix")},
 }
 
 
@@ -86,7 +84,7 @@ def noise(device: torch.device) -> Iterator[MicroBatch]:
 
 
 @dataclass
-class Played:
+class Running:
     """An algorithm with its streams."""
 
     algorithm: Algorithm
@@ -98,9 +96,9 @@ class Played:
         return {name: value.item() for name, value in (*result.sums.items(), *result.norms.items())}
 
 
-def play(name: str, precision: Precision, topology: Topology) -> Played:
+def start(name: str, precision: Precision, topology: Topology) -> Running:
     algorithm = BUILD[name](precision, topology)
-    return Played(algorithm, {stream: ([batch] for batch in noise(topology.device)) for stream in algorithm.takes})
+    return Running(algorithm, {stream: ([batch] for batch in noise(topology.device)) for stream in algorithm.takes})
 
 
 def weights_of(module: nn.Module) -> torch.Tensor:

@@ -15,17 +15,17 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer.learners import losses
-from trainer.learners.learner import Learner
+from trainer.learners.learner import Learner, Setting, Terms
 from trainer.learners.optimizer_config import OptimizerConfig
-from trainer.tasks.few_shot.adaptation import EPISODES, begin_episode
+from trainer.runs.registry import algorithm_names
 from trainer.tasks.few_shot.algorithms.mine_gan import Pretraining
-from trainer.tasks.few_shot.config import FewShotModelConfig, InnerLoopConfig
+from trainer.tasks.few_shot.config import FewShotModelConfig, FewShotRunConfig, InnerLoopConfig
 from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, augment
-from trainer.tasks.few_shot.episode import Draw, Episode, weighted_sum
-from trainer.tasks.few_shot.load import build_networks
+from trainer.tasks.few_shot.episode import Draw, Episode, episode_class
 from trainer.tasks.few_shot.reptile import Reptile
 
 SHOTS = 3
+EPISODES = algorithm_names("few_shot")
 
 
 def model_of(algorithm: str, **changes: Any) -> FewShotModelConfig:
@@ -41,7 +41,21 @@ def model_of(algorithm: str, **changes: Any) -> FewShotModelConfig:
 
 def networks_of(algorithm: str) -> dict[str, nn.Module]:
     torch.manual_seed(1)
-    return build_networks(model_of(algorithm), 32)
+    return episode_class(model_of(algorithm)).build_networks(model_of(algorithm), 32)
+
+
+def episode_of(
+    model: FewShotModelConfig, networks: dict[str, nn.Module], precision: Any, average_decay: float = 0.0
+) -> Episode:
+    return episode_class(model)(networks, model, precision, average_decay)
+
+
+def values_of(terms: Terms) -> dict[str, torch.Tensor]:
+    return {name: values for name, (_, values) in terms.items()}
+
+
+def weighted_sum(terms: Terms) -> torch.Tensor:
+    return torch.stack([weight * values.mean() for weight, values in terms.values()]).sum()
 
 
 def images(seed: int, count: int = SHOTS) -> torch.Tensor:
@@ -94,7 +108,7 @@ def test_the_hinge_is_flat_beyond_its_margins() -> None:
 
 def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
     networks = {name: network.eval() for name, network in networks_of("few_shot_meta").items()}
-    episode = begin_episode(model_of("few_shot_meta"), networks, "fp32")
+    episode = episode_of(model_of("few_shot_meta"), networks, "fp32")
     fast = {name: network.eval() for name, network in episode.networks.items()}
     real, draw = images(0), Draw(5, np.arange(SHOTS))
     with torch.no_grad():
@@ -111,21 +125,21 @@ def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
         "encoder": sum((real - image).abs().mean(dim=(1, 2, 3)) for image in made) / 2,
         "mode_seeking": losses.mode_seeking(*made, *z),
     }
-    torch.testing.assert_close(generator, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values_of(generator), expected, rtol=1e-4, atol=1e-5)
     both = (relative(judged, on_made[0]) + relative(judged, on_made[1])) / 2
-    torch.testing.assert_close(discriminator, {"discriminator": both}, rtol=1e-4, atol=1e-5)
-    weights = model_of("few_shot_meta").weights
-    whole = sum(term.mean() for term in generator.values())
-    torch.testing.assert_close(weighted_sum(weights, generator), whole)  # lambda_En = lambda_MSR = 1
+    torch.testing.assert_close(values_of(discriminator), {"discriminator": both}, rtol=1e-4, atol=1e-5)
+    whole = sum(term.mean() for term in values_of(generator).values())
+    torch.testing.assert_close(weighted_sum(generator), whole)  # lambda_En = lambda_MSR = 1
 
 
 @pytest.mark.parametrize("algorithm", ["figr", "mine_gan"])
 def test_a_wasserstein_critic_is_penalised_between_real_and_generated(algorithm: str) -> None:
-    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
+    episode = episode_of(model_of(algorithm), networks_of(algorithm), "fp32")
     for network in episode.networks.values():
         network.eval()
     real, draw = images(0), Draw(5, np.arange(SHOTS))
-    terms = episode.discriminator_terms(real, draw)
+    both = episode.discriminator_terms(real, draw)
+    terms = values_of(both)
     with torch.no_grad():
         noise = draw.normal("z", 6)
         made = episode.networks["generator"](episode.networks["miner"](noise) if algorithm == "mine_gan" else noise)
@@ -135,7 +149,7 @@ def test_a_wasserstein_critic_is_penalised_between_real_and_generated(algorithm:
         between = (share * real[number] + (1 - share) * made[number])[None].float().requires_grad_(True)
         (slope,) = torch.autograd.grad(critic(between).sum(), between)
         assert terms["penalty"][number].item() == pytest.approx((slope.norm().item() - 1) ** 2, rel=1e-3)
-    assert weighted_sum(model_of(algorithm).weights, terms).item() == pytest.approx(
+    assert weighted_sum(both).item() == pytest.approx(
         terms["discriminator"].mean().item() + 10 * terms["penalty"].mean().item(), rel=1e-5
     )
 
@@ -146,11 +160,12 @@ def test_the_rivals_from_scratch_judge_what_was_augmented() -> None:
         ("fast_gan", ("colour", "translation")),
         ("diff_augment", ("colour", "translation", "cutout")),
     ):
-        episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
+        episode = episode_of(model_of(algorithm), networks_of(algorithm), "fp32")
         for network in episode.networks.values():
             network.eval()
         critic, generator = episode.networks["discriminator"], episode.networks["generator"]
-        terms, wanted = episode.discriminator_terms(real, draw), episode.generator_terms(real, draw)["adversarial"]
+        terms = values_of(episode.discriminator_terms(real, draw))
+        wanted = values_of(episode.generator_terms(real, draw))["adversarial"]
         seen = augment(real, draw.uniform("real", NUMBERS), changes)  # type: ignore[arg-type]
         made = augment(generator(draw.normal("z", 6)), draw.uniform("generated", NUMBERS), changes)  # type: ignore[arg-type]
         if algorithm == "fast_gan":
@@ -172,9 +187,9 @@ def test_the_rivals_from_scratch_judge_what_was_augmented() -> None:
 def test_fast_weights_learn_and_leave_the_others_alone(algorithm: str) -> None:
     networks = networks_of(algorithm)
     before = state_of(networks)
-    episode = begin_episode(model_of(algorithm), networks, "fp32")
+    episode = episode_of(model_of(algorithm), networks, "fp32")
     for number in range(2):
-        terms = episode.play_round(shown(), 0, number, 2)
+        terms = episode.run_round(shown(), 0, number, 2)
     assert all(torch.isfinite(term) for term in terms.values())
     assert all(torch.equal(value, before[name]) for name, value in state_of(networks).items())
     learned = dict(itertools.chain(*(network.named_parameters() for network in episode.networks.values())))
@@ -187,9 +202,9 @@ def test_fast_weights_learn_and_leave_the_others_alone(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", sorted(EPISODES))
 def test_half_precision_is_of_the_computation_alone(algorithm: str) -> None:
-    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "bf16")
-    full = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
-    half_terms, full_terms = (each.play_round(shown(), 0, 1, 2) for each in (episode, full))
+    episode = episode_of(model_of(algorithm), networks_of(algorithm), "bf16")
+    full = episode_of(model_of(algorithm), networks_of(algorithm), "fp32")
+    half_terms, full_terms = (each.run_round(shown(), 0, 1, 2) for each in (episode, full))
     for name, term in full_terms.items():
         assert half_terms[name].dtype == torch.float32
         assert half_terms[name].item() == pytest.approx(term.item(), rel=0.1, abs=0.05)
@@ -200,10 +215,10 @@ def test_half_precision_is_of_the_computation_alone(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", sorted(EPISODES))
 def test_a_move_changes_one_side_only(algorithm: str) -> None:
     """The first move of the round is the discriminator's; the images of the second never come."""
-    episode = begin_episode(model_of(algorithm), networks_of(algorithm), "fp32")
+    episode = episode_of(model_of(algorithm), networks_of(algorithm), "fp32")
     before = {name: [p.detach().clone() for p in network.parameters()] for name, network in episode.networks.items()}
     with pytest.raises(StopIteration):
-        episode.play_round(iter([next(shown())]), 0, 1, 2)
+        episode.run_round(iter([next(shown())]), 0, 1, 2)
     for name, network in episode.networks.items():
         moved = any(not torch.equal(p, q) for p, q in zip(network.parameters(), before[name], strict=True))
         assert moved == (name in type(episode).discriminators), name
@@ -211,12 +226,13 @@ def test_a_move_changes_one_side_only(algorithm: str) -> None:
 
 def test_an_episode_goes_on_from_its_state_to_the_same_bits() -> None:
     model = model_of("few_shot_meta")
-    one = begin_episode(model, networks_of("few_shot_meta"), "fp32", average_decay=0.9)
-    one.play_round(shown(), 0, 0, 2)
-    two = begin_episode(model, networks_of("few_shot_meta"), "fp32", average_decay=0.9)
-    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    one = episode_of(model, networks_of("few_shot_meta"), "fp32", average_decay=0.9)
+    one.run_round(shown(), 0, 0, 2)
+    two = episode_of(model, networks_of("few_shot_meta"), "fp32", average_decay=0.9)
+    for name, learner in two.learners.items():
+        learner.load_state_dict(copy.deepcopy(one.learners[name].state_dict()))
     for episode in (one, two):
-        episode.play_round(shown(), 0, 1, 2)
+        episode.run_round(shown(), 0, 1, 2)
     found, expected = state_of(two.networks), state_of(one.networks)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     averages = state_of(two.averages)
@@ -226,17 +242,17 @@ def test_an_episode_goes_on_from_its_state_to_the_same_bits() -> None:
 
 def test_the_miner_learns_before_its_generator() -> None:
     networks = networks_of("mine_gan")
-    episode = begin_episode(model_of("mine_gan"), networks, "fp32")
+    episode = episode_of(model_of("mine_gan"), networks, "fp32")
     before = state_of(networks)
 
     def moved() -> set[str]:
         now = state_of(episode.networks)
         return {name.split(".")[0] for name in now if not torch.equal(now[name], before[name])}
 
-    episode.play_round(shown(), 0, 0, 4)
-    episode.play_round(shown(), 0, 1, 4)
+    episode.run_round(shown(), 0, 0, 4)
+    episode.run_round(shown(), 0, 1, 4)
     assert moved() == {"miner", "discriminator"}
-    episode.play_round(shown(), 0, 2, 4)
+    episode.run_round(shown(), 0, 2, 4)
     assert moved() == {"miner", "discriminator", "generator"}
 
 
@@ -264,24 +280,17 @@ def reptile_of(rate: float) -> Reptile:
     plain = OptimizerConfig(
         name="sgd", learning_rate=rate, weight_decay=0, momentum=0, schedule="constant", warmup=0, clip_norm=None
     )
-    learners = {
-        name: Learner(name, network, plain, precision="fp32", total_steps=4)
-        for name, network in networks_of("few_shot_meta").items()
-    }
-    return Reptile(
-        learners,
-        lambda networks: begin_episode(model_of("few_shot_meta"), networks, "fp32"),
-        rounds=2,
-        shots=SHOTS,
-        seed=7,
-    )
+    model = model_of("few_shot_meta", optimizer=plain)
+    setting = Setting("fp32", 4, global_batch=SHOTS, seed=7)
+    networks = networks_of("few_shot_meta")
+    return Reptile(episode_class(model), FewShotRunConfig(model=model, shots=SHOTS), networks, setting)
 
 
 def came_to(seed: int) -> dict[str, nn.Module]:
     """W: the fast weights at the end of the episode on these images, played by hand."""
-    episode: Episode = begin_episode(model_of("few_shot_meta"), networks_of("few_shot_meta"), "fp32")
+    episode: Episode = episode_of(model_of("few_shot_meta"), networks_of("few_shot_meta"), "fp32")
     for number in range(2):
-        episode.play_round(shown(seed), derive_key(7, "episode"), number, 2)
+        episode.run_round(shown(seed), derive_key(7, "episode"), number, 2)
     return episode.networks
 
 
@@ -327,18 +336,9 @@ def test_pretraining_moves_each_learner_by_its_own_loss() -> None:
     plain = OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0, schedule="constant", warmup=0)
     networks = networks_of("mine_gan")
     before = state_of(networks)
-    generator, discriminator = (
-        Learner(name, networks[name], plain, precision="fp32", total_steps=4) for name in ("generator", "discriminator")
-    )
-    algorithm = Pretraining(
-        generator,
-        discriminator,
-        model_of("mine_gan").weights,
-        discriminator_steps=1,
-        global_batch=SHOTS,
-        seed=0,
-        world_size=1,
-    )
+    config = FewShotRunConfig(model=model_of("mine_gan", optimizer=plain))
+    algorithm = Pretraining(config, networks, Setting("fp32", 4, global_batch=SHOTS))
+    generator, discriminator = algorithm.learners["generator"], algorithm.learners["discriminator"]
     result = algorithm.step(batches_of(0), detailed=False)
     assert {"discriminator", "penalty", "adversarial"} == result.sums.keys()
     assert (generator.steps, discriminator.steps) == (1, 1)
