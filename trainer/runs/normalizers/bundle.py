@@ -3,54 +3,27 @@
 import dataclasses
 import io
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, get_args
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from models.errors import ModelError
-from trainer.runs.normalizers.classical import CLASSICAL
+from trainer.runs.normalizers.classical import Macenko, Reinhard, ReinhardDomain
 from trainer.runs.normalizers.learned import LearnedNormalizer
 
 FILE = "normalizer.pt"
 _FORMAT_VERSION = 2
 
 
-class StainNormalizer(Protocol):
-    """Gives each image the look of a target stain, independently of other images and without its label."""
-
-    @property
-    def name(self) -> str:
-        """Its name in scores and file names."""
-        ...
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images float32 [n, 3, H, W] in [-1, 1] -> restained images of the same shape, range and device."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Name and distinguishing facts, as plain JSON values."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that `from_state` needs; torch.load reads them with weights_only=True."""
-        ...
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The normaliser with this state_dict."""
-        ...
-
-
-# The name of a class, as a bundle's file has it -> the class.
-_KINDS: dict[str, type[StainNormalizer]] = {kind.__name__: kind for kind in (*CLASSICAL.values(), LearnedNormalizer)}
+StainNormalizer = Reinhard | ReinhardDomain | Macenko | LearnedNormalizer
+# The class's name in a bundle's file -> the class.
+_KINDS: dict[str, type[StainNormalizer]] = {kind.__name__: kind for kind in get_args(StainNormalizer)}
 
 
 @dataclass(frozen=True)
@@ -86,8 +59,8 @@ class NormalizerBundle:
 
     def describe(self) -> dict[str, Any]:
         """Plain values that name it in scores (contract C14)."""
-        sizes = {"source": self.source, "target": self.target, "image_size": self.image_size}
-        return sizes | self.normalizer.describe()
+        facts = {"source": self.source, "target": self.target, "image_size": self.image_size}
+        return facts | self.normalizer.describe()
 
 
 def normalized_domain(source: str, target: str) -> str:

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from data_pipeline.errors import UserError
 from models.stain.colour_statistics import ColourStatistics, restain
 
 
+@dataclass(frozen=True)
 class Reinhard:
     """Each image's mean and deviation of L*, a*, b* become the target's (Reinhard et al. 2001, in CIELAB).
 
@@ -19,11 +21,9 @@ class Reinhard:
     colour; ReinhardDomain keeps these. Colours outside sRGB are clipped.
     """
 
-    name = "reinhard"
-
-    def __init__(self, target: ColourStatistics, source: ColourStatistics | None = None) -> None:
-        """source: statistics that are mapped to the target's; None takes each image's own."""
-        self._target, self._source = target, source
+    target: ColourStatistics
+    source: ColourStatistics | None = None  # what is mapped to the target's; None: each image's own
+    name: ClassVar[str] = "reinhard"
 
     @classmethod
     def fit(cls, target_images: Tensor, source_images: Tensor | None = None) -> Self:
@@ -31,7 +31,7 @@ class Reinhard:
         return cls(ColourStatistics.typical(target_images))
 
     def __call__(self, images: Tensor) -> Tensor:
-        return restain(images, self._source, self._target)
+        return restain(images, self.source, self.target)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name} | {domain: each.as_lists() for domain, each in self._statistics().items()}
@@ -44,13 +44,13 @@ class Reinhard:
         return cls(**{domain: ColourStatistics(**each) for domain, each in state.items()})
 
     def _statistics(self) -> dict[str, ColourStatistics]:
-        return ({} if self._source is None else {"source": self._source}) | {"target": self._target}
+        return {"target": self.target} | ({} if self.source is None else {"source": self.source})
 
 
 class ReinhardDomain(Reinhard):
     """One map in L*, a*, b* for all images: the source stain's average mean and deviation become the target's."""
 
-    name = "reinhard_domain"
+    name: ClassVar[str] = "reinhard_domain"
 
     @classmethod
     def fit(cls, target_images: Tensor, source_images: Tensor | None = None) -> Self:

@@ -17,7 +17,7 @@ from data_pipeline.learned_images import SeenImages
 from data_pipeline.stream.stream import Topology
 from trainer.metrics import image_distance
 from trainer.metrics.feature_space import FeatureSpace
-from trainer.metrics.generation import Floats, GenerationScores, ImageFeatures, compare, extract_features
+from trainer.metrics.generation import Floats, ImageFeatures, compare, extract_features
 from trainer.runs.normalizers.bundle import normalized_domain
 from trainer.tasks.stain.images import read_images
 from trainer.tasks.stain.load import TrainedStainModel
@@ -25,50 +25,6 @@ from trainer.tasks.stain.load import TrainedStainModel
 FORMAT_VERSION = 1
 _BATCH = 64
 _TRUTH_MEASURES = {"psnr": image_distance.psnr, "ssim": image_distance.ssim, "ciede2000": image_distance.ciede2000}
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One measure over images; those without a finite value (PSNR of equal images) are left out."""
-
-    mean: float  # 0 without finite values
-    deviation: float  # standard deviation; 0 for fewer than two finite values
-    images: int  # all, those left out included
-
-    @classmethod
-    def of(cls, values: torch.Tensor) -> "Summary":
-        finite = values[torch.isfinite(values)]
-        mean = float(finite.mean()) if len(finite) else 0.0
-        return cls(mean, float(finite.std()) if len(finite) > 1 else 0.0, len(values))
-
-
-@dataclass(frozen=True)
-class DirectionScores:
-    """Scores of giving images of a source domain the stain of a target domain."""
-
-    count: int  # of the source's images
-    target_count: int
-    before: GenerationScores  # real images of the source against the target's
-    generated: GenerationScores  # normalised images against the target's
-    reconstructed: GenerationScores  # images normalised and brought back against the source's
-    colours_before: float  # distance of the colour statistics of source and target, in CIELAB units
-    colours_after: float  # the same of the normalised images and the target's
-    # Measure -> over the source's images: `reconstruction_ssim` of image and reconstruction; `structure`, the SSIM of
-    # grey optical densities of image and normalised image; `truth_<measure>_before` and `_after` normalisation, against
-    # the same cell in the target's stain.
-    measures: dict[str, Summary]
-
-    def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "count": self.count,
-            "target_count": self.target_count,
-            "generated": self.generated.as_record(),
-            "before": self.before.as_record(),
-            "reconstructed": self.reconstructed.as_record(),
-            "colour_distance": {"before": self.colours_before, "after": self.colours_after},
-            **{name: dataclasses.asdict(summary) for name, summary in self.measures.items()},
-        }
 
 
 @dataclass
@@ -130,7 +86,7 @@ def evaluate_stain_model(
         "feature_space": space.name,
         "seen_images": seen.as_record(),
         "directions": {
-            normalized_domain(source, target): _score(space, found[source], found[target]).as_record()
+            normalized_domain(source, target): _score(space, found[source], found[target])
             for source, target, _, _ in directions
         },
     }
@@ -174,18 +130,36 @@ def _translate(
     return result
 
 
-def _score(space: FeatureSpace, source: _Translated, target: _Translated) -> DirectionScores:
-    real, colours = _join(source.real), np.concatenate(target.colours_real)
-    return DirectionScores(
-        count=source.count,
-        target_count=target.count,
-        before=compare(space, _join(target.real), real),
-        generated=compare(space, _join(target.real), _join(source.made)),
-        reconstructed=compare(space, real, _join(source.back)),
-        colours_before=image_distance.statistics_distance(np.concatenate(source.colours_real), colours),
-        colours_after=image_distance.statistics_distance(np.concatenate(source.colours_made), colours),
-        measures={name: Summary.of(torch.cat(parts)) for name, parts in source.values.items()},
-    )
+def _score(space: FeatureSpace, source: _Translated, target: _Translated) -> dict[str, Any]:
+    """Scores of one direction: of `source`, given the stain of `target`.
+
+    reconstruction_ssim: of image and reconstruction. structure: SSIM of the grey optical densities of image and
+    normalised image. truth_*: image, before and after normalisation, against the same cell in the target's stain.
+    """
+    real, target_real = _join(source.real), _join(target.real)
+    before, after, there = (np.concatenate(p) for p in (source.colours_real, source.colours_made, target.colours_real))
+    return {
+        "count": source.count,
+        "target_count": target.count,
+        "before": compare(space, target_real, real).as_record(),
+        "generated": compare(space, target_real, _join(source.made)).as_record(),
+        "reconstructed": compare(space, real, _join(source.back)).as_record(),
+        "colour_distance": {
+            "before": image_distance.statistics_distance(before, there),
+            "after": image_distance.statistics_distance(after, there),
+        },
+        **{name: _summary(torch.cat(parts)) for name, parts in source.values.items()},
+    }
+
+
+def _summary(values: torch.Tensor) -> dict[str, float | int]:
+    """Mean and standard deviation of finite values (equal images have an infinite PSNR), and the number of images."""
+    finite = values[torch.isfinite(values)]
+    return {
+        "mean": float(finite.mean()) if len(finite) else 0.0,
+        "deviation": float(finite.std()) if len(finite) > 1 else 0.0,
+        "images": len(values),
+    }
 
 
 def _join(parts: list[ImageFeatures]) -> ImageFeatures:

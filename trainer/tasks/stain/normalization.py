@@ -105,7 +105,8 @@ def _of_run(parent: Dataset, config: NormalizeConfig) -> tuple[Bundles, LearnedI
             raise UserError(f"run= and {name}= together: a run has its own; leave {name}= out")
     run = Path(str(config.run))
     trained = load_stain_model(run)
-    _require_domains(parent, (trained.a, trained.b), f"run={config.run} in")
+    here = parent.samples(columns=["domain"])["domain"]
+    refuse_unknown_domains((trained.a, trained.b), here, f"run={config.run} in {parent.root}")
     bundles = {}
     for target, source in ((trained.a, trained.b), (trained.b, trained.a)):
         data, folds = trained.config.data, trained.config.folds.get(source)
@@ -121,7 +122,8 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
         raise UserError(
             "normalize_stains.py needs run=RUN, or method=reinhard|reinhard_domain|macenko with two domains a= and b="
         )
-    _require_domains(parent, (config.a, config.b), "a= and b= in")
+    here = parent.samples(columns=["domain"])["domain"]
+    refuse_unknown_domains((config.a, config.b), here, f"a= and b= in {parent.root}")
     size = config.image_size or 256
     images, fitted_on = {}, []
     for domain in (config.a, config.b):
@@ -142,10 +144,6 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
         bundles[target] = NormalizerBundle(normalizer, source, target, size, crop, selection)
     learned = LearnedImages.of(parent, {"trained": fitted_on})
     return bundles, learned.through(f"{config.method} (normaliser)")
-
-
-def _require_domains(parent: Dataset, domains: tuple[str, str], given: str) -> None:
-    refuse_unknown_domains(domains, parent.samples(columns=["domain"])["domain"], f"{given} {parent.root}")
 
 
 def _of_policy(bundles: Bundles, policy: Policy) -> NormalizerBundle:
@@ -191,22 +189,15 @@ def _render(
     parent: Dataset, bundles: Bundles, batch: int, device: torch.device, rows: Sequence[Sample]
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Normalised pixels uint8 [S, S, 3] RGB of each row, in their order."""
-    bundle_of = {
-        row.parent: bundle
-        for row in rows
-        for bundle in bundles.values()
-        if row.domain == normalized_domain(bundle.source, bundle.target)
-    }
-    image_size = next(iter(bundles.values())).image_size
-    config = StreamConfig(image_size=image_size, crop={bundle.source: bundle.crop for bundle in bundles.values()})
     pixels: dict[str, npt.NDArray[np.uint8]] = {}
-    for ids, images in read_images(parent, list(bundle_of), config, batch, device):
-        for bundle in bundles.values():
-            chosen = [number for number, name in enumerate(ids) if bundle_of[name] is bundle]
-            if not chosen:
-                continue
-            levels = ((bundle.normalizer(images[chosen]) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            for number, image in zip(chosen, levels.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
-                pixels[ids[number]] = image
+    for bundle in bundles.values():
+        domain = normalized_domain(bundle.source, bundle.target)
+        parents = [row.parent for row in rows if row.domain == domain]
+        if not parents:
+            continue
+        stream = StreamConfig(image_size=bundle.image_size, crop={bundle.source: bundle.crop})
+        for ids, images in read_images(parent, parents, stream, batch, device):
+            levels = ((bundle.normalizer(images) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            pixels |= zip(ids, levels.permute(0, 2, 3, 1).cpu().numpy(), strict=True)
     for row in rows:
         yield pixels[row.parent]
