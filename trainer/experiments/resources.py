@@ -41,6 +41,11 @@ class Resources:
         return self.cpu // self.workers
 
     @property
+    def forks(self) -> bool:
+        """Whether the work is one process without a GPU, and so can be forked from one that has its imports."""
+        return self.workers == 1 and not self.gpu
+
+    @property
     def of_worker(self) -> dict[str, float]:
         """One process's share, under Ray's names."""
         return {"CPU": self.threads, "GPU": self.gpu / self.workers}
