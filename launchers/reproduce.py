@@ -5,7 +5,7 @@ usage:
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
       preset=thesis     the thesis's sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
-                        or a file of your own, as in configs/reproduce; its keys: trainer/experiments/reproduction_config.py
+                        or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written
       barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
       shards=DIR        the data set; default: RUN/data
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     clean = audit.is_clean(audit.AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
     from trainer.experiments.reproduction_report import write_reproduction_report
 
-    print(write_reproduction_report(reproduction.folder).resolve())
+    print(write_reproduction_report(reproduction).resolve())
     if not clean:
         sys.exit(1)
 
@@ -108,7 +108,6 @@ def _run(reproduction: Reproduction) -> None:
         stages = reproduction.stages_to_run
         room = check_fit(resources, stages)
         held.enter_context(opened(reproduction.ablation))
-        reproduction.write()
         run_stages(stages, reproduction.stages_folder, resources)
         run_trials(reproduction.ablation, room)
         refuse_failures(reproduction.ablation)

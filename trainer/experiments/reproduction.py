@@ -1,13 +1,11 @@
 """The thesis's whole experiment as stages and two sweeps: every model, every rival, the ablation, two sites.
 
-REPRODUCTION/stages holds what launchers made, ablation/ and comparison/ the two sweeps, reproduction.json the place of
-each model's run and score: the report is written from that file alone.
+REPRODUCTION/stages holds what launchers made, ablation/ and comparison/ the two sweeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +23,9 @@ from trainer.experiments.results import TRIALS_FOLDER
 from trainer.experiments.stages import Inputs, Stage, describe, in_order
 from trainer.experiments.sweep import Sweep, plan_sweep
 from trainer.experiments.sweep_config import SweepConfig
-from trainer.metrics.records import from_json, to_json, write_json
 from trainer.runs.arguments import written
 
-PLAN_FILE, AUDIT_FILE = "reproduction.json", "audit.json"
+AUDIT_FILE = "audit.json"
 # The thesis's own model of each kind.
 PROPOSED = {"stain": "w_cyclegan_gp", "conditional": "c_wgan_gp", "few_shot": "few_shot_meta"}
 # Scored images are other ones than those that classifiers are trained on.
@@ -74,40 +71,6 @@ class SiteTraining:
     seed: int
     run: Stage
     score: Stage | None  # on the other site's images
-
-
-@dataclass(frozen=True)
-class ModelPlace:
-    """Where a model lies; paths are relative to the reproduction."""
-
-    run: str
-    bank: str | None  # the generated images that were scored
-
-
-@dataclass(frozen=True)
-class SitePlace:
-    """Where a classifier of the experiment between two sites lies."""
-
-    arm: str
-    title: str
-    site: str  # a stain, or "both"
-    seed: int
-    run: str
-
-
-@dataclass(frozen=True)
-class ReproductionRecord:
-    """reproduction.json."""
-
-    preset: str
-    config: ReproductionConfig
-    dataset: str  # folder or URL
-    content_hash: str
-    stains: tuple[str, str]  # all images get the first
-    roles: CellTypeRoles
-    models: dict[str, dict[str, ModelPlace]]  # kind -> name -> place
-    sites: list[SitePlace]
-    stages: dict[str, str]  # name -> folder
 
 
 @dataclass(frozen=True)
@@ -167,47 +130,18 @@ class Reproduction:
             *describe(stages, self.stages_folder, config.resources),
         ]
 
-    def write(self) -> None:
-        """Write reproduction.json."""
+    def place(self, stage: Stage) -> str:
+        """Where a stage's output lies in the reproduction's folder."""
+        return os.path.relpath(stage.folder(self.stages_folder), self.folder)
 
-        def place(stage: Stage) -> str:
-            return os.path.relpath(stage.folder(self.stages_folder), self.folder)
-
-        sites = [(each.arm, each.site, each.seed, place(each.run)) for each in self.sites]
-        sites += [
-            (trial.arm, "both", trial.seed, f"ablation/{TRIALS_FOLDER}/{trial.name}")
+    def site_runs(self) -> list[tuple[str, str, str]]:
+        """(arm, site or "both", run in the reproduction's folder) of all classifiers of the two sites' experiment."""
+        runs = [(each.arm, each.site, self.place(each.run)) for each in self.sites]
+        return runs + [
+            (trial.arm, "both", f"ablation/{TRIALS_FOLDER}/{trial.name}")
             for trial in self.ablation.trials
             if trial.arm in SITE_ARMS
         ]
-        record = ReproductionRecord(
-            self.where.stem,
-            self.config,
-            self.dataset.address,
-            self.dataset.content_hash,
-            self.stains,
-            self.roles,
-            {
-                kind: {
-                    name: ModelPlace(place(each.run), place(each.bank) if each.bank else None)
-                    for name, each in models.items()
-                }
-                for kind, models in self.models.items()
-            },
-            [SitePlace(arm, SITE_ARMS[arm].title, site, seed, run) for arm, site, seed, run in sites],
-            {stage.name: place(stage) for stage in self.stages},
-        )
-        write_json(self.folder / PLAN_FILE, to_json(record))
-
-
-def read_reproduction(folder: Path) -> ReproductionRecord:
-    """The folder's reproduction.json. UserError if there is none, or it is damaged."""
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: no {PLAN_FILE} there: give run=DIR of reproduce.py")
-    try:
-        return from_json(ReproductionRecord, json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}): run reproduce.py again to have it written anew") from error
 
 
 def plan_reproduction(config: ReproductionConfig, preset: Path, folder: Path, shards: Root) -> Reproduction:

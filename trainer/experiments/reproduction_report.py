@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.experiments.reproduction import PROPOSED, ReproductionRecord, read_reproduction
+from trainer.experiments.reproduction import PROPOSED, Reproduction
 from trainer.experiments.reproduction_results import ReproductionSummary, summarize_reproduction
 from trainer.experiments.reproduction_tables import (
     conditional_tables,
@@ -46,13 +46,12 @@ _LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "loss")
 _HEADLINE = ("full", "original")
 
 
-def write_reproduction_report(folder: Path) -> Path:
-    """Write FOLDER/report.html and results.json from the runs that are there; returns the first.
+def write_reproduction_report(plan: Reproduction) -> Path:
+    """Write report.html and results.json of a reproduction that is done; returns the first.
 
-    UserError if the folder is no reproduction, or something in it is missing or damaged.
+    UserError if something in it is missing or damaged.
     """
-    plan = read_reproduction(folder)
-    summary = summarize_reproduction(folder, plan)
+    folder, summary = plan.folder, summarize_reproduction(plan)
     write_json(folder / "results.json", to_json(summary))
     sections = [
         Section(
@@ -67,7 +66,7 @@ def write_reproduction_report(folder: Path) -> Path:
         *_renamed("Ablation", score_sections(summary.ablation)),
         _sites(summary),
         _leaks(summary.audit),
-        _what_was_run(folder, plan),
+        _what_was_run(plan, summary),
     ]
     subtitle = (
         "A. Hazra's thesis of 2022, chapters 4 and 5. Scores are on real test images, with 95 % intervals over groups; "
@@ -190,12 +189,12 @@ def _leaks(audit: Mapping[str, Any]) -> Section:
     )
 
 
-def _what_was_run(folder: Path, plan: ReproductionRecord) -> Section:
+def _what_was_run(plan: Reproduction, summary: ReproductionSummary) -> Section:
     reports = [("ablation", "ablation/report.html"), ("comparison", "comparison/report.html")]
-    for kind, models in plan.models.items():
-        for name, place in models.items():
-            reports.append((f"{kind.replace('_', '-')} {name}", f"{place.bank or place.run}/report.html"))
-    links = [(name, address) for name, address in reports if (folder / address).is_file()]
+    for kind, models in summary.models.items():
+        for name, model in models.items():
+            reports.append((f"{kind.replace('_', '-')} {name}", f"{model.bank or model.run}/report.html"))
+    links = [(name, address) for name, address in reports if (plan.folder / address).is_file()]
     preset = Folded("The preset", json.dumps(dataclasses.asdict(plan.config), indent=1))
     return Section(
         "What was run", f"{len(plan.stages)} stages and two sweeps.", [Links("Reports of their own:", links), preset]

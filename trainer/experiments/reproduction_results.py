@@ -1,4 +1,4 @@
-"""Results of a reproduction as one record, read from the runs that its reproduction.json names."""
+"""Results of a reproduction as one record, read from its runs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from trainer.experiments.machine import describe_machine
 from trainer.experiments.method_stages import CellTypeRoles
-from trainer.experiments.reproduction import AUDIT_FILE, ModelPlace, ReproductionRecord
+from trainer.experiments.reproduction import AUDIT_FILE, SITE_ARMS, Reproduction, Scored
 from trainer.experiments.results import Estimate
 from trainer.experiments.summary import SweepSummary, summarize
 from trainer.loop.checkpoint import CheckpointStore
@@ -73,20 +73,25 @@ class ReproductionSummary:
     audit: dict[str, Any]  # of audit.py
 
 
-def summarize_reproduction(folder: Path, plan: ReproductionRecord) -> ReproductionSummary:
+def summarize_reproduction(plan: Reproduction) -> ReproductionSummary:
     """Everything that the report shows. UserError if a model is not scored or a file is damaged."""
+    folder = plan.folder
     return ReproductionSummary(
-        **{name: getattr(plan, name) for name in ("preset", "dataset", "content_hash", "stains", "roles")},
+        preset=plan.where.stem,
         note=plan.config.note,
+        dataset=plan.dataset.address,
+        content_hash=plan.dataset.content_hash,
+        stains=plan.stains,
+        roles=plan.roles,
         machine=describe_machine(),
-        counts=_counts(Dataset.open(plan.dataset)),
+        counts=_counts(plan.dataset),
         models={
-            kind: {name: _model(folder, place) for name, place in models.items()}
+            kind: {name: _model(plan, scored) for name, scored in models.items()}
             for kind, models in plan.models.items()
         },
         ablation=summarize(folder / "ablation"),
         comparison=summarize(folder / "comparison"),
-        sites=_sites(folder, plan),
+        sites=_sites(plan),
         audit=json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
     )
 
@@ -101,16 +106,17 @@ def _counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     }
 
 
-def _model(folder: Path, place: ModelPlace) -> ModelResult:
-    run = folder / place.run
-    records = sorted((folder / (place.bank or place.run) / "evaluation").glob("*.json"))
+def _model(plan: Reproduction, scored: Scored) -> ModelResult:
+    place, bank = plan.place(scored.run), plan.place(scored.bank) if scored.bank else None
+    run = plan.folder / place
+    records = sorted((plan.folder / (bank or place) / "evaluation").glob("*.json"))
     if not records:
         raise UserError(f"{run}: not scored: run reproduce.py again")
     # The run, and its adaptations to rare types.
     logs = [run, *sorted((run / "adapted").glob("*"))]
     return ModelResult(
-        place.run,
-        place.bank,
+        place,
+        bank,
         json.loads(records[-1].read_text(encoding="utf-8")),
         sum(map(logged_seconds, logs)),
         max((record["step"] for record in read_records(run)), default=0),
@@ -144,7 +150,7 @@ def _count(state: Mapping[str, torch.Tensor]) -> int:
     return sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
 
 
-def _sites(folder: Path, plan: ReproductionRecord) -> list[SiteResult]:
+def _sites(plan: Reproduction) -> list[SiteResult]:
     """One result for each arm, training site and tested stain.
 
     All answers of a classifier to a stain's test images count: those of the run's own test split, normalised in the
@@ -152,19 +158,20 @@ def _sites(folder: Path, plan: ReproductionRecord) -> list[SiteResult]:
     """
     to, of = plan.stains
     raw_stain = {to: to, of: of, f"{of}_as_{to}": of}
-    answers: dict[tuple[str, str, str, str], list[Answered]] = {}
-    for each in plan.sites:
-        for evaluation in load_evaluations(folder / each.run):
+    answers: dict[tuple[str, str, str], list[Answered]] = {}
+    for arm, site, place in plan.site_runs():
+        run = plan.folder / place
+        for evaluation in load_evaluations(run):
             frame = evaluation.predictions
             if frame is None:
-                raise UserError(f"{folder / each.run}/evaluation: {evaluation.name}.parquet is missing: score it again")
+                raise UserError(f"{run}/evaluation: {evaluation.name}.parquet is missing: score it again")
             types = tuple(evaluation.record["cell_types"])
             for stain, rows in frame.groupby(frame["domain"].map(raw_stain)):
-                answers.setdefault((each.arm, each.title, each.site, str(stain)), []).append((rows, types))
+                answers.setdefault((arm, site, str(stain)), []).append((rows, types))
     return [_site(*key, parts) for key, parts in answers.items()]
 
 
-def _site(arm: str, title: str, trained_on: str, tested_on: str, parts: Sequence[Answered]) -> SiteResult:
+def _site(arm: str, trained_on: str, tested_on: str, parts: Sequence[Answered]) -> SiteResult:
     """Scores of all seeds' answers together: an image's group holds its answers of every seed."""
     types = parts[0][1]
     frame = pd.concat([rows for rows, _ in parts])
@@ -179,7 +186,7 @@ def _site(arm: str, title: str, trained_on: str, tested_on: str, parts: Sequence
     )
     return SiteResult(
         arm,
-        title,
+        SITE_ARMS[arm].title,
         trained_on,
         tested_on,
         Estimate(**found["accuracy"]),

@@ -7,22 +7,7 @@ from trainer.experiments.reproduction_results import ModelResult, ReproductionSu
 from trainer.experiments.results import Estimate
 from trainer.experiments.sweep_sections import duration, estimate
 from trainer.reports.page import Block, Cell, Table, Text
-from trainer.reports.thesis_tables import (
-    NAMES,
-    TABLE_6,
-    TABLE_13,
-    TABLE_14,
-    TABLE_15,
-    TABLE_16,
-    TABLE_17,
-    TABLE_19,
-    TABLE_21,
-    TABLE_22,
-    TABLE_23,
-    Column,
-    ThesisTable,
-    beside_thesis,
-)
+from trainer.reports.thesis_tables import Column, beside_thesis, printed, thesis_name
 from trainer.tasks.generation.thesis import agreement_columns, distance_columns, score_cell, set_columns, type_agreement
 
 
@@ -45,7 +30,7 @@ def counts_table(summary: ReproductionSummary) -> Table:
         *(Column(head, split(name)) for head, name in (("training", "train"), ("validation",) * 2, ("test",) * 2)),
         Column("role", role),
         Column("generated", lambda cell_type: str(roles.lacking.get(cell_type, 0))),
-        Column("thesis: images", lambda cell_type: TABLE_6.value(cell_type, "images")),
+        Column("thesis: images", lambda cell_type: printed("6", cell_type, "images")),
     ]
     caption = (
         "Table 6: real images of each type by stain and split, who makes more of them (moderate: C-WGAN-GP, rare: "
@@ -75,17 +60,17 @@ def stain_tables(summary: ReproductionSummary) -> list[Block]:
         return Cell(f"{distance['after']:.1f}", f"{distance['before']:.1f} before")
 
     columns = [
-        _training(TABLE_13),
-        Column("A generated (14)", frechet("generated", "A"), TABLE_14, "A generated"),
-        Column("A reconstructed (14)", frechet("reconstructed", "B"), TABLE_14, "A reconstructed"),
-        Column("B generated (14)", frechet("generated", "B"), TABLE_14, "B generated"),
-        Column("B reconstructed (14)", frechet("reconstructed", "A"), TABLE_14, "B reconstructed"),
-        Column("SSIM A (15)", ssim("B"), TABLE_15, "SSIM A"),
-        Column("SSIM B (15)", ssim("A"), TABLE_15, "SSIM B"),
+        _training("13"),
+        Column("A generated (14)", frechet("generated", "A"), "14", "A generated"),
+        Column("A reconstructed (14)", frechet("reconstructed", "B"), "14", "A reconstructed"),
+        Column("B generated (14)", frechet("generated", "B"), "14", "B generated"),
+        Column("B reconstructed (14)", frechet("reconstructed", "A"), "14", "B reconstructed"),
+        Column("SSIM A (15)", ssim("B"), "15", "SSIM A"),
+        Column("SSIM B (15)", ssim("A"), "15", "SSIM B"),
         Column(
             "inception score (16)",
             lambda model: score_cell(scores(model, "A")["generated"], 2).text,
-            TABLE_16,
+            "16",
             "inception score",
         ),
         Column("structure kept", lambda model: f"{scores(model, 'A')['structure']['mean']:.3f}"),
@@ -103,17 +88,16 @@ def conditional_tables(summary: ReproductionSummary) -> list[Block]:
     """Tables 17-20."""
     models = summary.models["conditional"]
     columns = [
-        _training(TABLE_17),
+        _training("17"),
         *map(_of_record, agreement_columns(" (18)")),
-        *map(_of_record, set_columns(TABLE_19, ("Fréchet (19)", "inception (19)", "perceptual (19)"))),
+        *map(_of_record, set_columns("19", ("Fréchet (19)", "inception (19)", "perceptual (19)"))),
         *map(_of_record, distance_columns(" (20)")),
     ]
     space = _space(models)
     caption = (
         f"Tables 17-20: {models['c_wgan_gp'].record['bank']['count']} generated images of each model, types "
         f"{', '.join(summary.roles.moderate)}. (18): per cent, by a classifier of real images alone. (19): in {space}. "
-        "(20): to the nearest real training image of the type, as generated ones have no true one; L1 and L2 in per "
-        "cent."
+        "(20): to the nearest real training image of the type, as generated ones have no true one."
     )
     notes = (
         "Of the thesis's table 18 an F1 above the mean of precision and recall cannot be (AC-GAN, CWGAN-GP); of table "
@@ -131,14 +115,14 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
         return estimate(Estimate(**type_agreement(model.record, "accuracy")))
 
     columns = [
-        *map(_of_record, set_columns(TABLE_21, ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
+        *map(_of_record, set_columns("21", ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
         Column("of the type asked for, %", named),
-        Column("training (22)", _duration, TABLE_22, "time"),
-        Column("steps before adapting (22)", lambda model: str(model.steps), TABLE_22, "episodes"),
+        Column("training (22)", _duration, "22", "time"),
+        Column("steps before adapting (22)", lambda model: str(model.steps), "22", "episodes"),
         Column(
             "parameters, millions (22)",
             lambda model: f"{sum(model.parameters.values()) / 1e6:.2f}",
-            TABLE_22,
+            "22",
             "parameters, millions",
         ),
         Column("of the generator", lambda model: f"{model.parameters.get('generator', 0) / 1e6:.2f}"),
@@ -166,7 +150,7 @@ def environment_table(machine: Mapping[str, Any]) -> Table:
         "language": f"Python {machine['python']}",
         "packages": packages,
     }
-    rows = [[Cell(name), Cell(text), Cell(TABLE_23.value(name, "thesis") or "not told")] for name, text in ours.items()]
+    rows = [[Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not told")] for name, text in ours.items()]
     return Table("Table 23: the machine that put this report together.", ["", "here", "thesis"], rows)
 
 
@@ -193,7 +177,7 @@ def site_table(summary: ReproductionSummary) -> Table:
 
 
 def _table(caption: str, columns: list[Column[ModelResult]], models: Mapping[str, ModelResult]) -> Table:
-    return beside_thesis(caption, columns, [(name, NAMES.get(name), model) for name, model in models.items()])
+    return beside_thesis(caption, columns, [(name, thesis_name(name), model) for name, model in models.items()])
 
 
 def _of_record(column: Column[Mapping[str, Any]]) -> Column[ModelResult]:
@@ -206,8 +190,8 @@ def _of_record(column: Column[Mapping[str, Any]]) -> Column[ModelResult]:
     return Column(column.head, text, column.table, column.of)
 
 
-def _training(table: ThesisTable) -> Column[ModelResult]:
-    return Column(f"training ({table.number})", _duration, table, "training")
+def _training(table: str) -> Column[ModelResult]:
+    return Column(f"training ({table})", _duration, table, "training")
 
 
 def _duration(model: ModelResult) -> str:

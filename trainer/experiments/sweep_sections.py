@@ -8,7 +8,7 @@ from trainer.experiments import sweep_figures as figures
 from trainer.experiments.results import Estimate
 from trainer.experiments.summary import ArmResult, Point, SweepSummary, metric_curve
 from trainer.reports.page import Block, Cell, Figure, Section, Table, Text
-from trainer.reports.thesis_tables import SWEEP_REMARKS, sweep_number
+from trainer.reports.thesis_tables import sweep_number, sweep_remarks
 
 _OVERALL = {
     "accuracy": "accuracy",
@@ -47,7 +47,7 @@ def _scores(arms: Sequence[ArmResult], reference: ArmResult | None, kind: str) -
         )
         blocks += [_difference_table(arms, reference, kind), Figure(drawing, caption)]
     warnings = [f"{arm.title} against the reference: {arm.not_paired}." for arm in arms if arm.not_paired]
-    blocks += [Text(text, warning=True) for text in (*warnings, *SWEEP_REMARKS.get(kind, ()))]
+    blocks += [Text(text, warning=True) for text in (*warnings, *sweep_remarks(kind))]
     intro = (
         "Means over seeds, on the same real test images; the interval is below each. The thesis's numbers are of its "
         "own data, networks and test images."

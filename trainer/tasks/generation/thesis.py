@@ -4,17 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.reports.page import Block, Cell, Section, Text
-from trainer.reports.thesis_tables import (
-    TABLE_17,
-    TABLE_18,
-    TABLE_19,
-    TABLE_20,
-    TABLE_21,
-    TABLE_22,
-    Column,
-    ThesisTable,
-    beside_thesis,
-)
+from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
 
 BankRecord = Mapping[str, Any]
 _RARE = frozenset({"monoblast", "promyelocyte", "smudge cell"})  # the types of table 21
@@ -43,16 +33,14 @@ def thesis_section(records: Sequence[BankRecord]) -> Section:
     )
     proposed_note = "The proposed model's inception score, 3.16, is the lowest, though called the highest."
     blocks: list[Block] = [
-        beside_thesis("Table 17: training times.", _printed(TABLE_17), [], list(TABLE_17.rows)),
-        beside_thesis(table_18, agreement_columns(), _ours(records), list(TABLE_18.rows)),
-        beside_thesis("Table 19: eight types, over all.", set_columns(TABLE_19), _ours(moderate), list(TABLE_19.rows)),
+        beside_thesis("Table 17: training times.", _printed("17"), [], rows_of("17")),
+        beside_thesis(table_18, agreement_columns(), _ours(records), rows_of("18")),
+        beside_thesis("Table 19: eight types, over all.", set_columns("19"), _ours(moderate), rows_of("19")),
         Text(inception_note, warning=True),
-        beside_thesis(table_20, distance_columns(), _ours(records), list(TABLE_20.rows)),
-        beside_thesis(
-            "Table 21: monoblast, promyelocyte, smudge cell.", set_columns(TABLE_21), _ours(rare), list(TABLE_21.rows)
-        ),
+        beside_thesis(table_20, distance_columns(), _ours(records), rows_of("20")),
+        beside_thesis("Table 21: monoblast, promyelocyte, smudge cell.", set_columns("21"), _ours(rare), rows_of("21")),
         Text(proposed_note, warning=True),
-        beside_thesis("Table 22: budgets of the few-shot models.", _printed(TABLE_22), [], list(TABLE_22.rows)),
+        beside_thesis("Table 22: budgets of the few-shot models.", _printed("22"), [], rows_of("22")),
     ]
     return Section("The thesis's tables 17-22", intro, blocks)
 
@@ -64,7 +52,7 @@ def agreement_columns(suffix: str = "") -> list[Column[BankRecord]]:
         return lambda record: _number(type_agreement(record, measure)["value"], 100, 2)
 
     measures = (("precision", "precision"), ("recall", "sensitivity"), ("F1", "f1"))
-    return [Column(f"{head}{suffix}", of(measure), TABLE_18, head) for head, measure in measures]
+    return [Column(f"{head}{suffix}", of(measure), "18", head) for head, measure in measures]
 
 
 def type_agreement(record: BankRecord, measure: str) -> Mapping[str, float | None]:
@@ -72,7 +60,7 @@ def type_agreement(record: BankRecord, measure: str) -> Mapping[str, float | Non
     return dict(record["type_agreement"]["generated"][measure])
 
 
-def set_columns(table: ThesisTable, heads: Sequence[str] = ()) -> list[Column[BankRecord]]:
+def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankRecord]]:
     """Tables 19 and 21: Fréchet distance, inception score, perceptual distance. heads: default, the thesis's."""
 
     def set_score(record: BankRecord, place: int) -> Cell:
@@ -86,7 +74,7 @@ def set_columns(table: ThesisTable, heads: Sequence[str] = ()) -> list[Column[Ba
     ours = (lambda record: set_score(record, 0), lambda record: set_score(record, 2), perceptual)
     return [
         Column(head, function, table, of)
-        for head, function, of in zip(heads or table.columns, ours, table.columns, strict=True)
+        for head, function, of in zip(heads or columns_of(table), ours, columns_of(table), strict=True)
     ]
 
 
@@ -96,8 +84,11 @@ def distance_columns(suffix: str = "") -> list[Column[BankRecord]]:
     def of(measure: str, factor: float, digits: int) -> Callable[[BankRecord], str]:
         return lambda record: _number(record["all"]["nearest_real"]["generated"][measure]["mean"], factor, digits)
 
-    measures = (("PSNR", 1, 2), ("SSIM", 1, 4), ("L1", 100, 2), ("L2", 100, 2))
-    return [Column(f"{name}{suffix}", of(name.lower(), *format), TABLE_20, name) for name, *format in measures]
+    measures = (("PSNR", "", 1, 2), ("SSIM", "", 1, 4), ("L1", ", %", 100, 2), ("L2", ", %", 100, 2))
+    return [
+        Column(f"{name}{unit}{suffix}", of(name.lower(), factor, digits), "20", name)
+        for name, unit, factor, digits in measures
+    ]
 
 
 def score_cell(pair: Mapping[str, Any], place: int) -> Cell:
@@ -107,9 +98,9 @@ def score_cell(pair: Mapping[str, Any], place: int) -> Cell:
     return Cell(f"{score['value']:.2f}{deviation}", _bare(name))
 
 
-def _printed(table: ThesisTable) -> list[Column[BankRecord]]:
+def _printed(table: str) -> list[Column[BankRecord]]:
     """Columns of a table that shows the thesis's numbers alone."""
-    return [Column(head, lambda _: "", table) for head in table.columns]
+    return [Column(head, lambda _: "", table) for head in columns_of(table)]
 
 
 def _ours(records: Sequence[BankRecord]) -> list[tuple[str, None, BankRecord]]:
