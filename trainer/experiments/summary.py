@@ -81,15 +81,6 @@ class ArmResult:
 
 
 @dataclass(frozen=True)
-class OpenArm:
-    """An arm without a trial that counts."""
-
-    arm: str
-    title: str
-    trials: dict[str, str]  # those that ended -> status
-
-
-@dataclass(frozen=True)
 class Point:
     """Trials of equal parameters in a search."""
 
@@ -101,20 +92,9 @@ class Point:
 
 
 @dataclass(frozen=True)
-class TrialResult:
-    """A trial that ended."""
+class TrialResult(Trial):
+    """A trial that ended, its run relative to the sweep, and its best score on validation."""
 
-    trial: str
-    arm: str
-    title: str
-    seed: int
-    parameters: dict[str, Any]
-    command: str
-    run: str  # relative to the sweep
-    dataset_hash: str | None
-    status: str
-    seconds: float | None
-    epochs: int | None
     metric: float | None  # the best after any epoch
     metric_epoch: int | None
     checkpoint: dict[str, Any] | None  # the one that was scored
@@ -133,7 +113,7 @@ class SweepSummary:
     intervals: str
     multiply_accumulates: str
     arms: list[ArmResult]  # the reference first; of a search the best point alone
-    without_result: list[OpenArm]
+    without_result: dict[str, dict[str, str]]  # arm without a trial that counts -> its trials that ended -> status
     points: list[Point]  # of a search, the best first
     trials: list[TrialResult]
     unfinished: list[str]  # names of trials under way or interrupted
@@ -157,11 +137,9 @@ def summarize(sweep: Path) -> SweepSummary:
         intervals=f"{METHOD}; {RESAMPLES} resamples",
         multiply_accumulates=CONVENTION,
         arms=[_arm(counting[arm], answers[arm], reference) for arm in order],
-        without_result=[
-            OpenArm(arm, plan.arms[arm], {trial.trial: _status(trial) for trial in own})
-            for arm, own in of_arm.items()
-            if not counting[arm]
-        ],
+        without_result={
+            arm: {trial.trial: _status(trial) for trial in own} for arm, own in of_arm.items() if not counting[arm]
+        },
         points=points,
         trials=rows,
         unfinished=unfinished,
@@ -231,7 +209,7 @@ def _trial(trial: Trial, sweep: Path, plan: SweepRecord) -> TrialResult:
     best = (max if plan.mode == "max" else min)(curve, key=lambda pair: pair[1], default=(None, None))
     return TrialResult(
         **{field.name: getattr(trial, field.name) for field in dataclasses.fields(Trial)}
-        | {"run": os.path.relpath(trial.run, sweep), "status": _status(trial)},
+        | {"run": Path(os.path.relpath(trial.run, sweep)), "status": _status(trial)},
         metric=best[1],
         metric_epoch=best[0],
         checkpoint=trial.evaluation.record["checkpoint"] if trial.counts and trial.evaluation else None,

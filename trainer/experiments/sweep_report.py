@@ -61,11 +61,11 @@ def _facts(summary: SweepSummary) -> Facts:
 def _warnings(summary: SweepSummary) -> list[Block]:
     """What of the sweep is not in its scores, by name."""
     texts = []
-    for arm in summary.without_result:
-        ended = ", ".join(f"{trial} {status}" for trial, status in arm.trials.items()) or "none has ended"
-        texts.append(f"Arm {arm.arm} has no finished trial yet: {ended}.")
+    for arm, trials in summary.without_result.items():
+        ended = ", ".join(f"{trial} {status}" for trial, status in trials.items()) or "none has ended"
+        texts.append(f"Arm {arm} has no finished trial yet: {ended}.")
     # The trials of an arm without a result are named with it.
-    named = {trial for arm in summary.without_result for trial in arm.trials}
+    named = {trial for trials in summary.without_result.values() for trial in trials}
     for trial in summary.trials:
         given_up = trial.status == "stopped" and summary.kind == "search"
         if trial.status != "finished" and trial.trial not in named and not given_up:
@@ -120,7 +120,7 @@ def _trials_table(trials: Sequence[TrialResult]) -> Table:
                 Cell(duration(trial.seconds)),
                 Cell("-" if best is None else f"{best:.4f}", "" if best is None else f"epoch {trial.metric_epoch}"),
                 Cell(f"step {checkpoint['step']}", checkpoint["sha256"][:12]) if checkpoint else Cell("-"),
-                Cell(trial.run, f"data set {trial.dataset_hash[:12]}" if trial.dataset_hash else ""),
+                Cell(str(trial.run), f"data set {trial.dataset_hash[:12]}" if trial.dataset_hash else ""),
             ]
         )
     head = ["trial", "seed", "status", "epochs", "training", "best on validation", "checkpoint", "run"]

@@ -8,7 +8,7 @@ from trainer.experiments import sweep_figures as figures
 from trainer.experiments.results import Estimate
 from trainer.experiments.summary import ArmResult, Point, SweepSummary, metric_curve
 from trainer.reports.page import Block, Cell, Figure, Section, Table, Text
-from trainer.reports.thesis_tables import sweep_number, sweep_remarks
+from trainer.reports.thesis_tables import Column, beside_thesis, sweep_number, sweep_remarks
 
 _OVERALL = {
     "accuracy": "accuracy",
@@ -61,59 +61,59 @@ def _published(kind: str, arm: str) -> Mapping[str, float]:
 
 
 def _score_table(arms: Sequence[ArmResult], kind: str) -> Table:
-    rows = [
-        [
-            Cell(arm.title),
-            _seeds(arm.seeds),
-            *_overall(arm),
-            *(Cell(sweep_number(kind, arm.arm, measure) or "-") for measure in figures.SHOWN),
-        ]
-        for arm in arms
-    ]
     data = arms[0].data
     caption = f"Each arm over all types: {data.split} split, {data.count} images in {data.groups} groups."
-    head = ["arm", "seeds", *_OVERALL.values(), *(f"thesis: {measure}" for measure in figures.SHOWN)]
-    return Table(caption, head, rows)
+    theirs = [_thesis(kind, measure, f"thesis: {measure}") for measure in figures.SHOWN]
+    return _table(caption, [Column("seeds", lambda arm: _seeds(arm.seeds)), *_overall(_OVERALL), *theirs], arms)
 
 
 def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str) -> Table:
     full = _published(kind, reference.arm).get("accuracy")
-    rows = []
-    for arm in arms:
-        if arm.difference is None:
-            continue
-        theirs, paired = _published(kind, arm.arm).get("accuracy"), arm.difference.paired_seeds
-        apart = "-" if theirs is None or full is None else f"{round(theirs - full, 2):+g}"
-        row = [Cell(arm.title), _seeds(paired) if paired else Cell("none", "in common")]
-        rows.append([*row, *(signed(arm.difference.overall[measure]) for measure in _OVERALL), Cell(apart)])
+
+    def paired(arm: ArmResult) -> Cell:
+        seeds = arm.difference.paired_seeds if arm.difference else []
+        return _seeds(seeds) if seeds else Cell("none", "in common")
+
+    def apart(measure: str) -> Column[ArmResult]:
+        head = _OVERALL[measure]
+        return Column(head, lambda arm: signed(arm.difference.overall[measure]) if arm.difference else "-")
+
+    def theirs(arm: ArmResult) -> str:
+        own = _published(kind, arm.arm).get("accuracy")
+        return "-" if own is None or full is None else f"{round(own - full, 2):+g}"
+
     caption = (
         f"Each arm minus {reference.title}, in percentage points: paired by test image, and by the seeds named here, "
         "so its mean may differ from that of the means above where other seeds have ended."
     )
-    return Table(caption, ["arm", "paired seeds", *_OVERALL.values(), "thesis: accuracy"], rows)
+    columns = [Column("paired seeds", paired), *map(apart, _OVERALL), Column("thesis: accuracy", theirs)]
+    return _table(caption, columns, [arm for arm in arms if arm.difference])
 
 
 def _costs(arms: Sequence[ArmResult], kind: str, convention: str) -> Section:
     comparison = kind == "comparison"
-    rows = []
-    for arm in arms:
-        cost = arm.cost
-        row = [
-            Cell(arm.title),
-            *(estimate(arm.scores.overall[measure]) for measure in figures.SHOWN),
-            Cell(duration(cost.seconds), "mean of seeds" if len(arm.seeds) > 1 else ""),
-            Cell("-" if cost.epochs is None else f"{cost.epochs:g}"),
-            Cell("-" if cost.images_per_second is None else f"{cost.images_per_second:.0f}"),
-            Cell(f"{cost.parameters / 1e6:.4g}"),
-            Cell(f"{cost.multiply_accumulates / 1e6:,.2f}", f"{cost.image_size} px"),
-        ]
-        theirs = [Cell(sweep_number(kind, arm.arm, "training time") or "-")] if comparison else []
-        rows.append([*row, *theirs])
-    head = ["arm", *figures.SHOWN, "training time", "epochs", "images per second"]
-    head += ["parameters, millions", "multiply-accumulates, millions", *["thesis: training time"] * comparison]
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else f"{value:{form}}"
+
+    columns: list[Column[ArmResult]] = [
+        *_overall({measure: measure for measure in figures.SHOWN}),
+        Column(
+            "training time",
+            lambda arm: Cell(duration(arm.cost.seconds), "mean of seeds" if len(arm.seeds) > 1 else ""),
+        ),
+        Column("epochs", lambda arm: number(arm.cost.epochs, "g")),
+        Column("images per second", lambda arm: number(arm.cost.images_per_second, ".0f")),
+        Column("parameters, millions", lambda arm: f"{arm.cost.parameters / 1e6:.4g}"),
+        Column(
+            "multiply-accumulates, millions",
+            lambda arm: Cell(f"{arm.cost.multiply_accumulates / 1e6:,.2f}", f"{arm.cost.image_size} px"),
+        ),
+        *([_thesis(kind, "training time", "thesis: training time")] if comparison else []),
+    ]
     caption = f"{'Table 24: what' if comparison else 'What'} each arm's classifier took. {convention}"
     intro = "Times are of the machine that the trial ran on, scoring left out of the images per second."
-    return Section("Cost", intro, [Table(caption, head, rows)])
+    return Section("Cost", intro, [_table(caption, columns, arms)])
 
 
 def _against_reference(arm: ArmResult, reference: ArmResult) -> Section:
@@ -175,16 +175,19 @@ def _winner(arms: Sequence[ArmResult]) -> list[Block]:
         return [Text("No point has a finished trial yet: none has a test score.", warning=True)]
     (winner,) = arms
     cost, data = winner.cost, winner.data
-    row = [Cell("best"), _seeds(winner.seeds), *_overall(winner)]
-    row += [Cell(duration(cost.seconds)), Cell(f"{cost.parameters / 1e6:.4g}")]
+    columns: list[Column[ArmResult]] = [
+        Column("seeds", lambda _: _seeds(winner.seeds)),
+        *_overall(_OVERALL),
+        Column("training time", lambda _: duration(cost.seconds)),
+        Column("parameters, millions", lambda _: f"{cost.parameters / 1e6:.4g}"),
+    ]
     where = f"{data.split} split, {data.count} images in {data.groups} groups"
     caption = f"The best point, {winner.title}, on real test images: {where}."
     note = (
         "It was chosen on validation images. Its test score is one look at the test split; those of the other points "
         "are not shown, so that none is chosen by it. The validation score of the best of many is too high."
     )
-    head = ["", "seeds", *_OVERALL.values(), "training time", "parameters, millions"]
-    return [Table(caption, head, [row]), Text(note)]
+    return [beside_thesis(caption, columns, [("best", None, winner)]), Text(note)]
 
 
 def _point_table(points: Sequence[Point], metric: str) -> Table:
@@ -231,8 +234,22 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _overall(arm: ArmResult) -> list[Cell]:
-    return [estimate(arm.scores.overall[measure]) for measure in _OVERALL]
+def _table(caption: str, columns: Sequence[Column[ArmResult]], arms: Sequence[ArmResult]) -> Table:
+    return beside_thesis(caption, columns, [(arm.title, None, arm) for arm in arms], first="arm")
+
+
+def _overall(heads: Mapping[str, str]) -> list[Column[ArmResult]]:
+    """Scores over all types. heads: measure -> head of its column."""
+
+    def column(measure: str, head: str) -> Column[ArmResult]:
+        return Column(head, lambda arm: estimate(arm.scores.overall[measure]))
+
+    return [column(measure, head) for measure, head in heads.items()]
+
+
+def _thesis(kind: str, of: str, head: str) -> Column[ArmResult]:
+    """What the thesis prints of each arm."""
+    return Column(head, lambda arm: sweep_number(kind, arm.arm, of) or "-")
 
 
 def _seeds(seeds: Sequence[int]) -> Cell:

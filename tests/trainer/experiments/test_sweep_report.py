@@ -92,7 +92,8 @@ def test_tables_hold_the_numbers_of_the_page(tmp_path: Path) -> None:
     assert [(line["arm"], line["cell_type"]) for line in lines] == [
         (arm, name) for arm in ("full", "without_ge") for name in ("all", *TYPES)
     ]
-    assert results["without_result"] == results["unfinished"] == results["not_begun"] == []
+    assert results["without_result"] == {}
+    assert results["unfinished"] == results["not_begun"] == []
     without = results["arms"][1]
     row = lines[4]
     assert float(row["accuracy_low"]) == without["scores"]["overall"]["accuracy"]["low"]
