@@ -207,6 +207,6 @@ def _run_and_exit(script: str, arguments: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # The channel stays open in what is launched, so that whoever closes the server can wait for its end.
+    # The channel stays open in what is launched, so that `close` can wait for its end.
     launched_script, *launched_arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
     _run_and_exit(launched_script, launched_arguments)

@@ -56,7 +56,7 @@ class StagePlanner:
         data = getattr(config, "data", None)
         if data is None or data.order is not None:
             return config
-        # What data.order=null comes to decides a training's result.
+        # The order that data.order=null stands for decides a training's result.
         return dataclasses.replace(config, data=dataclasses.replace(data, order=default_order(data, self.in_store)))
 
     def stage(self, name: str, launcher: str, arguments: Sequence[str], inputs: Inputs, output: str | None) -> Stage:

@@ -96,7 +96,7 @@ def read_ending(run: Path) -> Ending | None:
 
 
 def write_ending(run: Path, status: Status, line: str | None = None, *, mistake: bool = False) -> Ending:
-    """Record that a trial ended; returns the record that stands, which is an earlier one if there is one.
+    """Record that a trial ended; an earlier record is kept. Returns the one that is kept.
 
     The trial and the driver may write at the same time, on machines that see the folder late.
     """
