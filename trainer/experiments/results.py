@@ -1,18 +1,19 @@
-"""What the trials of a sweep scored on the test images: mean and interval of each arm, and against another."""
+"""Scores of a sweep's trials on the test images: mean and interval of each arm, and difference from another arm."""
 
 import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-from trainer.metrics.bootstrap import Estimate, Floats, group_weights, interval, measures_of_confusion
+from trainer.metrics.bootstrap import Floats, group_weights, interval, measures_of_confusion
 from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.records import from_json
 
 SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"
 MEASURES = ("accuracy", "sensitivity", "specificity", "precision", "f1")
@@ -22,19 +23,48 @@ METHOD = (
     "groups; the spread over S seeds is widened by sqrt(S / (S - 1)), which resampling them lacks; with one seed over "
     "the groups alone; where every answer was right (or none), the exact binomial bound with one trial per group"
 )
-_PLAN_KEYS = {"name", "kind", "reference", "metric", "mode", "sweep", "fingerprint", "arms", "trials"}
 _BOOTSTRAP_SEED = 0
-# The measures that are proportions: when all images are right, they have an exact bound.
+# Measures that are proportions: when all images are right, they have an exact bound.
 _PROPORTIONS = ("accuracy", "sensitivity", "specificity", "precision")
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial that ended, as its line of trials.jsonl has it.
+class Estimate:
+    """A value with its 95 % interval; None where there is none."""
 
-    status: "finished", "stopped" (given up by the search) or "failed". run: its run directory.
-    seconds: wall time of its training.
-    """
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def format(self) -> str:
+        """'97.3', in per cent; '-' where there is no value."""
+        return "-" if self.value is None else f"{100 * self.value:.1f}"
+
+    def interval(self) -> str:
+        """'95.1 to 98.8', in per cent, or 'no interval'."""
+        if self.low is None or self.high is None:
+            return "no interval"
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What a sweep is and trains: sweep.json."""
+
+    name: str
+    kind: str
+    reference: str | None  # arm that the others are compared with
+    metric: str
+    mode: str
+    sweep: dict[str, Any]  # the sweep file, as plain values
+    fingerprint: str
+    arms: dict[str, str]  # name -> title
+    trials: dict[str, str]  # name -> content hash
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that ended: a line of trials.jsonl."""
 
     trial: str
     arm: str
@@ -42,15 +72,15 @@ class Trial:
     seed: int
     parameters: dict[str, Any]
     command: str
-    run: Path
-    dataset_hash: str
-    status: str
-    seconds: float | None
+    run: Path  # in the file, relative to the sweep
+    dataset_hash: str | None
+    status: str  # finished, stopped (by the scheduler) or failed
+    seconds: float | None  # wall time of its training
     epochs: int | None
 
     @functools.cached_property
     def evaluation(self) -> Evaluation | None:
-        """The score of the run's own test split, with the answers to each image; None where there is none yet."""
+        """The evaluation of the run's own test split, with predictions; None before there is one."""
         own = [evaluation for evaluation in load_evaluations(self.run) if evaluation.is_own_test]
         return own[0] if own and own[0].predictions is not None else None
 
@@ -60,42 +90,43 @@ class Trial:
         return self.status == "finished" and self.evaluation is not None
 
 
-_TRIAL_FIELDS = tuple(field.name for field in fields(Trial))
-
-
 @dataclass(frozen=True)
 class Answers:
-    """The answers of an arm's trials, one of each seed, to the same test images.
-
-    images: (raw image's id, type, group) of each, sorted; a normalised image goes under the id of the raw one.
-    confusions: float64 [seeds, groups, C, C], counts of true type (rows) and answer, groups sorted by name.
-    """
+    """Answers of an arm's trials, one for each seed, to the same test images."""
 
     seeds: tuple[int, ...]
     cell_types: tuple[str, ...]
-    images: tuple[tuple[str, str, str], ...]
-    confusions: Floats
+    images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); a normalised image has its raw image's id
+    confusions: Floats  # [seeds, groups, C, C], counts by true type (rows) and answer; groups sorted by name
 
 
-def read_plan(sweep: Path) -> dict[str, Any]:
-    """What a sweep is and trains, its sweep.json. UserError where the folder is no sweep, or the file is damaged."""
+@dataclass(frozen=True)
+class ArmScores:
+    """Scores of an arm, or differences of two arms' scores."""
+
+    overall: dict[str, Estimate]  # measure -> over all types; balanced_accuracy too: the mean sensitivity
+    per_type: dict[str, dict[str, Estimate]]  # type -> measure -> against the rest
+    images: dict[str, int]  # type -> test images
+    paired_seeds: list[int] = field(default_factory=list)  # of a difference; empty: no seed in common
+
+
+def read_plan(sweep: Path) -> SweepRecord:
+    """The sweep's record. UserError if the folder is no sweep, or the file is damaged."""
     path = sweep / SWEEP_FILE
     if not path.is_file():
         raise UserError(f"{sweep}: no {SWEEP_FILE} there, so no sweep: give the folder that ablate.py wrote (out=DIR)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        missing = _PLAN_KEYS - content.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}): run ablate.py again to have it written anew") from error
-    if missing:
-        raise UserError(f"{path}: no {sorted(missing)[0]} in it: run ablate.py again to have it written anew")
-    return dict(content)
+        return from_json(SweepRecord, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({error}): remove it and run ablate.py again, which keeps the trials that ended"
+        ) from error
 
 
 def read_trials(sweep: Path) -> list[Trial]:
-    """The trials that ended, as trials.jsonl has them; of one that stands there twice the last.
+    """The trials that ended; of two lines of one trial the last.
 
-    UserError where the folder is no sweep or a line is damaged; a last line that is just being written is left out.
+    UserError if the folder is no sweep or a line is damaged; a last line that is being written is left out.
     """
     read_plan(sweep)
     path = sweep / TRIALS_FILE
@@ -105,19 +136,18 @@ def read_trials(sweep: Path) -> list[Trial]:
         if not line.endswith("\n") or not line.strip():
             continue
         try:
-            values = json.loads(line)
-            trial = Trial(**{name: values[name] for name in _TRIAL_FIELDS} | {"run": sweep / values["run"]})
-        except (ValueError, TypeError, KeyError) as error:
+            trial = from_json(Trial, json.loads(line))
+        except ValueError as error:
             raise UserError(
-                f"{path}, line {number}: damaged ({error!r}): run ablate.py again to have it written anew"
+                f"{path}, line {number}: damaged ({error}): run ablate.py again to have it written anew"
             ) from error
         trials.pop(trial.trial, None)
-        trials[trial.trial] = trial
+        trials[trial.trial] = replace(trial, run=sweep / trial.run)
     return list(trials.values())
 
 
 def read_answers(trials: Sequence[Trial]) -> Answers:
-    """The answers of one arm's trials that count (at least one). UserError where they cannot be put together."""
+    """Answers of one arm's trials that count (at least one). UserError if they do not fit together."""
     trials = sorted(trials, key=lambda trial: trial.seed)
     seeds = tuple(trial.seed for trial in trials)
     if len(set(seeds)) < len(seeds):
@@ -154,16 +184,16 @@ def _answers_of(trial: Trial) -> Answers:
 def measures(confusions: Floats) -> Floats:
     """Confusion counts [..., C, C] -> [..., 5, 1 + C]: MEASURES over all types, and of each type against the rest.
 
-    Over all, accuracy is the share of right answers, the others are the mean over the types that are present.
+    Over all types, accuracy is the share of right answers, the others are means over the types that are present.
     NaN for a type without an image.
     """
     found = measures_of_confusion(confusions)
     rows = []
     for name in MEASURES:
         of_types = found["type_accuracy" if name == "accuracy" else name]
-        there = ~np.isnan(of_types)
+        present = ~np.isnan(of_types)
         with np.errstate(invalid="ignore"):
-            mean = np.where(there, of_types, 0.0).sum(axis=-1) / there.sum(axis=-1)
+            mean = np.where(present, of_types, 0.0).sum(axis=-1) / present.sum(axis=-1)
         overall = found["accuracy"] if name == "accuracy" else mean
         rows.append(np.concatenate([overall[..., None], of_types], axis=-1))
     return np.stack(rows, axis=-2)
@@ -172,7 +202,7 @@ def measures(confusions: Floats) -> Floats:
 def resampled(answers: Answers) -> Floats:
     """`measures` [B, S, 5, 1 + C] of each seed on groups drawn with replacement.
 
-    Two arms that answered to the same images see the same groups in each resample.
+    Two arms with the same test images get the same groups in each resample.
     """
     seeds, groups, types, _ = answers.confusions.shape
     flat = answers.confusions.transpose(1, 0, 2, 3).reshape(groups, -1)
@@ -183,8 +213,8 @@ def resampled(answers: Answers) -> Floats:
 def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
     """The mean [B, ...] over seeds drawn with replacement from draws [B, S, ...].
 
-    A resample of S seeds varies by (S - 1) / S of what S fresh ones would: its distance from the mean of all
-    is widened to make up for it. purpose: other numbers draw other seeds.
+    A resample of S seeds has (S - 1) / S of the variance of S fresh ones: its distance from the mean of all is widened
+    to correct for it. purpose: another number draws other seeds.
     """
     count, seeds = draws.shape[:2]
     mean = draws.mean(axis=1)
@@ -195,21 +225,17 @@ def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
     return np.asarray(mean + math.sqrt(seeds / (seeds - 1)) * (of_drawn - mean))
 
 
-def arm_scores(answers: Answers) -> dict[str, Any]:
-    """Mean over seeds and 95 % interval of each of MEASURES: {"overall": {...}, "per_type": {type: {...}}}.
-
-    Overall has "balanced_accuracy" too, by definition the mean sensitivity; a type has its "count" of images.
-    """
+def arm_scores(answers: Answers) -> ArmScores:
+    """Mean over seeds and 95 % interval of each of MEASURES."""
     draws = np.clip(over_seeds(resampled(answers)), 0.0, 1.0)
     values = measures(answers.confusions.sum(axis=1)).mean(axis=0)
-    return _tables(answers, values, draws, exact=True)
+    return _scores(answers, values, draws, exact=True)
 
 
-def difference(arm: Answers, reference: Answers) -> dict[str, Any]:
-    """Arm minus reference on the same test images, and the same seeds where both have some, as `arm_scores` has it.
+def difference(arm: Answers, reference: Answers) -> ArmScores:
+    """Arm minus reference on the same test images, and on the same seeds if they have some in common.
 
-    "paired_seeds": those seeds; empty: the two have none in common, and their seeds are drawn apart.
-    Raises ValueError, saying why, where the test images or types of the two differ.
+    Raises ValueError, with the reason, if their test images or types differ.
     """
     if arm.images != reference.images:
         apart = len(set(arm.images) ^ set(reference.images))
@@ -224,10 +250,10 @@ def difference(arm: Answers, reference: Answers) -> dict[str, Any]:
         points.append(measures(answers.confusions[chosen].sum(axis=1)).mean(axis=0))
     ours, theirs = draws
     spread = over_seeds(ours - theirs) if paired else over_seeds(ours) - over_seeds(theirs, purpose=2)
-    return {"paired_seeds": paired} | _tables(arm, points[0] - points[1], spread, exact=False)
+    return replace(_scores(arm, points[0] - points[1], spread, exact=False), paired_seeds=paired)
 
 
-def _tables(answers: Answers, values: Floats, draws: Floats, *, exact: bool) -> dict[str, Any]:
+def _scores(answers: Answers, values: Floats, draws: Floats, *, exact: bool) -> ArmScores:
     """values [5, 1 + C] and draws [B, 5, 1 + C] by name; exact: a bound where all answers are right."""
     behind = _groups_behind(answers)
     present = behind["sensitivity"] > 0
@@ -236,26 +262,25 @@ def _tables(answers: Answers, values: Floats, draws: Floats, *, exact: bool) -> 
         row = MEASURES.index(measure)
         value, of_type = float(values[row, column]), behind[measure][max(column - 1, 0)]
         if math.isnan(value):
-            return {"value": None, "low": None, "high": None}
+            return Estimate(None)
         if answers.confusions.shape[1] < 2 or (column > 0 and of_type < 2):
-            return {"value": value, "low": None, "high": None}
+            return Estimate(value)
         bounded = exact and measure in (_PROPORTIONS if column > 0 else ("accuracy", "sensitivity"))
         trials = behind["sensitivity"][present] if column == 0 and measure == "sensitivity" else np.array([of_type])
-        return interval(value, draws[:, row, column], trials if bounded else None)
+        return Estimate(**interval(value, draws[:, row, column], trials if bounded else None))
 
     overall = {measure: estimate(measure, 0) for measure in MEASURES}
+    columns = list(enumerate(answers.cell_types, start=1))
     counts = answers.confusions[0].sum(axis=(0, 2))
-    return {
-        "overall": overall | {"balanced_accuracy": overall["sensitivity"]},
-        "per_type": {
-            cell_type: {"count": int(counts[column - 1])} | {name: estimate(name, column) for name in MEASURES}
-            for column, cell_type in enumerate(answers.cell_types, start=1)
-        },
-    }
+    return ArmScores(
+        overall | {"balanced_accuracy": overall["sensitivity"]},
+        {name: {measure: estimate(measure, column) for measure in MEASURES} for column, name in columns},
+        {name: int(counts[column - 1]) for column, name in columns},
+    )
 
 
 def _groups_behind(answers: Answers) -> dict[str, Floats]:
-    """How many groups each measure of a type rests on, [C]: an interval needs two."""
+    """Number of groups that each measure of a type rests on, [C]: an interval needs two."""
     of_group = answers.confusions.sum(axis=0)
     has, said, groups = of_group.sum(axis=2), of_group.sum(axis=1), float(len(of_group))
     of_type, answered = (has > 0).sum(axis=0).astype(float), (said > 0).sum(axis=0).astype(float)

@@ -104,6 +104,10 @@ class Task(ABC, Generic[Config]):
         """False where `Session.build` gives None."""
         return True
 
+    def check_ranks(self, config: Config, ranks: int) -> None:
+        """UserError where so many ranks cannot share a step."""
+        return
+
     def planned_types(self, config: Config) -> int:
         """Number of cell types that a run is planned with, whatever its data set."""
         return len(config.data.cell_types or CELL_TYPES)

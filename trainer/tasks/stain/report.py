@@ -8,19 +8,8 @@ from trainer.metrics.evaluation import load_evaluations
 from trainer.reports import figures
 from trainer.reports.evaluation_section import seen_words
 from trainer.reports.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
+from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
 
-# Tables 14 and 15 of the thesis: A is Barcelona, B Munich; CycleGAN, pix2pix, the thesis's own model.
-THESIS_FID = {
-    "A real - A generated": ("9.9732", "14.5771", "4.9834"),
-    "A real - A reconstructed": ("5.6637", "9.8405", "3.7155"),
-    "B real - B generated": ("11.7466", "13.5682", "4.2130"),
-    "B real - B reconstructed": ("6.4624", "8.3391", "3.7126"),
-}
-THESIS_SSIM = {
-    "A real - A reconstructed": ("0.9535", "0.9122", "0.9834"),
-    "B real - B reconstructed": ("0.9662", "0.9256", "0.9869"),
-}
-THESIS_INCEPTION = ("88.34", "85.67", "96.26")
 _LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "l1", "loss")
 
 
@@ -93,15 +82,16 @@ def _mean(values: dict[str, Any]) -> Cell:
 
 
 def _thesis() -> Table:
-    named = {f"FID {name}": values for name, values in THESIS_FID.items()}
-    named |= {f"SSIM {name}": values for name, values in THESIS_SSIM.items()}
-    named["inception score"] = THESIS_INCEPTION
+    columns: list[Column[None]] = [
+        Column(f"{words}{name}", lambda _: "", table, name)
+        for table, words in (("14", "FID "), ("15", ""), ("16", ""))
+        for name in columns_of(table)
+    ]
     caption = (
         "The thesis's tables 14-16, A Barcelona and B Munich. Inception scores near 90 are out of reach of cell "
         "images: take them for a misprint or another scale."
     )
-    rows = [[Cell(name), *map(Cell, values)] for name, values in named.items()]
-    return Table(caption, ["", "CycleGAN", "pix2pix", "W-CycleGAN-GP"], rows)
+    return beside_thesis(caption, columns, [], rows_of("14"))
 
 
 def _training(run: Path) -> Section:
