@@ -18,6 +18,7 @@ usage:
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
+      train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
       optimizer.learning_rate=0.001
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
+from trainer.metrics.measures import epoch_measures
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 
@@ -102,4 +104,4 @@ def _make_phantom_dataset(config: QuickstartConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, __doc__)
+    launch(main, (__doc__ or "").replace("{select_by}", ", ".join(epoch_measures())))

@@ -15,8 +15,9 @@ from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, NoiseSampler, image, latent
-from trainer.tasks.generation.synthesis import load_sampler, synthesize
+from trainer.tasks.generation.synthesis import synthesize
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
+from trainer.tasks.generators import load_sampler
 
 SAMPLER = NoiseSampler(("lymphocyte", "basophil", "platelet"))
 

@@ -19,10 +19,10 @@ from trainer.experiments.reproduction_tables import (
 from trainer.experiments.sweep_sections import score_sections
 from trainer.experiments.sweep_thesis import published
 from trainer.loop.log import read_records
-from trainer.metrics.classification import format_estimate
-from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.evaluation import SavedEvaluation, own_test_evaluation
 from trainer.reports import figures
-from trainer.reports.evaluation_section import data_words, evaluation_section, interval_words
+from trainer.reports.evaluation_section import data_words, evaluation_section
 from trainer.reports.page import (
     Block,
     Cell,
@@ -79,9 +79,9 @@ def _head(summary: Mapping[str, Any]) -> list[Block]:
     for name in _HEADLINE:
         if name in arms:
             theirs = published("ablation", name)
-            accuracy = arms[name]["scores"]["overall"]["accuracy"]
+            accuracy = Estimate(**arms[name]["scores"]["overall"]["accuracy"])
             label = f"{arms[name]['title']}: accuracy (thesis {theirs.accuracy})" if theirs else arms[name]["title"]
-            tiles.append(Tile(label, format_estimate(accuracy), interval_words(accuracy)))
+            tiles.append(Tile(label, accuracy.format(), accuracy.interval()))
     noted = [Text(summary["note"], warning=True)] if summary["note"] else []
     return [
         *noted,
@@ -154,7 +154,7 @@ def _classifiers(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
         blocks: list[Block] = [Figure(figures.training_curves(epochs), caption)]
         original = _own_test(folder, trials, "original")
         if original is not None:
-            scores = original[1].record["scores"]
+            scores = original[1].record.scores
             caption = f"Figure 53: original data ({data_words(original[1].record)})."
             blocks.append(Figure(figures.per_type_bars(scores, "original"), caption))
         sections.append(Section("The classifier (figures 51 and 53)", "SENet-GE, of the first seed.", blocks))
@@ -163,12 +163,12 @@ def _classifiers(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
     return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", score_sections(summary["comparison"]))]
 
 
-def _own_test(folder: Path, trials: Mapping[str, Any], arm: str) -> tuple[Path, Evaluation] | None:
+def _own_test(folder: Path, trials: Mapping[str, Any], arm: str) -> tuple[Path, SavedEvaluation] | None:
     if arm not in trials:
         return None
     run = folder / "ablation" / trials[arm]["run"]
-    own = [evaluation for evaluation in load_evaluations(run) if evaluation.is_own_test]
-    return (run, own[0]) if own else None
+    own = own_test_evaluation(run)
+    return (run, own) if own is not None else None
 
 
 def _sites(summary: Mapping[str, Any]) -> Section:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def _sites(folder: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
                 raise UserError(
                     f"{folder / each['run']}/evaluation: {evaluation.name}.parquet is missing: score it again"
                 )
-            types = tuple(evaluation.record["cell_types"])
+            types = tuple(evaluation.record.cell_types)
             for stain, rows in frame.groupby(frame["domain"].map(raw_stain)):
                 answers.setdefault((each["arm"], each["site"], str(stain)), []).append((rows, types))
     return [
@@ -162,10 +163,13 @@ def _score(parts: Sequence[tuple[pd.DataFrame, tuple[str, ...]]]) -> dict[str, A
         groups.tolist(),
         types,
     )
-    kept = ("accuracy", "balanced_accuracy", "groups", "absent")
-    return {name: found[name] for name in kept} | {
+    return {
+        "accuracy": asdict(found["accuracy"]),
+        "balanced_accuracy": asdict(found["balanced_accuracy"]),
+        "groups": found.groups,
+        "absent": found.absent,
         "count": len(frame) // len(parts),
         "seeds": len(parts),
-        "types": sum(bool(row["count"]) for row in found["per_type"].values()),
-        "sensitivity": {name: row["sensitivity"] for name, row in found["per_type"].items() if row["count"]},
+        "types": len(types) - len(found.absent),
+        "sensitivity": {name: asdict(row["sensitivity"]) for name, row in found.per_type.items() if row.count},
     }

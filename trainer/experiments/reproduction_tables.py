@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.experiments.sweep_sections import duration
-from trainer.metrics.classification import format_estimate
-from trainer.reports.evaluation_section import interval_words
+from trainer.metrics.bootstrap import Estimate
 from trainer.reports.page import Block, Cell, Table, Text
 from trainer.tasks.generation.thesis import AGREEMENT, BUDGETS, DISTANCES, FEW_SHOT, SETS, TIMES
 from trainer.tasks.stain.report import THESIS_FID, THESIS_INCEPTION, THESIS_SSIM
@@ -123,7 +122,7 @@ def conditional_tables(summary: Mapping[str, Any]) -> list[Block]:
         cells = [_beside(duration(found["cost"]["seconds"] or None), TIMES.get(theirs))]
         for number, measure in enumerate(("precision", "sensitivity", "f1")):
             published = f"{AGREEMENT[theirs][number]:.2f}" if theirs in AGREEMENT else None
-            cells.append(_beside(format_estimate(agreement[measure]), published))
+            cells.append(_beside(Estimate(**agreement["overall"][measure]).format(), published))
         cells += _set_cells(record, SETS.get(theirs))
         cells += _distance_cells(record, DISTANCES.get(theirs))
         rows.append([Cell(model), *cells])
@@ -149,11 +148,12 @@ def few_shot_tables(summary: Mapping[str, Any]) -> list[Block]:
         record, cost, theirs = found["record"], found["cost"], _FEW_SHOT_NAMES.get(model, "")
         space = record["feature_space"]
         agreement = record["type_agreement"]["generated"]
+        accuracy = Estimate(**agreement["overall"]["accuracy"])
         time, episodes, parameters = BUDGETS.get(theirs, (None, None, None))
         generator = cost["parameters"].get("generator", 0)
         cells = _set_cells(record, FEW_SHOT.get(theirs))
         cells += [
-            Cell(format_estimate(agreement["accuracy"]), interval_words(agreement["accuracy"])),
+            Cell(accuracy.format(), accuracy.interval()),
             _beside(duration(cost["seconds"] or None), time),
             _beside(str(cost["steps"]), episodes),
             _beside(f"{sum(cost['parameters'].values()) / 1e6:.2f}", parameters),
@@ -198,8 +198,8 @@ def site_table(summary: Mapping[str, Any]) -> Table:
         cells = []
         for pair in pairs:
             scores = found.get((arm, *pair))
-            value = scores and scores["balanced_accuracy"]
-            cells.append(Cell(format_estimate(value), interval_words(value)) if value else Cell("-"))
+            value = Estimate(**scores["balanced_accuracy"]) if scores else Estimate(None)
+            cells.append(Cell(value.format(), value.interval()) if scores else Cell("-"))
         rows.append([Cell(title), *cells])
     head = ["", *(f"{site}, tested on {stain} ({_size(found, site, stain)})" for site, stain in pairs)]
     caption = (

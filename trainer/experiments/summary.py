@@ -22,7 +22,7 @@ from trainer.experiments.results import (
     read_trials,
 )
 from trainer.loop.log import read_records
-from trainer.metrics.evaluation import Evaluation
+from trainer.metrics.evaluation import SavedEvaluation
 
 
 def summarize(sweep: Path) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None) -
     }
 
 
-def _data(evaluation: Evaluation) -> dict[str, Any]:
+def _data(evaluation: SavedEvaluation) -> dict[str, Any]:
     """What the scores are of (contract C14)."""
     record = evaluation.record
-    return record["dataset"] | {"groups": record["scores"]["groups"], "normalizer": record["normalizer"]}
+    return dataclasses.asdict(record.dataset) | {"groups": record.scores.groups, "normalizer": record.normalizer}
 
 
 def _trial(trial: Trial, sweep: Path, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +137,9 @@ def _trial(trial: Trial, sweep: Path, content: Mapping[str, Any]) -> dict[str, A
         "status": status_of(trial),
         "metric": best[1],
         "metric_epoch": best[0],
-        "checkpoint": trial.evaluation.record["checkpoint"] if trial.counts and trial.evaluation else None,
+        "checkpoint": dataclasses.asdict(trial.evaluation.record.checkpoint)
+        if trial.counts and trial.evaluation
+        else None,
     }
 
 

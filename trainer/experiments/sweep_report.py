@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.disk import replace_through
-from trainer.experiments.results import MEASURES
 from trainer.experiments.summary import summarize
 from trainer.experiments.sweep_sections import duration, score_sections, search_sections
+from trainer.metrics.measures import shown
 from trainer.reports.page import Block, Cell, Facts, Folded, Section, Table, Text, write_page
 
 _COSTS = ("seconds", "epochs", "images_per_second", "image_size", "parameters", "multiply_accumulates")
@@ -125,7 +125,7 @@ def _trials_table(trials: Sequence[Mapping[str, Any]]) -> Table:
 
 def _csv(summary: Mapping[str, Any]) -> str:
     """One line for each arm and type; shares of 1."""
-    measures = (*MEASURES[:1], "balanced_accuracy", *MEASURES[1:])
+    measures = [measure.name for measure in shown("sweeps")]
     apart = [f"{measure}_difference" for measure in measures]
     scores = [name if column == "value" else f"{name}_{column}" for name in (*measures, *apart) for column in _COLUMNS]
     text = io.StringIO()

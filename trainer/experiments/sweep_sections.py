@@ -7,18 +7,20 @@ from typing import Any
 from trainer.experiments import sweep_figures as figures
 from trainer.experiments.summary import metric_curve
 from trainer.experiments.sweep_thesis import notes, published
-from trainer.metrics.classification import format_estimate
-from trainer.reports.evaluation_section import interval_words
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports.page import Block, Cell, Figure, Section, Table, Text
 
-_OVERALL = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy = mean sensitivity",
-    "specificity": "mean specificity",
-    "precision": "mean precision",
-    "f1": "mean F1",
-}
 Arm = Mapping[str, Any]
+
+
+def _columns() -> list[Measure]:
+    """The measures over all types."""
+    return [measure for measure in shown("sweeps") if "headline" in measure.shown]
+
+
+def _labels() -> list[str]:
+    return [measure.label for measure in _columns()]
 
 
 def score_sections(summary: Mapping[str, Any]) -> list[Section]:
@@ -70,11 +72,11 @@ def _score_table(arms: Sequence[Arm], kind: str) -> Table:
         theirs = _published_numbers(kind, arm["arm"])
         numbers = [theirs.get(measure) for measure in figures.SHOWN]
         row = [Cell(arm["title"]), _seeds(arm["seeds"])]
-        row += [estimate(arm["scores"]["overall"][measure]) for measure in _OVERALL]
+        row += [estimate(arm["scores"]["overall"][each.name], each) for each in _columns()]
         rows.append([*row, *(Cell("-" if number is None else str(number)) for number in numbers)])
     data = arms[0]["data"]
     caption = f"Each arm over all types: {data['split']} split, {data['count']} images in {data['groups']} groups."
-    head = ["arm", "seeds", *_OVERALL.values(), *(f"thesis: {measure}" for measure in figures.SHOWN)]
+    head = ["arm", "seeds", *_labels(), *(f"thesis: {measure}" for measure in figures.SHOWN)]
     return Table(caption, head, rows)
 
 
@@ -86,13 +88,13 @@ def _difference_table(arms: Sequence[Arm], reference: Arm, kind: str) -> Table:
         apart = "-" if theirs is None or full is None else f"{round(theirs.accuracy - full.accuracy, 2):+g}"
         paired = difference["paired_seeds"]
         row = [Cell(arm["title"]), _seeds(paired) if paired else Cell("none", "in common")]
-        row += [signed(difference["overall"][measure]) for measure in _OVERALL]
+        row += [signed(difference["overall"][each.name], each) for each in _columns()]
         rows.append([*row, Cell(apart)])
     caption = (
         f"Each arm minus {reference['title']}, in points of per cent: paired by test image, and by the seeds named "
         "here, so its mean may differ from that of the means above where other seeds have ended."
     )
-    return Table(caption, ["arm", "paired seeds", *_OVERALL.values(), "thesis: accuracy"], rows)
+    return Table(caption, ["arm", "paired seeds", *_labels(), "thesis: accuracy"], rows)
 
 
 def _costs(arms: Sequence[Arm], kind: str, convention: str) -> Section:
@@ -186,11 +188,11 @@ def _winner(summary: Mapping[str, Any]) -> list[Block]:
         return [Text("No point has a finished trial yet: none has a test score.", warning=True)]
     (winner,) = summary["arms"]
     cost, data = winner["cost"], winner["data"]
-    row = [_seeds(winner["seeds"]), *(estimate(winner["scores"]["overall"][measure]) for measure in _OVERALL)]
+    row = [_seeds(winner["seeds"]), *(estimate(winner["scores"]["overall"][each.name], each) for each in _columns())]
     row += [Cell(duration(cost["seconds"])), Cell(f"{cost['parameters'] / 1e6:.4g}")]
     where = f"{data['split']} split, {data['count']} images in {data['groups']} groups"
     caption = f"The best point, {winner['title']}, on real test images: {where}."
-    head = ["", "seeds", *_OVERALL.values(), "training time", "parameters, millions"]
+    head = ["", "seeds", *_labels(), "training time", "parameters, millions"]
     return [
         Table(caption, head, [[Cell("best"), *row]]),
         Text(
@@ -215,25 +217,27 @@ def _point_table(points: Sequence[Mapping[str, Any]], metric: str) -> Table:
     return Table(caption, ["place", _words(metric), *names, "seeds"], rows)
 
 
-def estimate(value: Mapping[str, float | None] | None) -> Cell:
-    """A share in per cent over its interval."""
+def estimate(value: Mapping[str, float | None] | None, measure: Measure | None = None) -> Cell:
+    """A value over its interval; measure: default, a share in per cent."""
     if value is None or value["value"] is None:
         return Cell("-")
-    return Cell(format_estimate(value), interval_words(value))
+    found, measure = Estimate(**value), measure or measures()["accuracy"]
+    return Cell(measure.format(found), measure.interval(found))
 
 
-def signed(value: Mapping[str, float | None]) -> Cell:
-    """A difference of shares in points of per cent, with its sign, over its interval."""
+def signed(value: Mapping[str, float | None], measure: Measure | None = None) -> Cell:
+    """A difference with its sign over its interval; measure: default, a share, in points of per cent."""
     if value["value"] is None:
         return Cell("-")
+    factor, digits = (1, 3) if measure is not None and not measure.percent else (100, 1)
+
+    def points(difference: float) -> str:
+        return f"{round(factor * difference, digits) + 0.0:+.{digits}f}"  # never -0.0
+
     words = "no interval"
     if value["low"] is not None and value["high"] is not None:
-        words = f"{_points(value['low'])} to {_points(value['high'])}"
-    return Cell(_points(value["value"]), words)
-
-
-def _points(difference: float) -> str:
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # never -0.0
+        words = f"{points(value['low'])} to {points(value['high'])}"
+    return Cell(points(value["value"]), words)
 
 
 def duration(seconds: float | None) -> str:

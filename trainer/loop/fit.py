@@ -38,12 +38,17 @@ AfterEpoch = Callable[[bool], None]
 class Selection:
     """Which score of an epoch's end chooses the best checkpoint, and when to give up.
 
-    score: among those that `score_epoch` returns; `loss` is better when lower, others when higher.
+    score: among those that `score_epoch` returns. higher_is_better: whether the highest is the best.
     patience: epochs without a better one after which training stops; None never stops early.
     """
 
     score: str
     patience: int | None = None
+    higher_is_better: bool = True
+
+    def rank(self, scores: Mapping[str, float]) -> float:
+        """The score, so that higher is better."""
+        return scores[self.score] if self.higher_is_better else -scores[self.score]
 
 
 @dataclass
@@ -276,7 +281,7 @@ def _end_epoch(
     log.say(f"epoch {epoch + 1}/{epochs}: {told}")
     if selection is None:
         return False
-    score = -scores["loss"] if selection.score == "loss" else scores[selection.score]
+    score = selection.rank(scores)
     better = score > progress.best_score
     if better:
         progress.best_score, progress.best_epoch = score, epoch

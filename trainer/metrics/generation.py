@@ -1,7 +1,7 @@
 """How near a set of generated images is to a set of real ones, by the features of both."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,51 +26,48 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
+class SetScore:
+    """One score of a set of images."""
+
+    value: float
+    deviation: float | None  # over subsets (kernel) or splits (inception); None: there is one value only
+
+
+@dataclass(frozen=True)
 class GenerationScores:
-    """Scores of generated images against real ones, in one feature space.
+    """Scores of generated images against real ones, in one feature space."""
 
-    frechet: squared distance of two Gaussians (FID). kernel: squared maximum mean discrepancy (KID), unbiased, so
-    below 0 at times. inception: of the generated images alone. A deviation is the standard deviation over subsets
-    (kernel) or splits (inception). names: what each of the three is called in this space.
-    real, generated: numbers of images. dimensions: of the features; with fewer images than these on either side
-    (`too_few`) covariances are singular and the Fréchet distance says more of the count than of the images.
-    """
-
-    names: dict[str, str]
-    frechet: float
-    kernel: float
-    kernel_deviation: float
-    inception: float
-    inception_deviation: float
-    real: int
+    # By their names in this space: squared Fréchet distance of two Gaussians (FID); kernel distance, an unbiased
+    # squared maximum mean discrepancy (KID), below 0 at times; inception score of the generated images alone.
+    scores: dict[str, SetScore]
+    real: int  # images
     generated: int
-    dimensions: int
+    dimensions: int  # of the features
+    kernel_subset: int  # images of each kind in one kernel distance
+
+    @property
+    def frechet(self) -> SetScore:
+        """The Fréchet distance."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def kernel(self) -> SetScore:
+        """The kernel distance."""
+        return list(self.scores.values())[1]
+
+    @property
+    def inception(self) -> SetScore:
+        """The inception score."""
+        return list(self.scores.values())[2]
 
     @property
     def too_few(self) -> bool:
-        """Whether the Fréchet distance is of too few images to be compared with others'."""
+        """With fewer images than dimensions covariances are singular: the Fréchet distance depends on the count."""
         return min(self.real, self.generated) < self.dimensions
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON, each score under its full name."""
-        return {
-            "scores": {
-                self.names["frechet"]: {"value": self.frechet, "deviation": None},
-                self.names["kernel"]: {"value": self.kernel, "deviation": self.kernel_deviation},
-                self.names["inception"]: {"value": self.inception, "deviation": self.inception_deviation},
-            },
-            "real": self.real,
-            "generated": self.generated,
-            "dimensions": self.dimensions,
-            "too_few": self.too_few,
-        }
-
-
-def score_generation(
-    space: FeatureSpace, real: Iterable[Tensor], generated: Iterable[Tensor], seed: int = 0
-) -> GenerationScores:
-    """Score batches of generated images against batches of real ones, each float32 [n, 3, H, W] in [-1, 1]."""
-    return compare(space, extract_features(space, real), extract_features(space, generated), seed)
+        """Plain values for JSON."""
+        return {**asdict(self), "too_few": self.too_few}
 
 
 @torch.no_grad()
@@ -87,20 +84,23 @@ def extract_features(space: FeatureSpace, batches: Iterable[Tensor]) -> ImageFea
     return ImageFeatures(torch.cat(features).numpy(), torch.cat(probabilities).numpy())
 
 
-def compare(space: FeatureSpace, real: ImageFeatures, generated: ImageFeatures, seed: int = 0) -> GenerationScores:
+def compare(
+    space: FeatureSpace, real: ImageFeatures, generated: ImageFeatures, seed: int = 0, kernel_subset: int = 1000
+) -> GenerationScores:
     """The scores of two sets whose features were taken in `space`. Deterministic in its arguments."""
-    kernel, kernel_deviation = kernel_distance(real.features, generated.features, seed=seed)
-    inception, inception_deviation = inception_score(generated.probabilities, seed=seed)
+    kernel_subset = min(kernel_subset, len(real.features), len(generated.features))
     return GenerationScores(
-        names={score: space.score_name(score) for score in ("frechet", "kernel", "inception")},
-        frechet=frechet_distance(real.features, generated.features),
-        kernel=kernel,
-        kernel_deviation=kernel_deviation,
-        inception=inception,
-        inception_deviation=inception_deviation,
+        {
+            space.score_name("frechet"): SetScore(frechet_distance(real.features, generated.features), None),
+            space.score_name("kernel"): SetScore(
+                *kernel_distance(real.features, generated.features, kernel_subset, seed=seed)
+            ),
+            space.score_name("inception"): SetScore(*inception_score(generated.probabilities, seed=seed)),
+        },
         real=len(real.features),
         generated=len(generated.features),
         dimensions=real.features.shape[1],
+        kernel_subset=kernel_subset,
     )
 
 

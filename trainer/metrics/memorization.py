@@ -1,7 +1,7 @@
 """Whether a generator copies: its images' distances to the training images against those of held-out real ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,39 +14,42 @@ _FEWEST_IN_TAIL = 5  # held-out images below the quantile, for it to be more tha
 
 @dataclass(frozen=True)
 class Memorization:
-    """Distances to the nearest training image, of generated and of held-out images of one type, compared.
+    """Distances to the nearest training image, of generated and of held-out images, compared.
 
-    threshold: the `quantile` of the held-out distances. suspicious: share of the generated images that are nearer;
-    of a generator that copies nothing about `quantile`. z: of the Mann-Whitney test, below 0 where generated images
-    lie nearer than held-out ones; below -3 they are copies more or less (Meehan et al. 2020, section 4.1).
-    A share above `quantile` by itself is no proof: held-out images come from other patients than training images.
+    Several types together have no threshold, z and medians: None.
     """
 
-    suspicious: float
-    threshold: float
+    suspicious: float  # share of generated images nearer than the threshold; without copies about `quantile`
     quantile: float
-    z: float
-    generated: int
+    generated: int  # images
     held_out: int
-    generated_median: float
-    held_out_median: float
+    threshold: float | None = None  # the `quantile` of the held-out distances
+    # Of the Mann-Whitney test: below 0 where generated images lie nearer than held-out ones; below -3 they are copies
+    # more or less (Meehan et al. 2020, section 4.1).
+    z: float | None = None
+    generated_median: float | None = None  # distance
+    held_out_median: float | None = None
 
     @property
     def too_few(self) -> bool:
         """Whether fewer than five held-out images lie below the threshold."""
-        return self.held_out * self.quantile < _FEWEST_IN_TAIL
+        return self.threshold is not None and self.held_out * self.quantile < _FEWEST_IN_TAIL
 
-    def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        names = ("suspicious", "threshold", "quantile", "z", "generated", "held_out", "too_few")
-        medians = {"generated": self.generated_median, "held_out": self.held_out_median}
-        return {name: getattr(self, name) for name in names} | {"median": medians}
+    @classmethod
+    def joined(cls, parts: Sequence["Memorization"]) -> "Memorization | None":
+        """Of several types together; None where there is no generated image."""
+        generated = sum(each.generated for each in parts)
+        if not generated:
+            return None
+        near = sum(round(each.suspicious * each.generated) for each in parts)
+        return cls(near / generated, parts[0].quantile, generated, sum(each.held_out for each in parts))
 
 
 def compare_distances(generated: Floats, held_out: Floats, quantile: float) -> Memorization:
-    """Judge distances [n] of generated and [m] of held-out images to their nearest training image.
+    """Judge distances [n] of generated and [m] of held-out images of one type to their nearest training image.
 
-    ValueError for a quantile outside (0, 1) or an empty side.
+    A share of suspicious images above `quantile` alone is no proof: held-out images come from other patients than
+    training images. ValueError for a quantile outside (0, 1) or an empty side.
     """
     if not 0 < quantile < 1:
         raise ValueError(f"quantile={quantile}: must lie between 0 and 1")

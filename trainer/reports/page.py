@@ -141,6 +141,15 @@ def sheet_figure(path: Path, caption: str) -> Figure:
     return Figure(picture, caption, beside=True)
 
 
+def configuration_section(run: Path) -> Section:
+    """A run's config.yaml, folded away."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return Section("Configuration", "config.yaml is missing from the run.", [])
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return Section("Configuration", "As resolved when the run started.", [Folded("config.yaml", text)])
+
+
 def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], sections: Sequence[Section]) -> Path:
     """Write one HTML file with everything inline, renamed into place whole; returns path.
 

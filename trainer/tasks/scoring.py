@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from data_pipeline.banks.image_bank import ImageBank
 from data_pipeline.catalog import SPLITS
 from data_pipeline.errors import UserError
@@ -10,26 +12,26 @@ from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from trainer.learners.topology import leave_processes
 from trainer.metrics.classification import format_scores
-from trainer.metrics.evaluation import save_evaluation, save_record
+from trainer.metrics.evaluation import ScoredCheckpoint, save_evaluation, save_record
 from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
 from trainer.metrics.perceptual import perceptual_distance
 from trainer.runs.provenance import learned_by_run, say, unseen
 from trainer.tasks.classification.evaluation import evaluate
-from trainer.tasks.classification.load import load_classifier, tell_if_uncalibrated
+from trainer.tasks.classification.load import TrainedClassifier, load_classifier, tell_if_uncalibrated
 from trainer.tasks.classification.model_card import write_model_card
 from trainer.tasks.classification.report import write_run_report
 from trainer.tasks.classification.training import scoring_batch
 from trainer.tasks.evaluation_config import EvaluateConfig
 from trainer.tasks.generation.evaluation import evaluate_bank
 from trainer.tasks.generation.report import write_generation_report
-from trainer.tasks.generation.scores import Judges
+from trainer.tasks.generation.scores import Judge, Judges
 from trainer.tasks.stain.evaluation import evaluate_stain_model
 from trainer.tasks.stain.load import load_stain_model
 from trainer.tasks.stain.report import write_stain_report
 
 
 def score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
-    """Distances and structure of a stain run's two directions, on one split; the record and the report are written."""
+    """Score a stain run's two directions on one split; writes the record and the report."""
     if topology.world_size > 1:
         raise UserError("a stain run is scored by one process: start evaluate.py with python")
     if config.split == "all" or config.domain is not None or config.folds is not None:
@@ -55,29 +57,49 @@ def score_stain_run(run: Path, config: EvaluateConfig, topology: Topology) -> No
     print(f"{path.resolve()}\n{write_stain_report(run).resolve()}")
 
 
+def classifier_features(trained: TrainedClassifier) -> ClassifierFeatures:
+    """Features of a trained classifier, named by its model and the first digits of its checkpoint's hash."""
+    name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
+    return ClassifierFeatures(trained.layers, name, trained.config.data.image_size)
+
+
+def as_judge(trained: TrainedClassifier, device: torch.device = torch.device("cpu")) -> Judge:
+    """A trained classifier as the independent judge of a bank."""
+    return Judge(
+        run=trained.folder,
+        name=trained.config.model.name,
+        cell_types=trained.cell_types,
+        crop=trained.config.data.crop,
+        normalized_domain=None if trained.normalizer is None else trained.normalizer.source,
+        dataset_hash=trained.dataset_hash,
+        checkpoint=ScoredCheckpoint(trained.checkpoint.path.name, trained.checkpoint.step, trained.checkpoint.digest),
+        features=classifier_features(trained).to(device),
+    )
+
+
 def _feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
     if features == "inception":
         return InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
-    return ClassifierFeatures.of(load_classifier(Path(features)))
+    return classifier_features(load_classifier(Path(features)))
 
 
 def _learned_by_features(features: str) -> LearnedImages:
-    """What a feature space was trained on; FID's network has seen no blood cells."""
+    """Training images of a feature space; FID's network has seen no blood cells."""
     if features == "inception":
         return LearnedImages()
     return learned_by_run(Path(features)).of_role("trained").through(f"{features} (features=)")
 
 
 def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
-    """A bank against the test images of its types, as its judges see both; the record and the report are written."""
+    """Score a bank against the test images of its types; writes the record and the report."""
     if topology.world_size > 1:
         raise UserError("a bank is scored by one process: start evaluate.py with python")
-    bank, dataset, judge = ImageBank.open(root), config.open_dataset(), str(config.classifier)
-    classifier = load_classifier(Path(judge))
+    bank, dataset, name = ImageBank.open(root), config.open_dataset(), str(config.classifier)
+    judge = as_judge(load_classifier(Path(name)), topology.device)
     judges = Judges(
-        _feature_space(config.features or judge, config).to(topology.device),
-        classifier,
-        perceptual_distance(config.lpips_weights, classifier).to(topology.device),
+        judge.features if config.features is None else _feature_space(config.features, config).to(topology.device),
+        judge,
+        perceptual_distance(config.lpips_weights, judge.features).to(topology.device),
     )
     path = evaluate_bank(
         bank,
@@ -85,13 +107,13 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         judges,
         topology,
         seen_images=config.seen_images,
-        space_learned=_learned_by_features(config.features or judge),
+        space_learned=_learned_by_features(config.features or name),
     )
     print(f"{path.resolve()}\n{write_generation_report(root).resolve()}")
 
 
 def score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> None:
-    """Scores of a classifier's best checkpoint; the record, the model card and the report are written."""
+    """Score a classifier's best checkpoint; writes the record, the model card and the report."""
     trained = load_classifier(run)
     if topology.rank == 0:
         tell_if_uncalibrated(trained)
@@ -105,7 +127,7 @@ def score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> N
     )
     place, remedy = f"split {config.split}", "score images that it has not seen"
     seen = unseen(learned_by_run(run), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
-    result, frame = evaluate(
+    record, frame = evaluate(
         trained.network.to(topology.device),
         trained.checkpoint,
         dataset,
@@ -124,8 +146,8 @@ def score_classifier(run: Path, config: EvaluateConfig, topology: Topology) -> N
         return
     same_data = dataset.content_hash == trained.dataset_hash
     own_test = same_data and config.split == "test" and domains == trained.config.data.domains and not config.folds
-    path = save_evaluation(run, result, frame, own_test=own_test)
+    path = save_evaluation(run, record, frame, own_test=own_test)
     write_model_card(run)
     say(seen, "scores")
-    print(format_scores(result["scores"]))
+    print(format_scores(record.scores))
     print(f"{path.resolve()}\n{write_run_report(run).resolve()}")

@@ -1,7 +1,8 @@
 """Scoring a trained classifier on a data set, with the evidence kept beside the score (contract C14)."""
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,18 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
-from trainer.metrics.classification import score, trust
-from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
+from trainer.metrics.classification import epoch_scores, score, trust
+from trainer.metrics.evaluation import (
+    HEAT,
+    CalibrationRecord,
+    ClassifierEvaluation,
+    ScoredCheckpoint,
+    ScoredData,
+    SeenRecord,
+    predictions_frame,
+    shown_cells,
+)
+from trainer.metrics.measures import epoch_measures
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
@@ -73,16 +84,11 @@ def predict_all(classifier: nn.Module, stream: Stream) -> torch.Tensor:
 
 
 def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]:
-    """`loss` (mean negative log likelihood), `accuracy` and `balanced_accuracy` on a stream's samples."""
-    probabilities = predict_all(classifier, stream).softmax(dim=1)
-    labels = torch.tensor(stream.labels)
-    correct = probabilities.argmax(dim=1) == labels
-    recalls = [correct[labels == label].double().mean() for label in labels.unique()]
-    return {
-        "loss": functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels).item(),
-        "accuracy": correct.double().mean().item(),
-        "balanced_accuracy": torch.stack(recalls).mean().item(),
-    }
+    """The measures computed after each epoch, by their names there, on a stream's samples; NaN for NaN logits."""
+    probabilities = calibrated_probabilities(predict_all(classifier, stream), 1.0)
+    if not probabilities.isfinite().all():
+        return dict.fromkeys(epoch_measures(), math.nan)
+    return epoch_scores(probabilities.numpy(), np.array(stream.labels))
 
 
 class NormalizedClassifier(nn.Module):
@@ -106,6 +112,14 @@ class NormalizedClassifier(nn.Module):
         return logits
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """Images that go through the same network: those of some domains."""
+
+    network: nn.Module
+    config: StreamConfig
+
+
 def evaluate(
     classifier: nn.Module,
     checkpoint: Checkpoint,
@@ -120,46 +134,26 @@ def evaluate(
     seen: SeenImages,
     normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Score real images of the types the classifier knows; count those it does not.
+) -> tuple[ClassifierEvaluation, pd.DataFrame]:
+    """Score real images of the types the classifier knows; count those of other types.
 
-    calibration: what makes its logits probabilities; the scores are of these, and `calibration` in the result holds
-    the calibration's own, of the probabilities without it too.
-    seen: what comparing the images with those that the classifier learned from gave; those it had seen are left out.
-    normalizer: what the classifier's training images went through; raw images of its source domain go
-    through it first.
-    Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
-    the heat of the cells that a report shows (see trainer.tasks.classification.grad_cam).
+    calibration: its temperature turns logits into the probabilities that are scored.
+    seen: result of the comparison with the images that the classifier learned from; seen images are left out.
+    normalizer: of the classifier's training images; raw images of its source domain go through it first.
+    Returns the record, and one row of probabilities per image; on rank 0 with the heat maps of the cells that a
+    report shows (see trainer.tasks.classification.grad_cam).
     """
-    domains_here = set(dataset.samples(columns=["domain"])["domain"])
-    crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
-    config = replace(config, cell_types=None, crop=crop)
     everything = dataset.samples(
         splits=splits, domains=config.domains, folds=folds, columns=["id", "cell_type", "origin", "domain"]
     )
     everything = everything[~everything["id"].isin(list(seen.through))]
     _refuse_label_normalized(dataset, everything)
-    counts = everything["cell_type"].replace("", "unlabelled").value_counts()
-    not_scored = {name: int(count) for name, count in counts.items() if name not in cell_types}
-    raw = normalizer.source if normalizer is not None else None
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
-    passes: list[tuple[nn.Module, StreamConfig]] = []
-    if normalizer is not None and raw in here:
-        raw_images = replace(
-            config,
-            domains=[normalizer.source],
-            image_size=normalizer.image_size,
-            crop={normalizer.source: normalizer.crop},
-        )
-        passes.append((NormalizedClassifier(classifier, normalizer, config.image_size), raw_images))
-    plain = sorted(here - {raw})
-    if plain or not passes:
-        passes.append((classifier, replace(config, domains=plain or config.domains)))
-    tables, parts = [], []
-    for network, shown in passes:
-        stream = scoring_stream(
+    passes = _passes(classifier, dataset, config, here, normalizer)
+    streams = [
+        scoring_stream(
             dataset,
-            shown,
+            each.config,
             splits=splits,
             cell_types=cell_types,
             batch=batch,
@@ -167,64 +161,88 @@ def evaluate(
             folds=folds,
             left_out=seen.through,
         )
-        parts.append(predict_all(network, stream))
-        tables.append(stream.samples)
-    samples, logits = pd.concat(tables, ignore_index=True), torch.cat(parts)
+        for each in passes
+    ]
+    logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
+    samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
     answers = calibrated_probabilities(logits, calibration.temperature).numpy()
     labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
-    groups = samples["group"].tolist()
+    truth = labels, samples["group"].tolist(), cell_types
+    counts = everything["cell_type"].replace("", "unlabelled").value_counts()
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
-    result = {
-        "dataset": {
-            "path": dataset.address,
-            "content_hash": dataset.content_hash,
-            "split": split,
-            "domains": sorted(samples["domain"].unique().tolist()),
-            "count": len(samples),
-        },
-        "checkpoint": {"file": checkpoint.path.name, "step": checkpoint.step, "sha256": checkpoint.digest},
-        "normalizer": _normalizer_of(dataset, samples, everything, normalizer),
-        "cell_types": list(cell_types),
-        "not_scored": not_scored,
-        "seen_images": seen.as_record(),
-        "scores": score(answers, labels, groups, cell_types),
-        "calibration": {
-            "temperature": calibration.temperature,
-            "validation_images": calibration.images,
-            "remark": calibration.remark,
-            "uncalibrated": trust(calibrated_probabilities(logits, 1.0).numpy(), labels, groups, cell_types),
-        },
-    }
+    record = ClassifierEvaluation(
+        ScoredData(
+            dataset.address, dataset.content_hash, split, sorted(samples["domain"].unique().tolist()), len(samples)
+        ),
+        ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest),
+        _normalizer_of(dataset, samples, everything, normalizer),
+        SeenRecord.of(seen),
+        list(cell_types),
+        {str(name): int(count) for name, count in counts.items() if name not in cell_types},
+        score(answers, *truth),
+        CalibrationRecord(
+            calibration.temperature,
+            calibration.images,
+            calibration.remark,
+            trust(calibrated_probabilities(logits, 1.0).numpy(), *truth),
+        ),
+    )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:
         heat = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
         frame[HEAT] = frame["id"].map(heat).astype(object)
-    return result, frame
+    return record, frame
+
+
+def _passes(
+    classifier: nn.Module,
+    dataset: Dataset,
+    config: StreamConfig,
+    domains: set[str],
+    normalizer: NormalizerBundle | None,
+) -> list[_Pass]:
+    """Raw images of the normaliser's source domain through it, those of the other domains as they are."""
+    known = set(dataset.samples(columns=["domain"])["domain"])
+    crop = {domain: share for domain, share in config.crop.items() if domain in known}
+    config = replace(config, cell_types=None, crop=crop)
+    passes = []
+    if normalizer is not None and normalizer.source in domains:
+        raw = replace(
+            config,
+            domains=[normalizer.source],
+            image_size=normalizer.image_size,
+            crop={normalizer.source: normalizer.crop},
+        )
+        passes.append(_Pass(NormalizedClassifier(classifier, normalizer, config.image_size), raw))
+        domains = domains - {normalizer.source}
+    if domains or not passes:
+        passes.append(_Pass(classifier, replace(config, domains=sorted(domains) or config.domains)))
+    return passes
 
 
 def _heat_of_shown(
     frame: pd.DataFrame,
-    passes: Sequence[tuple[nn.Module, StreamConfig]],
+    passes: Sequence[_Pass],
     classifier: nn.Module,
     dataset: Dataset,
     cell_types: Sequence[str],
     topology: Topology,
     batch: int,
 ) -> dict[str, bytes]:
-    """Id -> heat of the cells that a report shows; nothing for a network without feature maps."""
+    """Id -> heat map of the cells that a report shows; empty for a network without feature maps."""
     shown = pd.concat(shown_cells(frame, cell_types))
     heat: dict[str, bytes] = {}
-    for network, seen in passes:
-        domains = set(shown["domain"]) & set(seen.domains or shown["domain"])
+    for each in passes:
+        domains = set(shown["domain"]) & set(each.config.domains or shown["domain"])
         for domain in sorted(domains):
             try:
-                grad_cam = GradCam(network, classifier, seen.image_size, topology.device)
+                grad_cam = GradCam(each.network, classifier, each.config.image_size, topology.device)
             except UserError:
                 return {}
-            crop = seen.crop.get(domain, 1.0)
+            crop = each.config.crop.get(domain, 1.0)
             stream = Stream(
                 dataset,
-                replace(seen, domains=[domain], crop={domain: crop}),
+                replace(each.config, domains=[domain], crop={domain: crop}),
                 splits=None,
                 cell_types=cell_types,
                 ids=shown.loc[shown["domain"] == domain, "id"].tolist(),
@@ -240,7 +258,7 @@ def _heat_of_shown(
 def _normalizer_of(
     dataset: Dataset, samples: pd.DataFrame, everything: pd.DataFrame, normalizer: NormalizerBundle | None
 ) -> dict[str, Any] | None:
-    """What normalised the images that were scored: on the way to the classifier, or in the data set."""
+    """The normaliser of the scored images: on the way to the classifier, or in the data set."""
     if normalizer is not None and normalizer.source in set(samples["domain"]):
         return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
     if (everything["origin"] == "normalized").any():

@@ -27,13 +27,14 @@ from trainer.loop.fit import AfterEpoch, Selection, fit, resume, saved_state
 from trainer.loop.fit_config import FitConfig
 from trainer.loop.forecast import Expectation, try_out
 from trainer.metrics.evaluation import save_evaluation
+from trainer.metrics.measures import epoch_measures
 from trainer.planning.micro_batch import with_found_micro_batch
 from trainer.runs.provenance import learned_at_start, learned_by_classifier, say, unseen
 from trainer.runs.run_directory import fingerprint, settings, write_run_config
 from trainer.runs.training_data import save_training_data
 from trainer.tasks.classification.algorithms.cross_entropy import Classification
 from trainer.tasks.classification.calibration import fit_temperature, save_calibration
-from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.config import ClassifierFitConfig, ClassifierRunConfig
 from trainer.tasks.classification.evaluation import evaluate, predict_all, scoring_stream, validation_scores
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
 from trainer.tasks.classification.model_advice import advise_model
@@ -91,7 +92,7 @@ def train_classifier(config: ClassifierRunConfig, topology: Topology, after_epoc
                 stream,
                 held_out.stream,
                 steps=epoch_steps,
-                select_by=config.train.select_by,
+                selection=_selection(config.train),
                 run=run,
                 topology=topology,
                 fingerprint=made_with,
@@ -216,10 +217,15 @@ def _train_by_gradient(
         precision=precision,
         fingerprint=fingerprint,
         progress=progress,
-        selection=Selection(config.train.select_by, config.train.patience),
+        selection=_selection(config.train),
         after_epoch=after_epoch,
         expectation=expectation,
     )
+
+
+def _selection(config: ClassifierFitConfig) -> Selection:
+    """The validation score that chooses the best checkpoint."""
+    return Selection(config.select_by, config.patience, epoch_measures()[config.select_by].higher_is_better)
 
 
 def _expect(network: nn.Module, stream: Stream, config: ClassifierRunConfig, topology: Topology) -> Expectation:

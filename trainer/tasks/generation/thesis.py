@@ -1,9 +1,9 @@
 """The thesis's tables 17-22 on generated images, with the scores of a bank in a row of their own."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from trainer.reports.page import Block, Cell, Section, Table, Text
+from trainer.tasks.generation.records import BankEvaluation
 
 # Table 17, by the model's name in the thesis.
 TIMES = {
@@ -57,9 +57,9 @@ BUDGETS = {  # table 22: time, episodes, millions of parameters
 _RARE = frozenset({"monoblast", "promyelocyte", "smudge cell"})  # the types of table 21
 
 
-def thesis_section(records: Sequence[Mapping[str, Any]]) -> Section:
-    """Tables 17-22, each with a row for each evaluation of the bank; what cannot be right is said."""
-    rare = [record for record in records if set(record["per_type"]) <= _RARE]
+def thesis_section(records: Sequence[BankEvaluation]) -> Section:
+    """Tables 17-22, each with a row for each evaluation of the bank; what cannot be right is noted."""
+    rare = [record for record in records if set(record.per_type) <= _RARE]
     moderate = [record for record in records if record not in rare]
     blocks: list[Block] = [
         Table("Table 17: training times.", ["", *TIMES], [[Cell("time"), *map(Cell, TIMES.values())]]),
@@ -86,16 +86,16 @@ def thesis_section(records: Sequence[Mapping[str, Any]]) -> Section:
     return Section("The thesis's tables 17-22", intro, blocks)
 
 
-def _table_18(records: Sequence[Mapping[str, Any]]) -> Table:
+def _table_18(records: Sequence[BankEvaluation]) -> Table:
     rows = []
     for name, (precision, recall, f1) in AGREEMENT.items():
         impossible = f1 > (precision + recall) / 2 + 0.005
         note = "above the mean of both" if impossible else ""
         rows.append([Cell(name), Cell(f"{precision:.2f}"), Cell(f"{recall:.2f}"), Cell(f"{f1:.2f}", note)])
     for record in records:
-        scores = record["type_agreement"]["generated"]
-        cells = [_percent(scores[measure]["value"]) for measure in ("precision", "sensitivity", "f1")]
-        rows.append([Cell(_name(record)), *cells])
+        scores = record.type_agreement["generated"]
+        values = [None if scores is None else scores[measure].value for measure in ("precision", "sensitivity", "f1")]
+        rows.append([Cell(_name(record)), *(_number(value, 2, 100) for value in values)])
     caption = (
         "Table 18: precision, recall and F1 of generated images' types, in per cent; ours by the independent "
         "classifier. A mean F1 cannot exceed the mean of precision and recall."
@@ -103,47 +103,33 @@ def _table_18(records: Sequence[Mapping[str, Any]]) -> Table:
     return Table(caption, ["", "precision", "recall", "F1"], rows)
 
 
-def _table_of_sets(
-    caption: str, published: Mapping[str, tuple[str, ...]], records: Sequence[Mapping[str, Any]]
-) -> Table:
+def _table_of_sets(caption: str, published: Mapping[str, tuple[str, ...]], records: Sequence[BankEvaluation]) -> Table:
     rows = [[Cell(name), *map(Cell, values)] for name, values in published.items()]
     for record in records:
         cells = [Cell("-")] * 2
-        if record["all"]["generation"] is not None:
-            frechet, _, inception = record["all"]["generation"]["scores"].items()
+        if record.all.generation is not None:
+            frechet, _, inception = map(_bare, record.all.generation.scores)
+            score = record.all.generation.inception
             cells = [
-                Cell(f"{frechet[1]['value']:.2f}", _bare(frechet[0])),
-                Cell(f"{inception[1]['value']:.2f} ± {inception[1]['deviation']:.2f}", _bare(inception[0])),
+                Cell(f"{record.all.generation.frechet.value:.2f}", frechet),
+                Cell(f"{score.value:.2f} ± {score.deviation:.2f}", inception),
             ]
-        distance = record["all"]["perceptual"]["generated_to_real"]["mean"]
-        cells.append(Cell("-" if distance is None else f"{distance:.4f}", _bare(record["perceptual_distance"])))
+        distance = record.all.perceptual["generated_to_real"].mean
+        cells.append(Cell("-" if distance is None else f"{distance:.4f}", _bare(record.perceptual_distance)))
         rows.append([Cell(_name(record)), *cells])
     return Table(caption, ["", "FID", "inception score", "LPIPS"], rows)
 
 
-def _table_20(records: Sequence[Mapping[str, Any]]) -> Table:
+def _table_20(records: Sequence[BankEvaluation]) -> Table:
     rows = []
     for name, (psnr, ssim, l1, l2) in DISTANCES.items():
         implied = 100 * 10 ** (-psnr / 20)
-        cells = [
-            Cell(f"{psnr:.2f}", f"RMSE {implied:.1f} %"),
-            Cell(f"{ssim:.4f}"),
-            Cell(f"{l1:.2f}"),
-            Cell(f"{l2:.2f}"),
-        ]
+        cells = [Cell(f"{psnr:.2f}", f"RMSE {implied:.1f} %"), Cell(f"{ssim:.4f}"), _number(l1, 2), _number(l2, 2)]
         rows.append([Cell(name), *cells])
     for record in records:
-        values = {name: each["mean"] for name, each in record["all"]["nearest_real"]["generated"].items()}
-        ours = "-" if values["psnr"] is None else f"{values['psnr']:.2f}"
-        rows.append(
-            [
-                Cell(_name(record)),
-                Cell(ours),
-                Cell(f"{values['ssim']:.4f}"),
-                _percent(values["l1"]),
-                _percent(values["l2"]),
-            ]
-        )
+        found = {name: each.mean for name, each in record.all.nearest_real["generated"].items()}
+        cells = [_number(found["psnr"], 2), _number(found["ssim"], 4)]
+        rows.append([Cell(_name(record)), *cells, _number(found["l1"], 2, 100), _number(found["l2"], 2, 100)])
     caption = (
         "Table 20: PSNR in dB, SSIM, L1 and L2 in per cent. Generated images have no true image: ours are to the "
         "nearest real training image of the type. An RMSE is never below the mean absolute difference, so PSNR and L1 "
@@ -152,14 +138,14 @@ def _table_20(records: Sequence[Mapping[str, Any]]) -> Table:
     return Table(caption, ["", "PSNR", "SSIM", "L1", "L2"], rows)
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    return f"this bank ({record['generator']['name']}; {record['feature_space']})"
+def _name(record: BankEvaluation) -> str:
+    return f"this bank ({record.generator.name}; {record.feature_space})"
 
 
 def _bare(score: str) -> str:
-    """'Fréchet distance' of 'Fréchet distance [classifier x]': what it is of stands at the head of the row."""
+    """'Fréchet distance' of 'Fréchet distance [classifier x]': the row's first cell names the space."""
     return score.partition(" [")[0]
 
 
-def _percent(share: float | None) -> Cell:
-    return Cell("-" if share is None else f"{100 * share:.2f}")
+def _number(value: float | None, digits: int, factor: float = 1) -> Cell:
+    return Cell("-" if value is None else f"{factor * value:.{digits}f}")

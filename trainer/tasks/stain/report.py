@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.loop.log import read_records
+from trainer.metrics.evaluation import SeenRecord
 from trainer.reports import figures
 from trainer.reports.evaluation_section import seen_words
 from trainer.reports.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
@@ -43,7 +44,7 @@ def _scores(record: dict[str, Any]) -> Section:
             ("split", f"{data['split']}, {data['count']} images of {' and '.join(data['domains'])}"),
             ("checkpoint", f"{record['checkpoint']['file']}"),
             ("features", record["feature_space"]),
-            ("unseen", seen_words(record)),
+            ("unseen", seen_words(SeenRecord(**record["seen_images"]))),
         ]
     )
     blocks: list[Block] = [facts]
