@@ -62,7 +62,7 @@ def test_without_evidence_the_temperature_stays_one() -> None:
     for few, truth, words in (
         (logits[: LEAST_IMAGES - 1], labels[: LEAST_IMAGES - 1], "fewer than"),
         (logits, torch.zeros_like(labels), "of one type"),
-        (logits, logits.argmax(dim=1), "named rightly"),
+        (logits, logits.argmax(dim=1), "validation images are right"),
         (torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]).repeat(20, 1)[::2], torch.tensor([1, 1, 1, 1] * 5), "one type"),
     ):
         found = fit_temperature(few, truth, "")

@@ -17,17 +17,17 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from data_pipeline.errors import UserError
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
-from trainer.metrics.feature_space import ClassifierFeatures
-from trainer.metrics.manifold import ManifoldScores, compare_manifolds
-from trainer.metrics.memorization import compare_distances
-from trainer.metrics.nearest_image import (
+from trainer.metrics.copies import (
     TURNS,
+    compare_distances,
     distances_to_nearest,
     nearest,
     nearest_images,
     thumbnails,
     turned,
 )
+from trainer.metrics.feature_space import ClassifierFeatures
+from trainer.metrics.generation import ManifoldScores, compare_manifolds
 from trainer.metrics.perceptual import (
     ClassifierPerceptualDistance,
     LearnedPerceptualDistance,

@@ -48,7 +48,7 @@ def evaluate_bank(
 
     Writes BANK/evaluation/<data set>-<hash>-<features>-<classifier>.json and a folder of sheets beside it, and into the
     bank "type_probability", the independent classifier's of the wanted type, and "training_distance", to the nearest
-    training image of the type (metrics.nearest_image.thumbnails).
+    training image of the type (metrics.copies.thumbnails).
     seen_images: whether test images that the generator, the classifier or the feature space learned from are refused or
     left out. space_learned: the images that the feature space learned from.
     UserError for a classifier that learned from synthetic images, does not know a type of the bank or saw cells at

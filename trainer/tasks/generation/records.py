@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from trainer.metrics.classification import Scores
+from trainer.metrics.copies import Memorization
 from trainer.metrics.evaluation import Evaluation, ScoredCheckpoint
-from trainer.metrics.generation import Floats, GenerationScores
-from trainer.metrics.manifold import ManifoldScores
-from trainer.metrics.memorization import Memorization
+from trainer.metrics.generation import Floats, GenerationScores, ManifoldScores
 from trainer.metrics.shortcut import Detection
 
 

@@ -8,19 +8,27 @@ import numpy as np
 import torch
 
 from data_pipeline.randomness import derive_key
-from trainer.metrics.evaluation import ScoredCheckpoint
-from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace
-from trainer.metrics.generation import Floats, GenerationScores, ImageFeatures, compare, extract_features
-from trainer.metrics.manifold import ManifoldScores, compare_manifolds
-from trainer.metrics.memorization import Memorization, compare_distances
-from trainer.metrics.nearest_image import (
+from trainer.metrics.copies import (
     TURNS,
+    Memorization,
     Nearest,
+    compare_distances,
     distances_to_nearest,
     nearest,
     nearest_images,
     thumbnails,
     turned,
+)
+from trainer.metrics.evaluation import ScoredCheckpoint
+from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace
+from trainer.metrics.generation import (
+    Floats,
+    GenerationScores,
+    ImageFeatures,
+    ManifoldScores,
+    compare,
+    compare_manifolds,
+    extract_features,
 )
 from trainer.metrics.perceptual import PerceptualDistance, keyed_pairs, pair_distances
 from trainer.tasks.generation.images import Integers, to_intensity
