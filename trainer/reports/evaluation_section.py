@@ -21,9 +21,8 @@ from trainer.metrics.evaluation import (
 )
 from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports import figures
-from trainer.reports.gallery import prediction_card, type_numbers
+from trainer.reports.gallery import HEAT_WORDS, NO_PICTURE, prediction_card, thumbnail, type_numbers
 from trainer.reports.page import Block, Card, Cards, Cell, Facts, Figure, Section, Table, Text, Tile, Tiles
-from trainer.reports.picture import HEAT_WORDS, NO_PICTURE, thumbnail
 
 
 def data_words(record: ClassifierEvaluation) -> str:
