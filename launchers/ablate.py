@@ -23,26 +23,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.few_shot.config import FewShotRunConfig
-from trainer.tasks.generation.synthesis_config import SynthesizeConfig
-from trainer.tasks.stain.config import StainRunConfig
-from trainer.tasks.stain.normalization_config import NormalizeConfig
-
-# The launchers that a sweep starts, and what their arguments come to.
-LAUNCHER_CONFIGS: dict[str, type] = {
-    "train_classifier": ClassifierRunConfig,
-    "train_stain_gan": StainRunConfig,
-    "normalize_stains": NormalizeConfig,
-    "train_conditional_gan": ConditionalRunConfig,
-    "train_few_shot_gan": FewShotRunConfig,
-    "synthesize": SynthesizeConfig,
-    "balance": BalanceConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +33,7 @@ class AblateConfig:
 
     sweep: str | None = None
     out: str | None = None
-    plan: bool = False
+    plan: bool = False  # print the plan only
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,24 +41,20 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(AblateConfig, "ablate", own)
     if not config.sweep or not config.out:
         raise UserError("ablate.py needs sweep=FILE and out=DIR; see --help")
-    # Here, for neither --help nor a wrong argument need wait for what a plan takes.
+    # Here: neither --help nor a wrong argument waits for the imports of a plan.
     from trainer.experiments.sweep import describe_sweep, opened, plan_sweep, refuse_failures, refuse_other_sweep
     from trainer.experiments.sweep_config import read_sweep
 
     changes = [argument for argument in arguments if argument not in own]
-    sweep = plan_sweep(
-        read_sweep(Path(config.sweep), changes),
-        Path(config.out),
-        lambda launcher, overrides: read_config(LAUNCHER_CONFIGS[launcher], launcher, overrides),
-        Path(config.sweep),
-    )
+    file = Path(config.sweep)
+    sweep = plan_sweep(read_sweep(file, changes), Path(config.out), file)
     refuse_other_sweep(sweep)
     print("\n".join(describe_sweep(sweep)), flush=True)
     if config.plan:
         return
     with ExitStack() as held:
         if sweep.to_run:
-            # Here, for importing Ray takes a while, which a mistake above need not wait for.
+            # Here: a mistake above does not wait for Ray.
             from trainer.experiments.cluster import check_fit, run_stages, run_trials
             from trainer.experiments.ray_cluster import joined_cluster
 

@@ -14,6 +14,7 @@ from models.classifiers.config import ClassifierConfig
 from tests.evaluations import evaluation_of
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.metrics.evaluation import ClassifierEvaluation, ScoredData, predictions_frame, save_evaluation
+from trainer.metrics.records import FORMAT_VERSION
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 TYPES = ("basophil", "platelet", "smudge cell")
@@ -33,6 +34,7 @@ def write_sweep(sweep: Path, kind: str = "ablation", reference: str | None = "fu
     else:
         arms = plan.get("models") or plan.get("arms") or list(ARMS)
     content = {
+        "format_version": FORMAT_VERSION,
         "name": "parts", "kind": kind, "reference": reference, "metric": "validation_balanced_accuracy", "mode": "max",
         "sweep": {"kind": kind, **plan}, "fingerprint": "ab" * 32, "arms": {arm: _title(arm) for arm in arms},
         "trials": {f"{arm}-seed{seed}": HASH for arm in arms for seed in plan["seeds"]},
@@ -49,6 +51,7 @@ def add_trial(sweep: Path, arm: str, seed: int, status: str = "finished", **valu
     name = values.pop("trial", f"{arm}-seed{seed}")
     run = sweep / "trials" / name
     line = {
+        "format_version": FORMAT_VERSION,
         "trial": name, "arm": arm, "title": _title(arm), "seed": seed, "parameters": {},
         "command": f"accelerate launch launchers/train_classifier.py run=again seed={seed}", "run": f"trials/{name}",
         "dataset_hash": HASH, "status": status, "seconds": 100.0 + 20 * seed, "epochs": 2,

@@ -1,20 +1,21 @@
-"""What the trials of a sweep scored on the test images: mean and interval of each arm, and against another."""
+"""Scores of a sweep's trials on the test images: mean and interval of each arm, and difference from another arm."""
 
 import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipeline.errors import UserError
-from trainer.metrics.bootstrap import Floats, ScoredImages
+from trainer.metrics.bootstrap import Estimate, Floats, ScoredImages
 from trainer.metrics.classification import estimates, scored_images
 from trainer.metrics.evaluation import PROBABILITY, SavedEvaluation, own_test_evaluation
 from trainer.metrics.measures import measures, shown, values_of
+from trainer.metrics.records import from_json
 
 SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"
 RESAMPLES = 1000
@@ -23,17 +24,27 @@ METHOD = (
     "groups; the spread over S seeds is widened by sqrt(S / (S - 1)), which resampling them lacks; with one seed over "
     "the groups alone; where every answer was right (or none), the exact binomial bound with one trial per group"
 )
-_PLAN_KEYS = {"name", "kind", "reference", "metric", "mode", "sweep", "fingerprint", "arms", "trials"}
 _BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial that ended, as its line of trials.jsonl has it.
+class SweepRecord:
+    """What a sweep is and trains: sweep.json."""
 
-    status: "finished", "stopped" (given up by the search) or "failed". run: its run directory.
-    seconds: wall time of its training.
-    """
+    name: str
+    kind: str
+    reference: str | None  # arm that the others are compared with
+    metric: str
+    mode: str
+    sweep: dict[str, Any]  # the sweep file, as plain values
+    fingerprint: str
+    arms: dict[str, str]  # name -> title
+    trials: dict[str, str]  # name -> content hash
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that ended: a line of trials.jsonl."""
 
     trial: str
     arm: str
@@ -41,15 +52,15 @@ class Trial:
     seed: int
     parameters: dict[str, Any]
     command: str
-    run: Path
-    dataset_hash: str
-    status: str
-    seconds: float | None
+    run: Path  # in the file, relative to the sweep
+    dataset_hash: str | None
+    status: str  # finished, stopped (by the scheduler) or failed
+    seconds: float | None  # wall time of its training
     epochs: int | None
 
     @functools.cached_property
     def evaluation(self) -> SavedEvaluation | None:
-        """The score of the run's own test split, with the answers to each image; None where there is none yet."""
+        """The evaluation of the run's own test split, with predictions; None before there is one."""
         own = own_test_evaluation(self.run)
         return own if own is not None and own.predictions is not None else None
 
@@ -59,46 +70,47 @@ class Trial:
         return self.status == "finished" and self.evaluation is not None
 
 
-_TRIAL_FIELDS = tuple(field.name for field in fields(Trial))
-
-
 @dataclass(frozen=True)
 class Answers:
-    """The answers of an arm's trials, one of each seed, to the same test images.
-
-    images: (raw image's id, type, group) of each, sorted; a normalised image goes under the id of the raw one.
-    scored: the answers of each seed, groups sorted by name.
-    """
+    """Answers of an arm's trials, one for each seed, to the same test images."""
 
     seeds: tuple[int, ...]
     cell_types: tuple[str, ...]
-    images: tuple[tuple[str, str, str], ...]
-    scored: tuple[ScoredImages, ...]
+    images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); a normalised image has its raw image's id
+    scored: tuple[ScoredImages, ...]  # answers of each seed; groups sorted by name
 
     def of_seeds(self, seeds: Sequence[int]) -> "Answers":
         """The answers of these seeds alone."""
         return replace(self, seeds=tuple(seeds), scored=tuple(self.scored[self.seeds.index(seed)] for seed in seeds))
 
 
-def read_plan(sweep: Path) -> dict[str, Any]:
-    """What a sweep is and trains, its sweep.json. UserError where the folder is no sweep, or the file is damaged."""
+@dataclass(frozen=True)
+class ArmScores:
+    """Scores of an arm, or differences of two arms' scores."""
+
+    overall: dict[str, Estimate]  # measure -> over all types
+    per_type: dict[str, dict[str, Estimate]]  # type -> measure -> against the rest
+    images: dict[str, int]  # type -> test images
+    paired_seeds: list[int] = field(default_factory=list)  # of a difference; empty: no seed in common
+
+
+def read_plan(sweep: Path) -> SweepRecord:
+    """The sweep's record. UserError if the folder is no sweep, or the file is damaged."""
     path = sweep / SWEEP_FILE
     if not path.is_file():
         raise UserError(f"{sweep}: no {SWEEP_FILE} there, so no sweep: give the folder that ablate.py wrote (out=DIR)")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        missing = _PLAN_KEYS - content.keys()
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}): run ablate.py again to have it written anew") from error
-    if missing:
-        raise UserError(f"{path}: no {sorted(missing)[0]} in it: run ablate.py again to have it written anew")
-    return dict(content)
+        return from_json(SweepRecord, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path}: damaged ({error}): remove it and run ablate.py again, which keeps the trials that ended"
+        ) from error
 
 
 def read_trials(sweep: Path) -> list[Trial]:
-    """The trials that ended, as trials.jsonl has them; of one that stands there twice the last.
+    """The trials that ended; of two lines of one trial the last.
 
-    UserError where the folder is no sweep or a line is damaged; a last line that is just being written is left out.
+    UserError if the folder is no sweep or a line is damaged; a last line that is being written is left out.
     """
     read_plan(sweep)
     path = sweep / TRIALS_FILE
@@ -108,19 +120,18 @@ def read_trials(sweep: Path) -> list[Trial]:
         if not line.endswith("\n") or not line.strip():
             continue
         try:
-            values = json.loads(line)
-            trial = Trial(**{name: values[name] for name in _TRIAL_FIELDS} | {"run": sweep / values["run"]})
-        except (ValueError, TypeError, KeyError) as error:
+            trial = from_json(Trial, json.loads(line))
+        except ValueError as error:
             raise UserError(
-                f"{path}, line {number}: damaged ({error!r}): run ablate.py again to have it written anew"
+                f"{path}, line {number}: damaged ({error}): run ablate.py again to have it written anew"
             ) from error
         trials.pop(trial.trial, None)
-        trials[trial.trial] = trial
+        trials[trial.trial] = replace(trial, run=sweep / trial.run)
     return list(trials.values())
 
 
 def read_answers(trials: Sequence[Trial]) -> Answers:
-    """The answers of one arm's trials that count (at least one). UserError where they cannot be put together."""
+    """Answers of one arm's trials that count (at least one). UserError if they do not fit together."""
     trials = sorted(trials, key=lambda trial: trial.seed)
     seeds = tuple(trial.seed for trial in trials)
     if len(set(seeds)) < len(seeds):
@@ -173,8 +184,8 @@ def resampled(answers: Answers) -> dict[str, Floats]:
 def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
     """The mean [B, ...] over seeds drawn with replacement from draws [B, S, ...].
 
-    A resample of S seeds varies by (S - 1) / S of what S fresh ones would: its distance from the mean of all
-    is widened to make up for it. purpose: other numbers draw other seeds.
+    A resample of S seeds has (S - 1) / S of the variance of S fresh ones: its distance from the mean of all is widened
+    to correct for it. purpose: another number draws other seeds.
     """
     count, seeds = draws.shape[:2]
     mean = draws.mean(axis=1)
@@ -185,20 +196,16 @@ def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
     return np.asarray(mean + math.sqrt(seeds / (seeds - 1)) * (of_drawn - mean))
 
 
-def arm_scores(answers: Answers) -> dict[str, Any]:
-    """Mean over seeds and 95 % interval of each measure: {"overall": {...}, "per_type": {type: {...}}}.
-
-    A type has its "count" of images.
-    """
+def arm_scores(answers: Answers) -> ArmScores:
+    """Mean over seeds and 95 % interval of each measure."""
     draws = {name: np.clip(over_seeds(each), *measures()[name].bounds) for name, each in resampled(answers).items()}
-    return _tables(answers, _points(answers), draws)
+    return _scores(answers, _points(answers), draws)
 
 
-def difference(arm: Answers, reference: Answers) -> dict[str, Any]:
-    """Arm minus reference on the same test images, and the same seeds where both have some, as `arm_scores` has it.
+def difference(arm: Answers, reference: Answers) -> ArmScores:
+    """Arm minus reference on the same test images, and on the same seeds if they have some in common.
 
-    "paired_seeds": those seeds; empty: the two have none in common, and their seeds are drawn apart.
-    Raises ValueError, with the reason, where the test images or types of the two differ.
+    Raises ValueError, with the reason, if their test images or types differ.
     """
     if arm.images != reference.images:
         apart = len(set(arm.images) ^ set(reference.images))
@@ -216,7 +223,7 @@ def difference(arm: Answers, reference: Answers) -> dict[str, Any]:
         for name in draws
     }
     values = {name: points[name] - their_points[name] for name in points}
-    return {"paired_seeds": paired} | _tables(arm, values, spread, differences=True)
+    return replace(_scores(arm, values, spread, differences=True), paired_seeds=paired)
 
 
 def _points(answers: Answers) -> dict[str, Floats]:
@@ -225,19 +232,16 @@ def _points(answers: Answers) -> dict[str, Floats]:
     return {name: np.mean([found[name][0] for found in of_seeds], axis=0) for name in of_seeds[0]}
 
 
-def _tables(
+def _scores(
     answers: Answers, values: dict[str, Floats], draws: dict[str, Floats], differences: bool = False
-) -> dict[str, Any]:
-    """values [1 + C] and draws [B, 1 + C] by measure as estimates, over all types and of each."""
-    of_types = [measure for measure in shown("sweeps") if "types" in measure.shown]
+) -> ArmScores:
+    """values [1 + C] and draws [B, 1 + C] by measure as estimates."""
+    of_types = [measure.name for measure in shown("sweeps") if "types" in measure.shown]
     confusions = np.sum([images.confusions for images in answers.scored], axis=0)
     overall, per_type = estimates(shown("sweeps"), values, draws, confusions, differences)
     counts = answers.scored[0].confusions.sum(axis=(0, 2))
-    return {
-        "overall": {name: asdict(each) for name, each in overall.items()},
-        "per_type": {
-            cell_type: {"count": int(counts[index])}
-            | {measure.name: asdict(per_type[measure.name][index]) for measure in of_types}
-            for index, cell_type in enumerate(answers.cell_types)
-        },
-    }
+    return ArmScores(
+        overall,
+        {name: {measure: per_type[measure][i] for measure in of_types} for i, name in enumerate(answers.cell_types)},
+        {name: int(counts[i]) for i, name in enumerate(answers.cell_types)},
+    )

@@ -9,15 +9,15 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.dataset_config import SeenChoice
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages, SeenImages, learned_by_makers
-from trainer.tasks.conditional import load as conditional_run
-from trainer.tasks.few_shot import load as few_shot_run
 from trainer.loop.checkpoint import CheckpointStore
-from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.conditional.config import ConditionalRunConfig
 from trainer.runs.configuration import typed
-from trainer.tasks.few_shot.episodes import data_of_run
-from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.conditional import load as conditional_run
+from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.few_shot import load as few_shot_run
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.episodes import data_of_run
 from trainer.tasks.stain.config import StainRunConfig
 
 # What config.yaml says beside the settings.

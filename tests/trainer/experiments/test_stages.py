@@ -21,9 +21,9 @@ import pytest
 from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from trainer.experiments import launch_server, stages
+from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import Inputs, Stage, describe, in_order, run_stage
 from trainer.runs.arguments import later_wins
