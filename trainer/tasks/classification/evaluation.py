@@ -1,4 +1,4 @@
-"""Scoring a trained classifier on a data set, with the evidence kept beside the score (contract C14)."""
+"""Scoring a trained classifier on a data set; the predictions are kept beside the scores (contract C14)."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import distributed, nn
 from torch.nn import functional
 
@@ -18,7 +19,7 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
-from trainer.metrics.classification import epoch_scores, score, trust
+from trainer.metrics.classification import Scores, epoch_scores, score, trust
 from trainer.metrics.evaluation import (
     HEAT,
     CalibrationRecord,
@@ -47,9 +48,9 @@ def scoring_stream(
     folds: Sequence[int] | None = None,
     left_out: Collection[str] = (),
 ) -> Stream:
-    """A stream that shows each image of the splits once, `batch` per process at a time; left_out: ids of those not.
+    """A stream of each image of the splits once, `batch` per process at a time; left_out: ids of images to skip.
 
-    UserError when there is none, or a synthetic one among them: those are never scored.
+    UserError for no image, and for synthetic images, which are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
     if (origins == "synthetic").any():
@@ -92,12 +93,12 @@ def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]
 
 
 class NormalizedClassifier(nn.Module):
-    """A classifier of normalised images, for raw ones: normaliser, resizing, classifier."""
+    """A classifier of normalised images that takes raw ones: normaliser, resizing, classifier."""
 
     def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
         super().__init__()
         self.classifier = classifier
-        # One of this module's own where it is one, to be moved and exported with it.
+        # A submodule where it is a network, so that it is moved and exported too.
         self.generator = getattr(normalizer.normalizer, "network", None)
         self._normalizer = normalizer
         self._image_size = image_size
@@ -137,11 +138,9 @@ def evaluate(
 ) -> tuple[ClassifierEvaluation, pd.DataFrame]:
     """Score real images of the types the classifier knows; count those of other types.
 
-    calibration: its temperature turns logits into the probabilities that are scored.
-    seen: result of the comparison with the images that the classifier learned from; seen images are left out.
+    calibration: its temperature turns logits into the probabilities that are scored. seen: its images are left out.
     normalizer: of the classifier's training images; raw images of its source domain go through it first.
-    Returns the record, and one row of probabilities per image; on rank 0 with the heat maps of the cells that a
-    report shows (see trainer.tasks.classification.grad_cam).
+    Returns the record, and one row of probabilities per image; on rank 0 with heat maps of cells that a report shows.
     """
     everything = dataset.samples(
         splits=splits, domains=config.domains, folds=folds, columns=["id", "cell_type", "origin", "domain"]
@@ -165,33 +164,35 @@ def evaluate(
     ]
     logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
     samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
-    answers = calibrated_probabilities(logits, calibration.temperature).numpy()
-    labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
-    truth = labels, samples["group"].tolist(), cell_types
-    counts = everything["cell_type"].replace("", "unlabelled").value_counts()
+    answers, scores, calibrated = _scores(samples, logits, cell_types, calibration)
+    other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
     record = ClassifierEvaluation(
-        ScoredData(
-            dataset.address, dataset.content_hash, split, sorted(samples["domain"].unique().tolist()), len(samples)
-        ),
+        ScoredData(dataset.address, dataset.content_hash, split, sorted(set(samples["domain"])), len(samples)),
         ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest),
         _normalizer_of(dataset, samples, everything, normalizer),
         SeenRecord.of(seen),
         list(cell_types),
-        {str(name): int(count) for name, count in counts.items() if name not in cell_types},
-        score(answers, *truth),
-        CalibrationRecord(
-            calibration.temperature,
-            calibration.images,
-            calibration.remark,
-            trust(calibrated_probabilities(logits, 1.0).numpy(), *truth),
-        ),
+        {str(name): int(count) for name, count in other.value_counts().items()},
+        scores,
+        calibrated,
     )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:
-        heat = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
-        frame[HEAT] = frame["id"].map(heat).astype(object)
+        frame[HEAT] = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
     return record, frame
+
+
+def _scores(
+    samples: pd.DataFrame, logits: torch.Tensor, cell_types: Sequence[str], calibration: Calibration
+) -> tuple[NDArray[np.float64], Scores, CalibrationRecord]:
+    """Calibrated probabilities [n, types], their scores, and the trust in them and in uncalibrated ones."""
+    answers = calibrated_probabilities(logits, calibration.temperature).numpy()
+    labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
+    truth = labels, samples["group"].tolist(), cell_types
+    uncalibrated = trust(calibrated_probabilities(logits, 1.0).numpy(), *truth)
+    record = CalibrationRecord(calibration.temperature, calibration.images, calibration.remark, uncalibrated)
+    return answers, score(answers, *truth), record
 
 
 def _passes(
@@ -228,8 +229,8 @@ def _heat_of_shown(
     cell_types: Sequence[str],
     topology: Topology,
     batch: int,
-) -> dict[str, bytes]:
-    """Id -> heat map of the cells that a report shows; empty for a network without feature maps."""
+) -> "pd.Series[Any]":
+    """Heat map of each row, None where a report does not show it or the network has no feature maps."""
     shown = pd.concat(shown_cells(frame, cell_types))
     heat: dict[str, bytes] = {}
     for each in passes:
@@ -238,7 +239,7 @@ def _heat_of_shown(
             try:
                 grad_cam = GradCam(each.network, classifier, each.config.image_size, topology.device)
             except UserError:
-                return {}
+                return frame["id"].map({}).astype(object)
             crop = each.config.crop.get(domain, 1.0)
             stream = Stream(
                 dataset,
@@ -252,7 +253,7 @@ def _heat_of_shown(
             )
             _, rows, found = predict_with_heat(grad_cam, stream.read(), crop)
             heat |= dict(zip(stream.samples["id"].iloc[rows.numpy()], found, strict=True))
-    return heat
+    return frame["id"].map(heat).astype(object)
 
 
 def _normalizer_of(
