@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
+from trainer.metrics.measures import epoch_measures
 from trainer.runs.composition import CONFIGS as CONFIGS
 from trainer.runs.composition import config_groups as config_groups
 from trainer.runs.composition import read_config as read_config
@@ -101,6 +102,7 @@ def _augmentations() -> str:
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
     "augmentations": _augmentations,
+    "select_by": lambda: ", ".join(epoch_measures()),
     **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
 }
 

@@ -18,9 +18,9 @@ from trainer.runs import registry
 from trainer.runs.arguments import later_wins
 from trainer.runs.composition import read_config
 from trainer.runs.config import RunConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.evaluation_config import EvaluateConfig
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 from trainer.tasks.stain.config import StainRunConfig

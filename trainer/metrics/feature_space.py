@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from data_pipeline.errors import UserError
 from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
-
-if TYPE_CHECKING:
-    from trainer.tasks.classification.load import TrainedClassifier
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -109,12 +106,6 @@ class ClassifierFeatures(FeatureSpace):
         self.name = f"classifier {name}"
         self.image_size = image_size
         self.network = network.eval().requires_grad_(False)
-
-    @classmethod
-    def of(cls, trained: "TrainedClassifier") -> "ClassifierFeatures":
-        """Those of a trained run; the name is the model's and the first digits of its checkpoint's hash."""
-        name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (self.image_size, self.image_size)

@@ -4,7 +4,7 @@ import copy
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import permute
 from models.classifiers.build import InputAdapter
 from models.classifiers.senet_ge import SENetGE
-
-if TYPE_CHECKING:
-    from trainer.tasks.classification.load import TrainedClassifier
+from trainer.metrics.feature_space import ClassifierFeatures
 
 Pairs = NDArray[np.int64]
 
@@ -78,24 +76,18 @@ class ClassifierPerceptualDistance(PerceptualDistance):
     """LPIPS's formula (Zhang et al. 2018, equation 1, all weights 1) in the feature maps of a classifier of cells.
 
     Maps of each stage, scaled to unit length at each place; squared differences, summed over channels, averaged
-    over places, summed over stages. network, name, image_size: as in feature_space.ClassifierFeatures.
+    over places, summed over stages.
     """
 
-    def __init__(self, network: nn.Module, name: str, image_size: int) -> None:
+    def __init__(self, classifier: ClassifierFeatures) -> None:
         super().__init__()
-        self.name = f"perceptual distance [classifier {name}]"
-        self.image_size = image_size
-        # A copy: whoever else runs the network would leave its maps here.
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.name = f"perceptual distance [{classifier.name}]"
+        self.image_size = classifier.image_size
+        # A copy: other users of the network would leave their maps here.
+        self.network = copy.deepcopy(classifier.network)
         self._maps: list[Tensor] = []
         for stage in _stages(self.network):
             stage.register_forward_hook(lambda _, __, output: self._maps.append(_unit_length(output)))
-
-    @classmethod
-    def of(cls, trained: "TrainedClassifier") -> "ClassifierPerceptualDistance":
-        """That of a trained run."""
-        name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         pairs = zip(self._maps_of(images), self._maps_of(others), strict=True)
@@ -107,15 +99,15 @@ class ClassifierPerceptualDistance(PerceptualDistance):
         return list(self._maps)
 
 
-def perceptual_distance(weights: str | None, trained: "TrainedClassifier") -> PerceptualDistance:
-    """LPIPS by the file of AlexNet's weights, or the one in torch's cache; without either the classifier's distance.
+def perceptual_distance(weights: str | None, classifier: ClassifierFeatures) -> PerceptualDistance:
+    """LPIPS with the file of AlexNet's weights, or the one in torch's cache; without either the classifier's distance.
 
     Nothing is fetched. UserError for a file that cannot be used.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE
     if weights is not None or cached.is_file():
         return LearnedPerceptualDistance(Path(weights or cached))
-    return ClassifierPerceptualDistance.of(trained)
+    return ClassifierPerceptualDistance(classifier)
 
 
 def keyed_pairs(key: int, count: int, rows: int, others: int | None = None) -> Pairs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import LearnedImages, SeenImages
 from data_pipeline.lineage import normalization_needs_label
-from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
+from trainer.metrics.evaluation import PROBABILITY, ClassifierEvaluation, SavedEvaluation, load_evaluations
 from trainer.runs.provenance import learned_by_run
 
 _SEEN = "or its group was used to train or choose the classifier, or is a copy of what was"
@@ -35,25 +34,25 @@ def audit_run(folder: Path, here: Dataset | None, open_dataset: Callable[[str], 
 
 
 def _check_evaluation(
-    evaluation: Evaluation, learned: LearnedImages, here: Dataset | None, open_dataset: Callable[[str], Dataset]
+    evaluation: SavedEvaluation, learned: LearnedImages, here: Dataset | None, open_dataset: Callable[[str], Dataset]
 ) -> Check:
     name = f"evaluation {evaluation.name}"
-    data, answers = evaluation.record["dataset"], evaluation.predictions
+    data, answers = evaluation.record.dataset, evaluation.predictions
     checked = (
-        f"predictions of {data['split']} images of {Path(data['path']).name}, each real and no copy of one of the "
+        f"predictions of {data.split} images of {data.name}, each real and no copy of one of the "
         f"{len(learned)} images that the run and what it began with were trained on or chosen by"
     )
     if answers is None:
         why = f"{evaluation.name}.parquet, its predictions, cannot be read: score the run again"
         return Check(name, checked, 0, unknown=why)
     try:
-        is_here = here is not None and data["content_hash"] == here.content_hash
-        dataset = here if here is not None and is_here else open_dataset(str(data["path"]))
+        is_here = here is not None and data.content_hash == here.content_hash
+        dataset = here if here is not None and is_here else open_dataset(data.path)
     except UserError as error:
         found = [f"{identity[:16]} {_SEEN}" for identity in learned.ids_among(answers)]
         return Check(name, checked, len(answers), tuple(found), _REMEDY, unknown=str(error))
-    if dataset.content_hash != data["content_hash"]:
-        why = f"{data['path']} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
+    if dataset.content_hash != data.content_hash:
+        why = f"{data.path} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
         return Check(name, checked, len(answers), unknown=why)
     rows = {row.id: row for row in from_table(dataset.table) if row.kept}
     # As the catalogue has them: a group that is forged in the record hides nothing.
@@ -71,15 +70,19 @@ def _check_evaluation(
 
 
 def _find(
-    record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows: Mapping[str, Sample], seen: SeenImages
+    record: ClassifierEvaluation,
+    answers: pd.DataFrame,
+    dataset: Dataset,
+    rows: Mapping[str, Sample],
+    seen: SeenImages,
 ) -> list[str]:
     """What the catalogue contradicts in a record and its predictions.
 
     rows: the kept ones of the data set, by id. seen: those of them that a record may say were left out.
     """
     found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
-    splits, folds = _splits_of(record["dataset"]["split"])
-    domains, types = record["dataset"]["domains"], record["cell_types"]
+    splits, folds = _splits_of(record.dataset.split)
+    domains, types = record.dataset.domains, record.cell_types
     by_label = normalization_needs_label(dataset)
     for identity, label in zip(answers["id"], answers["cell_type"], strict=True):
         row = rows.get(identity)
@@ -89,7 +92,7 @@ def _find(
         wrong = []
         if row.origin == "synthetic":
             wrong.append("is synthetic")
-        if row.origin == "normalized" and record["normalizer"] is None:
+        if row.origin == "normalized" and record.normalizer is None:
             wrong.append("is normalised, and the record names no normaliser")
         if row.origin == "normalized" and by_label:
             wrong.append("was normalised by its label")
@@ -101,7 +104,7 @@ def _find(
             wrong.append(f"is {row.cell_type or 'unlabelled'}, not {label}")
         found += [f"{named(row)} {words}" for words in wrong]
     expected = dataset.samples(splits=splits, domains=domains, cell_types=types, folds=folds, columns=["id"])
-    left_out = list(seen.through) if record.get("seen_images", {}).get("left_out") else []
+    left_out = list(seen.through) if record.seen_images.left_out else []
     missing = ~expected["id"].isin(answers["id"]) & ~expected["id"].isin(left_out)
     if missing.any():
         found.append(
@@ -110,10 +113,10 @@ def _find(
     return found + _recount(record, answers)
 
 
-def _recount(record: dict[str, Any], answers: pd.DataFrame) -> list[str]:
+def _recount(record: ClassifierEvaluation, answers: pd.DataFrame) -> list[str]:
     """Count and confusion of the record, from the predictions beside it."""
-    found, scores, types = [], record["scores"], record["cell_types"]
-    for place, count in (("data set", record["dataset"]["count"]), ("scores", scores["count"])):
+    found, scores, types = [], record.scores, record.cell_types
+    for place, count in (("data set", record.dataset.count), ("scores", scores.count)):
         if count != len(answers):
             found.append(f"the record's {place} says {count} images, there are predictions of {len(answers)}")
     number = {name: position for position, name in enumerate(types)}
@@ -124,7 +127,7 @@ def _recount(record: dict[str, Any], answers: pd.DataFrame) -> list[str]:
     # They were rounded to float32: two may have become level.
     if (probabilities[np.arange(len(said)), said] < probabilities.max(axis=1)).any():
         found.append("an answer is not the type of the highest probability beside it")
-    if confusion.tolist() != scores["confusion"]:
+    if confusion.tolist() != scores.confusion:
         found.append("the record's confusion is not that of its predictions")
     return found
 

@@ -50,7 +50,7 @@ class ImageSampler(Protocol):
 
 
 def load_sampler(run: Path) -> ImageSampler:
-    """What a run has learned to make, on the CPU. UserError for a folder that is no run of a generator of cells."""
+    """A run's trained generator, on the CPU. UserError for a folder that is no run of a generator of cells."""
     task = registry.task(str(read_run_config(run).get("kind")), str(run))
     if not task.makes_images:
         raise UserError(

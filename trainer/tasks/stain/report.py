@@ -1,10 +1,12 @@
 """The report of a stain run: scores beside the thesis's tables 14-16, losses (figure 40), cells (figures 41-46)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
 from trainer.loop.log import read_records
-from trainer.metrics.evaluation import load_evaluations
+from trainer.metrics.evaluation import SeenRecord
 from trainer.reports import figures
 from trainer.reports.evaluation_section import seen_words
 from trainer.reports.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
@@ -18,7 +20,7 @@ def write_stain_report(run: Path) -> Path:
 
     UserError where a file in run/evaluation is damaged.
     """
-    sections = [_scores(evaluation.record) for evaluation in load_evaluations(run)]
+    sections = [_scores(_read(path)) for path in sorted((run / "evaluation").glob("*.json"))]
     above: list[Block] = [] if sections else [Text("Not scored yet: launchers/evaluate.py run=...", warning=True)]
     sheets = [sheet_figure(path, path.stem.replace("-", " ")) for path in last_sheets(run)]
     settings = Folded("config.yaml", (run / "config.yaml").read_text(encoding="utf-8"))
@@ -31,6 +33,14 @@ def write_stain_report(run: Path) -> Path:
     return write_page(run / "report.html", f"Run {run.resolve().name}", subtitle, above, sections)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """An evaluation's record. UserError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}): run evaluate.py again, or remove it") from error
+
+
 def _scores(record: dict[str, Any]) -> Section:
     data = record["dataset"]
     facts = [
@@ -39,7 +49,7 @@ def _scores(record: dict[str, Any]) -> Section:
         ("split", f"{data['split']}, {data['count']} images of {' and '.join(data['domains'])}"),
         ("checkpoint", record["checkpoint"]["file"]),
         ("features", record["feature_space"]),
-        ("unseen", seen_words(record)),
+        ("unseen", seen_words(SeenRecord(**record["seen_images"]))),
     ]
     blocks: list[Block] = [Facts(facts)]
     for name, scores in record["directions"].items():
