@@ -47,7 +47,7 @@ PRELOADED = [
     "trainer.tasks.conditional.task",
     "trainer.tasks.few_shot.task",
     "trainer.tasks.stain.normalization",
-    "trainer.planning.rehearsals",
+    "trainer.planning.plan",
     "trainer.tasks.classification.prediction",
     "trainer.tasks.scoring",
     "trainer.tasks.stain.task",
