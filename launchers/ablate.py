@@ -7,11 +7,12 @@ usage:
       out=DIR         where stages, trials, table and report are written
       shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
                       whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
-      key=value       in place of what the sweep file says, resources_per_trial.gpu=1 say
-      plan=true       print what would be done, and do nothing
+      key=value       overrides the sweep file: resources_per_trial.gpu=1
+      plan=true       print every stage and trial, run nothing
   Runs on the Ray cluster that RAY_ADDRESS names or `ray start` made this machine part of (configs/ray), else on this
   machine alone; on several nodes, data set and out are on a file system that all of them see. What trials share is
-  made once. Every trial is printed as a command that does the same training again. Killed, the same command goes on.
+  made once. Every trial is printed as a command that repeats its training. After an interruption, the same command
+  resumes.
 
 example:
   python launchers/ablate.py sweep=configs/sweeps/classifiers.yaml shards=data/blood out=sweeps/classifiers \\

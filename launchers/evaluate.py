@@ -34,8 +34,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.run_directory import read_run_config
-from trainer.tasks.evaluation_config import EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -49,23 +49,15 @@ def main(arguments: Sequence[str]) -> None:
     _require_folders(config)
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.scoring import score_bank, score_classifier, score_stain_run
+    from trainer.runs import registry
 
     if config.bank:
+        from trainer.tasks.generation.scoring import score_bank
+
         score_bank(Path(config.bank), config, join_processes())
         return
     run = Path(str(config.run))
-    content = read_run_config(run)
-    if "kind" in content:
-        raise UserError(
-            f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
-            "bank=DIR"
-        )
-    topology = join_processes()
-    if "algorithm" in content.get("model", {}):
-        score_stain_run(run, config, topology)
-    else:
-        score_classifier(run, config, topology)
+    registry.task(str(read_run_config(run).get("kind")), str(run)).evaluate(run, config, join_processes())
 
 
 def _refuse_other_than_test(config: EvaluateConfig) -> None:

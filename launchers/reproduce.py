@@ -9,13 +9,13 @@ usage:
       run=DIR           where stages, sweeps and report.html are written
       barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
       shards=DIR        the data set; default: RUN/data
-      key=value         in place of what the preset says, resources.gpu=1 resources.cpu=8 say
-      plan=true         print every stage and trial, and do nothing
+      key=value         overrides the preset: resources.gpu=1 resources.cpu=8
+      plan=true         print every stage and trial, run nothing
   Shards the images; normalises their stain by W-CycleGAN-GP beside its rivals; makes cells by C-WGAN-GP and by
   few-shot generation beside theirs; trains classifiers on original and balanced data, the thesis's ten against each
-  other, the ablation, and each part's effect between two laboratories; looks for leaks. What is done and whose inputs
-  are the same is not done again: killed at any moment, the same command goes on. Runs on the Ray cluster that
-  RAY_ADDRESS names, else on this machine. Exit code 1: a leak was found; the report says which.
+  other, the ablation, and each part's effect between two laboratories; looks for leaks. Finished stages whose inputs
+  have not changed are not run again: after an interruption, the same command resumes. Runs on the Ray cluster that
+  RAY_ADDRESS names, else on this machine. Exit code 1: a leak was found; the report names it.
 
 example:
   python launchers/reproduce.py preset=small run=runs/reproduction barcelona=raw/PBC_dataset_normal_DIB \\

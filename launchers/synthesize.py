@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes, leave_processes
     from trainer.runs.provenance import learned_by_run
-    from trainer.tasks.generation.synthesis import synthesize
-    from trainer.tasks.generators import load_sampler
+    from trainer.tasks.generation.synthesis import load_sampler, synthesize
 
     topology = join_processes()
     bank = synthesize(load_sampler(run), config, topology, learned_by_run(run))

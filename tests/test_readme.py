@@ -19,7 +19,7 @@ from tests.launching import ROOT
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 README = (ROOT / "README.md").read_text()
 KINDS: dict[str, type] = {

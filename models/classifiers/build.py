@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -128,6 +127,8 @@ def refuse_small_images(network: nn.Module, config: ClassifierConfig, image_size
 
 def pretrained_config(name: str) -> Any:
     """timm's record of a model (mean, std, classifier, fixed_input_size). ModelError for an unknown name."""
+    import timm  # here: most runs need none of it
+
     try:
         default = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # a known model with an unknown tag
@@ -149,6 +150,8 @@ def classifier_names(timm_name: str) -> tuple[str, ...]:
 
 def create_timm_model(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
     """A timm model with fresh weights and `number_of_types` outputs."""
+    import timm
+
     arguments: dict[str, Any] = {"num_classes": number_of_types}
     if config.dropout > 0:
         arguments["drop_rate"] = config.dropout
@@ -164,6 +167,8 @@ def create_timm_model(config: ClassifierConfig, number_of_types: int, image_size
 
 def pretrained_weights(config: ClassifierConfig, image_size: int | None) -> dict[str, Tensor]:
     """timm's pretrained weights of `config.timm_name`, downloaded or from its cache."""
+    import timm
+
     if not config.timm_name:
         raise ModelError("model.weights=pretrained needs model.timm_name, the timm model that they belong to")
     default = pretrained_config(config.timm_name)

@@ -22,13 +22,14 @@ from tests.launching import Launched
 from tests.trainer.test_report import Page
 from trainer.metrics.perceptual import ClassifierPerceptualDistance
 from trainer.metrics.records import read_record
+from trainer.runs.feature_spaces import classifier_features
 from trainer.tasks.classification.load import load_classifier
 from trainer.tasks.generation.evaluation import check_classifier, evaluate_bank
 from trainer.tasks.generation.images import ImageReader
 from trainer.tasks.generation.records import BankEvaluation, Generator, ImageCounts
 from trainer.tasks.generation.scores import Judge, Judges, ScoringSettings, TypeImages
+from trainer.tasks.generation.scoring import as_judge
 from trainer.tasks.generation.shortcuts import Shortcuts
-from trainer.tasks.scoring import as_judge, classifier_features
 
 COUNT = 24  # images of each type
 QUICK = ScoringSettings(neighbours=2, pairs=20)

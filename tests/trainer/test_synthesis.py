@@ -15,9 +15,8 @@ from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from tests.data_pipeline.raw_images import files_below
 from tests.generated_images import LATENT, NoiseSampler, image, latent
-from trainer.tasks.generation.synthesis import synthesize
+from trainer.tasks.generation.synthesis import load_sampler, synthesize
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
-from trainer.tasks.generators import load_sampler
 
 SAMPLER = NoiseSampler(("lymphocyte", "basophil", "platelet"))
 
@@ -68,10 +67,10 @@ def test_levels_are_rounded_and_what_overshoots_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model": {"algorithm": "w_cyclegan_gp"}}, "not a run that makes cells"),
-        ({"model": {"name": "senet_tiny_ge"}}, "not a run that makes cells"),
-        ({"kind": "conditional_gan"}, "damaged .'cell_types' is missing"),
-        ({"kind": "few_shot_gan"}, "damaged .'domain' is missing"),
+        ({"kind": "stain", "model": {"algorithm": "w_cyclegan_gp"}}, "not a run that makes cells"),
+        ({"kind": "classification", "model": {"name": "senet_tiny_ge"}}, "not a run that makes cells"),
+        ({"kind": "conditional"}, "damaged .'cell_types'.: train again"),
+        ({"kind": "few_shot", "cell_types": []}, "damaged .'storage'.: train again"),
         (None, "no config.yaml there"),
     ],
 )

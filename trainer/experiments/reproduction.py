@@ -182,10 +182,7 @@ class _Planner:
     def stain(self) -> dict[str, Scored]:
         """W-CycleGAN-GP, which normalises all other data, and its rivals."""
         found = {}
-        for model, own in _with_proposed("stain", self._config.stain_models):
-            # The proposed one has the arguments of the normalisation's stage, and so is that stage.
-            rival = model != PROPOSED["stain"]
-            name, arguments = (f"stain {model}", (f"model={model}", *own)) if rival else ("stain GAN", ())
+        for model, name, arguments in _models("stain", self._config.stain_models, "stain GAN", "stain"):
             run = self.method.stain_run(self._shards, *self.stains, name, arguments)
             inputs: Inputs = {"run": run} if self._inception else {"run": run, "features": self._stain_judge}
             found[model] = Scored(run, self._score(run.name, self._inception, inputs))
@@ -193,22 +190,17 @@ class _Planner:
 
     def conditional(self) -> dict[str, Scored]:
         """C-WGAN-GP and its rivals, on the moderate types."""
-        roles, found = self.method.roles, {}
-        for model, own in _with_proposed("conditional", self._config.conditional_models):
-            rival = model != PROPOSED["conditional"]
-            name, arguments = (f"generator {model}", (f"model={model}", *own)) if rival else ("C-WGAN-GP", ())
-            run = self.method.conditional_run(self._normalized, roles.moderate, name, arguments)
-            found[model] = self._scored(run, self._normalized, roles.moderate)
+        types, found = self.method.roles.moderate, {}
+        for model, name, arguments in _models("conditional", self._config.conditional_models, "C-WGAN-GP", "generator"):
+            run = self.method.conditional_run(self._normalized, types, name, arguments)
+            found[model] = self._scored(run, self._normalized, types)
         return found
 
     def few_shot(self) -> dict[str, Scored]:
         """The meta-learned generator, its rivals and C-WGAN-GP, on the rare types."""
         roles, found = self.method.roles, {}
         rare = roles.made(roles.rare)
-        for model, own in _with_proposed("few_shot", self._config.few_shot_models):
-            rival = model != PROPOSED["few_shot"]
-            merged = own if any(argument.startswith("model=") for argument in own) else (f"model={model}", *own)
-            name, arguments = (f"few-shot {model}", merged) if rival else ("few-shot GAN", ())
+        for model, name, arguments in _models("few_shot", self._config.few_shot_models, "few-shot GAN", "few-shot"):
             run = self.method.few_shot_run(self._filled, roles.rich, roles.rare, name, arguments)
             found[model] = self._scored(run, self._filled, rare)
         alone = self.method.conditional_alone(self._normalized)
@@ -240,8 +232,8 @@ class _Planner:
         parent: Stage | Root = self._normalized if arm.normalize else self._shards
         if not arm.generate:
             return parent
-        per_split = training_counts(self._dataset, [site])
-        counts = {name: sum(each.values()) for name, each in per_split.items() if each["real"]}
+        per_origin = training_counts(self._dataset, [site])
+        counts = {name: sum(each.values()) for name, each in per_origin.items() if each["real"]}
         most = self._config.ablation.per_type or max(counts.values(), default=0)
         lacking = {name: most - count for name, count in counts.items() if count < most}
         if len(counts) < 2 or not lacking:
@@ -273,8 +265,17 @@ class _Planner:
         return self._stages.training(name, "train_classifier", arguments, shards)
 
 
-def _with_proposed(kind: str, models: Mapping[str, Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
-    """The thesis's own model first, then the rivals, each with its own arguments."""
-    proposed = PROPOSED[kind]
-    rivals = [(name, tuple(own)) for name, own in models.items() if name != proposed]
-    return [(proposed, ()), *rivals]
+def _models(
+    kind: str, models: Mapping[str, Sequence[str]], title: str, prefix: str
+) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(model, name of its training, its own arguments), the thesis's own model first, whose training is `title`.
+
+    The thesis's own has the arguments of the method's stage, and so is that stage. A rival's name is its model, unless
+    its arguments name another.
+    """
+    found: list[tuple[str, str, tuple[str, ...]]] = [(PROPOSED[kind], title, ())]
+    for name, own in models.items():
+        if name != PROPOSED[kind]:
+            named = any(argument.startswith("model=") for argument in own)
+            found.append((name, f"{prefix} {name}", (*(() if named else (f"model={name}",)), *own)))
+    return found

@@ -19,6 +19,7 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
+from trainer.loop.fit_config import FitConfig
 from trainer.metrics.classification import Scores, epoch_scores, score, trust
 from trainer.metrics.evaluation import (
     HEAT,
@@ -31,10 +32,10 @@ from trainer.metrics.evaluation import (
     shown_cells,
 )
 from trainer.metrics.measures import epoch_measures
+from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle
 
 
 def scoring_stream(
@@ -273,3 +274,8 @@ def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
             f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
             "are never scored; score split=test, or a data set normalised by policy=to_a"
         )
+
+
+def scoring_batch(config: FitConfig) -> int:
+    """Images a rank scores at a time. Scoring keeps no gradients, so what training fits fits here."""
+    return config.micro_batch or min(config.global_batch, 128)

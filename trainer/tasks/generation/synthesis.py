@@ -16,6 +16,8 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.stream.stream import Topology
+from trainer.runs import registry
+from trainer.runs.run_directory import read_run_config
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 
@@ -41,6 +43,17 @@ class ImageSampler(Protocol):
     def describe(self) -> dict[str, Any]:
         """What made the images, as plain JSON values: name, checkpoint (SHA-256), dataset_hash, config."""
         ...
+
+
+def load_sampler(run: Path) -> ImageSampler:
+    """A run's trained generator, on the CPU. UserError for a folder that is no run of a generator of cells."""
+    task = registry.task(str(read_run_config(run).get("kind")), str(run))
+    if not task.makes_images:
+        raise UserError(
+            f"{run}: not a run that makes cells: give one of train_conditional_gan.py or train_few_shot_gan.py"
+        )
+    sampler: ImageSampler = task.load(run)
+    return sampler
 
 
 def synthesize(
