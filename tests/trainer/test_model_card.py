@@ -18,7 +18,7 @@ from launchers.console import read_config
 from tests.conftest import TINY_TYPES
 from tests.evaluations import evaluation_of
 from trainer.metrics.bootstrap import Estimate
-from trainer.metrics.classification import ReliabilityBin, Trust
+from trainer.metrics.classification import TRUST, ReliabilityBin, Trust
 from trainer.metrics.evaluation import (
     CalibrationRecord,
     ClassifierEvaluation,
@@ -82,7 +82,10 @@ def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Pat
     save_training_data(tmp_path, tiny_dataset, StreamConfig(image_size=32))
     estimate = Estimate(0.0625, 0.03125, 0.125)
     calibration = CalibrationRecord(
-        1.5, 40, "none", Trust(estimate, estimate, [ReliabilityBin(0.0, 1.0, 0, confidence=None, accuracy=None)])
+        1.5,
+        40,
+        "none",
+        Trust(dict.fromkeys(TRUST, estimate), [ReliabilityBin(0.0, 1.0, 0, confidence=None, accuracy=None)]),
     )
     records = [
         evaluate(tmp_path, tiny_dataset, "test", True, calibration=calibration),
@@ -130,7 +133,7 @@ def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Pat
         ["temperature", "1.5"],
         ["validation images", "40"],
         ["remark", "none"],
-        ["uncalibrated, calibration error", "0.0625 [0.03125, 0.125]"],
+        ["uncalibrated: Calibration error", "6.2 [3.1, 12.5]"],
     ]
     assert tables(parts[1].split("### Calibration")[1])[0][0] == ["temperature", "1"]
 

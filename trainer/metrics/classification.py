@@ -15,6 +15,7 @@ Probabilities = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
 CALIBRATION_BINS = 15
+TRUST = ("calibration_error", "negative_log_likelihood")
 INTERVAL_METHOD = (
     "95 % percentile bootstrap over groups; where every answer was right (or none), "
     "the exact binomial bound with one trial per group; none where resamples do not differ"
@@ -81,8 +82,7 @@ class Scores:
 class Trust:
     """How far probabilities can be trusted."""
 
-    calibration_error: Estimate
-    negative_log_likelihood: Estimate
+    measures: dict[str, Estimate]  # the calibration error and the negative log likelihood
     reliability: list[ReliabilityBin]
 
 
@@ -129,9 +129,9 @@ def score(
 def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], cell_types: Sequence[str]) -> Trust:
     """The calibration error, likelihood and bins of what `score` gives."""
     images = scored_images(probabilities, labels, groups, len(cell_types))
-    chosen = [measures()[name] for name in ("calibration_error", "negative_log_likelihood")]
+    chosen = [measures()[name] for name in TRUST]
     found, _ = estimates(chosen, *_points_and_draws(images, chosen, 1000, 0), images.confusions)
-    return Trust(found["calibration_error"], found["negative_log_likelihood"], _reliability(images))
+    return Trust(found, _reliability(images))
 
 
 def epoch_scores(probabilities: Probabilities, labels: Labels) -> dict[str, float]:

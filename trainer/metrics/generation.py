@@ -112,7 +112,7 @@ def frechet_distance(real: Floats, generated: Floats) -> float:
     |mean - mean'|^2 + Tr(C + C' - 2 (C C')^(1/2)): the FID (Heusel et al. 2017, equation 6) when the features are
     Inception's. Two images at least on either side.
     """
-    centre = real.mean(axis=0)  # the distance does not see it, rounding errors of the covariances do
+    centre = real.mean(axis=0)  # does not change the distance, but reduces rounding errors of the covariances
     identity = nn.Identity()
     identity.num_features = real.shape[1]  # type: ignore[assignment]  # how torchmetrics learns the dimensions
     metric = FrechetInceptionDistance(feature=identity)
@@ -127,8 +127,8 @@ def kernel_distance(
     """Squared maximum mean discrepancy of features [n, d] and [m, d]: its mean over random subsets, and deviation.
 
     Kernel (x y / d + 1)^3, unbiased estimate: the KID (Binkowski et al. 2018, section 4) when the features are
-    Inception's. Subsets are no larger than the smaller set; where both sets are one whole subset there is only one
-    way to draw it, and the deviation is 0. Two images at least on either side.
+    Inception's. Subsets are no larger than the smaller set; where a subset is the whole of both sets, it is drawn once
+    and the deviation is 0. Two images at least on either side.
     """
     size = min(subset_size, len(real), len(generated))
     if size < 2:

@@ -1,4 +1,4 @@
-"""How different two images look: LPIPS where its network is at hand, else distances in a classifier's feature maps."""
+"""Perceptual distances of images: LPIPS where its weights are at hand, else in a classifier's feature maps."""
 
 import copy
 import pickle
@@ -29,12 +29,9 @@ _BATCH = 32
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """Frozen network: images and others, float32 [n, 3, H, W] in [-1, 1] -> distance of each pair, float32 [n].
+    """Frozen network: images and others, float32 [n, 3, H, W] in [-1, 1] -> distance of each pair, float32 [n]."""
 
-    name: what the distance is called in reports; only the published one is called LPIPS.
-    """
-
-    name: str
+    name: str  # in reports; only the published one is called LPIPS
 
     @abstractmethod
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ class PerceptualDistance(nn.Module, ABC):
 class LearnedPerceptualDistance(PerceptualDistance):
     """LPIPS v0.1 with AlexNet (Zhang et al. 2018). Images smaller than 64 px are enlarged to that (bilinear).
 
-    weights: torchvision's file of AlexNet. UserError when there is no such file, or it is another's.
+    weights: torchvision's file of AlexNet. UserError for a missing file, or one of another network.
     """
 
     name = "LPIPS"
@@ -102,7 +99,7 @@ class ClassifierPerceptualDistance(PerceptualDistance):
 def perceptual_distance(weights: str | None, classifier: ClassifierFeatures) -> PerceptualDistance:
     """LPIPS with the file of AlexNet's weights, or the one in torch's cache; without either the classifier's distance.
 
-    Nothing is fetched. UserError for a file that cannot be used.
+    Nothing is downloaded. UserError for a file that cannot be used.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE
     if weights is not None or cached.is_file():
@@ -113,7 +110,7 @@ def perceptual_distance(weights: str | None, classifier: ClassifierFeatures) -> 
 def keyed_pairs(key: int, count: int, rows: int, others: int | None = None) -> Pairs:
     """At most `count` different pairs of row and other row, int64 [k, 2], drawn by key.
 
-    With `others` None both are of one set of `rows` and never the same row; none where no pair can be made.
+    Without `others` both are of one set of `rows` and never the same row. Empty where there is no pair.
     """
     columns = rows - 1 if others is None else others
     total = rows * columns

@@ -1,7 +1,7 @@
-"""Whether generated images can be told from real ones by traces of how they were made: a shortcut for a classifier.
+"""Whether traces of their making distinguish generated images from real ones: a shortcut for a classifier.
 
-Gradient boosting on what upsampling, compression and colour leave behind; where it wins, a network trained on both
-kinds can learn what is generated instead of what is a lymphocyte, as soon as types have different shares of them.
+Gradient boosting on traces of upsampling, compression and colour. Where it succeeds, a network trained on both kinds
+can learn which images are generated instead of which are lymphocytes, if types have different shares of them.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Detection:
-    """How well generated images are told from real ones; 0.5 in both measures: not at all."""
+    """How well generated images are distinguished from real ones; 0.5 in both measures: not at all."""
 
     real: int  # images
     generated: int

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from trainer.metrics.bootstrap import Estimate
-from trainer.metrics.classification import Scores, Trust
+from trainer.metrics.classification import TRUST, Scores
 from trainer.metrics.evaluation import (
     HEAT,
     PROBABILITY,
@@ -122,20 +122,19 @@ def _reliability(evaluation: SavedEvaluation, words: str) -> Figure:
         note = (
             f" Temperature {calibration.temperature:.3f} was fitted on {calibration.validation_images} "
             "validation images, and all scores are of the probabilities that it gives; as trained: "
-            f"{_trust_words(calibration.uncalibrated)}."
+            f"{_trust_words(calibration.uncalibrated.measures)}."
         )
     if calibration.remark:
         note += f" Calibration: {calibration.remark}."
-    trust = Trust(scores["calibration_error"], scores["negative_log_likelihood"], scores.reliability)
-    caption = f"Calibration ({words}): {_trust_words(trust)}, in {len(scores.reliability)} bins.{note}"
+    caption = f"Calibration ({words}): {_trust_words(scores.overall)}, in {len(scores.reliability)} bins.{note}"
     return Figure(figures.reliability_diagram(models, evaluation.name), caption)
 
 
-def _trust_words(trust: Trust) -> str:
+def _trust_words(found: Mapping[str, Estimate]) -> str:
     """'expected calibration error 3.1 % (2.0 to 4.4), negative log likelihood 0.142 [0.101, 0.187]'."""
-    error = trust.calibration_error
-    likelihood = measures()["negative_log_likelihood"].format(trust.negative_log_likelihood, brackets=True)
-    return f"expected calibration error {error.format()} % ({error.interval()}), negative log likelihood {likelihood}"
+    error, likelihood = (found[name] for name in TRUST)
+    nats = measures()[TRUST[1]].format(likelihood, brackets=True)
+    return f"expected calibration error {error.format()} % ({error.interval()}), negative log likelihood {nats}"
 
 
 def _selective(evaluation: SavedEvaluation, words: str) -> Figure:

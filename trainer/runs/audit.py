@@ -1,4 +1,4 @@
-"""Whether a classifier's scores rest on real, unseen images: records against catalogues and what it learned from."""
+"""Audit of a classifier's scores: are they of real, unseen images? Compares records, catalogues and training images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _REMEDY = "do not use this score: remove the record and score the run again with
 
 
 def audit_run(folder: Path, here: Dataset | None, open_dataset: Callable[[str], Dataset]) -> list[Check]:
-    """Look up every image that the run's evaluation records hold a prediction of; a check for each record.
+    """Look up every image with a prediction in the run's evaluation records; a check for each record.
 
-    What the run and all that it began with learned from is its own to tell. here: a data set that is open already.
-    open_dataset: opens the one that a record names. UserError when there is no record, or one that cannot be read.
+    The run says itself what it, and all that it began with, learned from. here: a data set that is open already.
+    open_dataset: opens the one that a record names. UserError for no record, and for one that cannot be read.
     """
     evaluations = load_evaluations(folder)
     if not evaluations:
@@ -55,7 +55,7 @@ def _check_evaluation(
         why = f"{data.path} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
         return Check(name, checked, len(answers), unknown=why)
     rows = {row.id: row for row in from_table(dataset.table) if row.kept}
-    # As the catalogue has them: a group that is forged in the record hides nothing.
+    # Groups are those of the catalogue: a group forged in the record hides nothing.
     seen = learned.seen_among(dataset, rows)
     try:
         found = _find(evaluation.record, answers, dataset, rows, seen)
@@ -76,9 +76,9 @@ def _find(
     rows: Mapping[str, Sample],
     seen: SeenImages,
 ) -> list[str]:
-    """What the catalogue contradicts in a record and its predictions.
+    """Contradictions between the catalogue, a record and its predictions.
 
-    rows: the kept ones of the data set, by id. seen: those of them that a record may say were left out.
+    rows: the data set's kept ones, by id. seen: images that a record may say were left out.
     """
     found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
     splits, folds = _splits_of(record.dataset.split)
@@ -114,7 +114,7 @@ def _find(
 
 
 def _recount(record: ClassifierEvaluation, answers: pd.DataFrame) -> list[str]:
-    """Count and confusion of the record, from the predictions beside it."""
+    """Contradictions of the record's counts and confusion with its predictions."""
     found, scores, types = [], record.scores, record.cell_types
     for place, count in (("data set", record.dataset.count), ("scores", scores.count)):
         if count != len(answers):
@@ -124,7 +124,7 @@ def _recount(record: ClassifierEvaluation, answers: pd.DataFrame) -> list[str]:
     confusion = np.zeros((len(types), len(types)), dtype=int)
     np.add.at(confusion, (truth, said), 1)
     probabilities = answers[[f"{PROBABILITY}{name}" for name in types]].to_numpy()
-    # They were rounded to float32: two may have become level.
+    # Rounding to float32 may have made two equal.
     if (probabilities[np.arange(len(said)), said] < probabilities.max(axis=1)).any():
         found.append("an answer is not the type of the highest probability beside it")
     if confusion.tolist() != scores.confusion:
@@ -133,7 +133,7 @@ def _recount(record: ClassifierEvaluation, answers: pd.DataFrame) -> list[str]:
 
 
 def _splits_of(words: str) -> tuple[list[str], list[int] | None]:
-    """Splits and folds of what a record calls its split: 'test', 'train+validation+test-folds0+1'."""
+    """Splits and folds of a record's split: 'test', 'train+validation+test-folds0+1'."""
     splits, _, folds = words.partition("-folds")
     names = splits.split("+")
     if not set(names) <= set(SPLITS):

@@ -1,6 +1,5 @@
 """A run's model card: what the classifier is for and not for, what it learned from, how far it can be trusted."""
 
-import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ import yaml
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import replace_through
 from trainer.metrics.classification import Scores
-from trainer.metrics.evaluation import SavedEvaluation, load_evaluations
+from trainer.metrics.evaluation import CalibrationRecord, SavedEvaluation, load_evaluations
 from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
@@ -172,9 +171,19 @@ def _scores(evaluation: SavedEvaluation) -> str:
         _table(["over all types", "score"], overall),
         _table(["type", "images", "groups", *(_words(each) for each in columns)], rows),
         "### Calibration",
-        _facts(_flat(dataclasses.asdict(record.calibration))),
+        _facts(_calibration(record.calibration)),
     ]
     return "\n\n".join(parts)
+
+
+def _calibration(calibration: CalibrationRecord) -> list[tuple[str, Any]]:
+    before = {measures()[name]: estimate for name, estimate in calibration.uncalibrated.measures.items()}
+    return [
+        ("temperature", f"{calibration.temperature:.6g}"),
+        ("validation images", calibration.validation_images),
+        ("remark", calibration.remark),
+        *((f"uncalibrated: {each.label}", each.format(found, brackets=True)) for each, found in before.items()),
+    ]
 
 
 def _words(measure: Measure) -> str:
@@ -242,26 +251,11 @@ def _limits_of_scores(scores: Scores) -> Iterable[str]:
         )
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Names and values of nested ones; an estimate as one value, in its own units, lists of mappings left out."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{above}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
-            known = value["low"] is not None and value["high"] is not None
-            interval = f" [{value['low']:.4g}, {value['high']:.4g}]" if known else ""
-            rows.append((name, "-" if value["value"] is None else f"{value['value']:.4g}{interval}"))
-        elif isinstance(value, Mapping):
-            rows += _flat(value, f"{name}, ")
-        elif isinstance(value, float):
-            rows.append((name, f"{value:.6g}"))
-        elif not (isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)):
-            rows.append((name, str(value)))
-    return rows
-
-
 def _flat_text(values: Mapping[str, Any]) -> str:
-    return "; ".join(f"{name} {value}" for name, value in _flat(values) if value not in ("", "None"))
+    """'optimizer adam; learning rate 0.001': nested names joined by commas, empty values left out."""
+    flat = [(name.replace("_", " ").replace(".", ", "), value) for name, value in _settings(values)]
+    words = [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in flat]
+    return "; ".join(f"{name} {value}" for name, value in words if value not in ("", "None"))
 
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> str:
