@@ -18,7 +18,7 @@ from data_pipeline.learned_images import LearnedImages, SeenImages
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.naive_bayes import NaiveBayes
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from trainer.learners.choices import EngineName, Precision
 from trainer.learners.learner import Learner
 from trainer.learners.topology import resolve_engine, resolve_precision

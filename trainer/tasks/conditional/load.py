@@ -12,8 +12,7 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal
-from models.conditional.build import build_classifier, build_critic, build_generator
-from models.conditional.of_each_type import OfEachType
+from models.conditional.networks import OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
 from trainer.learners.fixed_places import make_in_fixed_places
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore

@@ -15,7 +15,7 @@ from torch import nn
 
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, normal, uniform
-from models.few_shot.generator import Generator
+from models.few_shot.networks import Generator
 from trainer.learners.choices import Precision
 from trainer.learners.topology import autocast
 from trainer.tasks.few_shot.config import FewShotWeights, InnerLoopConfig

@@ -15,11 +15,7 @@ from torch import nn
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal, uniform
 from models.errors import ModelError
-from models.few_shot.decoder import FeatureDecoder
-from models.few_shot.discriminator import Discriminator
-from models.few_shot.encoder import Encoder
-from models.few_shot.generator import Generator
-from models.few_shot.miner import Miner
+from models.few_shot.networks import Discriminator, Encoder, FeatureDecoder, Generator, Miner
 from trainer.learners.fixed_places import make_in_fixed_places
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
 from trainer.runs.configuration import typed

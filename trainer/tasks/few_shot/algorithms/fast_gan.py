@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from models.few_shot.discriminator import Discriminator
+from models.few_shot.networks import Discriminator
 from trainer.learners import losses
 from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.tasks.few_shot.episode import Draw, Episode

@@ -7,7 +7,7 @@ import torch
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
-from models.few_shot.generator import Generator
+from models.few_shot.networks import Generator
 from trainer.learners import losses
 from trainer.learners.learner import Learner
 from trainer.loop.fit import Batches, Stateless, StepResult
