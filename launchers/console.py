@@ -1,12 +1,15 @@
-"""How every launcher starts and ends: arguments to a typed configuration, a user's mistake to one line."""
+"""Start and end of every launcher: --help, arguments to a typed configuration, a user's mistake to one line."""
 
 import errno
 import io
 import logging
+import re
 import sys
+import textwrap
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,15 +18,18 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
 from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import lay_over, typed
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TASKS = CONFIGS.parent / "trainer" / "tasks"
 Config = TypeVar("Config")
-# Permissions and space are the user's to mend; any other refusal of the system is a bug of ours.
-_USERS_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIST = r"\{([a-z_]+(?::[a-z_]+)?)\}"
+# Permissions and disk space are the user's to mend; any other OSError is a bug.
+_USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_WRITING = """arguments:
+_ARGUMENTS = """arguments:
   Text is taken as it is written: folder=2023_10_05 and name=Smith,John are that folder and that name. null is none (a
   folder of that name: ./null). Lists are [a,b], tables {a: 0.5}; an element with a comma, bracket or quote in it, or a
   colon before a table's value, stands in quotes. What the shell itself reads, quote for it: "folder=my slides"."""
@@ -32,15 +38,15 @@ _WRITING = """arguments:
 def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> None:
     """Run a launcher's `main` on the command line's arguments.
 
-    `--help` prints `documentation`. A UserError is printed as one line and leaves with exit code 2;
+    `--help` prints `documentation`, its lists filled in. A UserError is printed as one line, with exit code 2;
     any other exception is a bug and keeps its traceback.
     """
     arguments = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold what the terminal or the log has no sign for.
+        # A file name may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("-h", "--help") for argument in arguments):
-        print(f"{(documentation or '').strip()}\n\n{_WRITING}")
+        print(f"{fill_lists(documentation or '').strip()}\n\n{_ARGUMENTS}")
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     logging.getLogger("nvidia.dali").setLevel(logging.ERROR)
@@ -50,10 +56,56 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.errno not in _USERS_ERRORS:
+        if error.errno not in _USER_ERRNOS:
             raise
         place = error.filename or "a file"
         _refuse(f"{place}: {error.strerror}: make room, or name a folder that you may write to")
+
+
+def fill_lists(documentation: str) -> str:
+    """The documentation with each `{name}` replaced by LISTS[name](), wrapped at the column where it stands.
+
+    A list of several lines is indented as it is.
+    """
+
+    def filled(line: str) -> str:
+        place = re.search(_LIST, line)
+        if place is None:
+            return line
+        text = re.sub(_LIST, lambda found: LISTS[found[1]](), line)
+        if "\n" in text:
+            return textwrap.indent(text.strip(), " " * place.start())
+        return textwrap.fill(text, 120, subsequent_indent=" " * place.start(), break_on_hyphens=False)
+
+    return "\n".join(map(filled, documentation.splitlines()))
+
+
+def models_of(task: str) -> str:
+    """What model= takes for a task, a folder of trainer/tasks: the names of its files in configs/model.
+
+    A file's algorithm is the name of a file in its task's algorithms/; a file without an algorithm is a classifier's.
+    """
+    tasks = {path.stem: path.parents[1].name for path in TASKS.glob("*/algorithms/*.py")}
+    names = []
+    for path in sorted((CONFIGS / "model").glob("*.yaml")):
+        # Not parsed as YAML, which would take longer than all the rest of --help.
+        algorithm = re.search(r"^algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if task == (tasks.get(algorithm[1]) if algorithm else "classification"):
+            names.append(path.stem)
+    return ", ".join(names)
+
+
+def _augmentations() -> str:
+    from data_pipeline.stream.augment import augmentation_help
+
+    return augmentation_help()
+
+
+# What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
+LISTS: dict[str, Callable[[], str]] = {
+    "augmentations": _augmentations,
+    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
+}
 
 
 def _refuse(message: str) -> NoReturn:
@@ -63,27 +115,52 @@ def _refuse(message: str) -> NoReturn:
 
 
 def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
-    """`configs/<name>.yaml` over the dataclass `kind`, with the command line's `key=value` laid over both.
+    """The dataclass `kind`, overridden by configs/NAME.yaml as Hydra composes it, then by the command line's key=value.
 
-    Of a key that is given twice the later wins, so that a script may end with what its user adds. Raises UserError for
-    an unknown key or choice, a wrong type, or an argument that is not key=value. Hydra composes the files; what is
-    written on the command line is read by the dataclass's types alone.
+    A later argument overrides an earlier one with the same key, so that a script can append its user's. Command-line
+    text is read by the dataclass's types alone. UserError for an unknown key or choice, a wrong type, or no key=value.
     """
-    groups, choices, own = config_groups(name), {}, []
+    groups, choices, others = config_groups(name), {}, []
     for argument in arguments:
         key, value = split_argument(argument)
-        if key not in groups:
-            own.append(argument)
-        else:
+        if key in groups:
             choices[key] = _checked_choice(key, value)
-    told = read_arguments(kind, own)
+        else:
+            others.append(argument)
+    overrides = read_arguments(kind, others)  # before Hydra is imported: a mistake is refused at once
     values = _compose(name, choices)
-    lay_over(values, told)
+    lay_over(values, overrides)
     return typed(kind, values, "")
 
 
+def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:
+    """What every training launcher does with its configuration: join the processes, train, print the report's path.
+
+    prepare: called with the rank, rank 0 first, before the data set is opened.
+    """
+    if not config.shards or not config.run:
+        raise UserError(f"{launcher} needs shards=DIR and run=DIR; see --help")
+    if prepare is None:
+        config.require_dataset()
+    # Here, for neither --help nor a mistake need wait for torch.
+    from accelerate import PartialState
+
+    from trainer.learners.topology import join_processes, leave_processes
+    from trainer.planning.micro_batch import with_found_micro_batch
+    from trainer.runs.training import train
+
+    topology = join_processes()
+    if prepare is not None:
+        with PartialState().main_process_first():
+            prepare(topology.rank)
+    run = train(with_found_micro_batch(config, topology), topology)
+    leave_processes()
+    if topology.rank == 0:
+        print((run / "report.html").resolve())
+
+
 def config_groups(name: str) -> dict[str, str]:
-    """The groups of settings of `configs/<name>.yaml`, each with the file of it that is the default."""
+    """The config groups of configs/NAME.yaml, each with its default choice."""
     content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
     chosen = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
     return {group: choice for entry in chosen for group, choice in entry.items()}
@@ -99,8 +176,8 @@ def _checked_choice(group: str, choice: str) -> str:
 
 
 def _compose(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    """`configs/<name>.yaml` and the files of its groups as plain values."""
-    # Here, for neither --help nor a wrong argument need wait for Hydra.
+    """configs/NAME.yaml and the chosen files of its groups, as plain values."""
+    # Imported here: --help and a wrong argument need not wait for Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf

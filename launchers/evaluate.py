@@ -55,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
         score_bank(Path(config.bank), config, join_processes())
         return
     run = Path(str(config.run))
-    content = read_run_config(run)
-    if "kind" in content:
+    kind = read_run_config(run).get("kind")
+    if kind not in ("classification", "stain"):
         raise UserError(
             f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
             "bank=DIR"
         )
     topology = join_processes()
-    if "algorithm" in content.get("model", {}):
+    if kind == "stain":
         score_stain_run(run, config, topology)
     else:
         score_classifier(run, config, topology)

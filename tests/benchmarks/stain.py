@@ -35,11 +35,11 @@ from trainer.metrics import image_distance
 from trainer.metrics.classification import score
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import extract_features
+from trainer.runs.normalizers.bundle import StainNormalizer
+from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier
 from trainer.tasks.stain.load import load_stain_model
-from trainer.tasks.stain.normalizers.base import StainNormalizer
-from trainer.tasks.stain.normalizers.classical import CLASSICAL
-from trainer.tasks.stain.normalizers.learned import LearnedNormalizer
+from trainer.tasks.stain.normalization import learned_normalizer
 
 BATCH = 8
 # Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.
@@ -92,7 +92,7 @@ def phantoms(work: Path, images: int, size: int) -> dict[str, Any]:
     for name, kind in CLASSICAL.items():
         results[name] = _against(normalize(kind.fit(learning["giemsa"], learning["violet"]), violet), truth)
     for name, run in runs.items():
-        normalizer = LearnedNormalizer.of_run(load_stain_model(run), "giemsa")
+        normalizer = learned_normalizer(load_stain_model(run), "giemsa")
         results[name] = _against(normalize(normalizer, violet), truth) | facts(run)
     return {"results": results, "data": {"content_hash": dataset.content_hash, "count": len(violet)}}
 
@@ -151,7 +151,7 @@ def real_images(work: Path, barcelona: str, munich: str, images: int, size: int)
                 if name in CLASSICAL:
                     normalizer = CLASSICAL[name].fit(target.learning, fitted)
                 elif name in MODELS:
-                    normalizer = LearnedNormalizer.of_run(load_stain_model(done[scale, name, half]), "barcelona")
+                    normalizer = learned_normalizer(load_stain_model(done[scale, name, half]), "barcelona")
                 parts.append((rows, raw, raw if normalizer is None else normalize(normalizer, raw)))
             rows = pd.concat([part[0] for part in parts])
             raw, made = (torch.cat([part[index] for part in parts]) for index in (1, 2))

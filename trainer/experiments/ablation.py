@@ -12,7 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root
 from trainer.experiments.method_stages import CellTypeRoles, Compose, MethodStages, in_label_order
 from trainer.experiments.stages import Stage
-from trainer.tasks.few_shot.episodes import FEWEST_OF_RICH
+from trainer.tasks.few_shot.data import FEWEST_OF_RICH
 
 # What the ablation itself says to each launcher, and so no list of more arguments may.
 _SET_HERE = {

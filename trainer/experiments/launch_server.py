@@ -28,10 +28,10 @@ IMPORTED = {
     "evaluate": "trainer.tasks.scoring",
     "normalize_stains": "trainer.tasks.stain.normalization",
     "synthesize": "trainer.tasks.generation.synthesis",
-    "train_classifier": "trainer.tasks.classification.training",
-    "train_conditional_gan": "trainer.tasks.conditional.training",
-    "train_few_shot_gan": "trainer.tasks.few_shot.training",
-    "train_stain_gan": "trainer.tasks.stain.training",
+    "train_classifier": "trainer.tasks.classification.task",
+    "train_conditional_gan": "trainer.tasks.conditional.task",
+    "train_few_shot_gan": "trainer.tasks.few_shot.task",
+    "train_stain_gan": "trainer.tasks.stain.task",
 }
 # prctl(2): the signal that a process gets when the one that started it has died.
 _PR_SET_PDEATHSIG = 1

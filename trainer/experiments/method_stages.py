@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,7 @@ def make_stage(
 ) -> Stage:
     """A stage, known by what its arguments come to. UserError for one that the launcher does not know."""
     arguments = later_wins(arguments)
-    settings = dataclasses.asdict(compose(name, launcher, arguments))
+    settings = compose(name, launcher, arguments)
     return Stage(name, launcher, arguments, inputs, output, settings, one_process)
 
 
@@ -157,8 +156,8 @@ class MethodStages:
 def _types_of(run: Stage) -> Sequence[str]:
     """The types that a generator's run learns to make."""
     if run.launcher == "train_few_shot_gan":
-        return list(run.settings["rare_types"])
-    return list(run.settings["data"]["cell_types"])
+        return list(run.settings.rare_types)
+    return list(run.settings.data.cell_types)
 
 
 def in_label_order(types: Sequence[str]) -> tuple[str, ...]:

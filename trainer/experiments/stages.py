@@ -26,12 +26,10 @@ from data_pipeline.shards.store import Root, Store
 from trainer.experiments.launch_server import end_with_parent, run_forked
 from trainer.experiments.resources import Resources
 from trainer.runs.arguments import written
-from trainer.runs.run_directory import fingerprint
+from trainer.runs.config import fingerprint
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 
-# Settings of the launchers that no weight and no image follows from, beside those of every run.
-_FREE = ("samples_per_type", "sheet_columns", "batch")
 _SHOWN_LINES = 20
 # A launcher's argument -> what it reads: where a data set is, what another stage writes, or several of these.
 Source: TypeAlias = "Stage | Root | tuple[Stage, ...]"
@@ -45,7 +43,7 @@ class Stage:
     name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
     inputs: see `Inputs`.
     output: the argument that names what it writes; None where it adds to what it reads, as scoring does.
-    settings: what the arguments come to, the launcher's whole configuration as plain values.
+    settings: what the arguments come to, the launcher's whole configuration.
     one_process: whatever the resources, for a launcher that is one.
     """
 
@@ -54,7 +52,7 @@ class Stage:
     arguments: tuple[str, ...]
     inputs: Inputs
     output: str | None
-    settings: Mapping[str, Any]
+    settings: Any
     one_process: bool = False
 
     def __eq__(self, other: object) -> bool:
@@ -71,7 +69,7 @@ class Stage:
         UserError where an input's folder is no data set.
         """
         read = {name: [content_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
-        told = [self.launcher, fingerprint(self.settings, {}, _FREE), self.output, read]
+        told = [self.launcher, fingerprint(self.settings, {}, "adaptation"), self.output, read]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property

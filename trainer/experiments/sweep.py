@@ -30,9 +30,8 @@ from trainer.experiments.stages import Stage, content_hash_of, describe, in_orde
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.experiments.trial import PlannedTrial, read_ending
 from trainer.runs.arguments import later_wins, written
-from trainer.runs.run_directory import fingerprint
+from trainer.runs.config import fingerprint
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.few_shot.config import FewShotRunConfig
 
 # What may be added to and taken from a sweep: its other trials stay what they are.
 _GROWING = ("seeds", "arms", "models", "trials")
@@ -138,8 +137,6 @@ def composer(
     def configured(what: str, launcher: str, arguments: Sequence[str]) -> Any:
         try:
             composed = compose(launcher, arguments)
-            if isinstance(composed, FewShotRunConfig):
-                composed.check_processes(resources.workers)
             return _ordered(composed, in_store)
         except UserError as error:
             raise UserError(f"{where}: {what} ({launcher}.py): {error}") from error
@@ -169,7 +166,7 @@ def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources
         "patience": str(config.train.patience),
         "micro-batch": str(config.train.micro_batch),
     }
-    told = fingerprint(dataclasses.asdict(config), facts)
+    told = fingerprint(config, facts)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from trainer.tasks.classification.evaluation import evaluate
 from trainer.tasks.classification.load import load_classifier, tell_if_uncalibrated
 from trainer.tasks.classification.model_card import write_model_card
 from trainer.tasks.classification.report import write_run_report
-from trainer.tasks.classification.training import scoring_batch
+from trainer.tasks.classification.task import scoring_batch
 from trainer.tasks.evaluation_config import EvaluateConfig
 from trainer.tasks.generation.evaluation import evaluate_bank
 from trainer.tasks.generation.report import write_generation_report

@@ -1,19 +1,19 @@
 """SENet with gather-excite on top (thesis, section 3.7, figures 36-39): SENet-154-GE and smaller ones.
 
-The trunk has timm's SENet blocks under timm's names, so that weights of `legacy_senet154` fit. timm's own SENet class
-fixes the widths; this one takes them as arguments.
+The trunk is timm's SENet under timm's names, so that weights of `legacy_senet154` fit; its widths, which timm fixes,
+are arguments.
 """
 
 from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
-from timm.models import checkpoint
-from timm.models.senet import SEBottleneck, SEModule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.classifiers.config import ClassifierConfig
 from models.classifiers.gather_excite import GatherExcite
+from models.classifiers.squeeze_excite import SEBottleneck, SEModule
 from models.errors import ModelError
 
 
@@ -180,7 +180,7 @@ class SENetGE(nn.Module):
             blocks = self.get_submodule(stage)
             if self._checkpoints_blocks and torch.is_grad_enabled():
                 for block in blocks.children():
-                    last = checkpoint(block, last)
+                    last = checkpoint(block, last, use_reentrant=False)
             else:
                 last = blocks(last)
         return last if self.attention is None else self.attention(first, last)

@@ -1,9 +1,8 @@
-"""Any timm model, by its name."""
+"""Any timm model, by its name. timm is imported when one is built: most runs need none."""
 
 import difflib
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from models.classifiers.config import ClassifierConfig
@@ -12,6 +11,8 @@ from models.errors import ModelError
 
 def build(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
     """A timm model with fresh weights; its last layers are `classifier_names`. image_size: for transformers."""
+    import timm
+
     arguments: dict[str, Any] = {"num_classes": number_of_types, **_fixed_size(config, image_size)}
     if config.dropout > 0:
         arguments["drop_rate"] = config.dropout
@@ -25,6 +26,8 @@ def build(config: ClassifierConfig, number_of_types: int, image_size: int | None
 
 def pretrained_weights(config: ClassifierConfig, image_size: int | None) -> dict[str, Tensor]:
     """timm's pretrained weights of `config.timm_name`, downloaded or from its cache."""
+    import timm
+
     if not config.timm_name:
         raise ModelError("model.weights=pretrained needs model.timm_name, the timm model that they belong to")
     arguments = _fixed_size(config, image_size)
@@ -40,6 +43,8 @@ def pretrained_weights(config: ClassifierConfig, image_size: int | None) -> dict
 
 def pretrained_config(name: str) -> Any:
     """timm's record of a model (mean, std, classifier, fixed_input_size). ModelError for an unknown name."""
+    import timm
+
     try:
         default = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # a known model with an unknown tag

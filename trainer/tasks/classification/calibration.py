@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import nn
 from torch.nn import functional
 
@@ -79,6 +78,8 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str)
 
     def loss(log_temperature: float) -> float:
         return functional.cross_entropy(logits / math.exp(log_temperature), labels).item()
+
+    from scipy.optimize import minimize_scalar  # here: the training before it need not wait for it
 
     # Convex in 1/temperature, so of one minimum in its logarithm.
     low, high = (math.log(bound) for bound in BOUNDS)

@@ -17,12 +17,11 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
-from trainer.metrics.classification import score, trust
 from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
+from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle
 
 
 def scoring_stream(
@@ -131,6 +130,9 @@ def evaluate(
     Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
     the heat of the cells that a report shows (see trainer.tasks.classification.grad_cam).
     """
+    # Here: training before it need not wait for torchmetrics.
+    from trainer.metrics.classification import score, trust
+
     domains_here = set(dataset.samples(columns=["domain"])["domain"])
     crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
     config = replace(config, cell_types=None, crop=crop)

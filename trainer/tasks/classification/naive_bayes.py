@@ -1,7 +1,7 @@
 """Learning without gradients: naive Bayes is fitted in one pass over the training images."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import hand_features
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.clock import StepClock
-from trainer.loop.fit import AfterEpoch, Progress
+from trainer.loop.fit import AfterEpoch
 from trainer.loop.log import RunLog
+from trainer.loop.progress import Progress, checkpoint_state
 from trainer.tasks.classification.evaluation import validation_scores
 
 
@@ -32,7 +33,7 @@ def fit_naive_bayes(
     select_by: str,
     run: Path,
     topology: Topology,
-    fingerprint: dict[str, Any],
+    fingerprint: Mapping[str, Any],
     after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Fit by scikit-learn's GaussianNB to the first `steps` global batches of the stream, on any number of processes.
@@ -56,12 +57,8 @@ def fit_naive_bayes(
         log.say("fitted: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     if topology.rank == 0:
         score = -validation["loss"] if select_by == "loss" else validation[select_by]
-        state = {
-            "learners": {"classifier": {"module": classifier.state_dict(), "average": None}},
-            "algorithm": {},
-            "progress": vars(Progress(steps, score, best_epoch=0)),
-            "fingerprint": fingerprint,
-        }
+        learners = {"classifier": {"module": classifier.state_dict(), "average": None}}
+        state = checkpoint_state(learners, {}, Progress(steps, score, best_epoch=0), fingerprint)
         CheckpointStore(run / "checkpoints").save(steps, state, best=True)
     if distributed.is_initialized():
         distributed.barrier()

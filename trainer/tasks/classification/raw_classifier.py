@@ -16,12 +16,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.threads import thread_share
+from trainer.runs.normalizers.bundle import NormalizerBundle, normalized_domain
 from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.evaluation import NormalizedClassifier
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier, tell_if_uncalibrated
-from trainer.tasks.classification.training import scoring_batch
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle, normalized_domain
+from trainer.tasks.classification.task import scoring_batch
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.

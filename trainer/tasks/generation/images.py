@@ -92,15 +92,7 @@ class ImageReader:
 
     def store_and_read(self, images: torch.Tensor, size: int) -> torch.Tensor:
         """Images uint8 [n, 3, S, S] as the data set would store them (its codec and size), read at another size."""
-        graph = GraphConfig(
-            image_size=size,
-            geometry="none",
-            move_stain=False,
-            batch_size=_BATCH,
-            threads=self.config.threads,
-            prefetch=self.config.prefetch,
-            deterministic=True,
-        )
+        graph = GraphConfig(dataclasses.replace(self.config, image_size=size, deterministic=True), _BATCH)
         encoded = self._encoded(images)
         pipeline = build_graph(graph, lambda: next(encoded), self.topology.gpu)
         parts: list[torch.Tensor] = []

@@ -1,6 +1,5 @@
 """Making images of a wanted cell type: what every trained generator of cells can do, and filling a bank with it."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +16,8 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.stream.stream import Topology
+from trainer.runs import registry
 from trainer.runs.run_directory import read_run_config
-from trainer.tasks.conditional import load as conditional_run
-from trainer.tasks.few_shot import load as few_shot_run
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 
@@ -53,16 +51,13 @@ class ImageSampler(Protocol):
 
 def load_sampler(run: Path) -> ImageSampler:
     """What a run has learned to make, on the CPU. UserError for a folder that is no run of a generator of cells."""
-    loaders: dict[Any, Callable[[Path], ImageSampler]] = {
-        conditional_run.KIND: conditional_run.load_conditional_model,
-        few_shot_run.KIND: few_shot_run.load_few_shot_model,
-    }
-    kind = read_run_config(run).get("kind")
-    if kind not in loaders:
+    task = registry.task(str(read_run_config(run).get("kind")), str(run))
+    if not task.makes_images:
         raise UserError(
             f"{run}: not a run that makes cells: give one of train_conditional_gan.py or train_few_shot_gan.py"
         )
-    return loaders[kind](run)
+    sampler: ImageSampler = task.load(run)
+    return sampler
 
 
 def synthesize(
