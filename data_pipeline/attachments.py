@@ -1,19 +1,15 @@
-"""Files that go with a data set, such as the normaliser that made its images: copied in, named by content, checked.
+"""Files attached to a data set, such as the normaliser that made its images: copied, named by content, checked.
 
-The name of the copy ends in the hash of its bytes, as a shard's does: a new one never takes the place of
-the old before the catalogue that names it is there.
+The copy's name ends in the hash of its bytes, so a new version never overwrites the one that the catalogue names.
 """
 
-from __future__ import annotations
-
 import hashlib
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.disk import TEMPORARY_PREFIX
+from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
 
 ATTACHMENT_FOLDER = "attachments"
@@ -33,26 +29,22 @@ def describe_attachments(attachments: Mapping[str, Path]) -> dict[str, dict[str,
 
 
 def copy_attachment(path: Path, root: Path, facts: Mapping[str, Any]) -> None:
-    """Copy a described file into the data set, through to the disk; UserError when it changed meanwhile."""
+    """Copy a described file into the data set; UserError when it changed since."""
     folder = root / ATTACHMENT_FOLDER
     folder.mkdir(exist_ok=True)
-    temporary = folder / f"{TEMPORARY_PREFIX}{facts['file']}"
-    with path.open("rb") as source, temporary.open("wb") as target:
-        shutil.copyfileobj(source, target)
-        target.flush()
-        os.fsync(target.fileno())
-    if _sha256(temporary) != facts["sha256"]:
-        raise UserError(f"{path}: changed while it was copied into {root}; start again when it is at rest")
-    os.replace(temporary, folder / facts["file"])
+    with replacing(folder / facts["file"]) as temporary:
+        shutil.copyfile(path, temporary)
+        if _sha256(temporary) != facts["sha256"]:
+            raise UserError(f"{path}: changed while it was copied into {root}; start again when it is at rest")
 
 
 def attachment_location(root: Path, facts: Mapping[str, Any]) -> Path:
-    """Where a file that goes with the data set lies; facts: its entry in the catalogue."""
+    """Path of an attached file; facts: its entry in the catalogue."""
     return root / ATTACHMENT_FOLDER / str(facts["file"])
 
 
 def check_attachment(root: Path, facts: Mapping[str, Any]) -> Path:
-    """Where the file lies; UserError unless it is byte for byte what it was when the data set was made."""
+    """Path of an attached file; UserError when its bytes are not those that were attached."""
     path = attachment_location(root, facts)
     if _sha256(path) != facts["sha256"]:
         raise UserError(f"{path}: bytes changed; delete this file and derive the data set again")

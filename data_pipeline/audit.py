@@ -1,6 +1,4 @@
-"""Whether anything of what is held out for scores leaks into training: a data set looked at anew, by what it holds."""
-
-from __future__ import annotations
+"""Looks for leaks from held-out images into training, by the images that a data set holds."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,34 +16,33 @@ from data_pipeline.lineage import banks_of, family, lineage, normalization_needs
 from data_pipeline.shards.build_files import DATASET_FILE, mirror_of
 from data_pipeline.shards.store import Store
 from data_pipeline.shards.stored_images import StoredImages, inspect_stored, near_pairs_across
-from data_pipeline.sources.munich import original_of
+from data_pipeline.sources import layouts
 
 
 @dataclass(frozen=True)
 class _Ground:
-    """What all checks look at. rows: kept samples. family: the data set and those that it was made from."""
+    """What all checks look at."""
 
     dataset: Dataset
-    rows: list[Sample]
-    family: list[Dataset]
+    rows: list[Sample]  # kept
+    family: list[Dataset]  # the data set and its ancestors
 
     @property
     def lost(self) -> str:
-        """Which data sets it was made from are no longer where they were, in words; '' where none is."""
+        """Which ancestors are no longer in their place, in words; '' for none."""
         gone = lineage(self.dataset) - {member.content_hash for member in self.family}
         names = ", ".join(sorted(name[:12] for name in gone))
         return f"the data set {names} that it was made from is not where it was; bring it back" if gone else ""
 
     def declared(self, name: str) -> Any:
-        """What the data set that was built from raw images was told; None where that is lost."""
+        """An entry in the metadata of the data set built from raw images; None if that is lost."""
         return next((member.metadata[name] for member in self.family if name in member.metadata), None)
 
 
 def audit_dataset(dataset: Dataset, *, workers: int = 1, progress: bool = True) -> tuple[list[Check], dict[str, Any]]:
-    """Look for leaks between the splits of a data set; the checks, and plain facts of how its images are stored.
+    """Look for leaks between the splits of a data set; returns the checks, and how its images are stored.
 
-    Images are read from the shards, not from what the catalogue notes of them; excluded ones do not count.
-    UserError when a shard cannot be read.
+    Kept images are read from the shards; facts in the catalogue are not trusted. UserError when a shard cannot be read.
     """
     rows = [row for row in from_table(dataset.table) if row.kept]
     ground = _Ground(dataset, rows, family(dataset))
@@ -80,8 +77,8 @@ def _check_catalogue(ground: _Ground) -> Check:
 
 
 def _check_groups(ground: _Ground) -> Check:
-    """A patient, slide or Munich original in one split; Munich's named anew from the file names."""
-    # A generated image's group is its bank, on the training side by rule: see the check of synthetic images.
+    """Each patient, slide or original is in one split; groups that file names tell are read again."""
+    # A generated image's group is its bank: `_check_synthetic` checks its split.
     rows = [row for row in ground.rows if row.origin != "synthetic"]
     firsts: dict[str, dict[str, Sample]] = defaultdict(dict)
     for row in rows:
@@ -92,11 +89,12 @@ def _check_groups(ground: _Ground) -> Check:
         if len(parts) > 1
     ]
     declared = ground.declared("sources") or []
-    munich = {source["name"] for source in declared if source["kind"] == "munich"}
+    known = {source["name"]: layouts()[source["kind"]] for source in declared if source["kind"] in layouts()}
+    group_of = {name: layout.group_of for name, layout in known.items() if layout.group_of}
     for row in rows:
-        original = group_name(row.source, original_of(row.path), "") if row.source in munich else ""
-        if original and row.group != original:
-            found.append(f"{named(row)} is of group {row.group}, its name says {original}")
+        by_name = group_of[row.source](row.path) if row.source in group_of else ""
+        if by_name and row.group != group_name(row.source, by_name, ""):
+            found.append(f"{named(row)} is of group {row.group}, its name says {group_name(row.source, by_name, '')}")
     remedy = "name patient or slide in the source (a table's columns) and build the data set again"
     alone = sum(row.group in (row.id, row.parent) for row in rows)
     checked = f"groups of {len(rows)} images, each in one split"
@@ -119,7 +117,7 @@ def _check_near_duplicates(ground: _Ground, images: StoredImages) -> Check:
 
 
 def _check_parents(ground: _Ground) -> Check:
-    """Every image made from another, and that one's own parent, and so on, lie on one side."""
+    """Every image made from another has the split and group of all its ancestors."""
     made = [row for row in ground.rows if row.parent]
     known: dict[str, tuple[str, str, str]] = {}
     for member in reversed(ground.family if made else []):
@@ -153,7 +151,7 @@ def _check_synthetic(ground: _Ground) -> Check:
 
 
 def _check_generators(ground: _Ground) -> Check:
-    """What banks' generators learned from is nothing that is held out here."""
+    """No generator of a bank learned from an image that is held out here."""
     sources = {row.source for row in ground.rows if row.origin == "synthetic"}
     held_out = [row for row in ground.rows if row.split != "train"]
     shown = {member.content_hash: member for member in ground.family}
@@ -162,16 +160,12 @@ def _check_generators(ground: _Ground) -> Check:
     found = [f"no bank is recorded for the synthetic images of {name}" for name in sorted(sources - set(banks))]
     ancestors, unknown = lineage(ground.dataset), ""
     for name, bank in sorted(banks.items()):
-        learned = str(bank["made_by"].get("dataset_hash"))
+        learned, leaks = str(bank["made_by"].get("dataset_hash")), []
         if learned not in ancestors:
             found.append(f"the generator of {name} learned from data set {learned[:12]}, which this was not made from")
         elif generator := _told_by_bank(makers, name):
             seen = generator.seen_among(ground.dataset, [row.id for row in held_out])
-            found += [
-                f"{named(row)} or its group taught the generator of {name}"
-                for row in held_out
-                if row.id in seen.through
-            ]
+            leaks = [row for row in held_out if row.id in seen.through]
             unknown = unknown or "; ".join(seen.unchecked)
         elif learned not in shown:
             unknown = ground.lost
@@ -179,14 +173,14 @@ def _check_generators(ground: _Ground) -> Check:
             taught = shown[learned].samples(splits=["train"], columns=["id", "parent", "group"])
             ids, groups = set(taught["id"]) | set(taught["parent"]) - {""}, set(taught["group"])
             leaks = [row for row in held_out if row.id in ids or row.parent in ids or row.group in groups]
-            found += [f"{named(row)} or its group taught the generator of {name}" for row in leaks]
+        found += [f"{named(row)} or its group taught the generator of {name}" for row in leaks]
     remedy = "leave the bank out, or train its generator on this data set's training images"
     checked = "banks of synthetic images, none made by a generator that has seen a held-out image"
     return Check("generators", checked, len(sources), tuple(found), remedy, unknown)
 
 
 def _told_by_bank(makers: LearnedImages, name: str) -> LearnedImages | None:
-    """What the generator of a bank learned from, where the bank said so when its images were taken over."""
+    """What the generator of a bank learned from; None if the bank did not say so when its images were added."""
     generator = makers.only_through(f"{name} (bank)")
     return None if generator.unknown or not len(generator) else generator
 
@@ -205,7 +199,7 @@ def _check_label_normalized(ground: _Ground) -> Check:
 
 
 def _check_splits(ground: _Ground) -> Check:
-    """Split and fold, computed again by the functions that made them."""
+    """Split and fold are those that the functions of `curate` compute."""
     rows, found = ground.rows, []
     recorded = ground.declared("ratio")
     ratio = None if recorded is None else check_ratio(recorded)
@@ -219,7 +213,7 @@ def _check_splits(ground: _Ground) -> Check:
 
 
 def _check_storage(ground: _Ground, images: StoredImages) -> Check:
-    """One encoding of all; where one size was asked for, that size of all that were stored for this data set."""
+    """All images have one encoding, and the data set's own images its stored_size, if it has one."""
     dataset, rows, found = ground.dataset, ground.rows, []
     settings = dataset.metadata["settings"]
     counted = Counter(images.encodings)
@@ -241,7 +235,7 @@ def _check_storage(ground: _Ground, images: StoredImages) -> Check:
 
 
 def _telling(rows: Sequence[Sample], images: StoredImages) -> int:
-    """Images of a size that, among several of their domain, only one cell type or only one origin has."""
+    """Number of images whose size tells the cell type or the origin among the images of their domain."""
     tells = set()
     for fact in ("cell_type", "origin"):
         of_domain, of_size = defaultdict(set), defaultdict(set)
@@ -255,7 +249,7 @@ def _telling(rows: Sequence[Sample], images: StoredImages) -> int:
 
 
 def _storage_facts(rows: Sequence[Sample], images: StoredImages) -> dict[str, Any]:
-    """How many images of each encoding, and of each size by domain, origin and cell type."""
+    """Counts of images by encoding, and by domain, origin, cell type and size."""
     sizes: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(Counter)))
     for row, (width, height) in zip(rows, images.sizes, strict=True):
         sizes[row.domain][row.origin][row.cell_type or UNLABELLED][f"{width}x{height}"] += 1

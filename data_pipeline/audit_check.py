@@ -1,6 +1,4 @@
-"""What an audit says of one thing that it checked."""
-
-from __future__ import annotations
+"""The result of one check of an audit."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,24 +6,19 @@ from typing import Any
 
 from data_pipeline.catalog import Sample
 
-# Of what is wrong, in one line.
-_SHOWN = 3
+_SHOWN = 3  # findings in one line
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was checked.
-
-    checked: what, in words. count: of how many. found: each thing that is wrong, ids by their first 16 digits.
-    remedy: what to do about it. unknown: why it could not be checked, '' where it could.
-    """
+    """One check and its findings."""
 
     name: str
-    checked: str
-    count: int
-    found: tuple[str, ...] = ()
-    remedy: str = ""
-    unknown: str = ""
+    checked: str  # what was checked, in words that follow the count
+    count: int  # of how many
+    found: tuple[str, ...] = ()  # each thing that is wrong, ids by their first 16 digits
+    remedy: str = ""  # what to do about it
+    unknown: str = ""  # why it could not be checked, '' if it was
 
     @property
     def status(self) -> str:
@@ -36,7 +29,7 @@ class Check:
 
     @property
     def line(self) -> str:
-        """The result, with the first of what is wrong."""
+        """The result as one line, with the first findings."""
         told = f"{self.name}: "
         if self.found:
             more = f"; and {len(self.found) - _SHOWN} more" if len(self.found) > _SHOWN else ""
@@ -47,12 +40,12 @@ class Check:
 
 
 def named(row: Sample) -> str:
-    """A sample, in words that find it again."""
+    """A sample in words by which it can be found."""
     return f"{row.id[:16]} ({row.source}:{row.path}, {row.split})"
 
 
 def record_of(checks: Iterable[Check], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The audit as it is written to JSON."""
+    """The audit's JSON."""
     entries: Sequence[dict[str, Any]] = [
         {
             "name": check.name,

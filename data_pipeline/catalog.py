@@ -1,15 +1,15 @@
-"""The table of all samples, kept and excluded: its columns, its invariants, its file.
+"""The table of all samples of a data set, kept and excluded: its columns, its invariants, its file.
 
-`catalog.parquet` is the data set's one commit point. Whatever else is known of the data set (declared
-sources, settings, shards, content hash) sits in its key-value metadata, so that one rename replaces it all.
+Replacing `catalog.parquet` commits a data set. The rest of what is known (declared sources, settings, shards, content
+hash) is in the file's key-value metadata, so that one rename replaces everything.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,92 +37,65 @@ SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _METADATA_KEY = b"hemaforge"
 
-# What a training run can see of a sample.
-_CONTENT = (
-    "id",
-    "source",
-    "domain",
-    "cell_type",
-    "group",
-    "split",
-    "fold",
-    "origin",
-    "parent",
-    "shard",
-    "key",
-    "offset",
-    "size",
-    "crc32",
-    "microns_per_pixel",
-)
-
-CATALOG_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),  # SHA-256 of the raw file, of a made image as stored; hex
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),  # the stain
-        pa.field("path", pa.string(), nullable=False),  # relative to the source's folder, posix
-        pa.field("source_label", pa.string(), nullable=False),
-        pa.field("cell_type", pa.string(), nullable=False),  # one of CELL_TYPES, '' for unlabelled
-        pa.field("group", pa.string(), nullable=False),  # <source>/<group>, or the id for a group of its own
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("fold", pa.int8(), nullable=False),  # 0 to FOLDS - 1
-        pa.field("origin", pa.string(), nullable=False),  # real, normalized, synthetic
-        pa.field("parent", pa.string(), nullable=False),  # id of the image this one was made from, or ''
-        pa.field("status", pa.string(), nullable=False),  # kept, excluded
-        pa.field("reason", pa.string(), nullable=False),  # <kind>: <detail>, '' when kept
-        pa.field("perceptual_hash", pa.binary(HASH_BYTES)),
-        pa.field("shard", pa.string(), nullable=False),  # this and the next four: '' and null when excluded
-        pa.field("key", pa.string(), nullable=False),  # the sample's name in the tar
-        pa.field("offset", pa.int64()),  # of the stored image in the tar, bytes
-        pa.field("size", pa.int64()),  # of the stored image, bytes
-        pa.field("crc32", pa.uint32()),  # of the stored image
-        pa.field("width", pa.int32()),  # of the raw image, as its microns_per_pixel
-        pa.field("height", pa.int32()),
-        pa.field("microns_per_pixel", pa.float64()),
-    ]
-)
-
 
 @dataclass(slots=True)
 class Sample:
-    """One row of the catalogue; the columns are explained in CATALOG_SCHEMA."""
+    """One row of the catalogue. shard to crc32 are '' and None for an excluded row."""
 
-    id: str
+    id: str  # SHA-256 (hex) of the raw file; of a made image, of its stored bytes
     source: str
-    domain: str
-    path: str
+    domain: str  # the stain
+    path: str  # relative to the source's folder, posix
     source_label: str
-    cell_type: str
-    group: str
+    cell_type: str  # one of CELL_TYPES, '' for unlabelled
+    group: str  # <source>/<group>, or the id for a group of its own
     split: str
-    fold: int
-    origin: str = "real"
-    parent: str = ""
-    status: str = "kept"
-    reason: str = ""
+    fold: int  # 0 to FOLDS - 1
+    origin: str = "real"  # real, normalized, synthetic
+    parent: str = ""  # id of the image this one was made from
+    status: str = "kept"  # kept, excluded
+    reason: str = ""  # <kind>: <detail>, '' for a kept row
     perceptual_hash: bytes | None = None
     shard: str = ""
-    key: str = ""
-    offset: int | None = None
-    size: int | None = None
-    crc32: int | None = None
-    width: int | None = None
+    key: str = ""  # the sample's name in the tar
+    offset: int | None = None  # of the stored image in the tar, bytes
+    size: int | None = None  # of the stored image, bytes
+    crc32: int | None = None  # of the stored image
+    width: int | None = None  # of the raw image, pixels
     height: int | None = None
-    microns_per_pixel: float | None = None
+    microns_per_pixel: float | None = None  # of the raw image
 
     @property
     def kept(self) -> bool:
         return self.status == "kept"
 
     def exclude(self, kind: str, detail: str = "") -> None:
-        """Take the sample out of the data set; it stays a row, with this reason."""
+        """Take the sample out of the data set; it remains a row, with this reason."""
         self.status = "excluded"
         self.reason = f"{kind}: {detail}" if detail else kind
 
 
+_TYPES = {
+    "fold": pa.int8(),
+    "perceptual_hash": pa.binary(HASH_BYTES),
+    "offset": pa.int64(),
+    "size": pa.int64(),
+    "crc32": pa.uint32(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "microns_per_pixel": pa.float64(),
+}
+CATALOG_SCHEMA = pa.schema(
+    pa.field(field.name, _TYPES.get(field.name, pa.string()), nullable=field.default is None)
+    for field in dataclasses.fields(Sample)
+)
+# The columns that a training run cannot see are not in the content hash.
+_UNSEEN = {"path", "source_label", "status", "reason", "perceptual_hash", "width", "height"}
+_CONTENT = [name for name in CATALOG_SCHEMA.names if name not in _UNSEEN]
+
+
 def to_table(samples: Iterable[Sample]) -> pa.Table:
-    """Rows by source, path, label and id: the order does not tell how the catalogue came about."""
+    """The rows as a table, sorted by source, path, label and id: equal catalogues are equal files."""
     rows = sorted(samples, key=lambda sample: (sample.source, sample.path, sample.source_label, sample.id))
     columns = {name: [getattr(row, name) for row in rows] for name in CATALOG_SCHEMA.names}
     return pa.table(columns, schema=CATALOG_SCHEMA)
@@ -130,7 +103,7 @@ def to_table(samples: Iterable[Sample]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Sample]:
     """The rows of a catalogue."""
-    # Equal texts are one object, or they would take half of the memory: most columns hold few, and keys are ids.
+    # One object for equal texts halves the memory: most columns have few different ones, and keys are ids.
     texts: dict[str, str] = {}
     columns = []
     for field in dataclasses.fields(Sample):
@@ -140,10 +113,7 @@ def from_table(table: pa.Table) -> list[Sample]:
 
 
 def content_hash(samples: Iterable[Sample]) -> str:
-    """SHA-256 hex over the kept samples: what a training run can see of a data set, wherever it lies.
-
-    Raw paths and the order of ingest do not count; shard names carry the hash of the stored bytes.
-    """
+    """SHA-256 (hex) of what a training run can see of the kept samples; shard names carry the hash of stored bytes."""
     seen = sorted((row for row in samples if row.kept), key=lambda row: row.id)
     digest = hashlib.sha256()
     for name in _CONTENT:
@@ -152,7 +122,7 @@ def content_hash(samples: Iterable[Sample]) -> str:
 
 
 def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
-    """AssertionError when rows contradict each other: a bug in what made them, never a user's mistake."""
+    """AssertionError when rows contradict each other, which is a bug and never a user's mistake."""
     known_shards = set(shards)
     split_of_group: dict[str, str] = {}
     ids: set[str] = set()
@@ -175,34 +145,33 @@ def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
             assert not row.shard, f"{row.path}: excluded, yet in {row.shard}"
 
 
-def write_catalog(path: Path, samples: Iterable[Sample], metadata: dict[str, Any]) -> None:
-    """Write a catalogue file, through to the disk. The same rows and metadata give the same bytes."""
+def catalog_bytes(samples: Iterable[Sample], metadata: dict[str, Any]) -> bytes:
+    """A catalogue's file. The same rows and metadata give the same bytes."""
     encoded = json.dumps(with_checksum(metadata), sort_keys=True).encode()  # Parquet's own checksums are of pages
     table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded})
-    with path.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-        file.flush()
-        os.fsync(file.fileno())
+    file = io.BytesIO()
+    pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    return file.getvalue()
 
 
 class Dataset:
-    """A data set as it lies on a disk or in a store, opened for reading."""
+    """A data set on a disk or in a store, opened for reading."""
 
     def __init__(self, root: Root, table: pa.Table, metadata: dict[str, Any], cache: ShardCache | None = None) -> None:
         self.root = root
         self.table = table
         self.metadata = metadata
         self.shard_files = ShardFiles(root, metadata["shards"], cache or ShardCache())
-        # Rows of the table, sorted by id; a frame of them is made when it is asked for, of what is asked for.
+        # Row numbers of the kept samples, sorted by id.
         kept = np.flatnonzero(pc.equal(table.column("status"), "kept").to_numpy())
         self._kept = kept[pc.sort_indices(table.column("id").take(kept)).to_numpy()]
 
     @classmethod
     def open(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
-        """Open a data set; UserError when there is none, or when catalogue or shards are not as committed.
+        """Open a data set; UserError when there is none, or its catalogue or the size of a shard is not as committed.
 
-        root: a folder, or the URL of one in a store; cache: where shards of a store are kept, None takes the user's.
-        Looks at the size of every shard; `verify_dataset` looks at every byte.
+        root: a folder, or its URL in a store; cache: of a store's shards, None for the user's own. `verify_dataset`
+        reads every byte.
         """
         dataset = cls.read_catalog(root, cache)
         check_shards(dataset.root, dataset.metadata["shards"])
@@ -210,7 +179,7 @@ class Dataset:
 
     @classmethod
     def read_catalog(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
-        """Open a data set without a look at its shards: what `open` does first, enough to mend them."""
+        """Open a data set without checking its shards."""
         root = root_of(root)
         path = f"{root}/{CATALOG_FILE}"
         try:
@@ -224,8 +193,8 @@ class Dataset:
             raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None
         if metadata.get("format_version") != FORMAT_VERSION:
             raise UserError(
-                f"{path}: written in format {metadata.get('format_version')}, read is {FORMAT_VERSION}; "
-                f"build the data set again in a new folder"
+                f"{path}: written in format {metadata.get('format_version')}, this version reads format "
+                f"{FORMAT_VERSION}; build the data set again in a new folder"
             )
         if not table.schema.equals(CATALOG_SCHEMA):
             raise UserError(f"{path}: the columns are not those of a catalogue; build the data set again")
@@ -240,7 +209,7 @@ class Dataset:
 
     @property
     def address(self) -> str:
-        """Where it lies, for whoever opens it from elsewhere: an absolute path, or a URL."""
+        """Its absolute path, or its URL."""
         return str(self.root if isinstance(self.root, Store) else self.root.resolve())
 
     @property
@@ -250,7 +219,7 @@ class Dataset:
 
     @property
     def content_hash(self) -> str:
-        """Hex; changes with anything that a training run could see."""
+        """SHA-256 (hex) of what a training run can see (`content_hash`)."""
         return str(self.metadata["content_hash"])
 
     def samples(
@@ -261,9 +230,9 @@ class Dataset:
         columns: Sequence[str] | None = None,
         folds: Sequence[int] | None = None,
     ) -> pd.DataFrame:
-        """The kept rows, sorted by id, index from 0; None takes all ('' in cell_types: the unlabelled).
+        """The kept rows, sorted by id; None takes all ('' in cell_types: unlabelled images).
 
-        UserError for a split, domain, cell type or fold that there cannot be.
+        UserError for a split, domain, cell type or fold that does not exist.
         """
         rows = self._kept
         domains_here = sorted(self.table.column("domain").take(rows).unique().to_pylist())
@@ -292,11 +261,11 @@ class Dataset:
         return table.take(rows).to_pandas()
 
     def shard_path(self, name: str) -> Path:
-        """Where a shard of the catalogue can be opened; of one on a disk, also its index (`ShardFiles.path`)."""
+        """Local path of a shard (`ShardFiles.path`), or of the index of a shard that is not in a store."""
         return self.shard_files.path(name)
 
     def attachment_path(self, name: str) -> Path:
-        """Where the file lies that was attached under this name; UserError when there is none, or its bytes changed."""
+        """Local path of an attached file; UserError when there is none of this name, or its bytes changed."""
         attachments = self.metadata.get("attachments", {})
         if name not in attachments:
             raise UserError(
@@ -309,21 +278,15 @@ class Dataset:
         return check_attachment(self.root, attachments[name])
 
     def read_encoded(self, row: Any) -> bytes:
-        """The stored image of a row (of `samples`: a Series, or a tuple of `itertuples`), still encoded.
-
-        UserError when the shard ends before it (`ShardFiles.read`).
-        """
-        # By name, not by attribute, for a Series: its .size is its length.
+        """The encoded image of a row of `samples`, a Series or a tuple of `itertuples`; raises as `ShardFiles.read`."""
+        # By name, not by attribute: a Series' .size is its length.
         fields = row._asdict() if hasattr(row, "_asdict") else row
         return self.shard_files.read(str(fields["shard"]), int(fields["offset"]), int(fields["size"]))
 
 
 def _read_table(root: Root) -> pa.Table:
-    """A catalogue's rows, its metadata with them. FileNotFoundError when there is none."""
-    if isinstance(root, Store):
-        source: Any = pa.BufferReader(root.read(CATALOG_FILE))
-    else:
-        source = root / CATALOG_FILE
-        if not source.is_file():
-            raise FileNotFoundError(source)
+    """The catalogue's table with its metadata; FileNotFoundError when there is none."""
+    if isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
+        raise FileNotFoundError(root / CATALOG_FILE)
+    source = pa.BufferReader(root.read(CATALOG_FILE)) if isinstance(root, Store) else root / CATALOG_FILE
     return pq.read_table(source, page_checksum_verification=True, partitioning=None)

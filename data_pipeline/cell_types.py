@@ -57,6 +57,6 @@ MUNICH_CODES: dict[str, str] = {
 
 
 def in_our_words(names: Iterable[str]) -> list[str]:
-    """Names of cell types as a user writes them, in any case, with '_' or '-' for a space; others stay as they are."""
+    """Cell types as a user writes them (`plain` form) by their own names; other names unchanged."""
     known = {plain(cell_type): cell_type for cell_type in CELL_TYPES}
     return [known.get(plain(name), name) for name in names]

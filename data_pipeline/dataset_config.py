@@ -1,4 +1,4 @@
-"""The part of a launcher's configuration that says which data set it reads."""
+"""Which data set a launcher reads: a part of its configuration."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from data_pipeline.shards.store import CATALOG_FILE, is_url, no_dataset, root_of
 if TYPE_CHECKING:
     from data_pipeline.catalog import Dataset
 
-# What becomes of a score of images that were learned from before: no score, or one without them.
+# Metadata of a field that no result depends on: it may change when a run is resumed.
+AFFECTS_NOTHING = {"affects": "nothing"}
+# Images that the weights were trained on: refuse to score, or score without them.
 SeenChoice = Literal["refuse", "leave_out"]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which data set, and where its shards are kept on this machine when it lies in a store.
+    """Which data set, and where its shards are cached when it lies in an object store.
 
-    shards: a folder, or a URL such as s3://bucket/prefix. cache: folder for the shards of all data sets in stores; null
-    takes ~/.cache/hemaforge. cache_size: gigabytes (10^9 bytes) that they take at most.
+    No result depends on these: a data set is identified by its content hash.
     """
 
-    shards: str | None = None
-    cache: str | None = field(default=None, kw_only=True)
-    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True)
+    # A folder, or a URL such as s3://bucket/prefix.
+    shards: str | None = field(default=None, metadata=AFFECTS_NOTHING)
+    # Folder for the shards of all data sets in stores; null: ~/.cache/hemaforge.
+    cache: str | None = field(default=None, kw_only=True, metadata=AFFECTS_NOTHING)
+    # Most gigabytes (10^9 bytes) in it.
+    cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True, metadata=AFFECTS_NOTHING)
 
     def __post_init__(self) -> None:
         if self.cache_size <= 0:
             raise ValueError(f"cache_size={self.cache_size}: gigabytes, more than 0")
 
     def require_dataset(self) -> None:
-        """UserError where a folder is named that holds no data set; quickly, a store is asked when it is opened."""
+        """UserError where a folder is named that holds no data set. A store is not asked before `open_dataset`."""
         root = root_of(self.shards or "")
         if self.shards and isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
             raise no_dataset(root)
 
     def open_dataset(self, default: DatasetConfig | None = None) -> Dataset:
-        """The data set; UserError when there is none, or it is not as it was committed.
+        """The data set; UserError where there is none, or it is damaged.
 
-        default: whose data set it is, and whose cache, where none is named here; a run's, say.
+        default: gives the data set and the cache where none is named here, such as a run's.
         """
         from data_pipeline.catalog import Dataset
 
@@ -58,9 +62,8 @@ class DatasetConfig:
         return Dataset.open(str(self.shards), self.shard_cache())
 
     def shard_cache(self) -> ShardCache:
-        """Where shards of a store are kept."""
         return ShardCache(Path(self.cache) if self.cache else None, int(self.cache_size * GIGABYTE))
 
     def location(self, dataset: Dataset) -> dict[str, str | None]:
-        """Where the data set is, and its cache, for whoever reads this configuration from another folder."""
+        """The data set's address and its cache as absolute paths."""
         return {"shards": dataset.address, "cache": os.path.abspath(self.cache) if self.cache else None}

@@ -1,4 +1,4 @@
-"""Numbers that were made on the host, on the way to where they are needed."""
+"""Arrays from host to device."""
 
 from typing import Any
 
@@ -7,10 +7,7 @@ import torch
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """An array as a tensor of its shape and type on the device; the host does not wait for it to arrive.
-
-    A copy from ordinary memory would first wait for all that the GPU has been given to do.
-    """
+    """An array as a tensor of its shape and dtype, copied from pinned memory: the host does not wait for the GPU."""
     tensor = torch.from_numpy(values)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

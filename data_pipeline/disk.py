@@ -1,26 +1,38 @@
-"""Files that are on disk whole, or not there under their name; records that tell when their bytes have changed."""
+"""Files on disk: atomic writes, locks, temporary folders, records with a checksum."""
 
-from __future__ import annotations
-
-import fcntl
 import glob
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Of files that are being written, removed when whoever wrote them did not come to rename them.
-TEMPORARY_PREFIX = ".writing-"
+from filelock import FileLock
+
+TEMPORARY_PREFIX = ".writing-"  # of files whose writer has not renamed them yet
 _CHECKSUM = "checksum"
+_FOLDER_PREFIX = "hemaforge-"
+_FOLDER_NAME = re.compile(rf"{_FOLDER_PREFIX}[a-z0-9_]{{8}}")
+_FOLDER_LOCK = ".held"  # in each temporary folder, locked by the process that made it
+
+
+def file_lock(path: Path, *, blocking: bool = True) -> FileLock:
+    """A lock on a file, which is created where there is none. The kernel releases it when its holder dies.
+
+    blocking: wait for the holder; else `filelock.Timeout` is raised while another process or thread holds it.
+    """
+    return FileLock(path, blocking=blocking, poll_interval=0.02, fallback_to_soft=False)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError name the file: one of a write, on a full disk say, names none."""
+    """Add the file's name to an OSError that has none, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -38,64 +50,86 @@ def write_through(path: Path, content: bytes) -> None:
 
 
 def replace_through(path: Path, content: bytes) -> None:
-    """Put a file in its place whole: under a temporary name first, renamed when it is on disk."""
+    """Replace a file atomically (`replacing`)."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where the block is to write what takes the place of `path`, whole, when the block ends without an error.
+    """Yield a temporary file for the block to write. It replaces `path` atomically when the block ends well.
 
-    What a killed process left there is removed first: it holds its lock no more. OSError of the disk names the file.
+    Temporary files that killed processes left for this path are removed first.
     """
-    _remove_abandoned(path)
+    for left in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
+        remove_abandoned(left)
+    with aside(path) as temporary:
+        yield temporary
+        put_in_place(temporary, path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield an empty, locked temporary file beside `path`, for `put_in_place`; it is removed if the block fails."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
-    descriptor = _locked(temporary)
-    try:
-        with naming(path):
+    temporary.touch()  # FileNotFoundError in a folder that is not there: the lock alone would make the folder
+    with file_lock(temporary), naming(path):
+        try:
             yield temporary
-            os.fsync(descriptor)
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a file to its name when its content is on disk."""
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def remove_abandoned(path: Path) -> bool:
+    """Remove a file unless another process or thread has locked it or the system refuses; whether it is gone."""
+    try:
+        with file_lock(path, blocking=False):
+            path.unlink(missing_ok=True)
+    except OSError:  # Timeout is one
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
-    """The descriptor of a new file that this process holds."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if path.exists():  # else another process took it for abandoned before it was held
-            return descriptor
-        os.close(descriptor)
-
-
-def _remove_abandoned(path: Path) -> None:
-    for temporary in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder for temporary files, removed at the end; those of killed processes are removed first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*/{_FOLDER_LOCK}"):
+        if _FOLDER_NAME.fullmatch(left.parent.name):
+            with suppress(OSError), file_lock(left, blocking=False):  # held, or another user's
+                shutil.rmtree(left.parent)
+    draft = Path(tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}"))
+    folder = draft.with_name(draft.name.removeprefix("."))
+    with file_lock(draft / _FOLDER_LOCK):
+        draft.rename(folder)  # only a folder that is locked has a name that other processes look for
         try:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            temporary.unlink(missing_ok=True)
-        except BlockingIOError:
-            continue
+            yield folder
         finally:
-            os.close(descriptor)
+            shutil.rmtree(folder)
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record, of JSON's types, and under `checksum` the SHA-256 of what it holds, hex."""
+    """The record, of JSON's types, and under `checksum` the SHA-256 (hex) of its content."""
     return {**record, _CHECKSUM: _checksum(record)}
 
 
 def checked(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without its checksum; ValueError where that is another's. One without passes: older ones have none."""
+    """The record without its checksum; ValueError if it does not match. Older records have none and pass."""
     content = dict(record)
     written = content.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(content):
@@ -105,12 +139,3 @@ def checked(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Names of domains, the stains of images, where a user gives one."""
+"""Names of domains, the stains of images."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,7 @@ from data_pipeline.names import Names
 
 
 def refuse_unknown_domains(domains: Iterable[str], known: Iterable[str], where: object) -> None:
-    """UserError with the known domains and what may be meant, unless these are among them.
-
-    where: what has, or names, domains.
-    """
+    """UserError for a domain that is not known. where: what has, or names, the domains."""
     here = sorted(set(known))
     for domain in domains:
         if domain not in here:

@@ -1,11 +1,10 @@
-"""What a user can mend, and what a raw file can be."""
+"""Errors that are a user's to resolve."""
 
 
 class UserError(Exception):
     """A user's mistake. Its message is one line that says what, where and what to do.
 
-    Launchers print the message alone and leave with exit code 2; every other
-    exception is a bug and keeps its traceback.
+    Launchers print the message alone and exit with code 2; every other exception is a bug and keeps its traceback.
     """
 
 

@@ -1,8 +1,8 @@
-"""Which real images a run learned from or was chosen by: a table that travels with the run and all made from it.
+"""Which real images a run was trained or chosen on: a table stored with the run and with everything made from it.
 
-A score compares the images that it is of with this table, so neither the old data set nor the old run is needed for
-that. Images are known by the hash of their file, by the image that they were made from, by a perceptual hash (which
-finds other files, sizes and formats, mirrored and quarter-turned ones too), and by patient or slide.
+A score compares its images with this table and needs neither the old data set nor the old run. Images are matched by
+the hash of their file, by their parent image, by a perceptual hash (other files, sizes and formats, mirrored and
+quarter-turned copies) and by patient or slide.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from data_pipeline.ingest.duplicates import nearest_learned
 from data_pipeline.ingest.images import HASH_BYTES
 
 FILE = "learned.parquet"
-# In a bank: of the classifier that scored its images.
-JUDGE_FOLDER = "evaluation"
+JUDGE_FOLDER = "evaluation"  # of a bank: about the classifier that scored its images
 Role = Literal["trained", "chosen"]
 
 _FORMAT_VERSION = 1
@@ -50,19 +49,16 @@ _FACTS = ("id", "parent", "perceptual_hash", "group", "source", "cell_type", "or
 
 @dataclass(frozen=True)
 class LearnedImages:
-    """The images that something learned from or was chosen by.
+    """The images that a model was trained or chosen on."""
 
-    table: columns as in _SCHEMA, no image twice under one group. unknown: what it learned from that cannot be known,
-    with the reason, a line each. synthetic: generated images that it learned from, by `through`.
-    """
-
+    # Columns of _SCHEMA; no image twice under one group.
     table: pd.DataFrame = field(default_factory=lambda: _SCHEMA.empty_table().to_pandas())
-    unknown: tuple[str, ...] = ()
-    synthetic: Mapping[str, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()  # what else it learned from that cannot be known, and why; one line each
+    synthetic: Mapping[str, int] = field(default_factory=dict)  # counts of generated images, by `through`
 
     @classmethod
     def of(cls, dataset: Dataset, selections: Mapping[Role, Sequence[str]]) -> LearnedImages:
-        """Of images of a data set. selections: their ids, by what they were for."""
+        """From a data set. selections: role -> ids of images."""
         facts = dataset.samples(columns=list(_FACTS)).set_index("id", drop=False)
         parts, synthetic = [], 0
         for role, ids in selections.items():
@@ -78,24 +74,22 @@ class LearnedImages:
 
     @classmethod
     def unknown_because(cls, reason: str) -> LearnedImages:
-        """Of something that says nothing of what it learned from."""
+        """For a model whose training images are not recorded."""
         return cls(unknown=(reason,))
 
     @classmethod
     def joined(cls, parts: Iterable[LearnedImages]) -> LearnedImages:
-        """All of several; of an image that is in several, the row that says most: trained, through the first."""
+        """The union; of an image that is in several parts, the first row with the role `trained`, else the first."""
         parts = list(parts)
         table = pd.concat([part.table for part in parts if len(part)] or [parts[0].table], ignore_index=True)
         table = table.sort_values("role", ascending=False, kind="stable")
         table = table.drop_duplicates(["id", "group"]).sort_values(["through", "role", "id"], ignore_index=True)
         unknown = tuple(dict.fromkeys(line for part in parts for line in part.unknown))
-        synthetic: dict[str, int] = {}
-        for part in parts:
-            synthetic |= part.synthetic
+        synthetic = {name: count for part in parts for name, count in part.synthetic.items()}
         return cls(table, unknown, synthetic)
 
     def through(self, ancestor: str) -> LearnedImages:
-        """The same, for what was made from `ancestor`, a name that a user recognises."""
+        """The table for whatever was made from `ancestor`, a name that a user recognises."""
 
         def name(inner: str) -> str:
             return f"{ancestor}, from {inner}" if inner else ancestor
@@ -107,7 +101,7 @@ class LearnedImages:
         )
 
     def to_bytes(self) -> bytes:
-        """The table as a file; equal tables are equal bytes."""
+        """Content of the file; the same for equal tables."""
         told = {"format_version": _FORMAT_VERSION, "unknown": self.unknown, "synthetic": dict(self.synthetic)}
         table = pa.Table.from_pandas(self.table, _SCHEMA, preserve_index=False)
         content = io.BytesIO()
@@ -116,13 +110,13 @@ class LearnedImages:
         return content.getvalue()
 
     def save(self, folder: Path) -> None:
-        """Put the table into a run, a bank or another folder, whole or not at all."""
+        """Write the table into a run, a bank or another folder, atomically."""
         folder.mkdir(parents=True, exist_ok=True)
         replace_through(folder / FILE, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> LearnedImages:
-        """Read a file that `save` wrote, or that was attached to a data set. UserError when it is damaged."""
+        """Read what `save` wrote, or an attachment of a data set. UserError when it is damaged."""
         try:
             table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
             told = json.loads((table.schema.metadata or {})[_METADATA_KEY])
@@ -134,11 +128,11 @@ class LearnedImages:
         return cls(table.replace_schema_metadata(None).to_pandas(), tuple(told["unknown"]), told["synthetic"])
 
     def of_role(self, role: Role) -> LearnedImages:
-        """Those of one role alone."""
+        """Only the images of one role."""
         return replace(self, table=self.table[self.table["role"] == role].reset_index(drop=True))
 
     def only_through(self, ancestor: str) -> LearnedImages:
-        """What was learned through this ancestor alone."""
+        """Only what was learned through this ancestor."""
         through = self.table["through"]
         chosen = (through == ancestor) | through.str.startswith(f"{ancestor}, from ")
         unknown = tuple(line for line in self.unknown if line.startswith(f"{ancestor}: "))
@@ -148,15 +142,14 @@ class LearnedImages:
         return len(self.table)
 
     def ids_among(self, rows: pd.DataFrame) -> list[str]:
-        """Ids of those of `rows` (id, parent) that are in the table as a file: what can be told without a catalogue."""
-        found: list[str] = rows["id"][self._matching_file(rows).notna()].tolist()
-        return found
+        """Ids of `rows` (id, parent) whose file or parent is in the table; needs no catalogue."""
+        return list(rows["id"][self._matching_file(rows).notna()])
 
     def seen_among(self, dataset: Dataset, ids: Iterable[str]) -> SeenImages:
-        """Which of these images of a data set are in the table, nearly equal to one there, or of such a one's group.
+        """Which images of a data set are in the table, are nearly equal to one there, or share its group.
 
-        Where one image of a patient or slide is found, all of it in this data set count as seen. The names of groups
-        of a source mean the same in table and data set where an image of that source is in both under one name.
+        If one image of a patient or slide is found, all its images in this data set count as seen. Group names of a
+        source are compared only if some image of the source has the same group name in table and data set.
         """
         everything = dataset.samples(columns=list(_FACTS))
         everything = everything[everything["origin"] != "synthetic"].reset_index(drop=True)
@@ -180,14 +173,14 @@ class LearnedImages:
         )
 
     def _matching_file(self, rows: pd.DataFrame) -> pd.Series[Any]:
-        """Position in the table of the same file, or of one of the same parent; NaN for none."""
+        """Row in the table of the same file, or of one with the same parent; NaN for none."""
         made = self.table[self.table["parent"] != ""]
         position = pd.concat([pd.Series(self.table.index, self.table["id"]), pd.Series(made.index, made["parent"])])
         position = position[~position.index.duplicated()].astype(float)
         return rows["id"].map(position).fillna(rows["parent"].map(position))
 
     def _matching_picture(self, rows: pd.DataFrame) -> pd.Series[Any]:
-        """Position in the table of a picture that is nearly the same; NaN for none."""
+        """Row in the table of a nearly equal picture; NaN for none."""
         here, known = rows["perceptual_hash"].dropna(), self.table["perceptual_hash"].dropna()
         nearest = nearest_learned(_hashes(here), _hashes(known))
         positions = np.append(known.index.to_numpy(float), np.nan)[nearest]  # -1 takes the NaN
@@ -196,16 +189,12 @@ class LearnedImages:
 
 @dataclass(frozen=True)
 class SeenImages:
-    """Images to be scored, compared with those that something learned from.
+    """Images to be scored, compared with those that a model learned from."""
 
-    count: how many were compared. learned: with how many. through: id -> ancestor ('' itself) of each that was seen.
-    unchecked: what could not be compared, with the reason, a line each.
-    """
-
-    count: int
-    learned: int
-    through: Mapping[str, str]
-    unchecked: tuple[str, ...]
+    count: int  # images compared
+    learned: int  # images they were compared with
+    through: Mapping[str, str]  # id of each seen image -> ancestor, '' for the model itself
+    unchecked: tuple[str, ...]  # what could not be compared, and why; one line each
 
     @property
     def words(self) -> str:
@@ -214,7 +203,7 @@ class SeenImages:
         return ", ".join(f"{count} {f'through {name}' if name else 'directly'}" for name, count in counts.items())
 
     def require_unseen(self, choice: SeenChoice, place: str, remedy: str) -> None:
-        """UserError where images were seen that may not be left out of a score, or none would be left.
+        """UserError if images were seen, unless they may be left out of the score and some remain.
 
         place: where the images are, in words: "split test of data/blood". remedy: what to do instead.
         """
@@ -228,7 +217,7 @@ class SeenImages:
         )
 
     def as_record(self) -> dict[str, Any]:
-        """What a score's record says of it (contract C14)."""
+        """Part of a score's record (contract C14)."""
         return {
             "compared_with": self.learned,
             "left_out": len(self.through),
@@ -242,7 +231,7 @@ def _hashes(hashes: pd.Series[Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def learned_by_makers(dataset: Dataset) -> LearnedImages:
-    """What the normaliser and the generators learned from that made images of a data set."""
+    """What the normaliser and the generators that made images of a data set learned from."""
     if FILE in dataset.metadata.get("attachments", {}):
         return LearnedImages.load(dataset.attachment_path(FILE))
     made_by = dataset.metadata["made_by"]
@@ -256,18 +245,19 @@ def learned_by_makers(dataset: Dataset) -> LearnedImages:
 
 
 def learned_by_bank(bank: Path) -> LearnedImages:
-    """What the generator of a bank of generated images learned from."""
-    if (bank / FILE).exists():
-        return LearnedImages.load(bank / FILE)
-    return LearnedImages.unknown_because(
-        "the bank does not say what its generator learned from: give its synthesize.py command again"
-    )
+    """What the generator of a bank learned from."""
+    return _of_bank(bank / FILE, "its generator learned from: give its synthesize.py command again")
 
 
 def learned_by_bank_judge(bank: Path) -> LearnedImages:
-    """What the classifier learned from that gave a bank's images their scores."""
-    if (bank / JUDGE_FOLDER / FILE).exists():
-        return LearnedImages.load(bank / JUDGE_FOLDER / FILE)
-    return LearnedImages.unknown_because(
-        "the bank does not say what the classifier that scored its images learned from: score it again with evaluate.py"
+    """What the classifier that scored a bank's images learned from."""
+    return _of_bank(
+        bank / JUDGE_FOLDER / FILE,
+        "the classifier that scored its images learned from: score it again with evaluate.py",
     )
+
+
+def _of_bank(path: Path, remedy: str) -> LearnedImages:
+    if path.exists():
+        return LearnedImages.load(path)
+    return LearnedImages.unknown_because(f"the bank does not say what {remedy}")

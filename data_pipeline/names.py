@@ -1,6 +1,4 @@
-"""Names that people see as equal: found, compared, and shown where an eye cannot tell them apart."""
-
-from __future__ import annotations
+"""Names that look equal to people: how to match, compare and show them."""
 
 import difflib
 import re
@@ -14,8 +12,8 @@ def _normal(name: str) -> str:
 
 
 def tidy(name: str) -> str:
-    """The name with compatible characters as one, single blanks (none beside '.' and '/') and nothing invisible."""
-    # Other blanks than the space (tab, line end) are control characters: made spaces before those are taken out.
+    """The name in Unicode form NFKC, with single blanks (none beside '.' and '/') and no invisible characters."""
+    # Tabs and line ends are control characters: `split` makes them spaces before those are removed.
     collapsed = " ".join(unicodedata.normalize("NFKC", name).split())
     visible = "".join(letter for letter in collapsed if unicodedata.category(letter) not in ("Cc", "Cf"))
     return re.sub(r" ?([./]) ?", r"\1", " ".join(visible.split()))
@@ -27,25 +25,22 @@ def _case(name: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def plain(name: str) -> str:
-    """The name without what people pass over: Unicode form, blanks, case, and '_' or '-' for a space."""
+    """The name with Unicode form, blanks and case normalised, and '_' and '-' as spaces."""
     return tidy(re.sub(r"[_\-\u2010-\u2014]", " ", _case(name)))
 
 
-# From the strictest comparison to the loosest.
+# From the strictest to the loosest comparison.
 _FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("Unicode form", _normal),
     ("blanks or invisible characters", tidy),
     ("case", _case),
     ("'_', '-' or blanks", plain),
 )
-
-
-# Names that one is compared with, letter by letter, for a hint: more would take seconds.
-_COMPARED = 20_000
+_COMPARED = 20_000  # at most so many names are compared letter by letter for a hint: more would take seconds
 
 
 class Names:
-    """Some names, to be asked which of them another one can mean."""
+    """A set of names in which other spellings are looked up."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = sorted(set(names))
@@ -56,7 +51,7 @@ class Names:
         return iter(self._names)
 
     def matches(self, name: str) -> list[str]:
-        """The name itself where it is here, else those equal to it in the strictest form in which any is."""
+        """The name itself if it is here, else the names equal to it in the strictest form that has any."""
         if name in self._exact:
             return [name]
         if not self._by_form:
@@ -66,13 +61,12 @@ class Names:
                     by_form.setdefault(form(known), []).append(known)
                 self._by_form.append(by_form)
         for (_, form), by_form in zip(_FORMS, self._by_form, strict=True):
-            # A name of nothing but blanks and dashes is like no other.
-            if form(name) and form(name) in by_form:
+            if form(name) and form(name) in by_form:  # a name of blanks and dashes alone matches nothing
                 return by_form[form(name)]
         return []
 
     def hint(self, name: str) -> str:
-        """' (...)' on what may be meant by a name that matches none or several; '' where nothing is near."""
+        """' (...)' with a suggestion for a name that matches none or several; '' if none is similar."""
         several = self.matches(name)
         if several:
             listed = " and ".join(f"'{shown(known)}'" for known in several[:3])
@@ -81,32 +75,27 @@ class Names:
         near = difflib.get_close_matches(plain(name), forms, n=1, cutoff=0.75) if len(forms) < _COMPARED else []
         if not near:
             return ""
-        known = forms[near[0]]
-        letters = _letters(name, known)
-        return f" (did you mean '{shown(known)}'?{letters})"
+        return f" (did you mean '{shown(forms[near[0]])}'?{_letters(name, forms[near[0]])})"
 
 
 def difference(one: str, other: str) -> str:
-    """What two names differ in that people pass over ('case', say); '' where they differ in more."""
+    """In what two names differ that look equal ('case', say); '' if they differ in more."""
     return next((what for what, form in _FORMS if form(one) == form(other)), "")
 
 
 def _letters(name: str, known: str) -> str:
-    """The first letter that looks like another one, by its Unicode name; '' where no letter is beyond ASCII."""
+    """The first differing letters by their Unicode names; '' if both are ASCII."""
     for written, meant in zip(_case(name), _case(known), strict=False):
         if written != meant:
             if written.isascii() and meant.isascii():
                 return ""
-            return f" {_described(written)} is not {_described(meant)}"
+            both = [f"U+{ord(letter):04X} {unicodedata.name(letter, 'unnamed')}" for letter in (written, meant)]
+            return f" {both[0]} is not {both[1]}"
     return ""
 
 
-def _described(letter: str) -> str:
-    return f"U+{ord(letter):04X} {unicodedata.name(letter, 'unnamed')}"
-
-
 def shown(name: str) -> str:
-    """The name with escapes for what no eye sees or no encoding prints, and for accents that are apart from letters."""
+    """The name with escapes for invisible or unprintable characters and for combining accents."""
     accents_apart = _normal(name) != name
     return "".join(
         letter

@@ -1,43 +1,79 @@
-"""A function over many tasks on several cores, in order, with flat memory."""
-
-from __future__ import annotations
+"""Maps a function over many tasks on several cores, in order, with bounded memory."""
 
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from data_pipeline.errors import UserError
+from data_pipeline.progress_bar import progress_bar
 from data_pipeline.threads import limit_threads
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks given out ahead of their turn: workers need not wait for one that takes longer.
+# Tasks submitted ahead of their turn, so that one slow task does not stall the other workers.
 IN_FLIGHT_PER_WORKER = 3
-# What reading and writing images takes, imported once, in the server, instead of once in every worker.
-_PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack"]
+_IMAGES_PER_TASK = 32
+# Imported once in the server of the worker processes instead of once in every worker.
+_PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack", "webdataset"]
 
 
 class TaskMap(Protocol):
-    """Who does the tasks of a build, and where."""
+    """Runs the tasks of a build."""
 
     def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Yield function(task) in the order of the tasks; the first exception of a task ends it."""
+        """Yield function(task) in the order of the tasks; the first exception of a task ends the map."""
 
 
-def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """Yield function(task) in the order of the tasks; one worker or one task stays in this process.
+@dataclass(frozen=True)
+class Work:
+    """Who runs the tasks of a build."""
 
-    Workers come from a server process, not from this one: they share no lock, thread or open file with
-    it, but its environment, and they end when it does, however it ends. The first exception of a task ends the map.
+    workers: int = 1  # processes or threads of this machine
+    progress: bool = True  # whether progress is shown
+    map_tasks: TaskMap | None = None  # runs all tasks instead of this machine's workers
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Yield function(task) in the order of the tasks."""
+        return self.map_tasks(function, tasks) if self.map_tasks else process_map(function, tasks, self.workers)
+
+    def map_images(
+        self, function: Callable[[Task], Result], images: Sequence[Task], description: str, in_threads: bool = False
+    ) -> Iterator[Result]:
+        """Yield function(image) in order, several images in one task, with a progress bar.
+
+        in_threads: for functions that release the interpreter lock, for which no process needs to be started.
+        """
+        tasks = [images[start : start + _IMAGES_PER_TASK] for start in range(0, len(images), _IMAGES_PER_TASK)]
+        whole = partial(_map_one_by_one, function)
+        results = (
+            thread_map(whole, tasks, self.workers) if in_threads and not self.map_tasks else self.map(whole, tasks)
+        )
+        with progress_bar(len(images), description, "image", enabled=self.progress and bool(images)) as bar:
+            for part in results:
+                yield from part
+                bar.update(len(part))
+
+
+def _map_one_by_one(function: Callable[[Task], Result], items: Sequence[Task]) -> list[Result]:
+    return [function(item) for item in items]
+
+
+def process_map(function: Callable[[Task], Result], tasks: Iterable[Task], workers: int) -> Iterator[Result]:
+    """Yield function(task) in the order of the tasks; the first exception of a task ends the map.
+
+    One worker or one task stays in this process. Workers are forked from a server process: they share this process's
+    environment but none of its locks, threads and open files, and they end when it ends, however it ends.
     """
-    workers = min(workers, len(tasks))
+    workers = min(workers, len(tasks)) if isinstance(tasks, Sequence) else workers
     if workers <= 1:
         yield from map(function, tasks)
         return
@@ -53,13 +89,13 @@ def process_map(function: Callable[[Task], Result], tasks: Sequence[Task], worke
 
 
 def thread_map(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """As `process_map`, over threads: for work that lets go of the interpreter lock."""
+    """As `process_map`, in threads."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         yield from _bounded_map(pool, function, tasks, workers)
 
 
 def _bounded_map(
-    pool: Executor, function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    pool: Executor, function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
     pending: deque[Future[Result]] = deque()
     try:
@@ -74,9 +110,9 @@ def _bounded_map(
 
 
 def _follow_parent(environment: dict[str, str]) -> None:
-    """A worker leaves Ctrl-C to its parent, and ends with it: else it would wait for tasks for ever."""
+    """Set up a worker: it ignores Ctrl-C, and ends when its parent does instead of waiting for tasks forever."""
     os.environ.update(environment)
-    limit_threads(1)  # one of as many workers as its parent has threads
+    limit_threads(1)  # there are as many workers as the parent may use threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""How far a piece of work has come: a bar on a terminal, a line now and then in a log."""
+"""Progress of a task: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-# A log has a line for every tenth of the work, but never two within 30 s, and never none for longer than ten minutes.
+# A log has a line for every tenth of the work, at most one in 30 s, at least one in ten minutes.
 SHORTEST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
 _LINES = 10
 _FORMAT = "{desc}{percentage:.0f} % ({n_fmt} of {total_fmt}), {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_REDRAWS = 0.5
 
 
 class LogLines:
-    """What stands for a bar where standard error is no terminal. Same methods as tqdm's; never a carriage return."""
+    """The progress bar if stderr is no terminal: tqdm's methods, whole lines."""
 
     def __init__(self, total: int, description: str, unit: str, initial: int, unit_scale: bool) -> None:
         self._total, self._initial = total, initial
@@ -29,7 +29,7 @@ class LogLines:
         self._start = self._last = time.monotonic()
 
     def update(self, done: int = 1) -> None:
-        """So much more is done."""
+        """Count `done` more units."""
         self._done += done
         pause = time.monotonic() - self._last
         tenth = (self._done - self._told) * _LINES >= self._total
@@ -37,15 +37,15 @@ class LogLines:
             self._tell()
 
     def set_postfix(self, values: dict[str, Any]) -> None:
-        """Numbers to stand at the end of the line."""
+        """Values to show at the end of the line."""
         self._postfix = ", ".join(f"{name}={value}" for name, value in values.items())
 
     def write(self, text: str, file: TextIO | None = None) -> None:
-        """A line of its own."""
+        """Print a separate line."""
         print(text, file=file or sys.stdout, flush=True)
 
     def close(self) -> None:
-        """The last line, unless it stands there already, or nothing was done."""
+        """Print the last line unless it is there already."""
         if self._done != self._told:
             self._tell()
 
@@ -74,9 +74,9 @@ ProgressBar: TypeAlias = "tqdm[Any] | LogLines"
 def progress_bar(
     total: int, description: str, unit: str, *, initial: int = 0, unit_scale: bool = False, enabled: bool = True
 ) -> ProgressBar:
-    """A bar over `total` units, `initial` of which were done before. A context manager, closed at its end.
+    """A progress bar, as a context manager. initial: units that are already done.
 
-    unit_scale: tell thousands and millions. enabled: False for a bar that shows nothing, on other ranks than 0 say.
+    unit_scale: show thousands and millions. enabled: False shows nothing, for ranks other than 0.
     """
     if enabled and not sys.stderr.isatty():
         return LogLines(total, description, unit, initial, unit_scale)
@@ -93,7 +93,7 @@ def progress_bar(
 
 
 def track(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
-    """The items, each counted on a bar when it has been dealt with."""
+    """The items with a progress bar, which counts an item when the next one is asked for."""
     with progress_bar(total, description, unit) as bar:
         for item in items:
             yield item

@@ -1,7 +1,6 @@
-"""Keyed randomness: numbers that are a function of (seed, purpose, counter) and of nothing else.
+"""Keyed random numbers: a function of (seed, purpose, counter) and of nothing else.
 
-No generator here has a state, so what is drawn for a sample does not depend on
-which process, worker or prefetch slot draws it, nor on what was drawn before.
+There is no state: a sample's numbers do not depend on the process, worker or prefetch slot, or on earlier draws.
 """
 
 import hashlib
@@ -17,12 +16,11 @@ _PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 _PHILOX_ROUNDS = 10
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_32 = np.uint64(32)
-# Eight rounds of an alternating Feistel network mix domains as small as a few bits evenly.
-_FEISTEL_ROUNDS = 8
+_FEISTEL_ROUNDS = 8  # enough for an even mix of domains of only a few bits
 
 
 def derive_key(seed: int, *purpose: str | int) -> int:
-    """The 64-bit key of one stream of random numbers, from the run's seed and what it is for."""
+    """The 64-bit key of a stream of random numbers, from the seed and the purpose."""
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
@@ -62,11 +60,10 @@ def normal(key: int, positions: npt.ArrayLike, count: int) -> npt.NDArray[np.flo
 
 
 def permute(key: int, index: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
-    """Where a keyed random permutation of range(size) sends each index: int64, same shape.
+    """The image of each index under a keyed random permutation of range(size): int64, same shape.
 
-    A Feistel network on the next power of two, walked until the value falls into range
-    (Black and Rogaway 2002), so an order over any number of samples needs no memory and
-    any position of it costs the same.
+    A Feistel network on the next power of two, repeated until the value is in range (Black and Rogaway 2002): an order
+    of any length needs no memory, and every position costs the same.
     """
     bits = max(size - 1, 1).bit_length()
     low_bits = np.uint64(bits - bits // 2)
@@ -95,7 +92,7 @@ def permute(key: int, index: npt.ArrayLike, size: int) -> npt.NDArray[np.int64]:
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
-    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit moves every output bit."""
+    """The finaliser of SplitMix64 (Steele et al. 2014): every input bit affects every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

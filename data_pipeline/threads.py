@@ -1,9 +1,4 @@
-"""How many CPU threads this process may keep busy, and who in it gets them (contract C16).
-
-Decided here alone, from what the user allows and the machine has; everything that makes threads or processes asks.
-"""
-
-from __future__ import annotations
+"""How many CPU threads this process may use, and for what (contract C16)."""
 
 import math
 import os
@@ -15,11 +10,11 @@ from typing import Any
 
 import threadpoolctl  # type: ignore[import-untyped]
 
-# Programs that set OMP_NUM_THREADS for the processes they start, where the user has not.
+# Programs that set OMP_NUM_THREADS for the processes they start unless the user has set it.
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun"}
 _LAUNCHER_MODULES = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli", "torch.distributed.run"}
 _LAUNCHERS_OPTION = "--num_cpu_threads_per_process"
-# What libraries that are loaded later look at.
+# Read by libraries when they are loaded.
 _VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -34,30 +29,26 @@ _PROCESSES_HERE = "LOCAL_WORLD_SIZE"
 
 @dataclass(frozen=True)
 class ThreadShare:
-    """threads: that a process may keep busy at once. reason: what decided, for people."""
+    """How many threads a process may use."""
 
     threads: int
-    reason: str
+    reason: str  # what decided it, for people
 
 
 @dataclass(frozen=True)
 class Division:
-    """Who has a process's share while it computes with the images that DALI decodes.
+    """How a process's threads are divided between computing and decoding."""
 
-    compute: threads of torch, BLAS and the like. decode: DALI's. overlap: whether images are decoded while others are
-    computed with. Without, each of the two waits for the other, so both may have the whole share.
-    """
-
-    compute: int
-    decode: int
-    overlap: bool
+    compute: int  # threads of torch, BLAS and the like
+    decode: int  # threads of DALI
+    overlap: bool  # whether both run at once; else each waits for the other, and both may use all threads
 
 
 def thread_share() -> ThreadShare:
-    """This process's share: of the cores, those of its affinity and CPU quota over the processes that a launcher
-    started on this machine; of these what OMP_NUM_THREADS or `--num_cpu_threads_per_process` allows.
+    """This process's share: the available cores divided by the launcher's processes on this machine.
 
-    OMP_NUM_THREADS counts as the user's unless the program that started this process set it by itself.
+    At most what OMP_NUM_THREADS or `--num_cpu_threads_per_process` allows; OMP_NUM_THREADS does not count if the
+    launcher of this process has set it, and not the user.
     """
     cores, processes = available_cores(), max(1, _number(os.environ.get(_PROCESSES_HERE)) or 1)
     share = max(1, cores // processes)
@@ -69,10 +60,10 @@ def thread_share() -> ThreadShare:
 
 
 def divide(share: int, on_gpu: bool, streams: int = 1) -> Division:
-    """Who gets how much of a share. streams: that are read side by side.
+    """Divide a share of threads. streams: number of streams that are read side by side.
 
-    With a GPU one thread feeds it, and the others decode meanwhile. On the CPU a step takes all threads, and so does
-    the decoding between two steps: measured, no slower than decoding beside it, and nobody waits for a core.
+    With a GPU one thread feeds it while the others decode. On the CPU computing and decoding take turns with all
+    threads: measured, that is no slower than both at once.
     """
     if on_gpu and share > streams:
         return Division(1, (share - 1) // streams, True)
@@ -80,17 +71,14 @@ def divide(share: int, on_gpu: bool, streams: int = 1) -> Division:
 
 
 def available_cores() -> int:
-    """Cores that this process may use, at least 1: of its affinity, within the CPU quota of its control groups."""
+    """Cores that affinity and the CPU quota of the control groups allow this process, at least 1."""
     return max(1, math.floor(min(len(os.sched_getaffinity(0)), cpu_quota())))
 
 
 def limit_threads(threads: int) -> None:
-    """Hold all pools of compute threads in this process to `threads`: BLAS, OpenMP, torch, Arrow, Zarr.
-
-    Those that are loaded already at once, the others by their environment variables.
-    """
+    """Limit the thread pools of BLAS, OpenMP, torch, Arrow and Zarr, of libraries loaded now or later."""
     os.environ.update({name: str(threads) for name in _VARIABLES})
-    threadpoolctl.threadpool_limits(threads)  # stays: nothing leaves it again
+    threadpoolctl.threadpool_limits(threads)  # stays in force: the context is never left
     loaded: dict[str, Any] = sys.modules  # their stubs know neither settings nor functions of all of them
     if "torch" in loaded:
         loaded["torch"].set_num_threads(threads)
@@ -104,15 +92,15 @@ def limit_threads(threads: int) -> None:
 
 
 def usable_workers(asked: int | None) -> int:
-    """How many worker processes of one thread each this process may start: its share, or fewer that are asked for."""
+    """How many single-threaded worker processes this process may start: its share, or fewer if asked for fewer."""
     share = thread_share().threads
     return min(asked or share, share)
 
 
 def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Cores' worth of time that control groups (version 1 or 2) grant, as containers and Slurm set them; or infinity.
+    """The CPU quota, in cores, of the control groups (version 1 or 2) that containers and Slurm set; or infinity.
 
-    A group has at most what every group above it has. In a container the own group may be the mounted root.
+    The least of the own group's and all groups' above it. In a container the own group may be the mounted root.
     """
     quotas = [math.inf]
     for line in groups.read_text().splitlines() if groups.exists() else []:
@@ -137,10 +125,9 @@ def _quota_of(group: Path) -> float:
 
 
 def _set_by_launcher(parent: Path) -> bool:
-    """Whether OMP_NUM_THREADS is the word of the launcher that started this process, and not the user's.
+    """Whether the launcher that started this process has set OMP_NUM_THREADS, and not the user.
 
-    parent: its folder under /proc. The launcher's own environment is the user's; where it cannot be read, what the
-    variable says is kept to.
+    parent: the launcher's folder under /proc; its environment is the user's. False if that cannot be read.
     """
     try:
         command = (parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -155,13 +142,13 @@ def _set_by_launcher(parent: Path) -> bool:
 
 
 def _options(command: Iterable[str]) -> Iterable[str]:
-    """Names of a command line's options, as argparse takes them: - is _, a value may follow a sign."""
+    """Option names of a command line as argparse reads them: - is _, and =VALUE may follow."""
     for part in command:
         if part.startswith("--"):
             yield "--" + part[2:].partition("=")[0].replace("-", "_")
 
 
 def _number(value: str | None) -> int | None:
-    """The number that a variable says, of several (nested levels of OpenMP) the first; None where it says none."""
+    """A variable's positive number, the first of several (nested levels of OpenMP); None for any other value."""
     first = (value or "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None

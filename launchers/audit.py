@@ -88,10 +88,10 @@ def _audit_run(config: AuditConfig) -> tuple[Dataset | None, list[Check]]:
     from data_pipeline.audit_check import Check
     from data_pipeline.catalog import Dataset
     from trainer.runs.audit import audit_run
-    from trainer.tasks.classification.load import read_classifier_run
+    from trainer.runs.record import RunRecord
 
     folder, cache = Path(str(config.run)), config.shard_cache()
-    run = read_classifier_run(folder)
+    run = RunRecord.read(folder, "classification")
     dataset, gone = None, []
     try:
         dataset = config.open_dataset(run.config)

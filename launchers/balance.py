@@ -7,12 +7,12 @@ usage:
       banks=[A,B]        image banks of synthesize.py, of generators that learned from this data set or one it was
                          made from; the first is used up before the second
       out=DIR            the new data set: generated images are in its training split alone
-      per_type=N         training images that each type is brought to; a type with more keeps them all
+      per_type=N         training images of each type, at least; a type with more keeps them all
       best=SCORE         the images that score highest first; default: the first of each type
       domains=[D,...]    only training images of these stains count; default: all
   Generated images are stored with the codec and at the size of the real ones. Build the data set with stored_size=
-  near the generator's size, so that sharpness too tells nothing of an image's origin. Killed, the same command
-  goes on where it stopped. Then: launchers/train_classifier.py shards=OUT; its validation and test stay real.
+  near the generator's size, so that sharpness does not betray an image's origin. The same command resumes an
+  interrupted one. Then: launchers/train_classifier.py shards=OUT; its validation and test stay real.
 
 example:
   python launchers/balance.py shards=data/normalized banks=[data/conditional] out=data/filled per_type=3000
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     if not config.shards or not config.banks or not config.out or config.per_type is None:
         raise UserError("balance.py needs shards=DIR, banks=[DIR,...], out=DIR and per_type=N; see --help")
     config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
+    # Not at the top: --help and a refused argument need no torch.
     from accelerate import PartialState
 
     from data_pipeline.banks.balance import balance_dataset, format_counts, training_counts

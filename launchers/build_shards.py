@@ -5,14 +5,10 @@ usage:
       shards=DIR           the data set: a folder, or a URL in a store, s3://bucket/prefix (credentials and endpoint
                            are those of ~/.aws and the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ...)
     sources (remembered by the data set; run again with one more to add it)
-      barcelona=RAW                        PBC_dataset_normal_DIB as downloaded
-      munich=RAW                           AML-Cytomorphology_LMU as downloaded
-      folder=RAW name=N domain=D           one sub-folder per cell type
-      table=FILE name=N domain=D           a CSV: image,label[,patient,slide,domain]
-      unlabelled=RAW name=N domain=D       any images below RAW: they serve the stain models
+{layouts}
     options
-      labels=MAPPING       a CSV label,cell_type for foreign label names (folder and table)
-      group=auto|folder|none   of folder and unlabelled: whether sub-folders (TYPE/PATIENT/image) name patients or
+      labels=MAPPING       a CSV label,cell_type for other label names (sources with name=)
+      group=auto|folder|none   of {group_by_folder}: whether sub-folders (TYPE/PATIENT/image) name patients or
                            slides, whose images then stay on one side of the split. auto, for a new source: yes, unless
                            the name is that of something else (train, images, a cell type, ...), and it says so;
                            folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
@@ -38,7 +34,7 @@ example:
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
@@ -51,23 +47,18 @@ from data_pipeline.shards.build_files import REPORT_FILE
 from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
-from data_pipeline.sources import SourceDeclaration
-from data_pipeline.sources.declaration import GroupRule, SourceKind
+from data_pipeline.sources import SourceDeclaration, layouts
+from data_pipeline.sources.declaration import GroupRule
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
 
 
 @dataclass(frozen=True)
-class BuildConfig:
-    """The arguments of build_shards.py; null for what is not given."""
+class BuildOptions:
+    """The arguments of build_shards.py but for the keywords of raw layouts; null for what is not given."""
 
     shards: str | None = None
-    barcelona: str | None = None
-    munich: str | None = None
-    folder: str | None = None
-    table: str | None = None
-    unlabelled: str | None = None
     name: str | None = None
     domain: str | None = None
     labels: str | None = None
@@ -85,14 +76,21 @@ class BuildConfig:
     cluster: bool = False
 
 
+BuildConfig: type[BuildOptions] = make_dataclass(
+    "BuildConfig", [(keyword, str | None, None) for keyword in layouts()], bases=(BuildOptions,), frozen=True
+)
+
+
 def main(arguments: Sequence[str]) -> None:
     config = read_config(BuildConfig, "build_shards", arguments)
     if not config.shards:
         raise UserError("no shards=DIR given: say where the data set is, or is to be")
     root = root_of(config.shards)
     if config.verify:
-        verify_dataset(root)
+        note = verify_dataset(root)
         print(f"{root}: every shard, index and image is as it was written")
+        if note:
+            print(note)
         return
     sources, settings = _declarations(config), _settings(config, root)
     with _who_works(config, root) as map_tasks:
@@ -111,8 +109,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
-    """What does the build's tasks on a Ray cluster; None where this machine's processes do."""
+def _who_works(config: BuildOptions, root: Root) -> Iterator[TaskMap | None]:
+    """Runs the build's tasks on a Ray cluster; None where this machine's processes do."""
     if not config.cluster:
         yield None
         return
@@ -128,31 +126,32 @@ def _who_works(config: BuildConfig, root: Root) -> Iterator[TaskMap | None]:
         yield RayMap(root if isinstance(root, Store) else Path(os.path.abspath(root)))
 
 
-def _declarations(config: BuildConfig) -> list[SourceDeclaration]:
+def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     mapping = read_label_mapping(Path(config.labels)) if config.labels else {}
-    public: tuple[SourceKind, ...] = ("barcelona", "munich")
+    asked = [(layout, str(root)) for keyword, layout in layouts().items() if (root := getattr(config, keyword))]
     sources = [
-        SourceDeclaration(kind, kind, Path(getattr(config, kind)), kind, {}, config.promyelocytes)
-        for kind in public
-        if getattr(config, kind)
+        SourceDeclaration(layout.keyword, layout.keyword, Path(root), layout.keyword, {}, config.promyelocytes)
+        for layout, root in asked
+        if layout.public
     ]
-    users: tuple[SourceKind, ...] = ("folder", "table", "unlabelled")
-    own = [kind for kind in users if getattr(config, kind)]
+    own = [(layout, root) for layout, root in asked if not layout.public]
     if len(own) > 1:
-        raise UserError(f"{own[0]}= and {own[1]}= in one command share one name=: give them one after the other")
-    if own and not (config.name and config.domain):
-        raise UserError(f"{own[0]}={getattr(config, own[0])} needs name=N (of the source) and domain=D (of its stain)")
+        both = " and ".join(f"{layout.keyword}=" for layout, _ in own[:2])
+        raise UserError(f"{both} in one command share one name=: give them one after the other")
     if not own and (config.name or config.domain or config.labels or config.group != "auto"):
-        raise UserError("name=, domain=, labels= and group= go with folder=RAW, table=FILE or unlabelled=RAW")
-    for kind in own:
-        root = Path(getattr(config, kind))
-        source = SourceDeclaration(kind, str(config.name), root, str(config.domain), mapping, group=config.group)
-        sources.append(source)
+        usages = " or ".join(layout.usage for layout in layouts().values() if not layout.public)
+        raise UserError(f"name=, domain=, labels= and group= go with {usages}")
+    for layout, root in own:
+        if not (config.name and config.domain):
+            raise UserError(f"{layout.keyword}={root} needs name=N (of the source) and domain=D (of its stain)")
+        sources.append(
+            SourceDeclaration(layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group)
+        )
     return sources
 
 
-def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
-    """What the command says of storage, over what the data set remembers; None when it says nothing."""
+def _settings(config: BuildOptions, root: Root) -> ShardSettings | None:
+    """The data set's settings of storage, changed by the command's; None if it gives none."""
     asked = {name: getattr(config, name) for name in ("codec", "quality", "stored_size", "max_samples")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not asked:
@@ -161,5 +160,15 @@ def _settings(config: BuildConfig, root: Root) -> ShardSettings | None:
     return ShardSettings(**{**remembered, **asked})
 
 
+def documentation() -> str:
+    """What --help prints: this module's docstring with a line for each raw layout."""
+    lines = [
+        f"      {layout.usage + (' name=N domain=D' if not layout.public else ''):<36} {layout.help}"
+        for layout in layouts().values()
+    ]
+    grouped = " and ".join(layout.keyword for layout in layouts().values() if layout.group_by_folder)
+    return (__doc__ or "").replace("{layouts}", "\n".join(lines)).replace("{group_by_folder}", grouped)
+
+
 if __name__ == "__main__":
-    launch(main, __doc__)
+    launch(main, documentation())

@@ -1,19 +1,19 @@
-"""Make a data set in which the images of one stain have the look of another.
+"""Write a data set in which the images of one stain have the look of another.
 
 usage:
   accelerate launch launchers/normalize_stains.py shards=DIR out=DIR run=RUN [policy=to_a]
   accelerate launch launchers/normalize_stains.py shards=DIR out=DIR method=NAME a=DOMAIN b=DOMAIN [policy=to_a]
-      shards=DIR         a data set with images of two stains; it is not changed. A folder, or a URL in a store:
+      shards=DIR         a data set with images of two stains, which stays as it is: a folder, or a URL in a store,
                          s3://bucket/prefix, with cache=DIR cache_size=GB as for training
-      out=DIR            the new data set: normalised images, and all others by reference to shards=
+      out=DIR            the new data set: normalised images, and references to all others in shards=
       run=RUN            a run of train_stain_gan.py
       method=NAME        reinhard, reinhard_domain or macenko, fitted on training images
-      policy=to_a        b's images take the stain of a; to_b: the reverse; thesis: for each cell type the
-                         domain with fewer takes the other's, training images only, since it needs the label
-      image_size=256     of the normalised images, for method= (a run has its own)
-  Killed, the same command goes on where it stopped. A normalised image keeps its split and names its parent; its
-  domain is <old>_as_<new>. A classifier trained on the new data set carries the normaliser with it:
-  predict.py and evaluate.py then apply it to raw images.
+      policy=to_a        images of b take the stain of a; to_b: the reverse; thesis: of each cell type, the domain with
+                         fewer images takes the other's stain (training images only, as it needs the label)
+      image_size=256     side of the normalised images in pixels, for method= (a run has its own)
+  The same command resumes an interrupted one. A normalised image keeps its split and names its parent; its domain is
+  <old>_as_<new>. A classifier trained on the new data set has a copy of the normaliser: predict.py and evaluate.py
+  apply it to raw images.
 
 example:
   accelerate launch launchers/normalize_stains.py shards=data/blood run=runs/stain out=data/normalized
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     config.require_dataset()
     if config.run:
         read_run_config(Path(config.run))
-    # Here, for neither --help nor a mistake need wait for torch.
+    # Imported here: --help and a refused argument must not wait for torch.
     from trainer.learners.topology import join_processes, leave_processes
     from trainer.tasks.stain.normalization import normalize_dataset
 

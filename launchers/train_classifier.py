@@ -8,9 +8,8 @@ usage:
       cache=DIR             keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100        gigabytes that they take at most; those used longest ago make room
       run=DIR               where the run is written; the same command goes on after a stop
-      model=senet154_ge     or senet_small_ge, senet_tiny_ge, senet154; the rivals vgg19, resnet50, inception_v3,
-                            xception, efficientnet, resnext101, se_resnext50, sequential_cnn, naive_bayes;
-                            timm (any of its models, with model.timm_name=...)
+      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; one of
+                            {models:classification}
       model.weights=RUN     begins with another run's weights, those of a file, or timm's (pretrained)
       seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of
                             the data set, learned from are not scored; without it such a training is refused
@@ -18,7 +17,9 @@ usage:
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
+      train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
       optimizer.learning_rate=0.001
+      data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 
 example:
@@ -30,8 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 
@@ -54,31 +54,16 @@ class QuickstartConfig(ClassifierRunConfig):
 
 
 def main(arguments: Sequence[str]) -> None:
-    quickstart = not any(argument.startswith(("shards=", "run=")) for argument in arguments)
-    config: ClassifierRunConfig
-    if quickstart:
-        config = read_config(QuickstartConfig, "quickstart", arguments)
-    else:
-        config = read_config(ClassifierRunConfig, "train_classifier", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_classifier.py needs shards=DIR and run=DIR, or no argument for the tour on phantoms")
-    if not quickstart:
-        config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from accelerate import PartialState
+    if any(argument.startswith(("shards=", "run=")) for argument in arguments):
+        train_run(read_config(ClassifierRunConfig, "train_classifier", arguments), "train_classifier.py")
+        return
+    config = read_config(QuickstartConfig, "quickstart", arguments)
 
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.classification.training import train_classifier
+    def prepare(rank: int) -> None:
+        if rank == 0:
+            _make_phantom_dataset(config)
 
-    topology = join_processes()
-    if isinstance(config, QuickstartConfig):
-        with PartialState().main_process_first():
-            if topology.rank == 0:
-                _make_phantom_dataset(config)
-    report = train_classifier(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(report.resolve())
+    train_run(config, "train_classifier.py", prepare)
 
 
 def _make_phantom_dataset(config: QuickstartConfig) -> None:

@@ -7,13 +7,14 @@ usage:
       cache=DIR                keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100           gigabytes that they take at most; those used longest ago make room
       run=DIR                  where the run is written; the same command goes on where it stopped
-      model=NAME               c_wgan_gp (default), cwgan_gp, ac_gan, cgan, info_gan or dcgan
+      model=NAME               default c_wgan_gp; one of {models:conditional}
       data.cell_types=[A,B]    the types to make; default: basophil, eosinophil, erythroblast, immature granulocyte,
                                lymphocyte, monocyte, myeloblast, platelet, of those with training images
       data.domains=[A]         learn from the images of these stains only
       data.image_size=128 train.epochs=100 train.global_batch=64 ...   see configs/train_conditional_gan.yaml
-  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and a sheet of real and generated
-  cells to RUN/samples at the end of each epoch. An epoch shows every model the same number of real images.
+      data.augment.KEY=     {augmentations}
+  Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, a sheet of real and generated cells to
+  RUN/samples at the end of each epoch, and RUN/report.html. An epoch shows every model the same number of real images.
 
 example:
   accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_conditional_gan.py \\
@@ -22,25 +23,12 @@ example:
 
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.conditional.config import ConditionalRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = read_config(ConditionalRunConfig, "train_conditional_gan", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_conditional_gan.py needs shards=DIR and run=DIR; see --help")
-    config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.conditional.training import train_conditional_model
-
-    topology = join_processes()
-    run = train_conditional_model(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(run.resolve())
+    train_run(read_config(ConditionalRunConfig, "train_conditional_gan", arguments), "train_conditional_gan.py")
 
 
 if __name__ == "__main__":

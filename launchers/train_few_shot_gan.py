@@ -7,14 +7,16 @@ usage:
       cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
-      model=NAME          few_shot_meta (default), few_shot_meta_thesis, figr, mine_gan, which learn from the rich
-                          types before, or fast_gan, diff_augment, which see a rare type alone
+      model=NAME          default few_shot_meta; fast_gan and diff_augment see a rare type alone, the others learn
+                          from rich types first; one of
+                          {models:few_shot}
       rare_types=[...]    cell types to adapt to; default: those with fewer than 100 training images
       rich_types=[...]    cell types to learn from before; default: all others
       origins=[real]      rich types' images of these origins only; default: real, normalized and synthetic
       model.meta=false    few_shot_meta or figr from its initial weights, without meta-training
       adaptation.images=80000   budget of each rare type, the same for every model
       shots=8 data.image_size=128 train.epochs=8 train.global_batch=8 ...   see configs/train_few_shot_gan.yaml
+      data.augment.KEY=     {augmentations}
   Writes losses to RUN/metrics.jsonl and RUN/tensorboard, sheets of cells to RUN/samples, and for each rare type
   weights and losses to RUN/adapted/TYPE. Then: launchers/synthesize.py.
 
@@ -25,25 +27,12 @@ example:
 
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.few_shot.config import FewShotRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = read_config(FewShotRunConfig, "train_few_shot_gan", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_few_shot_gan.py needs shards=DIR and run=DIR; see --help")
-    config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.few_shot.training import train_few_shot_model
-
-    topology = join_processes()
-    run = train_few_shot_model(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(run.resolve())
+    train_run(read_config(FewShotRunConfig, "train_few_shot_gan", arguments), "train_few_shot_gan.py")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ usage:
       cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100      gigabytes that they take at most; those used longest ago make room
       run=DIR             where the run is written; the same command goes on where it stopped
-      model=NAME          w_cyclegan_gp (default), w_cyclegan_gp_thesis, cyclegan, pix2pix, or
-                          stain_student model.teacher=RUN, a fast pixelwise copy of a trained generator
+      model=NAME          default w_cyclegan_gp; stain_student model.options.teacher=RUN is a fast pixelwise copy of
+                          a trained generator; one of
+                          {models:stain}
       a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
       matching=cell_type  or none: draw images as they come, unlabelled ones too
       data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
+      data.augment.KEY=     {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and sheets of cells to RUN/samples
   at the end of each epoch. Then: launchers/normalize_stains.py.
 
@@ -22,25 +24,12 @@ example:
 
 from collections.abc import Sequence
 
-from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import launch, read_config, train_run
 from trainer.tasks.stain.config import StainRunConfig
 
 
 def main(arguments: Sequence[str]) -> None:
-    config = read_config(StainRunConfig, "train_stain_gan", arguments)
-    if not config.shards or not config.run:
-        raise UserError("train_stain_gan.py needs shards=DIR and run=DIR; see --help")
-    config.require_dataset()
-    # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes, leave_processes
-    from trainer.tasks.stain.training import train_stain_model
-
-    topology = join_processes()
-    run = train_stain_model(config, topology)
-    leave_processes()
-    if topology.rank == 0:
-        print(run.resolve())
+    train_run(read_config(StainRunConfig, "train_stain_gan", arguments), "train_stain_gan.py")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from data_pipeline.catalog import Dataset, Sample, content_hash, from_table, write_catalog
+from data_pipeline.catalog import Dataset, Sample, catalog_bytes, content_hash, from_table
 from data_pipeline.shards.build_files import DATASET_FILE, mirror_of
 from data_pipeline.shards.store import CATALOG_FILE
 
@@ -13,7 +13,7 @@ def forge(dataset: Dataset, change: Callable[[list[Sample], dict[str, Any]], Non
     rows, metadata = from_table(dataset.table), dataset.metadata
     change(rows, metadata)
     metadata["content_hash"] = content_hash(rows)
-    write_catalog(dataset.root / CATALOG_FILE, rows, metadata)  # type: ignore[operator]
+    (dataset.root / CATALOG_FILE).write_bytes(catalog_bytes(rows, metadata))  # type: ignore[operator]
     (dataset.root / DATASET_FILE).write_bytes(mirror_of(metadata))  # type: ignore[operator]
     return Dataset.open(dataset.root)
 

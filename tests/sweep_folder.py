@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.classifiers.config import ClassifierConfig
+from tests.evaluations import evaluation_of
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
-from trainer.metrics.classification import score
-from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from trainer.metrics.evaluation import ClassifierEvaluation, ScoredData, predictions_frame, save_evaluation
 from trainer.metrics.records import FORMAT_VERSION
 from trainer.tasks.classification.config import ClassifierRunConfig
 
@@ -85,7 +85,7 @@ def add_answers(
     normalized: bool = False,
     parents: bool = True,
     types: Sequence[str] = TYPES,
-) -> dict[str, Any]:
+) -> ClassifierEvaluation:
     """The run's own test split: labels, predicted int64 [n]. normalized: the images are normalised ones.
 
     The raw image of row i is "raw i" whatever the run; parents: whether a normalised one names it.
@@ -100,14 +100,9 @@ def add_answers(
     samples["cell_type"] = [types[label] for label in labels]
     table = np.full((n, len(types)), 0.1 / (len(types) - 1))
     table[np.arange(n), predicted] = 0.9
-    record = {
-        "dataset": {"path": "/data/cells", "content_hash": HASH, "split": "test", "domains": ["giemsa"], "count": n},
-        "checkpoint": {"file": "step-000008", "step": 8, "sha256": "c0ffee" * 10},
-        "normalizer": {"normalizer": "reinhard"} if normalized else None,
-        "cell_types": list(types),
-        "not_scored": {},
-        "scores": score(table, labels, list(groups), types, bootstrap_samples=0),
-    }
+    normalizer = {"normalizer": "reinhard"} if normalized else None
+    data = ScoredData("/data/cells", HASH, "test", ["giemsa"], n)
+    record = evaluation_of(data, table, labels, list(groups), types, 0, normalizer=normalizer)
     save_evaluation(run, record, predictions_frame(samples, table, types), own_test=True)
     return record
 

@@ -1,4 +1,4 @@
-"""A balanced data set: the images of another one, and generated ones beside them where a type has few (contract C4)."""
+"""A balanced data set: all images of another one, and generated ones for cell types with few images (contract C4)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,22 @@ from data_pipeline.lineage import lineage
 from data_pipeline.shards.store import folder_of
 from data_pipeline.shards.writer import ShardSettings
 
-# Real images whose stored size is looked at; ids are hashes, so the first ones are a random sample.
+# Real images whose stored size is measured; ids are hashes, so the first ones are a random sample.
 _MEASURED = 200
-# Generated images in memory at a time.
-_READ_AT_ONCE = 128
+_READ_AT_ONCE = 128  # generated images in memory
 
 
 @dataclass(frozen=True)
 class _Bank:
-    """A bank in use. name: the source of its images. side: in pixels, at which they are stored."""
+    """A bank in use."""
 
-    name: str
+    name: str  # source of its images
     images: ImageBank
-    side: int
+    side: int  # pixels, of the stored images
 
     @property
     def crop(self) -> float:
-        """Share of the sides of its domain's images that its generator was shown."""
+        """Fraction of the sides of its domain's images that its generator was shown."""
         data = self.images.made_by.get("config", {}).get("data", {})
         return float(data.get("crop", {}).get(self.images.domain, 1.0))
 
@@ -62,10 +62,10 @@ def balance_dataset(
     barrier: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write the data set of `config.out`; the report (as of build_shards.py) comes back.
+    """Write the data set `config.out`; returns the report, as build_shards.py does.
 
-    Generated images are training images, stored like all others. rank, world_size, barrier: of the processes that
-    derive together, taken up where they were killed (`derive_dataset`). UserError for what the user can mend.
+    Generated images are training images, stored like all others. An interrupted command is resumed. rank, world_size,
+    barrier: as of `derive_dataset`. UserError for a user's mistake.
     """
     parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     settings = ShardSettings(**parent.metadata["settings"])
@@ -93,14 +93,14 @@ def balance_dataset(
     made = [_template(bank, row) for bank, row in chosen]
     with tempfile.TemporaryDirectory() as folder:
         _learned_from(parent, banks, config.best).save(Path(folder))
-        # A classifier of the parent's normalised images needs their normaliser here too.
+        # A classifier of the parent's normalised images needs their normaliser.
         attachments = {name: parent.attachment_path(name) for name in parent.metadata.get("attachments", {})}
         return derive_dataset(
             out,
             parent,
             kept=from_table(parent.table),
             made=made,
-            render=_Renderer({template.id: image for template, image in zip(made, chosen, strict=True)}),
+            render=partial(_render, {template.id: image for template, image in zip(made, chosen, strict=True)}),
             made_by=made_by,
             settings=settings,
             attachments={**attachments, FILE: Path(folder) / FILE},
@@ -113,7 +113,7 @@ def balance_dataset(
 
 
 def _learned_from(parent: Dataset, banks: Sequence[_Bank], best: str | None) -> LearnedImages:
-    """What made the images, or chose among them, learned from."""
+    """What the generators, and the judges that chose among their images, learned from."""
     parts = [learned_by_makers(parent)]
     for bank in banks:
         parts.append(learned_by_bank(bank.images.root).through(f"{bank.name} (bank)"))
@@ -124,7 +124,7 @@ def _learned_from(parent: Dataset, banks: Sequence[_Bank], best: str | None) -> 
 
 
 def training_counts(dataset: Dataset, domains: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
-    """Training images as {cell type: {"real": n, "synthetic": n}}, normalised ones among the real."""
+    """Training images as {cell type: {"real": n, "synthetic": n}}; normalised ones count as real."""
     rows = dataset.samples(splits=["train"], domains=domains, columns=["cell_type", "origin"])
     counts = {name: {"real": 0, "synthetic": 0} for name in CELL_TYPES}
     for cell_type, origin in zip(rows["cell_type"], rows["origin"], strict=True):
@@ -134,7 +134,7 @@ def training_counts(dataset: Dataset, domains: Sequence[str] | None = None) -> d
 
 
 def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """The counts as a table of the types that there are."""
+    """The counts as a table, without types that have no image."""
     width = max(map(len, counts))
     lines = [f"{'training images':{width}} {'real':>9} {'synthetic':>9} {'total':>9}"]
     for cell_type, count in counts.items():
@@ -144,7 +144,7 @@ def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None) -> list[_Bank]:
-    """The banks, each of which may go with this data set; UserError for one that may not."""
+    """The banks. UserError for one that does not fit the data set."""
     sources, ancestors = set(parent.samples(columns=["source"])["source"]), lineage(parent)
     stains = set(parent.samples(splits=["train"], domains=config.domains, columns=["domain"])["domain"])
     banks: list[_Bank] = []
@@ -173,7 +173,7 @@ def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None)
 
 
 def stored_side(dataset: Dataset, domain: str) -> int:
-    """Median of the shorter side, in pixels, of the training images of a domain as they are stored."""
+    """Median of the shorter side, in pixels, of a domain's stored training images."""
     rows = dataset.samples(splits=["train"], domains=[domain]).iloc[:_MEASURED]
     encoded = (dataset.read_encoded(row) for row in rows.itertuples(index=False))
     return statistics.median_low(min(Image.open(io.BytesIO(image)).size) for image in encoded)
@@ -182,7 +182,7 @@ def stored_side(dataset: Dataset, domain: str) -> int:
 def _choose(
     banks: Sequence[_Bank], counts: Mapping[str, Mapping[str, int]], config: BalanceConfig
 ) -> tuple[list[tuple[_Bank, int]], list[str]]:
-    """The generated images (bank, row) that are added, and what there is to say of them."""
+    """The generated images (bank, row) to add, and warnings."""
     chosen: list[tuple[_Bank, int]] = []
     warnings = [
         f"{bank.name}: its images of {bank.images.image_size} px are stored at {bank.side} px, as the real ones are"
@@ -198,7 +198,7 @@ def _choose(
     per_type = int(config.per_type or 0)
     for cell_type, count in counts.items():
         there = sum(count.values())
-        held = [(bank, int(row)) for bank in banks for row in _rows_of(bank.images, cell_type)]
+        held = [(bank, row) for bank in banks for row in _rows_of(bank.images, cell_type)]
         if config.best is not None:
             scores = {bank.name: bank.images.scores[config.best] for bank in banks}
             held.sort(key=lambda image: -float(scores[image[0].name][image[1]]))
@@ -208,15 +208,15 @@ def _choose(
     return chosen, warnings
 
 
-def _rows_of(bank: ImageBank, cell_type: str) -> npt.NDArray[np.int64]:
+def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:
     """Rows of a type's images, in the order of their indices."""
     if cell_type not in bank.cell_types:
-        return np.empty(0, np.int64)
-    return np.flatnonzero(bank.labels == bank.cell_types.index(cell_type))
+        return []
+    return np.flatnonzero(bank.labels == bank.cell_types.index(cell_type)).tolist()
 
 
 def _template(bank: _Bank, row: int) -> Sample:
-    """The generated image's row, before it is stored: its id is that of the recipe."""
+    """The template of a generated image's row (`derive_dataset`)."""
     images = bank.images
     cell_type = images.cell_types[images.labels[row]]
     recipe = f"{images.facts.identity} {row} {images.digests[row].tobytes().hex()} {bank.side}"
@@ -235,20 +235,14 @@ def _template(bank: _Bank, row: int) -> Sample:
     )
 
 
-class _Renderer:
-    """Pixels of generated images, at the side at which they are stored."""
-
-    def __init__(self, image_of: Mapping[str, tuple[_Bank, int]]) -> None:
-        self._image_of = image_of
-
-    def __call__(self, rows: Sequence[Sample]) -> Iterator[npt.NDArray[np.uint8]]:
-        """uint8 [side, side, 3] RGB of each row, in their order; rows are of one bank, as a shard's are."""
-        for first in range(0, len(rows), _READ_AT_ONCE):
-            wanted = [self._image_of[row.id] for row in rows[first : first + _READ_AT_ONCE]]
-            bank = wanted[0][0]
-            for pixels in bank.images.images([row for _, row in wanted]):
-                image = Image.fromarray(pixels)
-                if image.width != bank.side:
-                    # Else an image's size would tell its origin, and with it, of a scarce type, its label.
-                    image = image.resize((bank.side, bank.side), Image.Resampling.LANCZOS)
-                yield np.asarray(image)
+def _render(image_of: Mapping[str, tuple[_Bank, int]], rows: Sequence[Sample]) -> Iterator[npt.NDArray[np.uint8]]:
+    """uint8 [side, side, 3] RGB of each row, in their order; rows are of one bank, as a shard's are."""
+    for first in range(0, len(rows), _READ_AT_ONCE):
+        wanted = [image_of[row.id] for row in rows[first : first + _READ_AT_ONCE]]
+        bank = wanted[0][0]
+        for pixels in bank.images.images([row for _, row in wanted]):
+            image = Image.fromarray(pixels)
+            if image.width != bank.side:
+                # Else an image's size would betray its origin and, for a scarce type, its label.
+                image = image.resize((bank.side, bank.side), Image.Resampling.LANCZOS)
+            yield np.asarray(image)

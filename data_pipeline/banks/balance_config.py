@@ -7,20 +7,13 @@ from data_pipeline.dataset_config import DatasetConfig
 
 @dataclass(frozen=True)
 class BalanceConfig(DatasetConfig):
-    """What is added to which data set.
+    """What is added to which data set (`shards`)."""
 
-    shards, cache, cache_size: see DatasetConfig. banks: image banks of synthesize.py, in the order in which they are
-    used; each gives its folder's name to its images as their source. out: the new data set. per_type: training images
-    that each type is brought to; a type with more keeps them all. best: name of a score, whose highest come first;
-    null takes the first images of each bank. domains: those whose training images count, as data.domains of the
-    classifier; null counts all. Images of others are kept all the same.
-    """
-
-    banks: list[str] = field(default_factory=list)
-    out: str | None = None
-    per_type: int | None = None
-    best: str | None = None
-    domains: list[str] | None = None
+    banks: list[str] = field(default_factory=list)  # of synthesize.py, in order of use; the folder names the source
+    out: str | None = None  # the new data set
+    per_type: int | None = None  # training images of each type; a type with more keeps them all
+    best: str | None = None  # name of a score, highest first; null: the first images of each bank
+    domains: list[str] | None = None  # whose training images count, as data.domains of the classifier; null: all
 
     def __post_init__(self) -> None:
         super().__post_init__()

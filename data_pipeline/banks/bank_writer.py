@@ -1,7 +1,7 @@
-"""Filling an image bank: many processes, each shard of its arrays written by one of them, killed at any moment.
+"""Filling an image bank by many processes; each shard of its arrays is written by one rank.
 
-A shard is begun anew only for the images it lacks; those it has are kept as they are, so a bank also grows by
-going on. Until the last rename a reader sees the smaller bank that was finished before, or none.
+An interrupted bank is resumed, and a finished one grows, by making only the images that are missing. Until the last
+rename a reader sees the earlier, smaller bank, or none.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from data_pipeline.banks.image_bank import (
     open_arrays,
     read_facts,
     read_manifest,
-    secure,
     write_facts,
 )
-from data_pipeline.disk import TEMPORARY_PREFIX, naming
+from data_pipeline.disk import TEMPORARY_PREFIX, naming, sync
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
 
-# Images uint8 [k, S, S, 3] RGB and latents float32 [k, latent_size] of a cell type's indices.
+# (cell type, indices [k]) -> images uint8 [k, S, S, 3] RGB and latents float32 [k, latent_size].
 Draw = Callable[[str, npt.NDArray[np.int64]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
 _Block = dict[str, npt.NDArray[Any]]
 
@@ -54,32 +53,32 @@ def fill_bank(
     barrier: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> ImageBank:
-    """Bring a bank to `count` images of each type; the finished bank comes back in every process.
+    """Fill a bank up to `count` images of each type; returns the finished bank on every rank.
 
-    One that was cut off is gone on with, one that holds fewer grows, one that holds more stays. rank, world_size,
-    barrier: of the processes that fill it together. UserError when the folder holds anything else, images of
-    another generator, seed or types among it, or when another command is at work there.
+    An interrupted bank is resumed, a smaller one grows, a larger one is kept. barrier: returns when every rank has
+    called it. UserError when the folder holds anything else, such as images of another generator, seed or types, or
+    when another command is at work there.
     """
     root = Path(os.path.abspath(root))
-    # Every process looks before any writes, so all come to the same end.
+    # Every rank looks before any writes, so all take the same branch.
     _refuse_other(root, facts)
     rows = count * len(facts.cell_types)
     if read_manifest(root) is not None:
-        finished = ImageBank.open(root)  # nothing is added to one that is damaged
+        finished = ImageBank.open(root)  # a damaged bank does not grow
         if len(finished) >= rows:
             return finished
-    barrier()  # all have looked
+    barrier()  # all ranks have looked
     root.mkdir(parents=True, exist_ok=True)
     with naming(root), bank_lock(root) if rank == 0 else nullcontext():
         if rank == 0:
             _prepare(root, facts, rows)
-        barrier()  # the arrays are there, and large enough
+        barrier()  # the arrays exist and are large enough
         mine = range(rank, -(-count // INDICES_PER_SHARD), world_size)
         _fill_shards(root, facts, count, draw, mine, progress and rank == 0)
         barrier()  # every shard is on disk
         if rank == 0:
             _finish(root, facts, rows)
-        barrier()  # the bank is there for all
+        barrier()  # the bank is finished
     return ImageBank.open(root)
 
 
@@ -87,7 +86,7 @@ def _refuse_other(root: Path, facts: BankFacts) -> None:
     there = read_facts(root)
     if there is None:
         foreign = sorted(path.name for path in root.iterdir() if path.name != LOCK_FILE) if root.is_dir() else []
-        # A file that was being written when its process was killed.
+        # A file that an interrupted process was writing.
         foreign = [name for name in foreign if not name.endswith(".partial")]
         if foreign or (root.exists() and not root.is_dir()):
             raise UserError(f"{root}: no image bank, yet it holds {(foreign or ['a file'])[0]}; name a new folder")
@@ -104,13 +103,13 @@ def _difference(there: BankFacts, facts: BankFacts) -> str:
 
 
 def _prepare(root: Path, facts: BankFacts, rows: int) -> None:
-    """Group and arrays for so many rows, and nothing half-written beside them."""
+    """Create or resize the group and its arrays, and remove incomplete files."""
     for path in [*root.rglob("*.partial"), *root.glob(f"{TEMPORARY_PREFIX}*")]:
         path.unlink()
     if read_facts(root) is None:
         write_facts(root, facts)
     side, shard = facts.image_size, INDICES_PER_SHARD * len(facts.cell_types)
-    # Images lie one by one in a shard: a reader takes any of them without its neighbours.
+    # A chunk is one image, so that a reader takes any image without its neighbours.
     layouts: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
         "images": ((side, side, 3), np.uint8, {"chunks": (1, side, side, 3), "shards": (shard, side, side, 3)}),
         "latents": ((facts.latent_size,), np.float32, {"chunks": (shard, facts.latent_size), "fill_value": np.nan}),
@@ -131,7 +130,7 @@ def _prepare(root: Path, facts: BankFacts, rows: int) -> None:
 
 
 def _fill_shards(root: Path, facts: BankFacts, count: int, draw: Draw, shards: range, progress: bool) -> None:
-    """Make what is missing in this process's shards."""
+    """Make the missing images of this rank's shards."""
     types = len(facts.cell_types)
     with damage_is_users(root):
         arrays = open_arrays(root, "r+")
@@ -149,7 +148,7 @@ def _fill_shards(root: Path, facts: BankFacts, count: int, draw: Draw, shards: r
 
 
 def _kept(root: Path, arrays: dict[str, Any], rows: slice) -> _Block:
-    """What a shard holds already, which is written again beside what it lacks. UserError when it is damaged."""
+    """The finished rows of a shard, which are written again with the new ones. UserError when they are damaged."""
     with damage_is_users(root):
         kept = {name: arrays[name][rows] for name in ARRAYS}
         if not np.array_equal(hash_images(kept["images"]), kept["sha256"]):
@@ -160,14 +159,14 @@ def _kept(root: Path, arrays: dict[str, Any], rows: slice) -> _Block:
 def _draw_rows(
     facts: BankFacts, draw: Draw, indices: npt.NDArray[np.int64], advance: Callable[[int], object]
 ) -> _Block:
-    """Rows of every array for these indices of all types."""
+    """New rows of every array for these indices, all types."""
     images, latents = [], []
     for cell_type in facts.cell_types:
         of_type, numbers = draw(cell_type, indices)
         images.append(of_type)
         latents.append(numbers)
         advance(len(indices))
-    # An index's types are neighbours: [k, types, ...] -> [k * types, ...]
+    # [k, types, ...] -> [k * types, ...]: the types of one index are adjacent.
     joined = np.stack(images, axis=1).reshape(-1, *images[0].shape[1:])
     return {
         "images": joined,
@@ -178,19 +177,19 @@ def _draw_rows(
 
 
 def _write_shard(root: Path, arrays: dict[str, Any], shard: int, first: int, block: _Block) -> None:
-    """The hashes last, when everything else is on disk: they say that it is."""
+    """Write a shard of every array, the hashes last, when the rest is on disk: they mark the rows as complete."""
     for name in ARRAYS:
         arrays[name][first : first + len(block[name])] = block[name]
         chunks = root / name / "c"
         mine = chunks / str(shard)
         for path in (*mine.rglob("*"), mine, chunks):
-            secure(path)
+            sync(path)
 
 
 def _finish(root: Path, facts: BankFacts, rows: int) -> None:
     arrays = open_arrays(root)
     labels, digests = arrays["labels"][:rows], arrays["sha256"][:rows]
     if not digests.any(axis=1).all():
-        raise RuntimeError(f"{root}: a shard was not made by the process whose part it is")
+        raise RuntimeError(f"{root}: a shard was not made by its rank")
     commit_manifest(root, {"images": rows, "content_hash": content_hash(facts, labels, digests), "scores": {}})
     shutil.rmtree(root / "scores", ignore_errors=True)  # they covered fewer images

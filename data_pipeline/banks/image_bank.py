@@ -1,17 +1,14 @@
-"""A bank of generated images: a Zarr v3 group that grows at its end, and that a reader trusts only when finished.
+"""A bank of generated images: a Zarr v3 group that grows at its end and can be read only when finished.
 
-Image number `index` of cell type number `t` is row `index * len(cell_types) + t` of every array, so that a bank
-with more images of each type begins with the rows of the smaller one. `bank.json` is the commit point: how many
-rows count, their content hash and the scores that cover them. A row's SHA-256 is written last, so a row that has
-one is whole.
+Image `index` of cell type `t` is row `index * len(cell_types) + t` of every array, so a larger bank begins with the
+rows of a smaller one. `bank.json` is the commit point: the number of rows, their content hash and the scores of all of
+them. A row's SHA-256 is written last, so a row that has one is complete.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,18 +20,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from filelock import Timeout
 
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import naming, replace_through, sync_folder
+from data_pipeline.disk import file_lock, naming, replace_through, sync
 from data_pipeline.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "bank.json"
 LOCK_FILE = ".lock"
-# Images of each type in one shard of the arrays: what one process makes, and what is lost when it is killed.
+# Images of each type in one shard of the arrays: the unit of work, lost when a process is killed.
 INDICES_PER_SHARD = 64
 ARRAYS = ("images", "latents", "labels", "sha256")
-# Banks and scores give their names to files (shards, arrays).
+# Names of banks and scores become file names (shards, arrays).
 NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 _GROUP_FILE = "zarr.json"
@@ -43,28 +41,24 @@ _SCORES = "scores"
 
 @dataclass(frozen=True)
 class BankFacts:
-    """What all images of a bank share.
+    """What all images of a bank share."""
 
-    made_by: what the generator says of itself, with the seed, as JSON. domain: the stain they are filed under.
-    image_size: side in pixels. latent_size: numbers of a latent vector.
-    """
-
-    made_by: dict[str, Any]
-    domain: str
+    made_by: dict[str, Any]  # the generator's name, checkpoint, dataset_hash and config, and the seed, as JSON
+    domain: str  # stain of the images
     cell_types: tuple[str, ...]
-    image_size: int
-    latent_size: int
+    image_size: int  # side in pixels
+    latent_size: int  # elements of a latent vector
 
     @property
     def generator(self) -> dict[str, Any]:
-        """`made_by` without the generator's settings, which its checkpoint's hash stands for and which name folders."""
+        """`made_by` without the config, which names folders; the checkpoint's hash stands for it."""
         return {name: value for name, value in self.made_by.items() if name != "config"}
 
     @property
     def identity(self) -> str:
         """SHA-256 hex of what decides the images."""
-        told = {**asdict(self), "made_by": self.generator}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        decisive = {**asdict(self), "made_by": self.generator}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 class ImageBank:
@@ -82,9 +76,9 @@ class ImageBank:
 
     @classmethod
     def open(cls, root: Path) -> ImageBank:
-        """Open a bank; UserError when there is none, when it is unfinished or damaged.
+        """Open a bank. UserError when there is none, or it is unfinished or damaged.
 
-        Looks at one image of every shard; `images` looks at each that it reads.
+        Checks one image of every shard; `images` checks each that it reads.
         """
         root = Path(root)
         facts, manifest = read_facts(root), read_manifest(root)
@@ -106,7 +100,7 @@ class ImageBank:
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """The types of its images; `labels`, int64 [n], are positions among them."""
+        """Its cell types; `labels`, int64 [n], are indices into them."""
         return self.facts.cell_types
 
     @property
@@ -115,16 +109,14 @@ class ImageBank:
 
     @property
     def domain(self) -> str:
-        """The stain that its images are filed under."""
         return self.facts.domain
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """What the generator says of itself (name, checkpoint, dataset_hash, config), and the seed."""
         return self.facts.made_by
 
     def images(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """RGB images uint8 [k, S, S, 3] of these rows, in their order; UserError when one of them is damaged."""
+        """RGB images uint8 [k, S, S, 3] of these rows, in their order. UserError when one is damaged."""
         rows = np.asarray(rows, np.int64)
         images: npt.NDArray[np.uint8] = self._read("images", rows)
         if len(rows) and not np.array_equal(hash_images(images), self.digests[rows]):
@@ -132,17 +124,17 @@ class ImageBank:
         return images
 
     def latents(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Latent vectors float32 [k, latent_size] of these rows, in their order; UserError when they are damaged."""
+        """Latent vectors float32 [k, latent_size] of these rows, in their order. UserError when one is damaged."""
         latents: npt.NDArray[np.float32] = self._read("latents", np.asarray(rows, np.int64))
         if not np.isfinite(latents).all():
             raise _damaged(self.root, "latents are missing")
         return latents
 
     def write_scores(self, name: str, values: npt.ArrayLike) -> None:
-        """Add a score of every image, float [n], or replace it whole; `best=name` of balance.py takes the highest.
+        """Add or replace a score, float [n], one for every image; `best=name` of balance.py takes the highest.
 
-        By one process. ValueError for values that are not one finite number for each image, UserError when the
-        bank has grown since it was opened: scores of fewer images than it holds are not kept.
+        Call on one rank. ValueError unless there is one finite number for each image; UserError when the bank has
+        changed since it was opened.
         """
         numbers = np.ascontiguousarray(values, np.float32)
         if numbers.shape != (len(self),) or not np.isfinite(numbers).all() or not NAME.fullmatch(name):
@@ -153,10 +145,10 @@ class ImageBank:
                 raise UserError(f"{self.root}: the image bank has changed since it was opened; score it again")
             entry = _scores_entry(name, numbers)
             if manifest["scores"].get(name) != entry:
-                shutil.rmtree(self.root / entry["array"], ignore_errors=True)  # of a command that was killed
+                shutil.rmtree(self.root / entry["array"], ignore_errors=True)  # of an interrupted command
                 zarr.save_array(str(self.root / entry["array"]), numbers, zarr_format=3)
             for path in (self.root / _SCORES).rglob("*"):
-                secure(path)
+                sync(path)
             old = manifest["scores"].get(name, entry)
             manifest["scores"][name] = entry
             commit_manifest(self.root, manifest)
@@ -167,7 +159,7 @@ class ImageBank:
     def _read(self, name: str, rows: npt.NDArray[np.int64]) -> Any:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of an image bank of {len(self)}")
-        order = np.argsort(rows)  # a shard's index is read once for rows that follow each other
+        order = np.argsort(rows)  # a shard's index is read once for consecutive rows
         with damage_is_users(self.root):
             found = self._arrays[name].oindex[rows[order]]
         return found[np.argsort(order)]
@@ -180,7 +172,7 @@ class ImageBank:
 
 
 def read_facts(root: Path) -> BankFacts | None:
-    """What the bank at `root` was begun with; None where nothing is, UserError where something else is."""
+    """The facts of the bank at `root`, finished or not; None if nothing is there. UserError for anything else."""
     try:
         attributes = json.loads((root / _GROUP_FILE).read_text()).get("attributes", {})
         if attributes.pop("image_bank") != FORMAT_VERSION:
@@ -196,18 +188,18 @@ def read_facts(root: Path) -> BankFacts | None:
 
 
 def write_facts(root: Path, facts: BankFacts) -> None:
-    """Begin a bank: its group, with the facts, and nothing in it."""
+    """Create an empty group with the bank's facts."""
     zarr.create_group(str(root), zarr_format=3, attributes={"image_bank": FORMAT_VERSION, **asdict(facts)})
 
 
 def open_arrays(root: Path, mode: str = "r") -> dict[str, Any]:
-    """The bank's Zarr arrays by name. What is all zero (black images, one type's labels) is written like the rest."""
+    """The bank's Zarr arrays by name. Chunks of zeros (black images, one type's labels) are written like others."""
     arrays = {name: zarr.open_array(str(root / name), mode=mode) for name in ARRAYS}
     return {name: array.with_config({"write_empty_chunks": True}) for name, array in arrays.items()}
 
 
 def read_manifest(root: Path) -> dict[str, Any] | None:
-    """What `bank.json` says; None for a bank that is not finished."""
+    """The content of `bank.json`; None for an unfinished bank."""
     try:
         manifest: dict[str, Any] = json.loads((root / MANIFEST_FILE).read_text())
     except FileNotFoundError:
@@ -218,9 +210,9 @@ def read_manifest(root: Path) -> dict[str, Any] | None:
 
 
 def commit_manifest(root: Path, manifest: dict[str, Any]) -> None:
-    """Put `bank.json` in its place, through to the disk."""
+    """Replace `bank.json` and wait until it is on disk."""
     replace_through(root / MANIFEST_FILE, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
-    sync_folder(root)
+    sync(root)
 
 
 def hash_images(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -230,7 +222,7 @@ def hash_images(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def content_hash(facts: BankFacts, labels: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> str:
-    """SHA-256 hex over images, labels and what made them; scores do not count, nor where the bank lies."""
+    """SHA-256 hex of images, labels and what made them; independent of scores and of the bank's folder."""
     digest = hashlib.sha256(facts.identity.encode())
     digest.update(labels.astype("<i8").tobytes())
     digest.update(digests.tobytes())
@@ -239,25 +231,13 @@ def content_hash(facts: BankFacts, labels: npt.NDArray[np.int64], digests: npt.N
 
 @contextmanager
 def bank_lock(root: Path) -> Iterator[None]:
-    """Hold the bank against other writers; UserError when one is at work."""
-    lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Lock the bank against other writers. UserError when one is at work."""
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+        lock = file_lock(root / LOCK_FILE, blocking=False).acquire()
+    except Timeout:
+        raise UserError(f"{root}: something else writes this image bank; wait until it has ended") from None
+    with lock:
         yield
-    finally:
-        os.close(lock)
-
-
-def secure(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _scores_entry(name: str, numbers: npt.NDArray[np.float32]) -> dict[str, str]:
@@ -271,7 +251,7 @@ def _damaged(root: Path, what: str) -> UserError:
 
 @contextmanager
 def damage_is_users(root: Path) -> Iterator[None]:
-    """Zarr and its codecs answer bad bytes with whatever they trip over."""
+    """Turns any error into a UserError: Zarr and its codecs raise all kinds for damaged bytes."""
     try:
         yield
     except Exception as error:

@@ -1,11 +1,8 @@
-"""From declared sources to a data set: discover, scan, curate, plan, write, commit, collect, report.
+"""From declared sources to a data set: discover, scan, curate, plan, write, commit, report.
 
-The commit is one rename of `catalog.parquet`, or in a store one PUT. New shards lie beside the old ones under
-names of their own before it, and old ones go after it: whenever a build is killed, the old data set or the
-new one is whole.
+The commit is one rename of `catalog.parquet`, or one PUT in a store. New shards are written beside the old ones before
+it, and old ones are removed after it: killed at any moment, a build leaves the old data set or the new one whole.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -14,21 +11,12 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import (
-    FORMAT_VERSION,
-    Dataset,
-    Sample,
-    check_invariants,
-    content_hash,
-    from_table,
-)
+from data_pipeline.catalog import FORMAT_VERSION, Dataset, Sample, check_invariants, content_hash, from_table
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.build_report import make_report, several_ranges
-from data_pipeline.ingest.build_warnings import names_alike, unmatched_exclusions
+from data_pipeline.ingest.build_report import make_report, names_alike, several_ranges, unmatched_exclusions
 from data_pipeline.ingest.curate import (
     DEFAULT_RATIO,
     Exclusion,
@@ -48,30 +36,27 @@ from data_pipeline.ingest.pixel_range import EIGHT_BITS
 from data_pipeline.ingest.scan import scan
 from data_pipeline.ingest.split_check import check_splits
 from data_pipeline.names import Names, shown
-from data_pipeline.parallel import TaskMap, process_map
+from data_pipeline.parallel import TaskMap, Work
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shards.build_files import BUILT, DiskSite
 from data_pipeline.shards.build_store import StoreSite
 from data_pipeline.shards.store import Root, Store, root_of
-from data_pipeline.shards.writer import (
-    PlannedShard,
-    ShardSettings,
-    ShardTask,
-    StoredImage,
-    plan_shards,
-    write_shard,
-)
-from data_pipeline.sources import RawImage, SourceDeclaration, survey
+from data_pipeline.shards.writer import LAYOUT, PlannedShard, ShardSettings, ShardTask, plan_shards, write_shard
+from data_pipeline.sources import RawImage, SourceDeclaration, layouts, survey
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """All that decides a data set besides the raw files: what was remembered, changed by what was asked."""
+    """Everything besides the raw files that decides a data set: as remembered, changed by this build's arguments."""
 
     sources: tuple[SourceDeclaration, ...]  # in the order of declaration
     settings: ShardSettings
     ratio: Ratio
     exclusions: tuple[Exclusion, ...]
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        return {declaration.name: declaration.folder for declaration in self.sources}
 
 
 def build_dataset(
@@ -86,45 +71,37 @@ def build_dataset(
     progress: bool = True,
     map_tasks: TaskMap | None = None,
 ) -> dict[str, Any]:
-    """Build a data set, or bring it up to date; the report (also in build_report.json) comes back.
+    """Build a data set, or update it; returns the report, which is also in build_report.json.
 
-    root: a folder, or the URL of one in a store.
-    Sources declared before are remembered and read again; a name declared again takes the place of the
-    old declaration. None for exclude, settings and ratio means as remembered, else the defaults; a list
-    of exclusions takes the place of the remembered one. map_tasks: who reads images and writes shards, in
-    place of `workers` processes of this machine; the same bytes come of it. UserError for whatever the user
-    can mend; the old data set is then as it was.
+    root: a folder, or its URL in a store. Sources declared before are remembered and read again; a source of the same
+    name is replaced. exclude, settings, ratio: None for the remembered ones, else the defaults; a list of exclusions
+    replaces the remembered one. map_tasks: reads images and writes shards in place of `workers` processes of this
+    machine; the bytes are the same. UserError for the user's mistakes; the old data set is then unchanged.
     """
-    started = time.monotonic()
+    started, work = time.monotonic(), Work(workers, progress, map_tasks)
     root = root_of(root)
     site = StoreSite(root) if isinstance(root, Store) else DiskSite(Path(os.path.abspath(root)))
-    root = site.root
     with site.held() as old:
-        recipe = _recipe(root, old, sources, remove, exclude, settings, ratio)
+        recipe = _recipe(site.root, old, sources, remove, exclude, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
-        samples, remarks = _scan(recipe, images, _known_facts(old, before), workers, progress, map_tasks)
-        warnings += remarks
-        folders = {declaration.name: declaration.folder for declaration in recipe.sources}
-        listed = frozenset(declaration.name for declaration in recipe.sources if declaration.kind == "table")
-        warnings += exclude_litter(
-            samples, listed, lambda row: on_disk(folders[row.source], row.path), workers, progress, map_tasks
-        )
-        warnings += _curate(samples, recipe)
+        samples, remarks = _scan(recipe, images, _known_facts(old, before), work)
+        warnings += remarks + _curate(samples, recipe, work)
+        if old is not None and old.metadata.get("layout", 1) != LAYOUT:
+            warnings.append(f"all shards are new: the old ones were not of layout {LAYOUT}, so the content hash is new")
         if not any(row.kept for row in samples):
             reason = f"{samples[0].source}:{samples[0].path}: {samples[0].reason}"
-            raise UserError(f"{root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
+            raise UserError(f"{site.root}: none of {len(samples)} images can be used (the first: {reason}); mend them")
+        standing = {name: old.metadata["shards"][name] for name in site.whole_shards(old)} if old else {}
         planned = plan_shards(samples, recipe.settings)
-        standing = _standing_shards(site, old) if old else {}
-        shards, written = _write(site.shard_folder(), recipe, planned, standing, before, workers, progress, map_tasks)
+        shards, written = _write(site.shard_folder(), recipe, planned, standing, before, work)
         metadata = _metadata(recipe, shards, content_hash(samples))
         check_invariants(samples, shards)
-        removed = set(old.metadata["shards"]) - set(shards) if old else set()
         report = make_report(
             samples,
             written=written,
             kept=len(shards) - written,
-            removed=len(removed),
+            removed=len(set(old.metadata["shards"]) - set(shards)) if old else 0,
             content_hash=metadata["content_hash"],
             warnings=warnings,
             seconds=time.monotonic() - started,
@@ -158,16 +135,16 @@ def _recipe(
         declared[declaration.name] = absolute.as_remembered(declared.get(declaration.name))
     if not declared:
         raise UserError(f"{root}: no source declared; name at least one folder or table of images")
-    if settings is None:
-        settings = ShardSettings(**remembered.get("settings", {}))
-    if ratio is None:
-        ratio = remembered.get("ratio", DEFAULT_RATIO)
-    exclusions = (
-        read_exclusions(exclude)
-        if exclude is not None
-        else [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
+    if exclude is None:
+        exclusions = [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
+    else:
+        exclusions = read_exclusions(exclude)
+    return _Recipe(
+        tuple(declared.values()),
+        settings or ShardSettings(**remembered.get("settings", {})),
+        check_ratio(remembered.get("ratio", DEFAULT_RATIO) if ratio is None else ratio),
+        tuple(exclusions),
     )
-    return _Recipe(tuple(declared.values()), settings, check_ratio(ratio), tuple(exclusions))
 
 
 def _discover(recipe: _Recipe, asked: set[str]) -> tuple[list[tuple[SourceDeclaration, RawImage]], list[str]]:
@@ -189,17 +166,14 @@ def _scan(
     recipe: _Recipe,
     images: Sequence[tuple[SourceDeclaration, RawImage]],
     known: Mapping[str, ImageFacts],
-    workers: int,
-    progress: bool,
-    map_tasks: TaskMap | None,
+    work: Work,
 ) -> tuple[list[Sample], list[str]]:
-    """A row for every image that came in, the unreadable and the hidden already excluded; and remarks on new ones."""
+    """A row for every raw image, unreadable and hidden ones already excluded; and warnings."""
     paths = [on_disk(declaration.folder, image.path) for declaration, image in images]
     samples = []
     ranges: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for (declaration, image), file in zip(images, scan(paths, known, workers, progress, map_tasks), strict=True):
-        facts = file.facts
-        identity = file.id or hashlib.sha256(image.path.encode()).hexdigest()  # what is no file has its name alone
+    for (declaration, image), (file, facts) in zip(images, scan(paths, known, work), strict=True):
+        identity = file or hashlib.sha256(image.path.encode()).hexdigest()  # a path that is no file has no bytes
         group = group_name(declaration.name, image.group, identity)
         row = Sample(
             id=identity,
@@ -227,86 +201,82 @@ def _scan(
 
 
 def _known_facts(old: Dataset | None, before: Sequence[Sample]) -> dict[str, ImageFacts]:
-    """What the data set remembers of raw files, by id, unless they are decoded otherwise now."""
+    """What the old data set knows of raw files, by id; nothing if files are decoded otherwise now."""
     if old is None or old.metadata.get("decoding") != DECODING:
         return {}
-    return {row.id: _remembered_facts(row) for row in before}
+    facts = {}
+    for row in before:
+        problem = row.reason.partition(": ")[2] if row.perceptual_hash is None else ""
+        facts[row.id] = ImageFacts(row.width, row.height, row.perceptual_hash, problem)
+    return facts
 
 
-def _remembered_facts(row: Sample) -> ImageFacts:
-    problem = row.reason.partition(": ")[2] if row.perceptual_hash is None else ""
-    return ImageFacts(row.width, row.height, row.perceptual_hash, problem)
+def _curate(samples: list[Sample], recipe: _Recipe, work: Work) -> list[str]:
+    """Exclude what is no picture of a cell, what the expert's list names, and duplicates; returns warnings.
 
-
-def _curate(samples: list[Sample], recipe: _Recipe) -> list[str]:
-    """Expert's list first: an expert may settle a conflict of labels by taking one side out."""
+    The expert's list comes before duplicates: it may settle a conflict of labels by excluding one side.
+    """
+    folders = recipe.folders
+    listed = frozenset(declaration.name for declaration in recipe.sources if layouts()[declaration.kind].is_file)
+    warnings = exclude_litter(samples, listed, lambda row: on_disk(folders[row.source], row.path), work)
     unmatched = apply_exclusions(samples, recipe.exclusions)
-    exclude_duplicates(samples, [declaration.name for declaration in recipe.sources])
-    return unmatched_exclusions(unmatched, samples) + check_splits(samples, recipe.ratio) + names_alike(samples)
+    exclude_duplicates(samples, list(folders))
+    warnings += unmatched_exclusions(unmatched, samples)
+    return warnings + check_splits(samples, recipe.ratio) + names_alike(samples)
 
 
 def _write(
     folder: Root,
     recipe: _Recipe,
     planned: Sequence[PlannedShard],
-    standing: Mapping[str, tuple[str, dict[str, Any]]],
+    standing: Mapping[str, dict[str, Any]],
     before: Sequence[Sample],
-    workers: int,
-    progress: bool,
-    map_tasks: TaskMap | None,
+    work: Work,
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """Write the shards that are not there yet and enter in each sample where it lies.
+    """Write the missing shards and enter in each sample where its image is.
 
-    The shard table {name: {samples, bytes, sha256, plan}}, and how many were written.
+    standing: whole shards of the old data set. Returns the shard table and how many shards were written.
     """
     stored = {row.id: row for row in before if row.kept}
+    by_plan = {facts["plan"]: name for name, facts in standing.items()}
     shards: dict[str, dict[str, Any]] = {}
-    tasks = []
-    raw_folders = {declaration.name: declaration.folder for declaration in recipe.sources}
     for shard in planned:
-        if shard.plan not in standing:
-            tasks.append(ShardTask(folder, shard, raw_folders[shard.samples[0].source], recipe.settings))
-            continue
-        name, facts = standing[shard.plan]
-        shards[name] = facts
-        for row in shard.samples:
-            there = stored[row.id]
-            assert there.offset is not None
-            assert there.size is not None
-            assert there.crc32 is not None
-            _enter(row, name, StoredImage(there.offset, there.size, there.crc32))
-    writing = map_tasks or partial(process_map, workers=workers)
+        if shard.plan in by_plan:
+            name = by_plan[shard.plan]
+            shards[name] = standing[name]
+            for row in shard.samples:
+                there = stored[row.id]
+                row.shard, row.key = name, row.id
+                row.offset, row.size, row.crc32 = there.offset, there.size, there.crc32
+    folders = recipe.folders
+    tasks = [
+        ShardTask(folder, shard, folders[shard.samples[0].source], recipe.settings)
+        for shard in planned
+        if shard.plan not in by_plan
+    ]
     total = sum(len(task.shard.samples) for task in tasks)
-    with progress_bar(total, "writing shards", "image", enabled=progress and bool(tasks)) as bar:
-        for task, result in zip(tasks, writing(write_shard, tasks), strict=True):
-            shards[result.name] = {
-                "samples": len(task.shard.samples),
-                "bytes": result.bytes,
-                "sha256": result.sha256,
+    with progress_bar(total, "writing shards", "image", enabled=work.progress and bool(tasks)) as bar:
+        for task, written in zip(tasks, work.map(write_shard, tasks), strict=True):
+            rows = task.shard.samples
+            shards[written.name] = {
+                "samples": len(rows),
+                "bytes": written.bytes,
+                "sha256": written.sha256,
                 "plan": task.shard.plan,
             }
-            for row, image in zip(task.shard.samples, result.images, strict=True):
-                _enter(row, result.name, image)
-            bar.update(len(task.shard.samples))
+            for row, image in zip(rows, written.images, strict=True):
+                row.shard, row.key = written.name, row.id
+                row.offset, row.size, row.crc32 = image.offset, image.size, image.crc32
+            bar.update(len(rows))
     return dict(sorted(shards.items())), len(tasks)
 
 
-def _enter(row: Sample, shard: str, image: StoredImage) -> None:
-    row.shard, row.key = shard, row.id
-    row.offset, row.size, row.crc32 = image.offset, image.size, image.crc32
-
-
-def _standing_shards(site: DiskSite | StoreSite, old: Dataset) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Shards of the old data set that are there whole, by plan; the others are written anew."""
-    whole = site.whole_shards(old)
-    return {facts["plan"]: (name, facts) for name, facts in old.metadata["shards"].items() if name in whole}
-
-
 def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[str, Any]:
-    """What the catalogue carries besides its rows. Nothing in it tells how many builds led here."""
+    """The catalogue's metadata: the same for a data set built at once and one that grew."""
     return {
         "format_version": FORMAT_VERSION,
         "decoding": DECODING,
+        "layout": LAYOUT,
         "made_by": BUILT,
         "parents": [],
         "sources": [declaration.to_json() for declaration in recipe.sources],

@@ -1,6 +1,4 @@
-"""What a build did, as a dictionary for build_report.json and as text for people."""
-
-from __future__ import annotations
+"""The report of a build, as JSON (build_report.json) and as text, and its warnings."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,20 +6,22 @@ from typing import Any
 
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.ingest.curate import Exclusion
+from data_pipeline.names import Names, difference, plain, shown
 
 UNLABELLED = "unlabelled"
-# Where the reason is the same for all, or was the user's own, no image is named.
+# No example is named where the reason is the same for all or the user's own.
 _NOT_NAMED = ("duplicate", "near duplicate", "hidden file", "expert's list")
-_NAMED = 3
+_NAMED = 3  # examples of each other reason
 
 
 def reason_kind(row: Sample) -> str:
-    """The kind of a reason, without what it says of the one image."""
+    """The kind of the reason for which a sample is excluded."""
     return row.reason.partition(": ")[0]
 
 
 def count_samples(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
-    """Kept samples as {domain: {cell type: {split: count}}}, unlabelled ones under their own name."""
+    """Counts of kept samples: {domain: {cell type or UNLABELLED: {split: count}}}."""
     counted = Counter((row.domain, row.cell_type or UNLABELLED, row.split) for row in samples if row.kept)
     domains = sorted({domain for domain, _, _ in counted})
     present = {(domain, cell_type) for domain, cell_type, _ in counted}
@@ -45,7 +45,7 @@ def make_report(
     warnings: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    """The report of a build; every number in it is a count of samples or shards, `seconds` apart."""
+    """The report of a build. written, kept, removed: numbers of shards."""
     reasons = Counter(reason_kind(row) for row in samples if not row.kept)
     return {
         "shards_written": written,
@@ -63,7 +63,10 @@ def make_report(
 
 
 def several_ranges(source: str, paths: Mapping[int, Sequence[str]]) -> str:
-    """One camera has one range: of a source that has several, very dark images may have been read in a smaller one."""
+    """A warning for a source whose images have several ranges of pixel values, as one camera's never have.
+
+    paths: bits of the range -> images. Very dark images may have been read in too small a range.
+    """
     named = ", ".join(f"{len(those)} of {bits} bits, as {those[0]}" for bits, those in sorted(paths.items()))
     return (
         f"{source}: pixel values of several ranges among the new images ({named}): if one camera made them all, the "
@@ -71,8 +74,41 @@ def several_ranges(source: str, paths: Mapping[int, Sequence[str]]) -> str:
     )
 
 
+def unmatched_exclusions(unmatched: Sequence[Exclusion], samples: Sequence[Sample]) -> list[str]:
+    """A warning for the lines of the expert's list that match no sample, with a hint for the first."""
+    if not unmatched:
+        return []
+    examples = ", ".join(shown(exclusion.path or exclusion.id) for exclusion in unmatched[:3])
+    hint = _where_is(unmatched[0].path, samples) if unmatched[0].path else ""
+    return [f"{len(unmatched)} line(s) of the exclusion list match no image (the first: {examples}){hint}"]
+
+
+def _where_is(path: str, samples: Sequence[Sample]) -> str:
+    """' (...)' on a file of that name in another folder, or of a similar name; '' for none."""
+    name = path.replace("\\", "/").rpartition("/")[2]
+    elsewhere = sorted(row.path for row in samples if row.path.rpartition("/")[2] == name)
+    if elsewhere:
+        return f" (there is '{shown(elsewhere[0])}': paths count from the source's folder)"
+    return Names(row.path.rpartition("/")[2] for row in samples).hint(name)
+
+
+def names_alike(samples: Sequence[Sample]) -> list[str]:
+    """A warning for two sources, or two domains, whose names differ in case, blanks or the like."""
+    warnings = []
+    for what in ("source", "domain"):
+        by_form: dict[str, str] = {}
+        for name in sorted({getattr(row, what) for row in samples}):
+            other = by_form.setdefault(plain(name), name)
+            if other != name:
+                warnings.append(
+                    f"{what}s '{other}' and '{name}' differ only in {difference(other, name)} and count as two; "
+                    "declare them under one name if they are one"
+                )
+    return warnings
+
+
 def _first_of_each_reason(samples: Iterable[Sample]) -> dict[str, list[str]]:
-    """The first few images left out, and why, by kind of reason."""
+    """The first excluded images of each kind of reason, with the reason."""
     named: dict[str, list[str]] = {}
     for row in samples:
         kind = reason_kind(row)
@@ -82,7 +118,7 @@ def _first_of_each_reason(samples: Iterable[Sample]) -> dict[str, list[str]]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as text: a table of cell types by split for each domain, exclusions by reason, warnings."""
+    """The report as text: for each domain a table of cell types by split, then exclusions and warnings."""
     blocks = []
     for domain, by_type in report["counts"].items():
         rows = [[domain, *SPLITS, "all"]]

@@ -1,6 +1,4 @@
-"""Which samples stay, and on which side of the split: pure functions over the rows of a catalogue."""
-
-from __future__ import annotations
+"""Which samples are kept, and in which split: pure functions over the rows of a catalogue."""
 
 import hashlib
 import re
@@ -18,8 +16,8 @@ from data_pipeline.ingest.duplicates import near_components
 from data_pipeline.names import Names, shown
 from data_pipeline.sources.csv_files import read_csv
 
-# Of 256 bits. Saving an image again, resizing it, changing its contrast or cutting two pixels from its
-# edges moves up to 16; of 13 million pairs of different cells in the two public sets the nearest is 66 apart.
+# Of 256 bits. Saving an image again, resizing it, changing its contrast or cropping two pixels changes up to 16 bits;
+# of 13 million pairs of different cells in the two public sets the nearest differs in 66.
 NEAR_DUPLICATE_BITS = 16
 
 _HELD_OUT_FIRST = {split: rank for rank, split in enumerate(reversed(SPLITS))}
@@ -29,27 +27,26 @@ DEFAULT_RATIO: Ratio = (0.63, 0.07, 0.30)
 
 
 def check_ratio(ratio: Sequence[float]) -> Ratio:
-    """The shares of train, validation and test; UserError unless they are three shares of one whole."""
+    """The ratio as a tuple; UserError unless it is three shares that add up to 1."""
     if len(ratio) != 3 or min(ratio) < 0 or abs(sum(ratio) - 1) > 1e-6:
         raise UserError(f"split ratio {list(ratio)}: give shares of train, validation and test that add up to 1")
     return (ratio[0], ratio[1], ratio[2])
 
 
 def _uniform(purpose: str, group: str) -> float:
-    """A number in [0, 1) that only the group's name decides."""
+    """A number in [0, 1) that is a function of the group's name."""
     return int.from_bytes(hashlib.sha256(f"{purpose}:{group}".encode()).digest()[:6]) / 2**48
 
 
 def split_position(group: str) -> float:
-    """Where a group stands between 0 and 1: training is below the ratio's first share, test above its first two."""
+    """A group's position in [0, 1): train is below the ratio's first share, test above the sum of its first two."""
     return _uniform("split", group)
 
 
 def split_of(group: str, ratio: Ratio = DEFAULT_RATIO) -> str:
-    """The split of a group: a function of its name and the ratio alone, so more data never moves it.
+    """The split of a group: a function of its name and the ratio alone, so that more data never moves it.
 
-    Shares of few groups are therefore uneven. Nothing else could be: an assignment that is the same for a data set
-    built at once and one that grew, and that moves no group, gives each group the split that it has when alone.
+    Few groups therefore get uneven shares, as with every assignment that does not depend on the other groups.
     """
     position = split_position(group)
     return SPLITS[int(position >= ratio[0]) + int(position >= ratio[0] + ratio[1])]
@@ -61,13 +58,13 @@ def fold_of(group: str) -> int:
 
 
 def group_name(source: str, group: str, identity: str) -> str:
-    """The catalogue's name for a group: patients and slides belong to their source; no group is one's own."""
+    """A group's name in the catalogue, unique over sources; an image without a group has its id's."""
     return f"{source}/{group}" if group else identity
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """One line of an expert's list: an image by its id, or by its path (in one source, or in all)."""
+    """One line of an expert's list: an image by its id, or by its path in one or all sources."""
 
     id: str = ""
     path: str = ""
@@ -76,7 +73,7 @@ class Exclusion:
 
 
 def read_exclusions(path: Path) -> list[Exclusion]:
-    """Read an exclusion list: CSV with id or path, if wanted source and reason; UserError names the line."""
+    """Read a CSV with the columns id or path, and optionally source and reason; UserError names the wrong line."""
     exclusions = []
     for line, row in read_csv(path, optional=("id", "path", "source", "reason")).rows:
         exclusion = Exclusion(
@@ -94,9 +91,9 @@ def read_exclusions(path: Path) -> list[Exclusion]:
 
 
 def apply_exclusions(samples: Sequence[Sample], exclusions: Sequence[Exclusion]) -> list[Exclusion]:
-    """Exclude what the expert's list names; the entries that match no sample come back.
+    """Exclude the samples of the expert's list; returns the entries that match none.
 
-    A path or source that no sample has means the only one that people see as equal to it.
+    A path or source that no sample has means the one that matches it (`Names.matches`), if there is one only.
     """
     paths, sources = Names(row.path for row in samples), Names(row.source for row in samples)
     by_name: dict[str, list[tuple[int, Exclusion]]] = defaultdict(list)
@@ -114,17 +111,16 @@ def apply_exclusions(samples: Sequence[Sample], exclusions: Sequence[Exclusion])
 
 
 def _meant(written: str, names: Names) -> str:
-    """The only one of the names that can be meant; what is written, where there is none or more."""
+    """The one name that matches; what is written if none or several do."""
     found = names.matches(written) or names.matches(written.replace("\\", "/")) if written else []
     return found[0] if len(found) == 1 else written
 
 
 def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -> None:
-    """Leave one of every set of equal or nearly equal images, or none where their labels contradict.
+    """Keep one image of each set of equal or nearly equal images, or none if their labels contradict each other.
 
-    Images joined by a chain of near pairs are one set. The most held-out split keeps it (test, then
-    validation, then train), there a labelled image goes first, then the order of declaration and the path.
-    Of images of several domains in that split, one of each domain stays.
+    Chains of near pairs join a set. The kept image is of the most held-out split (test, validation, train); there
+    labelled images come first, then the order of sources and paths. One image of each domain in that split is kept.
     """
     rank = {name: position for position, name in enumerate(source_order)}
     rows = [row for row in samples if row.kept and row.perceptual_hash is not None]
@@ -141,7 +137,7 @@ def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -
 
 
 def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
-    """Keep one of these images of the same thing, or exclude all when they carry different labels."""
+    """Keep one of these images of the same thing, or exclude all if their labels differ."""
     rows.sort(
         key=lambda row: (
             _HELD_OUT_FIRST[row.split],
@@ -157,7 +153,7 @@ def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
             other = next(other for other in rows if other.cell_type not in ("", row.cell_type))
             row.exclude("conflicting labels", f"{other.cell_type} at {other.source}:{other.path}")
         return
-    # One cell in two stains, of one split, is what stain models and their scores live on: one stays of each.
+    # Stain models need the same cell in two stains of one split: one image of each is kept.
     keepers: dict[str, Sample] = {}
     for row in rows:
         same_file = any(row.id == keeper.id for keeper in keepers.values())

@@ -1,6 +1,4 @@
-"""Near duplicates: images whose perceptual hashes differ in a few bits, found without comparing all pairs."""
-
-from __future__ import annotations
+"""Near duplicates: images whose perceptual hashes differ in few bits, found without comparing all pairs."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -11,26 +9,25 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 _ROWS_AT_ONCE = 65_536
-# From here on, sorting by more keys costs less than comparing all that share one of few.
+# From here on, sorting by more keys is faster than comparing all rows that share one of few.
 _MANY_ROWS = 500_000
 _MANY_PAIRS = 50_000_000_000
 _PAIRS_AT_ONCE = 1_000_000
 
-# Of 256 bits: where pictures may be mirrored or turned. To the 16 by which a copy that was resized, saved again or
-# changed in contrast is off come those of the turned hash, which is worked out from bits alone (5 in the mean). Of 400
-# turned, resized and saved copies in the two public sets the furthest is 20 bits off; of 3.7 million pairs of different
-# cells under all eight symmetries the nearest is 68.
+# Of 256 bits, for pictures that may be mirrored or turned: 16 bits for resizing, saving and contrast, and the error of
+# a turned hash, which is computed from bits alone (mean 5). Of 400 turned, resized and saved copies in the two public
+# sets the furthest differs in 20 bits; of 3.7 million pairs of different cells under all eight symmetries the nearest
+# differs in 68.
 SAME_PICTURE_BITS = 24
 
 
 def near_pairs(
     hashes: npt.NDArray[np.uint8], max_distance: int, agreeing: int | None = None
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Yield all pairs of rows within a Hamming distance, as two arrays of row numbers, some pairs repeatedly.
+    """Yield all pairs of rows within a Hamming distance, as two arrays of row numbers; some pairs several times.
 
-    hashes: uint8 [n, bytes]. Exact: the bits are dealt out to max_distance + agreeing bands, so two rows that
-    differ in no more bits agree on `agreeing` whole bands (pigeonhole), and only rows equal in so many are compared.
-    None takes what is quicker for so many rows.
+    hashes: uint8 [n, bytes]. Exact: the bits are dealt to max_distance + agreeing bands, so that two rows within the
+    distance are equal in at least `agreeing` bands (pigeonhole); only such rows are compared. None: the faster number.
     """
     if agreeing is None:
         agreeing = 1 if len(hashes) < _MANY_ROWS else 2
@@ -38,11 +35,11 @@ def near_pairs(
     if agreeing * -(-bits // bands) > 64:
         raise ValueError(f"{agreeing} of {bands} bands of {bits} bits are more than 64 bits")
     for chosen in combinations(range(bands), agreeing):
-        # A band is every so-manieth bit: neighbouring bits, which are alike, part.
+        # A band takes every bands-th bit, as neighbouring bits are correlated.
         keys = _band_keys(hashes, [bit for band in chosen for bit in range(band, bits, bands)])
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
-        # `left` holds the positions whose neighbour `step` further on is still in the same run of equal keys.
+        # left: positions whose neighbour `step` further on has the same key.
         left = np.arange(len(keys))
         step = 0
         while len(left):
@@ -57,7 +54,7 @@ def near_pairs(
 
 
 def _band_keys(hashes: npt.NDArray[np.uint8], bits: list[int]) -> npt.NDArray[np.uint64]:
-    """These bits, at most 64, as one integer per row."""
+    """The chosen bits, at most 64, as one integer per row."""
     keys = np.zeros((len(hashes), 8), np.uint8)
     for start in range(0, len(hashes), _ROWS_AT_ONCE):
         packed = np.packbits(np.unpackbits(hashes[start : start + _ROWS_AT_ONCE], axis=1)[:, bits], axis=1)
@@ -66,13 +63,13 @@ def _band_keys(hashes: npt.NDArray[np.uint8], bits: list[int]) -> npt.NDArray[np
 
 
 def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDArray[np.int64]:
-    """The component of every row, int64 [n]: rows joined by a chain of near pairs share a number.
+    """Component number of every row, int64 [n]: equal for rows joined by a chain of near pairs.
 
     hashes: uint8 [n, bytes], bytes a multiple of 8.
     """
     if not len(hashes):
         return np.empty(0, np.int64)
-    # Equal hashes first: a thousand blank images are one row here, not half a million pairs.
+    # Equal rows become one: a thousand blank images would make half a million pairs.
     words = np.ascontiguousarray(hashes).view(np.uint64)
     order = np.lexsort(words.T)
     first = np.append(True, np.any(words[order[1:]] != words[order[:-1]], axis=1))
@@ -91,15 +88,15 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
 def nearest_learned(
     hashes: npt.NDArray[np.uint8], known: npt.NDArray[np.uint8], max_distance: int = SAME_PICTURE_BITS
 ) -> npt.NDArray[np.int64]:
-    """For each of `hashes` the row of a hash in `known` that is of the same picture, mirrored or turned too; else -1.
+    """For each hash the row of a known hash of the same picture, mirrored and turned ones too; int64 [n], -1 for none.
 
-    Both uint8 [n, 32], perceptual hashes. Every mirrored and quarter-turned picture's hash follows from the bits of the
-    original's: of a cosine transform odd frequencies change their sign, or rows and columns change places.
+    Both uint8 [n, 32], perceptual hashes. The hash of a mirrored or quarter-turned picture follows from the original's
+    bits: in a cosine transform odd frequencies change sign, or rows and columns are swapped.
     """
     found = np.full(len(hashes), -1, np.int64)
     if not len(hashes) or not len(known):
         return found
-    # Each once: a thousand blank images are one row here.
+    # Equal rows become one.
     here, place = np.unique(hashes, axis=0, return_inverse=True)
     there, first = np.unique(known, axis=0, return_index=True)
     few, many = sorted((here, there), key=len)
@@ -115,7 +112,7 @@ def nearest_learned(
 
 
 def _turned(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Hashes uint8 [8 n, 32] of what mirrors and quarter turns make of n pictures, to within a few bits each."""
+    """Hashes, uint8 [8 n, 32], of the mirrored and turned versions of n pictures, each right within a few bits."""
     side = int((hashes.shape[1] * 8) ** 0.5)
     bits = np.unpackbits(hashes, axis=1).reshape(-1, side, side)
     odd = np.arange(side, dtype=np.uint8) % 2
@@ -131,7 +128,7 @@ def _turned(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _near_pairs_between(
     few: npt.NDArray[np.uint8], many: npt.NDArray[np.uint8], max_distance: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """All pairs (row of few, row of many) within a Hamming distance, some repeatedly; by bands, as `near_pairs`."""
+    """All pairs (row of few, row of many) within a Hamming distance, some several times; by bands, as `near_pairs`."""
     agreeing = 1 if len(few) * len(many) < _MANY_PAIRS else 2
     bands, bits = max_distance + agreeing, few.shape[1] * 8
     width = 8 * -(-bits // (8 * bands))  # of a band's key, whole bytes
@@ -147,7 +144,7 @@ def _near_pairs_between(
             one = np.repeat(rows, count[rows])
             within = np.arange(len(one)) - np.repeat(count[rows].cumsum() - count[rows], count[rows])
             other = order[np.repeat(start[rows], count[rows]) + within]
-            # A quarter of the bits tells most pairs apart.
+            # The first 64 bits rule out most pairs.
             close = np.bitwise_count(first[0][one] ^ first[1][other]) <= max_distance
             one, other = one[close], other[close]
             close = np.bitwise_count(few[one] ^ many[other]).sum(axis=1, dtype=np.int64) <= max_distance
@@ -156,7 +153,7 @@ def _near_pairs_between(
 
 
 def _joined_keys(keys: list[npt.NDArray[np.uint64]], width: int) -> npt.NDArray[np.uint64]:
-    """Keys of `width` bits each side by side, as one."""
+    """Keys of `width` bits each, concatenated."""
     joined = keys[0]
     for place, key in enumerate(keys[1:], 1):
         joined = joined | key << np.uint64(width * place)

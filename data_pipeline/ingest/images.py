@@ -1,6 +1,4 @@
-"""Raw image files: whether they can be read, and what they show. Whoever reads a raw file decodes it here."""
-
-from __future__ import annotations
+"""Decoding of raw image files; the only place where raw files are decoded."""
 
 import io
 import struct
@@ -14,64 +12,62 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.pixel_range import EIGHT_BITS, to_eight_bits
 
-# Raised by one when raw files are decoded otherwise: all are looked at anew, and every shard is written anew.
+# Increased when the pixels of a decoded file change: all files are then decoded and all shards written anew.
 DECODING = 2
-# A perceptual hash of 16 x 16 bits: 64 bits cannot tell apart cells that all sit in the middle of a smear.
-HASH_SIDE = 16
+HASH_SIDE = 16  # 16 x 16 bits: 64 bits do not distinguish cells, which all are in the middle of the picture
 HASH_BYTES = HASH_SIDE * HASH_SIDE // 8
 
-# Above this an image is a field of view or a slide, not one cell; below it shows nothing.
-_MAX_PIXELS = 64_000_000
+_MAX_PIXELS = 64_000_000  # larger images are fields of view or slides
 _MAX_SIDE = 16_384  # a JPEG takes 65,500 pixels, a WebP 16,383
 _MIN_SIDE = 4
-# What the suffixes of image files promise. Pillow knows more kinds, some of which start other programs.
+# Formats of IMAGE_SUFFIXES. Pillow knows more, some of which start other programs.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "GIF")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
-# Scanners and photo programs write colour profiles and XMP of several megabytes; Pillow takes one for an attack.
+# Scanners write colour profiles and XMP of several megabytes, which Pillow refuses by default.
 PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20
 PngImagePlugin.MAX_TEXT_MEMORY = 128 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What looking inside a file tells. `problem` is '' for an image that can be used."""
+    """What decoding a file tells."""
 
     width: int | None
     height: int | None
     perceptual_hash: bytes | None  # HASH_BYTES bytes
-    problem: str
-    bits: int = EIGHT_BITS  # of the range that the pixel values were read in
+    problem: str  # why the image cannot be used, '' if it can
+    bits: int = EIGHT_BITS  # of the range of the pixel values
 
 
 def decode_rgb(raw: bytes) -> Image.Image:
-    """Decode a file (JPEG, PNG, TIFF, BMP, WebP, GIF) to 8-bit RGB, turned upright, an alpha channel dropped.
+    """Decode a file (JPEG, PNG, TIFF, BMP, WebP, GIF) to 8-bit RGB in sRGB, upright, without alpha channel.
 
-    More than 8 bits per channel are scaled by their range (`to_eight_bits`); colours of a profile are brought to
-    sRGB. UnreadableImage for anything that is not one whole picture: a cut file raises, it is never padded with grey.
+    More than 8 bits per channel are scaled by their range (`to_eight_bits`). UnreadableImage for anything that is not
+    one whole picture: a truncated file raises and is never padded.
     """
     return _decode(raw)[0]
 
 
 def inspect_image(raw: bytes) -> ImageFacts:
-    """Size (upright) and perceptual hash of a raw file, or why it cannot be used; bad bytes never raise."""
+    """Size (upright) and perceptual hash of a raw file, or why it cannot be used; never raises."""
     try:
         image, bits = _decode(raw)
         return ImageFacts(image.width, image.height, perceptual_hash(image), "", bits)
     except UnreadableImage as error:
         return ImageFacts(None, None, None, str(error))
-    except Exception as error:  # of the hash: one odd image costs one image
+    except Exception as error:  # of the hash
         return ImageFacts(None, None, None, f"cannot be hashed ({' '.join(str(error).split())})")
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
-    """HASH_BYTES bytes that differ in few bits between pictures that look alike."""
+    """HASH_BYTES bytes that differ in few bits between similar pictures."""
     return np.packbits(imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()).tobytes()
 
 
 def check_size(width: int, height: int) -> None:
-    """UnreadableImage for a size that no picture of one cell has."""
+    """UnreadableImage for a size that no picture of a single cell has."""
     if width * height > _MAX_PIXELS or max(width, height) > _MAX_SIDE:
         raise UnreadableImage(f"{width}x{height} pixels: no single-cell image")
     if min(width, height) < _MIN_SIDE:
@@ -79,14 +75,14 @@ def check_size(width: int, height: int) -> None:
 
 
 def _decode(raw: bytes) -> tuple[Image.Image, int]:
-    """The picture, and how many bits the range of its values has."""
+    """The picture, and the bits of the range of its values."""
     if not raw:
         raise UnreadableImage("the file is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata; what is wrong with pixels raises
+            warnings.simplefilter("ignore")  # about metadata; damaged pixels raise
             if raw.startswith(_TIFF_STARTS):
-                from data_pipeline.ingest.tiff import read_tiff  # only where there is a TIFF: it takes a while
+                from data_pipeline.ingest.tiff import read_tiff  # here: slow to import
 
                 image, bits = read_tiff(raw, check_size)
             else:
@@ -96,7 +92,7 @@ def _decode(raw: bytes) -> tuple[Image.Image, int]:
         raise
     except UnidentifiedImageError:
         raise UnreadableImage("not an image") from None
-    # Decoders answer bad bytes with whatever they trip over.
+    # Decoders raise anything for bad bytes.
     except Exception as error:
         raise UnreadableImage(f"damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
 
@@ -108,12 +104,12 @@ def _read(raw: bytes) -> tuple[Image.Image, int]:
         raise UnreadableImage("too many pixels: no single-cell image") from None
     check_size(*image.size)
     frames = getattr(image, "n_frames", 1)
-    # Cameras append previews to a JPEG (MPO); its first picture is the picture. Of an animation none is.
+    # Cameras append previews to a JPEG (MPO), after the picture. An animation has no one picture.
     if frames > 1 and image.format != "MPO":
         raise UnreadableImage(f"{frames} pictures in one file")
     image.load()
     if raw.startswith(_PNG_START) and raw[24] == 16:
-        import imagecodecs  # Pillow keeps the upper 8 of the 16 bits alone
+        import imagecodecs  # Pillow keeps only the upper 8 of 16 bits
 
         pixels, bits = to_eight_bits(imagecodecs.png_decode(raw), _significant_bits(raw))
         deep = Image.fromarray(pixels)
@@ -123,7 +119,7 @@ def _read(raw: bytes) -> tuple[Image.Image, int]:
 
 
 def _significant_bits(png: bytes) -> int | None:
-    """The most bits that a PNG's chunk sBIT names, which comes before the pixels, if it has one."""
+    """The largest number of bits in a PNG's chunk sBIT, which comes before the pixels; None without one."""
     place = len(_PNG_START)
     while place + 8 <= len(png):
         length, kind = struct.unpack(">I4s", png[place : place + 8])
@@ -136,10 +132,10 @@ def _significant_bits(png: bytes) -> int | None:
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:
-    """Without alpha, which is dropped by hand: compositing would invent colours under Munich's RGBA.
+    """Convert to sRGB and drop alpha: compositing would invent colours under the alpha of Munich's images.
 
-    The same colour has other values in Adobe RGB or Display P3 than in sRGB, which files without a profile are in: the
-    red of Barcelona's nuclei by 10 and 6 of 255 on average. A profile of grey values, or a damaged one, is left aside.
+    In Adobe RGB and Display P3 the red of Barcelona's nuclei differs from sRGB by 10 and 6 of 255 on average. Files
+    without a profile count as sRGB; damaged profiles and those of grey values are ignored.
     """
     profile = image.info.get("icc_profile")
     image = image if image.mode in ("CMYK", "LAB") else image.convert("RGB")

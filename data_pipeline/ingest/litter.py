@@ -1,53 +1,45 @@
-"""Files beside the pictures of cells that are none themselves: masks, thumbnails, what systems put there."""
-
-from __future__ import annotations
+"""Image files that are no pictures of cells: masks, thumbnails, copies made by operating systems."""
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-
-from tqdm import tqdm
 
 from data_pipeline.catalog import Sample
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS
 from data_pipeline.ingest.images import decode_rgb
-from data_pipeline.parallel import TaskMap, process_map
+from data_pipeline.parallel import Work
 
-# Of macOS, Synology and Windows: copies of pictures, named like pictures.
+# Of macOS, Synology and Windows, with copies of pictures.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 _MASK = re.compile(
     r"(?:^|[^a-z])(?:masks?|labels?|label_?maps?|segmentations?|ground_?truth|gt)(?:[^a-z]|$)", re.IGNORECASE
 )
 _CALLED_MASK = re.compile(r"(?:^|[^a-z])masks?(?:[^a-z]|$)", re.IGNORECASE)
 _THUMBNAIL = re.compile(r"(?:^|[ ._-])(?:thumb(?:nail)?s?|previews?)(?=[ ._-]|$)", re.IGNORECASE)
-# A mask has a value for each kind of region; a picture, a grey one too, has hundreds.
+# A mask has one colour for each kind of region; pictures, grey ones too, have hundreds.
 _MOST_COLOURS_OF_A_MASK = 32
-_FILES_PER_TASK = 32
 
 
 def exclude_litter(
     samples: Sequence[Sample],
     listed: frozenset[str],
     where: Callable[[Sample], Path],
-    workers: int,
-    progress: bool,
-    map_tasks: TaskMap | None = None,
+    work: Work,
 ) -> list[str]:
-    """Exclude kept samples that by name and content are no pictures of cells; warnings about these and doubtful ones.
+    """Exclude kept samples that by name and content are no pictures of cells; warnings for these and doubtful ones.
 
     A mask has few colours, and a mask's name or a picture of its own name beside it. A thumbnail has a thumbnail's
-    name and a larger picture that looks the same beside it. listed: sources whose table names each file: those are
-    wanted, and only warned about. where: the file of a sample; map_tasks: who looks at files, else `workers` processes.
+    name and a larger picture that looks the same beside it. listed: sources whose table names each file; these are
+    only warned about. where: a sample's file.
     """
     kept = [row for row in samples if row.kept]
     found: dict[str, list[tuple[Sample, str]]] = defaultdict(list)
     found["system file"] = [(row, "") for row in kept if _SYSTEM_FOLDERS & set(PurePosixPath(row.path).parts)]
-    # A mask beside a picture that cannot be read is one all the same.
+    # A mask may lie beside a picture that cannot be read.
     pictures = [row for row in samples if row.kept or row.reason.startswith("unreadable")]
-    found["mask"], doubtful = _masks(pictures, where, workers, progress, map_tasks)
+    found["mask"], doubtful = _masks(pictures, where, work)
     found["thumbnail"], small = _thumbnails(kept)
     warnings = []
     for kind, rows in found.items():
@@ -58,12 +50,13 @@ def exclude_litter(
                     row.exclude(kind, f"of {of}" if of else "")
             done = "kept, for the table lists them" if source in listed else "left out"
             warnings += _warning([row for row, _ in of_source], f"are {kind}s by name and content: {done}")
-    for rows_in_doubt, said in (
-        (doubtful, "are named like masks, but have many colours: kept"),
-        (small, "are named like thumbnails, but no larger picture of the same name looks like them: kept"),
-    ):
-        for source in sorted({row.source for row in rows_in_doubt}):
-            warnings += _warning([row for row in rows_in_doubt if row.source == source and row.kept], said)
+    doubts = {
+        "are named like masks, but have many colours: kept": doubtful,
+        "are named like thumbnails, but no larger picture of the same name looks like them: kept": small,
+    }
+    for said, in_doubt in doubts.items():
+        for source in sorted({row.source for row in in_doubt}):
+            warnings += _warning([row for row in in_doubt if row.source == source and row.kept], said)
     return warnings
 
 
@@ -75,13 +68,9 @@ def _warning(rows: Sequence[Sample], said: str) -> list[str]:
 
 
 def _masks(
-    samples: Sequence[Sample],
-    where: Callable[[Sample], Path],
-    workers: int,
-    progress: bool,
-    map_tasks: TaskMap | None,
+    samples: Sequence[Sample], where: Callable[[Sample], Path], work: Work
 ) -> tuple[list[tuple[Sample, str]], list[Sample]]:
-    """Masks, each with the picture that it is of, where there is one; and what is only called so."""
+    """Masks, each with its picture's path, '' for none; and pictures that are only named like masks."""
     beside: Mapping[tuple[str, str], list[Sample]] = defaultdict(list)
     for row in samples:
         beside[row.source, str(PurePosixPath(row.path).with_suffix("")).casefold()].append(row)
@@ -89,7 +78,7 @@ def _masks(
     named = [row for row in samples if row.kept and _MASK.search(row.path.removesuffix(PurePosixPath(row.path).suffix))]
     candidates = {id(row): row for row in [*named, *(row for rows in pairs for row in rows)]}
     paths = [where(row) for row in candidates.values()]
-    flat = dict(zip(candidates, _flat(paths, workers, progress, map_tasks), strict=True))
+    flat = dict(zip(candidates, work.map_images(_has_few_colours, paths, "looking for masks"), strict=True))
     masks = {id(row): (row, "") for row in named if flat[id(row)]}
     for rows in pairs:
         pictures = [row for row in rows if not flat[id(row)]]
@@ -100,7 +89,7 @@ def _masks(
 
 
 def _thumbnails(kept: Sequence[Sample]) -> tuple[list[tuple[Sample, str]], list[Sample]]:
-    """Thumbnails, each with the picture that it is of; and what is only called so."""
+    """Thumbnails, each with its picture's path; and pictures that are only named like thumbnails."""
     by_name: Mapping[tuple[str, str], list[Sample]] = defaultdict(list)
     for row in kept:
         by_name[row.source, PurePosixPath(row.path).stem.casefold()].append(row)
@@ -126,20 +115,8 @@ def _is_reduced(row: Sample, other: Sample) -> bool:
     return (int.from_bytes(one) ^ int.from_bytes(two)).bit_count() <= 2 * NEAR_DUPLICATE_BITS
 
 
-def _flat(paths: Sequence[Path], workers: int, progress: bool, map_tasks: TaskMap | None) -> Iterator[bool]:
-    tasks = [paths[start : start + _FILES_PER_TASK] for start in range(0, len(paths), _FILES_PER_TASK)]
-    looking = map_tasks or partial(process_map, workers=workers)
-    with tqdm(total=len(paths), desc="looking for masks", unit="image", disable=not progress or not paths) as bar:
-        for answers in looking(_few_colours, tasks):
-            yield from answers
-            bar.update(len(answers))
-
-
-def _few_colours(paths: Sequence[Path]) -> list[bool]:
-    answers = []
-    for path in paths:
-        try:
-            answers.append(decode_rgb(path.read_bytes()).getcolors(_MOST_COLOURS_OF_A_MASK) is not None)
-        except (UnreadableImage, OSError):
-            answers.append(False)
-    return answers
+def _has_few_colours(path: Path) -> bool:
+    try:
+        return decode_rgb(path.read_bytes()).getcolors(_MOST_COLOURS_OF_A_MASK) is not None
+    except (UnreadableImage, OSError):
+        return False

@@ -1,6 +1,4 @@
-"""Pixel values of more than 8 bits, brought to 8 by the range that they were recorded in."""
-
-from __future__ import annotations
+"""Pixel values of more than 8 bits, scaled to 8 bits by the range in which they were recorded."""
 
 from typing import Any
 
@@ -10,19 +8,18 @@ import numpy.typing as npt
 from data_pipeline.errors import UnreadableImage
 
 EIGHT_BITS = 8
-# What the converters of cameras give. Files keep values of 10 to 14 bits in 16, mostly without a word of it.
+# Of cameras' converters. Files keep values of 10 to 14 bits in 16 bits, mostly without saying so.
 _DEPTHS = (EIGHT_BITS, 10, 12, 14, 16)
-# A slide's background is the brightest there is: a picture that stays below this share of its range has another one.
+# A slide's background is bright: if the brightest value is below this share of the range, the range is wrong.
 _LEAST_BRIGHTEST = 0.25
 
 
 def to_eight_bits(values: npt.NDArray[Any], declared: int | None = None) -> tuple[npt.NDArray[np.uint8], int]:
     """Pixel values [H, W] or [H, W, C] of any number type as uint8 [H, W] or [H, W, 3], and the bits of their range.
 
-    declared: significant bits by the file's own word. Where it says nothing, integers are in the least range of 8,
-    10, 12, 14 or 16 bits that holds the brightest of them, floating-point values in 0 to 1 or 0 to 255. A range in
-    steps of two bits, not the picture's own maximum: pictures of one camera are treated alike, and one that was
-    exposed a little less stays darker. UnreadableImage where the range cannot be told.
+    declared: significant bits that the file states. Otherwise integers have the smallest range of 8, 10, 12, 14 or 16
+    bits that holds the brightest, floating-point values 0 to 1 or 0 to 255. Scaling by a range, not by the picture's
+    maximum, treats pictures of one camera alike: a darker exposure stays darker. UnreadableImage for an unknown range.
     """
     values = values[..., :3] if values.ndim == 3 and values.shape[2] >= 3 else values
     values = values[..., 0] if values.ndim == 3 and values.shape[2] < 3 else values

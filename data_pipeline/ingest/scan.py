@@ -1,115 +1,63 @@
-"""Read every raw file: its SHA-256 each time, and for bytes not seen before the facts that decoding gives."""
-
-from __future__ import annotations
+"""Read every raw file: its SHA-256 always, its size and perceptual hash if the bytes are new."""
 
 import errno
 import hashlib
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.images import ImageFacts, inspect_image
-from data_pipeline.parallel import TaskMap, process_map, thread_map
-from data_pipeline.progress_bar import progress_bar
-
-Item = TypeVar("Item")
-
-_FILES_PER_TASK = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedFile:
-    """The id of a raw file, '' for what is no file, and what is in it."""
-
-    id: str
-    facts: ImageFacts
+from data_pipeline.parallel import Work
 
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """The id of a file; or why it is none, whatever its name says; or why the system does not give its bytes."""
+    """The id of a path's file, or why there is none."""
 
     id: str = ""
-    problem: str = ""
-    refusal: str = ""
+    problem: str = ""  # why the path is no file
+    refusal: str = ""  # why the system does not let it be read
 
 
-def scan(
-    paths: Sequence[Path],
-    known: Mapping[str, ImageFacts],
-    workers: int,
-    progress: bool,
-    map_tasks: TaskMap | None = None,
-) -> Iterator[ScannedFile]:
-    """Scan files, in order. `known` holds the facts of ids that were decoded before: those are only hashed.
+def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> list[tuple[str, ImageFacts]]:
+    """Id ('' for a path that is no file) and facts of each file, in order.
 
-    map_tasks: who does it, in place of `workers` threads and processes of this machine.
-
-    What is no file (a pipe, a link to nothing) is a file with a problem. UserError for files that the system will not
-    read (that says nothing about the images in them), and for one that changes between the two looks.
+    known: facts of ids that were decoded before; such files are only hashed. A path that is no file (a pipe, a broken
+    link) has a problem. UserError for files that the system refuses to read, and for a file that changes meanwhile.
     """
-    with progress_bar(len(paths), "reading images", "image", enabled=progress) as bar:
-        # Hashing lets go of the interpreter lock: threads do, and an unchanged source starts no process.
-        hashing = map_tasks or partial(thread_map, workers=workers)
-        found: list[_Identity] = []
-        for identities in hashing(_identify_files, _tasks(paths)):
-            found += identities
-            bar.update(len(identities))
+    found = list(work.map_images(_identify, paths, "reading images", in_threads=True))
     _refuse_unread([(path, file.refusal) for path, file in zip(paths, found, strict=True) if file.refusal])
     new = {file.id: path for file, path in zip(found, paths, strict=True) if file.id and file.id not in known}
-    decoded: dict[str, ImageFacts] = {}
-    with progress_bar(len(new), "decoding images", "image", enabled=progress and bool(new)) as bar:
-        decoding = map_tasks or partial(process_map, workers=workers)
-        for facts in decoding(_inspect_files, _tasks(list(new.items()))):
-            decoded.update(facts)
-            bar.update(len(facts))
-    for file in found:
-        if not file.id:
-            yield ScannedFile("", ImageFacts(None, None, None, file.problem))
-        else:
-            yield ScannedFile(file.id, known[file.id] if file.id in known else decoded[file.id])
-
-
-def read_raw(path: Path) -> bytes:
-    """The bytes of a raw file; UserError when the system will not give them."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        _refuse_unread([(path, str(error.strerror))])
-        raise
+    decoded = work.map_images(_inspect, list(new.items()), "decoding images")
+    facts = {**known, **dict(zip(new, decoded, strict=True))}
+    return [(file.id, facts[file.id] if file.id else ImageFacts(None, None, None, file.problem)) for file in found]
 
 
 def no_file(path: Path) -> str:
-    """Why this is no file that can be read, whatever its name says; '' for a file. OSError when nobody may look."""
+    """Why the path is no regular file; '' for a file. OSError when the system refuses to look."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
         return "a link to nothing" if path.is_symlink() else "gone since the folder was listed"
-    # Reading a pipe would wait for ever for its writer, and a device has no end.
+    # Reading a pipe would wait forever for its writer, and a device has no end.
     kinds = ("socket", stat.S_ISSOCK), ("pipe", stat.S_ISFIFO), ("folder", stat.S_ISDIR), ("device", stat.S_ISCHR)
     return "" if stat.S_ISREG(mode) else f"a {next((kind for kind, is_it in kinds if is_it(mode)), 'device')}, no file"
 
 
 def read_unchanged(path: Path, identity: str) -> bytes:
-    """The bytes of a raw file that was scanned before; UserError when they are no longer the same."""
-    raw = read_raw(path)
+    """The bytes of a scanned raw file; UserError when they have changed or cannot be read."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        _refuse_unread([(path, str(error.strerror))])
+        raise
     if hashlib.sha256(raw).hexdigest() != identity:
         raise UserError(f"{path}: changed while the data set was being built; run the build again")
     return raw
-
-
-def _tasks(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[start : start + _FILES_PER_TASK] for start in range(0, len(items), _FILES_PER_TASK)]
-
-
-def _identify_files(paths: Sequence[Path]) -> list[_Identity]:
-    return [_identify(path) for path in paths]
 
 
 def _identify(path: Path) -> _Identity:
@@ -123,7 +71,7 @@ def _identify(path: Path) -> _Identity:
 
 
 def _refuse_unread(refused: Sequence[tuple[Path, str]]) -> None:
-    """UserError that names files which the system will not read, if there are any."""
+    """UserError that names files which the system refuses to read, if there are any."""
     if not refused:
         return
     path, reason = refused[0]
@@ -132,5 +80,6 @@ def _refuse_unread(refused: Sequence[tuple[Path, str]]) -> None:
     raise UserError(f"{path}: cannot be read ({reason}){more}; make it readable or move it out of the source")
 
 
-def _inspect_files(files: Sequence[tuple[str, Path]]) -> dict[str, ImageFacts]:
-    return {identity: inspect_image(read_unchanged(path, identity)) for identity, path in files}
+def _inspect(file: tuple[str, Path]) -> ImageFacts:
+    identity, path = file
+    return inspect_image(read_unchanged(path, identity))

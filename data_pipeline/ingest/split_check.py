@@ -1,7 +1,7 @@
-"""Whether the splits can be trained on and scored with, and which ratio would do better for the groups there are.
+"""Whether the splits are usable for training and scores, and which ratio is better for the given groups.
 
-A split is a function of the group's name and the ratio alone (`curate.split_of`), so few groups fall unevenly: with
-63/7/30 and n groups, no validation group comes out of 0.93^n of all data sets. The ratio is what a user can choose.
+A split is a function of the group's name and the ratio alone (`curate.split_of`), so few groups get uneven shares: with
+63/7/30 and n groups, 0.93^n of all data sets have no validation group. The user can only choose the ratio.
 """
 
 from __future__ import annotations
@@ -18,28 +18,22 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ingest.curate import DEFAULT_RATIO, Ratio, check_ratio, split_of, split_position
 from data_pipeline.names import shown
 
-# Below that, shares and scores hang on which groups happen to be held out.
-_FEW_GROUPS = 10
-# A split whose share of the images is so far from what was asked for is told; or below half of it.
-_FAR = 0.10
-# What a cell type without a training or a test image counts against so much of all images in the wrong split.
-_GAP = 0.1
+_FEW_GROUPS = 10  # with fewer, scores depend on which groups happen to be held out
+_FAR = 0.10  # difference from the asked-for share that is reported, as is half of it
+_GAP = 0.1  # cost of a cell type without training or test image, in shares of images in the wrong split
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Groups of the images that count, in the order in which a ratio deals them out.
-
-    positions: float [groups], ascending (`split_position`). counts: int [groups, cell types].
-    """
+    """Groups of the images that count, sorted by their position."""
 
     names: list[str]
-    positions: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.float64]  # [groups], `split_position`
+    counts: npt.NDArray[np.int64]  # images, [groups, cell types]
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> _Groups:
-        """Of the kept real images that have a cell type; of all kept real ones where none has."""
+        """From the kept real images with a cell type, or from all kept real ones if none has one."""
         kept = [row for row in samples if row.kept and row.origin != "synthetic"]
         rows = [row for row in kept if row.cell_type] or kept
         counted = Counter((row.group, row.cell_type) for row in rows)
@@ -52,12 +46,12 @@ class _Groups:
         return cls(names, np.array([split_position(name) for name in names]), counts)
 
     def cuts(self, ratio: Ratio) -> tuple[int, int]:
-        """How many groups lie before the end of training, and before that of validation."""
+        """Number of groups before the end of train, and before the end of validation."""
         before = [SPLITS.index(split_of(name, ratio)) for name in self.names]
         return before.count(0), before.count(0) + before.count(1)
 
     def parts(self, cuts: tuple[int, int]) -> npt.NDArray[np.int64]:
-        """Images as int [splits, cell types]."""
+        """Counts of images, int [splits, cell types]."""
         first, second = cuts
         return np.array(
             [part.sum(0) for part in (self.counts[:first], self.counts[first:second], self.counts[second:])]
@@ -65,9 +59,9 @@ class _Groups:
 
 
 def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
-    """Warnings for splits that are empty or far from their share, cell types and groups that spoil them; the way out.
+    """Warnings for empty splits, shares far from the ratio, missing cell types and large groups; and what to do.
 
-    Only images with a cell type count, where any has one; a split that the ratio gives nothing is as it should be.
+    Only images with a cell type count, if any has one. A split may be empty if its share is 0.
     """
     groups = _Groups.of(samples)
     if not groups.names:
@@ -105,7 +99,7 @@ def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
 
 
 def way_out(dataset: Dataset, splits: Sequence[str]) -> str:
-    """What to do about a split without images, for whoever needs one; '' when each of the splits has some."""
+    """What to do about splits without images; '' if each has some."""
     rows = from_table(dataset.table)
     there = {row.split for row in rows if row.kept and row.origin != "synthetic"}
     if set(splits) <= there:
@@ -116,9 +110,9 @@ def way_out(dataset: Dataset, splits: Sequence[str]) -> str:
 
 
 def nearest_ratio(groups: _Groups, ratio: Ratio) -> Ratio | None:
-    """The ratio at which every split has a group and shares and cell types come nearest to what was asked for.
+    """The ratio that gives every split a group, and shares and cell types nearest to those asked for.
 
-    None where no ratio of three decimals gives every split a group.
+    None if no ratio of three decimals gives every split a group.
     """
     for steps in (100, 1000):
         found = _best_cuts(groups, ratio, steps)
@@ -129,7 +123,7 @@ def nearest_ratio(groups: _Groups, ratio: Ratio) -> Ratio | None:
 
 
 def _best_cuts(groups: _Groups, ratio: Ratio, steps: int) -> tuple[int, int] | None:
-    """The two ends, of training and of validation, in so many parts of one; None where a split would be empty."""
+    """The best ends of train and of validation, in multiples of 1/steps; None if a split would always be empty."""
     grid = np.arange(1, steps)
     before = np.searchsorted(groups.positions, grid / steps)
     total = np.concatenate([np.zeros((1, groups.counts.shape[1]), np.int64), groups.counts.cumsum(0)])
@@ -144,10 +138,10 @@ def _best_cuts(groups: _Groups, ratio: Ratio, steps: int) -> tuple[int, int] | N
         images[:, 1] = total[-1].sum() - images.sum(1)
         wrong = np.abs(images / total[-1].sum() - np.array(ratio)).sum(1) / 2
         gaps = (present & (train == 0)).sum() + (present & (test == 0)).sum(1)
-        # So thin a validation share would hardly ever get one of the groups that come later.
+        # A very small validation share would hardly ever get a later group.
         thin = (grid[seconds] - grid[first]) / steps < ratio[1] / 2
         cost = np.round(wrong + _GAP * (gaps + thin), 9)
-        # Of ratios that deal these groups alike, the one nearest to what was asked for: later groups follow it.
+        # Of ratios with the same splits, the one nearest to the asked-for: it decides for later groups.
         away = abs(grid[first] / steps - ratio[0]) + np.abs(grid[seconds] / steps - ratio[0] - ratio[1])
         chosen = int(np.lexsort((away, cost))[0])
         found = (float(cost[chosen]), float(away[chosen]), int(grid[first]), int(grid[seconds[chosen]]))
@@ -156,7 +150,7 @@ def _best_cuts(groups: _Groups, ratio: Ratio, steps: int) -> tuple[int, int] | N
 
 
 def _cost(groups: _Groups, cuts: tuple[int, int], ratio: Ratio) -> float:
-    """What `_best_cuts` makes least, of cuts as they are; infinite where a split is empty."""
+    """The cost that `_best_cuts` minimises; infinite if a split is empty."""
     parts = groups.parts(cuts)
     if not parts.sum(1).all():
         return float("inf")
@@ -165,7 +159,7 @@ def _cost(groups: _Groups, cuts: tuple[int, int], ratio: Ratio) -> float:
 
 
 def _gaps(groups: _Groups, parts: npt.NDArray[np.int64], ratio: Ratio) -> list[str]:
-    """A warning for the cell types that no training image, or no test image, shows."""
+    """Warnings for cell types without training images, or without test images."""
     warnings = []
     for split, images, asked in zip(SPLITS, parts, ratio, strict=True):
         if split == "validation" or not asked or not images.sum():
@@ -183,7 +177,7 @@ def _gaps(groups: _Groups, parts: npt.NDArray[np.int64], ratio: Ratio) -> list[s
 
 
 def _large_groups(groups: _Groups) -> list[str]:
-    """A warning for a group that holds far more than its part of the images: often not one patient at all."""
+    """Warnings for groups that hold very many of the images: often such a group is not one patient."""
     images = groups.counts.sum(1)
     share = images / images.sum()
     large = np.flatnonzero(share > max(1 / 3, 1.5 / len(images)))
@@ -195,7 +189,7 @@ def _large_groups(groups: _Groups) -> list[str]:
 
 
 def _way_out(groups: _Groups, ratio: Ratio, cuts: tuple[int, int]) -> str:
-    """The better ratio and what comes of it, or what else there is to do."""
+    """A better ratio and its splits, or what else to do."""
     few = "bring in images of more patients or slides"
     if len(groups.names) < len(SPLITS):
         return f"{len(groups.names)} group(s) make no three splits, whatever the ratio=: {few}, three at least"

@@ -1,6 +1,4 @@
-"""TIFF files: which of their pages is the picture, and its pixels."""
-
-from __future__ import annotations
+"""TIFF files: the page that is the picture, and its pixels."""
 
 import io
 import logging
@@ -18,22 +16,21 @@ from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.pixel_range import EIGHT_BITS, to_eight_bits
 
 _ORIENTATION, _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 274, 0, 1, 2
-# Bits of the tag NewSubfileType: a reduced copy of another page, and a mask of one.
-_REDUCED, _MASK = 1, 4
-_OLD_REDUCED = 2  # a value of the tag SubfileType, which came before
+_REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
+_OLD_REDUCED = 2  # a value of its predecessor SubfileType
 _PREMULTIPLIED = 1  # a value of the tag ExtraSamples
 _SIGNIFICANT_BITS = re.compile(r'(?:SignificantBits="|"BitDepth": ?)(\d+)')  # OME-XML, Micro-Manager
 _CHANNEL_NAME = re.compile(r'<Channel\b[^>]*\bName="([^"]*)"')
 
-# What it says of odd metadata would stand between the lines of a progress bar; what is wrong with pixels raises.
+# Its messages about metadata would break the progress bar; damaged pixels raise.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def read_tiff(raw: bytes, check_size: Callable[[int, int], None]) -> tuple[Image.Image, int]:
-    """The one picture of a TIFF, not yet turned upright, and how many bits the range of its values has.
+    """The one picture of a TIFF, not yet upright, and the bits of the range of its values.
 
-    Pages that are reduced copies of another (thumbnails, pyramids) or masks are passed over; three channels as pages
-    are red, green and blue. UnreadableImage for several pictures, a stack, or values whose range cannot be told.
+    Ignores pages that are reduced copies (thumbnails, pyramids) or masks; three channels as pages are red, green, blue.
+    UnreadableImage for several pictures, a stack, or values of unknown range.
     """
     with TiffFile(io.BytesIO(raw)) as tiff:
         pictures = [series for series in tiff.series if not _is_copy(series.keyframe)]
@@ -43,7 +40,7 @@ def read_tiff(raw: bytes, check_size: Callable[[int, int], None]) -> tuple[Image
         page = picture.keyframe
         check_size(page.imagewidth, page.imagelength)
         if picture.size == page.size and page.bitspersample <= EIGHT_BITS and page.dtype in (np.uint8, np.bool_):
-            with suppress(UnidentifiedImageError):  # of the kinds that only tifffile knows
+            with suppress(UnidentifiedImageError):  # only tifffile knows some kinds
                 return _by_pillow(raw, page.index), EIGHT_BITS
         pixels, bits = to_eight_bits(_values(picture, len(raw)), _declared_bits(tiff, page))
         image = Image.fromarray(pixels)
@@ -58,7 +55,7 @@ def _is_copy(page: TiffPage) -> bool:
 
 
 def _by_pillow(raw: bytes, index: Any) -> Image.Image:
-    """What has 8 bits: Pillow converts every colour space."""
+    """An 8-bit page: Pillow converts every colour space."""
     image: Image.Image = Image.open(io.BytesIO(raw), formats=["TIFF"])
     image.seek(index if isinstance(index, int) else index[0])
     image.load()
@@ -66,7 +63,7 @@ def _by_pillow(raw: bytes, index: Any) -> Image.Image:
 
 
 def _values(picture: TiffPageSeries, size: int) -> npt.NDArray[Any]:
-    """Values [H, W] or [H, W, C], bright ones high."""
+    """Pixel values [H, W] or [H, W, C]; bright is high."""
     page = picture.keyframe
     axes = picture.axes
     if axes not in ("YX", "YXS", "SYX", "CYX") or (axes == "CYX" and picture.shape[0] != 3):
@@ -77,7 +74,7 @@ def _values(picture: TiffPageSeries, size: int) -> npt.NDArray[Any]:
     if _PREMULTIPLIED in (page.extrasamples or ()):
         raise UnreadableImage(f"{page.bitspersample} bits per channel, multiplied by their opacity")
     for part in picture.pages:
-        # tifffile fills with zeros what is not there.
+        # tifffile fills missing parts with zeros.
         if part is None or any(
             count == 0 or offset + count > size
             for offset, count in zip(part.dataoffsets, part.databytecounts, strict=True)
@@ -97,7 +94,7 @@ def _values(picture: TiffPageSeries, size: int) -> npt.NDArray[Any]:
 
 
 def _red_green_blue(page: TiffPage) -> list[int]:
-    """The places of the three colours among the channels, by their names where they have any."""
+    """Channel numbers of the three colours, by the channels' names if they have any."""
     names = [name.strip().lower() for name in _CHANNEL_NAME.findall(page.description or "")][:3]
     starts = [name[:1] for name in names]
     if sorted(starts) == ["b", "g", "r"]:
@@ -108,7 +105,7 @@ def _red_green_blue(page: TiffPage) -> list[int]:
 
 
 def _declared_bits(tiff: TiffFile, page: TiffPage) -> int | None:
-    """The significant bits by the file's own word; None where only the size of the container is known."""
+    """The significant bits that the file states; None if only the size of the container is known."""
     if page.bitspersample not in (8, 16, 32, 64):
         return int(page.bitspersample)
     metadata = f"{page.description or ''} {page.tags.valueof(51123, '')}"  # Micro-Manager's own tag

@@ -1,21 +1,21 @@
-"""Phantom smear cells: procedural pictures of all twelve types in two stains, for quickstart and tests.
+"""Phantom smear cells: procedural images of all twelve types in two stains, for quickstart and tests.
 
-A phantom is drawn in three steps, each with random numbers of its own: what the cell is
-(phantom_morphology, phantom_smear), how the slide was stained and photographed (phantom_stain), and the
-sensor's noise. The first step knows nothing of the stain, so one cell in both stains is a pixel-aligned
-pair.
+A phantom is drawn in three steps, each with its own random numbers: the cell and what surrounds it (smear.py), the
+slide's stain and camera (stain.py), and the sensor's noise. The first step is independent of the stain, so one cell
+in both stains is a pixel-aligned pair.
 """
 
 import csv
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from PIL import Image
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.phantoms.shapes import Field
+from data_pipeline.phantoms.cell import Field
 from data_pipeline.phantoms.smear import Blood, draw_smear
 from data_pipeline.phantoms.stain import STAIN_RECIPES, Film, photograph
 from data_pipeline.progress_bar import progress_bar
@@ -42,7 +42,7 @@ def _film(stain: str, slide: int) -> Film:
 
 @lru_cache(maxsize=1)  # the other stain of a pair comes next
 def _smear(cell_type: str, slide: int, seed: int, size: int) -> Field:
-    """The cell and what lies around it before any dye; must not be written to."""
+    """Concentrations, read-only, of the cell and what surrounds it."""
     blood = Blood.of_slide(np.random.default_rng((_BLOOD, slide)))
     key = (CELL_TYPES.index(cell_type), slide, seed)
     layers = draw_smear(cell_type, size, blood, np.random.default_rng((_CELL, *key)))
@@ -51,11 +51,10 @@ def _smear(cell_type: str, slide: int, seed: int, size: int) -> Field:
 
 
 def render_cell(cell_type: str, stain: str, slide: int, seed: int, size: int = 96) -> NDArray[np.uint8]:
-    """One phantom: RGB uint8 [size, size, 3], 29 micrometres wide, the same for the same arguments.
+    """One phantom: RGB uint8 [size, size, 3], 29 micrometres wide, a pure function of the arguments.
 
-    cell_type is one of CELL_TYPES, stain one of STAINS; slide and seed are not negative. The same cell_type,
-    slide, seed and size in another stain is the same cell, pixel for pixel. UserError for an unknown type
-    or stain.
+    cell_type is one of CELL_TYPES, stain one of STAINS; slide, seed >= 0. Another stain shows the same cell, pixel
+    for pixel. UserError for an unknown type or stain.
     """
     _require_known("cell type", [cell_type], CELL_TYPES)
     _require_known("stain", [stain], STAINS)
@@ -64,32 +63,19 @@ def render_cell(cell_type: str, stain: str, slide: int, seed: int, size: int = 9
     return photograph(_smear(cell_type, slide, seed, size), _film(stain, slide), noise)
 
 
-class _Job(NamedTuple):
-    """One cell and the stains to render it in."""
+@dataclass(frozen=True)
+class _Cell:
+    """One cell to render."""
 
     cell_type: str
     number: int
     slide: int
     seed: int
     stains: tuple[str, ...]
-    size: int
 
-
-def _image_name(job: _Job, stain: str) -> str:
-    return f"{stain}/{job.cell_type.replace(' ', '_')}/{job.number:05d}.png"
-
-
-def _write(task: tuple[Path, _Job]) -> None:
-    folder, job = task
-    for stain in job.stains:
-        picture = render_cell(job.cell_type, stain, job.slide, job.seed, job.size)
-        Image.fromarray(picture).save(folder / _image_name(job, stain), compress_level=1)
-
-
-def _require_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
-        if name not in known:
-            raise UserError(f"phantom: unknown {what} '{name}'; choose from {', '.join(known)}")
+    def file(self, stain: str) -> str:
+        """Its image, relative to the folder."""
+        return f"{stain}/{self.cell_type.replace(' ', '_')}/{self.number:05d}.png"
 
 
 def render_phantoms(
@@ -106,18 +92,15 @@ def render_phantoms(
 ) -> Path:
     """Write `per_type` cells of each type as PNG files and their table; returns `folder`/images.csv.
 
-    Columns: image (relative to the table), label, slide, domain (the stain), pair (the same for two stains
-    of one cell). Cells are dealt to `slides` slides in turn; a slide's name is the same in every stain, so
-    that a split by slide keeps pairs together. paired: each cell in every stain; otherwise in one,
-    alternating by slide.
-    A folder that already holds exactly this request is left alone. Written beside and renamed at the end:
-    a killed run leaves no half of it. UserError when the folder holds anything else, or an argument makes
-    no sense.
+    Columns: image (relative to the table), label, slide, domain (the stain), pair (the same for two stains of one
+    cell). Cells are dealt to `slides` slides in turn. A slide has the same name in every stain, so a split by slide
+    keeps pairs together. paired: each cell in every stain; else in one, alternating by slide.
+    No-op for a folder that holds exactly this request. The folder is renamed into place at the end: an interrupted
+    run leaves no part of it. UserError when the folder holds anything else, or for an impossible argument.
     """
     _require_known("cell type", cell_types, CELL_TYPES)
     _require_known("stain", stains, STAINS)
-    limits = (("per_type", per_type, 1), ("slides", slides, 1), ("size", size, 16), ("seed", seed, 0))
-    for name, value, least in limits:
+    for name, value, least in (("per_type", per_type, 1), ("slides", slides, 1), ("size", size, 16), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"phantom: {name} is {value}, it must be at least {least}")
     if not stains or not cell_types:
@@ -132,51 +115,54 @@ def render_phantoms(
         "paired": paired,
         "cell_types": list(cell_types),
     }
+    record = json.dumps(request, indent=1) + "\n"
     folder = Path(folder)
-    if _holds(folder, request):
-        return folder / TABLE
-    jobs = [
-        _Job(
-            cell_type,
-            index,
-            index % slides,
-            seed * 1_000_003 + index,
-            tuple(stains) if paired else (stains[index % slides % len(stains)],),
-            size,
-        )
-        for cell_type in cell_types
-        for index in range(per_type)
-    ]
-    _sweep(folder)
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    try:
-        for stain in stains:
-            for cell_type in cell_types:
-                (draft / stain / cell_type.replace(" ", "_")).mkdir(parents=True)
-        _render_all(draft, jobs, workers, progress)
-        _write_table(draft / TABLE, jobs)
-        (draft / _RECORD).write_text(json.dumps(request, indent=1) + "\n")
-        try:
-            draft.rename(folder)
-        except OSError:  # another process may have been first with the same request
-            if not _holds(folder, request):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    if not _holds(folder, record):
+        stains_of = [tuple(stains) if paired else (stains[slide % len(stains)],) for slide in range(slides)]
+        cells = [
+            _Cell(cell_type, index, index % slides, seed * 1_000_003 + index, stains_of[index % slides])
+            for cell_type in cell_types
+            for index in range(per_type)
+        ]
+        _write_folder(folder, cells, size, record, workers, progress)
     return folder / TABLE
 
 
-def _holds(folder: Path, request: dict[str, object]) -> bool:
+def _require_known(what: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise UserError(f"phantom: unknown {what} '{name}'; choose from {', '.join(known)}")
+
+
+def _holds(folder: Path, record: str) -> bool:
     """Whether `folder` holds this request already; UserError when it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    record = folder / _RECORD
-    if record.is_file() and record.read_text() == json.dumps(request, indent=1) + "\n":
+    if (folder / _RECORD).is_file() and (folder / _RECORD).read_text() == record:
         return True
     raise UserError(f"phantom: {folder} holds other files; give another folder or remove it first")
 
 
-def _sweep(folder: Path) -> None:
+def _write_folder(folder: Path, cells: Sequence[_Cell], size: int, record: str, workers: int, progress: bool) -> None:
+    """Render beside the folder, then rename."""
+    _remove_drafts(folder)
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    try:
+        for parent in {(draft / cell.file(stain)).parent for cell in cells for stain in cell.stains}:
+            parent.mkdir(parents=True, exist_ok=True)
+        _render_all(draft, cells, size, workers, progress)
+        _write_table(draft / TABLE, cells)
+        (draft / _RECORD).write_text(record)
+        try:
+            draft.rename(folder)
+        except OSError:  # another process may have been first with the same request
+            if not _holds(folder, record):
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _remove_drafts(folder: Path) -> None:
     """Remove drafts of `folder` whose process was killed."""
     for draft in folder.parent.glob(f"{folder.name}.*.part"):
         process = draft.suffixes[-2][1:] if len(draft.suffixes) > 1 else ""
@@ -184,26 +170,29 @@ def _sweep(folder: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _render_all(folder: Path, jobs: list[_Job], workers: int, progress: bool) -> None:
-    tasks = [(folder, job) for job in jobs]
-    with progress_bar(len(jobs), "phantom cells", "cell", enabled=progress) as bar:
-        if workers < 2:
-            for task in tasks:
-                _write(task)
-                bar.update()
-            return
-        # Spawned, not forked: the caller may hold threads of torch or DALI.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for _ in pool.map(_write, tasks, chunksize=16):
-                bar.update()
+def _render_all(folder: Path, cells: Sequence[_Cell], size: int, workers: int, progress: bool) -> None:
+    write = partial(_write, folder, size)
+    with progress_bar(len(cells), "phantom cells", "cell", enabled=progress) as bar, ExitStack() as stack:
+        results: Iterable[None] = map(write, cells)
+        if workers > 1:
+            # Spawned, not forked: the caller may hold threads of torch or DALI.
+            pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+            results = stack.enter_context(pool).map(write, cells, chunksize=16)
+        for _ in results:
+            bar.update()
 
 
-def _write_table(path: Path, jobs: list[_Job]) -> None:
+def _write(folder: Path, size: int, cell: _Cell) -> None:
+    for stain in cell.stains:
+        image = render_cell(cell.cell_type, stain, cell.slide, cell.seed, size)
+        Image.fromarray(image).save(folder / cell.file(stain), compress_level=1)
+
+
+def _write_table(path: Path, cells: Sequence[_Cell]) -> None:
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "label", "slide", "domain", "pair"])
-        for job in jobs:
-            for stain in job.stains:
-                pair = f"{job.cell_type.replace(' ', '_')}-{job.number:05d}"
-                slide = f"slide-{job.slide:03d}"
-                table.writerow([_image_name(job, stain), job.cell_type, slide, stain, pair])
+        for cell in cells:
+            pair = f"{cell.cell_type.replace(' ', '_')}-{cell.number:05d}"
+            for stain in cell.stains:
+                table.writerow([cell.file(stain), cell.cell_type, f"slide-{cell.slide:03d}", stain, pair])

@@ -15,10 +15,14 @@ from data_pipeline.phantoms.cell import (
     CHROMATIN,
     EOSIN,
     HAEMOGLOBIN,
+    Canvas,
     Cell,
     Random,
+    capsule,
+    cut,
+    ellipse,
+    union,
 )
-from data_pipeline.phantoms.shapes import Canvas, capsule, cut, ellipse, union
 
 
 def neutrophil(canvas: Canvas, rng: Random) -> Cell:

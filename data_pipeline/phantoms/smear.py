@@ -5,20 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipeline.phantoms.cell import HAEMOGLOBIN, LAYERS, Random
+from data_pipeline.phantoms.cell import FIELD_OF_VIEW, HAEMOGLOBIN, LAYERS, Canvas, Field, Random
 from data_pipeline.phantoms.morphology import DRAW, platelet
-from data_pipeline.phantoms.shapes import FIELD_OF_VIEW, Canvas, Field
 
 
 @dataclass(frozen=True)
 class Blood:
-    """What one patient's film looks like before any dye: shared by all cells and both stains of a slide."""
+    """One patient's film before staining: shared by all cells and both stains of a slide."""
 
     red_cells: float  # mean number in one field of view
     radius: float  # of a red cell, micrometres
-    pallor: float  # how much paler a red cell's centre is, 0 to 1
-    oval: float  # how far red cells stray from round
-    crenated: float  # depth of spines on red cells, as a share of their radius
+    pallor: float  # of a red cell's centre, 0 to 1
+    oval: float  # standard deviation of the log axis ratio of red cells
+    crenated: float  # depth of spines on red cells, as a fraction of the radius
     platelets: float  # mean number of stray platelets
     cell_scale: float  # size of white cells against the textbook's
 
@@ -61,7 +60,7 @@ def _red_cell(layer: Field, canvas: Canvas, rng: Random, blood: Blood, x: float,
 
 
 def _scatter(rng: Random, mean: float, apart: float, clear: float) -> list[tuple[float, float]]:
-    """Places (x, y) in and just outside the field, `apart` micrometres from each other, outside `clear`."""
+    """Places (x, y) in and just outside the field, `apart` micrometres from each other, `clear` from the centre."""
     edge = FIELD_OF_VIEW / 2 + 3
     wanted = int(rng.poisson(mean))
     places: list[tuple[float, float]] = []
@@ -79,11 +78,11 @@ def draw_smear(cell_type: str, size: int, blood: Blood, rng: Random) -> Field:
     jitter = rng.normal(0, 0.8, 2).clip(-2, 2)
     scale = blood.cell_scale * math.exp(rng.normal(0, 0.05))
     cell = DRAW[cell_type](Canvas(size, (float(jitter[0]), float(jitter[1])), scale), rng)
-    thirst = np.exp(rng.normal(0, 0.2, (LAYERS, 1, 1)))  # cells of one slide differ in their dye
-    cell.layers *= thirst.astype(np.float32)
+    uptake = np.exp(rng.normal(0, 0.2, (LAYERS, 1, 1)))  # cells of one slide differ in dye uptake
+    cell.layers *= uptake.astype(np.float32)
     canvas = Canvas(size)
     layers = np.zeros((LAYERS, size, size), np.float32)
-    lapping = rng.uniform(0.2, 1.1)  # red cells may touch, or slip a little under
+    lapping = rng.uniform(0.2, 1.1)  # red cells may touch the cell or lie a little under it
     density = blood.red_cells * rng.uniform(0.6, 1.4) * (1.35 if cell_type == "platelet" else 1.0)
     apart = 2 * blood.radius * rng.uniform(0.7, 0.95)
     for x, y in _scatter(rng, density * 1.45, apart, cell.radius + lapping + 2.0):

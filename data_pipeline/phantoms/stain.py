@@ -1,8 +1,8 @@
-"""Two stains and their cameras: from dye concentrations to the pixels of a picture.
+"""Two stains and their cameras: from dye concentrations to pixels.
 
-Kept away from pure Beer-Lambert on purpose, for that is the model that classical stain normalisation assumes:
-Romanowsky dyes shift their colour where they are dense (metachromasia), each camera channel averages over a
-band in which a dye's absorption varies, a colour matrix follows and clips, and a tone curve bends the result.
+Deliberately not pure Beer-Lambert, which classical stain normalisation assumes: dense Romanowsky dyes shift their
+colour (metachromasia), a camera channel averages over a band in which a dye's absorption varies, and a clipping colour
+matrix and a tone curve follow.
 """
 
 import math
@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from data_pipeline.phantoms.cell import AZUROPHIL, CHROMATIN, EOSIN, HAEMOGLOBIN, LAYERS, Random
-from data_pipeline.phantoms.shapes import FIELD_OF_VIEW, Canvas, Field
+from data_pipeline.phantoms.cell import (
+    AZUROPHIL,
+    CHROMATIN,
+    EOSIN,
+    FIELD_OF_VIEW,
+    HAEMOGLOBIN,
+    LAYERS,
+    Canvas,
+    Field,
+    Random,
+)
 
 Array = NDArray[np.float64]
 
@@ -27,7 +36,7 @@ class Stain:
     basophilia: tuple[float, float, float]
     eosin: tuple[float, float, float]
     azurophil: tuple[float, float, float]
-    metachromasia: tuple[float, float, float]  # what dense chromatin and granules gain
+    metachromasia: tuple[float, float, float]  # added where chromatin and granules are dense
     background: tuple[float, float, float]  # bare glass, 0 to 1
     colour_mix: float  # saturation of the camera's colour matrix
     blur: tuple[float, float]  # focus, micrometres, sharpest and softest slide
@@ -70,7 +79,7 @@ STAIN_RECIPES: dict[str, Stain] = {
 
 @dataclass(frozen=True)
 class Film:
-    """One stained slide under one microscope: a protocol with everything that varies between slides."""
+    """One stained slide under one microscope: a protocol and all that varies between slides."""
 
     dyes: Array  # [LAYERS, 3] optical density per unit of concentration
     metachromasia: Array  # [3]
@@ -78,7 +87,7 @@ class Film:
     gradient: Array  # [2] change of illumination across the field, (x, y)
     colour_matrix: Array  # [3, 3]
     blur: float  # micrometres
-    toe: float  # how strongly the tone curve bends
+    toe: float  # curvature of the tone curve
     sharpening: float
     noise: float
 
@@ -117,7 +126,7 @@ def _blurred(image: Field, sigma: float) -> Field:
 
 
 def photograph(layers: Field, film: Film, rng: Random) -> NDArray[np.uint8]:
-    """The picture uint8 [size, size, 3] (RGB) of concentrations `layers` float32 [LAYERS, size, size]."""
+    """RGB image uint8 [size, size, 3] of concentrations `layers` float32 [LAYERS, size, size]."""
     size = layers.shape[1]
     canvas = Canvas(size)
     dense = layers[CHROMATIN] + layers[AZUROPHIL]
@@ -133,7 +142,7 @@ def photograph(layers: Field, film: Film, rng: Random) -> NDArray[np.uint8]:
     photons = rng.standard_normal((3, size, size), dtype=np.float32) * np.float32(film.noise / 255)
     light = light + photons * np.sqrt(np.clip(light, 0.05, 1))
     light = light + np.float32(film.sharpening) * (light - _blurred(light, max(0.4 / canvas.pixel, 0.8)))
-    # The colour matrix mixes what the sensor saw against white, so bare glass keeps its colour.
+    # Rows of the colour matrix sum to 1, so bare glass keeps its colour.
     colour = np.clip(film.colour_matrix.astype(np.float32) @ light.reshape(3, -1), 0, 1.15)
     # An S-shaped tone curve that keeps black and white where they are.
     colour = colour + np.float32(film.toe) * colour * (1 - colour) * (2 * colour - 1)

@@ -1,33 +1,31 @@
-"""The disk side of a build: the lock, the commit, and the removal of what no data set refers to."""
-
-from __future__ import annotations
+"""A build on a disk: its lock, its commit, and the removal of files that no data set refers to."""
 
 import errno
-import fcntl
-import filecmp
 import json
-import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from data_pipeline.attachments import ATTACHMENT_FOLDER
-from data_pipeline.catalog import Dataset, Sample, write_catalog
-from data_pipeline.disk import TEMPORARY_PREFIX, sync_folder, write_through
+from data_pipeline.catalog import Dataset, Sample, catalog_bytes
+from data_pipeline.disk import TEMPORARY_PREFIX, aside, file_lock, put_in_place, sync
 from data_pipeline.errors import UserError
 from data_pipeline.shards.location import SHARD_FOLDER
+from data_pipeline.shards.made import is_whole
 from data_pipeline.shards.store import CATALOG_FILE, Root
 from data_pipeline.shards.writer import index_name
 
 DATASET_FILE = "dataset.json"
 REPORT_FILE = "build_report.json"
 LOCK_FILE = ".lock"
-# What a data set of raw images says in `made_by`; a derived one says more.
+# `made_by` of a data set of raw images; that of a derived one is a table.
 BUILT = "build_shards"
 
-# Only files with names that this project gives are ever removed: shards, journals of a derivation, attachments.
+# Only files named by this project are ever removed: shards, journals of a derivation, attachments.
 OWN_NAMES = {
     SHARD_FOLDER: re.compile(
         r".+-(train|validation|test)-(root|[01]+)-[0-9a-f]{16}\.(tar|idx)|\.made-[0-9a-f]{64}\.json"
@@ -35,116 +33,104 @@ OWN_NAMES = {
     ATTACHMENT_FOLDER: re.compile(r".+-[0-9a-f]{16}(\..*)?"),
 }
 
-# What a disk says when it does not take bytes, or may not, or when a file is where a folder should be.
+# Errors that the user can resolve: no room, no permission, a file where a folder should be.
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _REFUSALS |= {errno.ENOTDIR, errno.EEXIST}
 
 
 class DiskSite:
-    """A data set's place on a disk, for one build."""
+    """A data set's folder on a disk, for one build."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @contextmanager
     def held(self) -> Iterator[Dataset | None]:
-        """Hold the place (`build_lock`), and yield the data set that is there, if any (`cut_short_is_whole`)."""
-        with build_lock(self.root), cut_short_is_whole(self.root) as old:
+        """Lock the folder and yield the data set that is there, if any; UserError for one that was derived.
+
+        If the build inside fails, its files are removed and the old data set stays.
+        """
+        with build_lock(self.root), old_dataset(self.root, self._tidy) as old:
             yield old
 
+    def _tidy(self) -> None:
+        """Remove what the catalogue on disk does not name: the new one, if the build failed after its commit."""
+        try:
+            metadata = Dataset.read_catalog(self.root).metadata if Dataset.is_at(self.root) else {}
+        except UserError:
+            return  # damaged: nobody can say what is left over
+        collect_leftovers(self.root, metadata)
+
     def shard_folder(self) -> Path:
-        """Where shards are written to."""
+        """Where shards are written."""
         folder = self.root / SHARD_FOLDER
         folder.mkdir(exist_ok=True)
         return folder
 
     def whole_shards(self, old: Dataset) -> set[str]:
-        """The old data set's shards that are there at their size, with their index."""
-        whole = set()
-        for name, facts in old.metadata["shards"].items():
-            path = old.shard_path(name)
-            if path.is_file() and path.stat().st_size == facts["bytes"] and path.with_name(index_name(name)).is_file():
-                whole.add(name)
-        return whole
+        """The old data set's shards that have their size and an index."""
+        return {
+            name for name, facts in old.metadata["shards"].items() if is_whole(old.shard_path(name), facts["bytes"])
+        }
 
     def commit(self, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
-        """Commit (`commit`), and remove what only the old data set or a killed build had."""
+        """Commit, and remove what only the old data set or a killed build had."""
         commit(self.root, samples, metadata, report)
         collect_leftovers(self.root, metadata)
 
 
 @contextmanager
 def build_lock(root: Path) -> Iterator[None]:
-    """Make the folder and hold it against a second build; UserError when it cannot be a data set's folder.
+    """Create the folder and lock it against a second build; UserError when it cannot be a data set's folder.
 
-    When the build inside fails and the folder was not there before, it is gone again afterwards.
+    A folder that was created here is removed again when the build inside fails.
     """
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     with refusal_is_users(root):
         root.mkdir(parents=True, exist_ok=True)
         refuse_foreign(root, [path.name for path in root.iterdir()])
-        lock = os.open(root / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock = file_lock(root / LOCK_FILE, blocking=False).acquire()
+        except Timeout:
             raise UserError(f"{root}: another build is at work here; wait until it has ended") from None
-        with refusal_is_users(root):
-            yield
-    except BaseException:
-        if made:
-            (root / LOCK_FILE).unlink(missing_ok=True)
-            _remove_empty([root / SHARD_FOLDER, *made])
-        raise
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def cut_short_is_whole(root: Path) -> Iterator[Dataset | None]:
-    """Yield the data set that is there, if any; UserError for one that was not built from raw images.
-
-    However the build inside ends before its time, what it left is removed and the old data set stays.
-    """
-    old = Dataset.read_catalog(root) if (root / CATALOG_FILE).exists() else None
-    refuse_derived(root, old)
-    try:
-        yield old
-    except BaseException:
-        # The catalogue on disk says which shards count, whether the commit had happened or not.
-        named: Mapping[str, Any] | None = {}
-        if (root / CATALOG_FILE).exists():
-            try:
-                named = Dataset.read_catalog(root).metadata
-            except UserError:
-                named = None  # damaged: nobody can say what is left over
-        if named is not None:
-            collect_leftovers(root, named)
-        raise
+    with lock:
+        try:
+            with refusal_is_users(root):
+                yield
+        except BaseException:
+            if made:
+                (root / LOCK_FILE).unlink(missing_ok=True)
+                _remove_empty([root / SHARD_FOLDER, *made])
+            raise
 
 
 def commit(root: Path, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
-    """Put the new catalogue in the place of the old one; `dataset.json` and the report follow it.
+    """Replace the catalogue, then `dataset.json` and the report.
 
-    All three are on disk under temporary names first, so that a full disk is met before the commit.
+    All three are on disk under temporary names first: a full disk is noticed before the commit.
     """
-    new = {name: root / f"{TEMPORARY_PREFIX}{name}" for name in (CATALOG_FILE, DATASET_FILE, REPORT_FILE)}
-    write_catalog(new[CATALOG_FILE], samples, metadata)
-    write_through(new[DATASET_FILE], mirror_of(metadata))
-    write_through(new[REPORT_FILE], report_text(report))
-    for folder in OWN_NAMES:
-        if (root / folder).is_dir():
-            sync_folder(root / folder)
-    for name, temporary in new.items():
-        if name == CATALOG_FILE and (root / name).exists() and filecmp.cmp(temporary, root / name, shallow=False):
-            temporary.unlink()
-            continue
-        os.replace(temporary, root / name)
-        sync_folder(root)
+    content = {
+        CATALOG_FILE: catalog_bytes(samples, metadata),
+        DATASET_FILE: mirror_of(metadata),
+        REPORT_FILE: report_text(report),
+    }
+    if (root / CATALOG_FILE).exists() and (root / CATALOG_FILE).read_bytes() == content[CATALOG_FILE]:
+        del content[CATALOG_FILE]
+    with ExitStack() as temporaries:
+        new = {name: temporaries.enter_context(aside(root / name)) for name in content}
+        for name, path in new.items():
+            path.write_bytes(content[name])
+            sync(path)
+        for folder in OWN_NAMES:
+            if (root / folder).is_dir():
+                sync(root / folder)
+        for name, path in new.items():
+            put_in_place(path, root / name)
+            sync(root)
 
 
 def leftovers(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
-    """What the data set's metadata does not name, and temporary files; nothing that others put here."""
+    """Own files that the data set's metadata does not name, and temporary files; never anybody else's files."""
     named = names_of(metadata)
     found = []
     for folder, own_name in {".": None, **OWN_NAMES}.items():
@@ -156,30 +142,30 @@ def leftovers(root: Path, metadata: Mapping[str, Any]) -> list[Path]:
 
 
 def collect_leftovers(root: Path, metadata: Mapping[str, Any]) -> None:
-    """Remove them."""
+    """Remove `leftovers`."""
     for path in leftovers(root, metadata):
         path.unlink(missing_ok=True)
 
 
 def names_of(metadata: Mapping[str, Any]) -> set[str]:
-    """The files of its own that a data set's metadata names: shards, their indices, attachments."""
+    """File names in a data set's metadata: its own shards, their indices, its attachments."""
     shards = [name for name, facts in metadata.get("shards", {}).items() if "folder" not in facts]
     attached = {facts["file"] for facts in metadata.get("attachments", {}).values()}
     return {*shards, *map(index_name, shards), *attached}
 
 
 def mirror_of(metadata: Mapping[str, Any]) -> bytes:
-    """What `dataset.json` shows of a catalogue's metadata."""
+    """Content of `dataset.json`, a readable copy of the catalogue's metadata."""
     return (json.dumps(metadata, indent=2, sort_keys=True) + "\n").encode()
 
 
 def report_text(report: Mapping[str, Any]) -> bytes:
-    """What `build_report.json` holds."""
+    """Content of `build_report.json`."""
     return (json.dumps(report, indent=2) + "\n").encode()
 
 
 def refuse_foreign(root: Root, names: Collection[str]) -> None:
-    """UserError for a place that holds something else: a data set is never mixed into raw images, say."""
+    """UserError for a folder that holds anything but a data set: none is mixed into raw images, say."""
     if CATALOG_FILE in names:
         return
     own = {LOCK_FILE, SHARD_FOLDER, ATTACHMENT_FOLDER, DATASET_FILE, REPORT_FILE}
@@ -188,15 +174,22 @@ def refuse_foreign(root: Root, names: Collection[str]) -> None:
         raise UserError(f"{root}: no data set, yet it holds {foreign[0]}; name a new or an empty folder")
 
 
-def refuse_derived(root: Root, old: Dataset | None) -> None:
-    """UserError for a data set that was not built from raw images."""
+@contextmanager
+def old_dataset(root: Root, tidy: Callable[[], None]) -> Iterator[Dataset | None]:
+    """Yield the data set that is there, if any; UserError for a derived one. tidy: called if the block fails."""
+    old = Dataset.read_catalog(root) if Dataset.is_at(root) else None
     if old is not None and old.metadata["made_by"] != BUILT:
         raise UserError(f"{root}: was derived from another data set; name another folder, or build that one again")
+    try:
+        yield old
+    except BaseException:
+        tidy()
+        raise
 
 
 @contextmanager
 def refusal_is_users(root: Root) -> Iterator[None]:
-    """What the disk refuses is the user's to mend: one line instead of a traceback."""
+    """UserError, one line, for an OSError that the user can resolve."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,4 @@
-"""The store's side of a build: the lock, the commit by one PUT, and the removal of what no data set refers to."""
-
-from __future__ import annotations
+"""A build in a store: its lock, its commit by one PUT, and the removal of objects that no data set refers to."""
 
 import datetime
 import json
@@ -13,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from data_pipeline.catalog import Dataset, Sample, write_catalog
+from data_pipeline.catalog import Dataset, Sample, catalog_bytes
 from data_pipeline.errors import UserError
 from data_pipeline.shards.build_files import (
     DATASET_FILE,
@@ -22,23 +20,21 @@ from data_pipeline.shards.build_files import (
     REPORT_FILE,
     mirror_of,
     names_of,
+    old_dataset,
     refusal_is_users,
-    refuse_derived,
     refuse_foreign,
     report_text,
 )
 from data_pipeline.shards.location import SHARD_FOLDER
 from data_pipeline.shards.store import CATALOG_FILE, Store
 from data_pipeline.shards.writer import index_name
-from data_pipeline.temporary import temporary_folder
 
-# Seconds between two signs of life of a build, and after how long without one another may take its place: long
-# enough for clocks that differ and a store that is away for a while.
-_SIGN_OF_LIFE, _STALE = 20.0, 180.0
+_SIGN_OF_LIFE = 20.0  # seconds between two renewals of a build's lock
+_STALE = 180.0  # seconds without one until another build may take over: clocks differ, and a store may be away
 
 
 class StoreSite:
-    """A data set's place in a store, for one build."""
+    """A data set's folder in a store, for one build."""
 
     def __init__(self, root: Store) -> None:
         self.root = root
@@ -46,25 +42,20 @@ class StoreSite:
 
     @contextmanager
     def held(self) -> Iterator[Dataset | None]:
-        """Hold the place against a second build, and yield the data set that is there, if any.
+        """Lock the folder and yield the data set that is there, if any.
 
-        However the build inside ends before its time, what it left is removed, if the store lets it, and the old data
-        set stays. UserError for a place that another build holds, or that is not one of a built data set.
+        If the build inside fails, its objects are removed, if the store allows it, and the old data set stays.
+        UserError when another build holds the folder, or it is not that of a built data set.
         """
         with self._lock.held(), refusal_is_users(self.root):
             refuse_foreign(self.root, self.root.listing())
-            old = Dataset.read_catalog(self.root) if Dataset.is_at(self.root) else None
-            refuse_derived(self.root, old)
-            try:
+            with old_dataset(self.root, self._tidy) as old:
                 yield old
-            except BaseException:
-                self._tidy()
-                raise
 
     def _tidy(self) -> None:
-        """Remove what a build that failed has left, by the catalogue that is in the store, committed by it or before.
+        """Remove what the catalogue in the store does not name: the new one, if the build failed after its commit.
 
-        A store that is away, a damaged catalogue or another build leave it to the next build.
+        Left to the next build when the store is away, the catalogue is damaged or another build is at work.
         """
         hurried = self.root.hurried()
         with suppress(UserError):
@@ -73,26 +64,24 @@ class StoreSite:
             _collect_leftovers(hurried, metadata)
 
     def shard_folder(self) -> Store:
-        """Where shards are written to."""
+        """Where shards are written."""
         return self.root.at(SHARD_FOLDER)
 
     def whole_shards(self, old: Dataset) -> set[str]:
-        """The old data set's shards that are there at their size, with their index."""
+        """The old data set's shards that have their size and an index."""
         there = self.root.listing(SHARD_FOLDER)
         shards = old.metadata["shards"].items()
         return {name for name, facts in shards if there.get(name) == facts["bytes"] and index_name(name) in there}
 
     def commit(self, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
-        """Put the new catalogue in the place of the old one; then what tells of it, and what only the old one had goes.
+        """Replace the catalogue, then `dataset.json` and the report; remove what only the old data set had.
 
-        UserError when another build has taken the place meanwhile.
+        UserError when another build has taken over.
         """
-        with temporary_folder() as temporary:
-            catalog = temporary / CATALOG_FILE
-            write_catalog(catalog, samples, metadata)
-            self._lock.check(self.root)
-            if not Dataset.is_at(self.root) or self.root.read(CATALOG_FILE) != catalog.read_bytes():
-                self.root.put_file(CATALOG_FILE, catalog)
+        catalog = catalog_bytes(samples, metadata)
+        self._lock.check(self.root)
+        if not Dataset.is_at(self.root) or self.root.read(CATALOG_FILE) != catalog:
+            self.root.put(CATALOG_FILE, catalog)
         self.root.put(DATASET_FILE, mirror_of(metadata))
         self.root.put(REPORT_FILE, report_text(report))
         self._lock.check(self.root)
@@ -100,7 +89,7 @@ class StoreSite:
 
 
 def _collect_leftovers(root: Store, metadata: Mapping[str, Any]) -> None:
-    """Remove the shards and attachments that the data set's metadata does not name; nothing that others put here."""
+    """Remove own shards and attachments that the data set's metadata does not name."""
     named = names_of(metadata)
     for folder, own_name in OWN_NAMES.items():
         unnamed = [name for name in root.listing(folder) if own_name.fullmatch(name) and name not in named]
@@ -108,7 +97,7 @@ def _collect_leftovers(root: Store, metadata: Mapping[str, Any]) -> None:
 
 
 class _StoreLock:
-    """An object that says which build is at work, created where there is none, renewed while it is."""
+    """An object that names the build at work: created where there is none, renewed while the build lives."""
 
     def __init__(self, root: Store) -> None:
         self._root, self._hurried = root, root.hurried()
@@ -118,7 +107,7 @@ class _StoreLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold it; UserError while another build is at work."""
+        """Hold the lock; UserError while another build does."""
         self._take()
         alive = threading.Thread(target=self._stay_alive, name="build lock", daemon=True)
         alive.start()
@@ -127,12 +116,12 @@ class _StoreLock:
         finally:
             self._ended.set()
             alive.join()
-            with suppress(UserError):  # it runs out by itself too
+            with suppress(UserError):  # it also expires
                 self.check(self._hurried)
                 self._hurried.remove([LOCK_FILE])
 
     def check(self, root: Store) -> None:
-        """UserError when another build has taken the place of this one, which had given no sign of life for so long."""
+        """UserError when another build has taken over, as this one did not renew its lock in time."""
         holder = _lock_in(root) or {}
         if holder.get("token") != self._token:
             raise UserError(
@@ -155,7 +144,7 @@ class _StoreLock:
                 self._root.remove([LOCK_FILE])
             if self._root.create(LOCK_FILE, self._content()):
                 break
-        # Of two that found the same old one at the same time, the later may have removed the earlier's.
+        # Of two builds that found the same stale lock, the later may have removed the earlier's new one.
         self.check(self._root)
 
     def _stay_alive(self) -> None:
@@ -171,10 +160,7 @@ class _StoreLock:
 
 
 def _lock_in(root: Store) -> dict[str, Any] | None:
-    """What the lock says of the build that holds it; None when there is none.
-
-    It says nothing where it is no build's in a store: that of a data set on a disk, copied along.
-    """
+    """Content of the lock; None when there is none, {} for the empty lock file of a data set copied from a disk."""
     try:
         return dict(json.loads(root.read(LOCK_FILE)))
     except FileNotFoundError:

@@ -1,48 +1,49 @@
-"""Shards of a store on the local disk: fetched whole, checked, shared by the processes of a node, within a size limit.
+"""A local cache of the shards of stores: fetched whole, checked, shared by the processes of a node, limited in size.
 
-A shard's file has the shard's name, which ends in the hash of its bytes, so one folder serves any number of data sets.
-Whoever fetches a shard holds a lock on the file that it is written to, which gets its name when its SHA-256 is right:
-the others wait for it, and a process that dies lets go of it. The shards used longest ago make room.
+A file has the shard's name, which ends in the hash of its bytes, so one folder serves any number of data sets. Whoever
+fetches a shard locks the temporary file it is written to; that is renamed when its SHA-256 is right. Other processes
+wait; the lock of a process that dies is released. The least recently used shards are removed to make room.
 """
 
-from __future__ import annotations
-
 import errno
-import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
+from data_pipeline.disk import file_lock, put_in_place, remove_abandoned
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Store
 
 GIGABYTE = 10**9
 DEFAULT_GIGABYTES = 100.0
-# Below the folder that the user names, which may hold anything: what is in this one is removed to make room.
+# Below the folder that the user names: files of this folder alone are removed to make room.
 _FOLDER = "shard-cache"
 _LOCK_FILE = ".lock"
 _OWN_NAME = re.compile(r".+-[0-9a-f]{16}(\..*)?")
-# The name of a file that is being written says how large it will be: that much room is taken.
-_COMING = re.compile(r"\.coming-([0-9]+)-(.+)")
+_COMING = re.compile(r"\.coming-([0-9]+)-(.+)")  # a file being written: its final size in bytes, which counts as taken
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_PAUSE = 0.05  # seconds between two looks of a process that waits for another one's fetch
 
 
 class ShardCache:
     """A folder of shards, of all processes of a node and all data sets in stores."""
 
     def __init__(self, folder: Path | None = None, limit: int = int(DEFAULT_GIGABYTES * GIGABYTE)) -> None:
-        """`folder`: None takes the user's own, ~/.cache/hemaforge. `limit`: most bytes that the files in it take."""
+        """folder: None for ~/.cache/hemaforge. limit: bytes that all files in it may take."""
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.folder = Path(os.path.abspath(folder or os.path.join(home, "hemaforge"))) / _FOLDER
         self.limit = limit
         self._failures: dict[str, UserError] = {}
 
     def held(self, name: str, facts: Mapping[str, Any]) -> Path | None:
-        """Where a file lies if it is here; facts: its entry {bytes, sha256} in the catalogue."""
+        """The file's path if it is here whole; facts: its entry {bytes, sha256} in the catalogue."""
         path = self.folder / name
         try:
             return path if path.stat().st_size == facts["bytes"] else None
@@ -50,10 +51,10 @@ class ShardCache:
             return None
 
     def fetch(self, store: Store, folder: str, name: str, facts: Mapping[str, Any]) -> Path:
-        """Where a file of a store's folder lies, fetched if it is not here; it counts as used now.
+        """Path of a file of a store's folder, fetched if it is not here. Marks it as used now.
 
-        Another process may remove it at any moment to make room: open it at once, and ask again where it is gone.
-        UserError when the store holds other bytes than the catalogue says, or the disk does not take them.
+        Another process may remove it at any moment to make room: open it at once, and ask again if it is gone.
+        UserError when the store's bytes are not those of the catalogue, or the disk refuses them.
         """
         while True:
             here = self.held(name, facts)
@@ -63,41 +64,42 @@ class ShardCache:
                 self._fetch_or_wait(store, folder, name, facts)
 
     def _fetch_or_wait(self, store: Store, folder: str, name: str, facts: Mapping[str, Any]) -> None:
-        """Fetch the file, or wait until another process or thread has fetched it, or failed to."""
+        """Fetch the file, or wait until another process or thread has fetched it or has failed to."""
         coming = self.folder / f".coming-{facts['bytes']}-{name}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        waited = False
+        while (lock := self._begin(coming, name, facts)) is None:
             if self.held(name, facts) is not None:
                 return
-            self._make_room(int(facts["bytes"]), coming)
-            descriptor = os.open(coming, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            mine = _lock(descriptor)
-        try:
-            if not mine:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                failure = self._failures.get(name)
-                if failure is not None and self.held(name, facts) is None:
-                    raise failure  # of another thread, which has waited as long as anybody is to wait
-                return
-            self._failures.pop(name, None)
+            waited = True
+            time.sleep(_PAUSE)
+        with lock:
+            failure = self._failures.pop(name, None)
             try:
-                _fetch_checked(store, f"{folder}/{name}", coming, facts)
-                os.fsync(descriptor)
+                if waited and failure is not None:
+                    raise failure  # of another thread, which has waited for the store as long as anybody may
                 with self._alone():
-                    os.replace(coming, self.folder / name)
+                    self._make_room(int(facts["bytes"]), coming)
+                _fetch_checked(store, f"{folder}/{name}", coming, facts)
+                with self._alone():
+                    put_in_place(coming, self.folder / name)
             except BaseException as error:
                 if isinstance(error, UserError):
                     self._failures[name] = error
                 with self._alone():
                     coming.unlink(missing_ok=True)
                 raise
-        finally:
-            os.close(descriptor)
+
+    def _begin(self, coming: Path, name: str, facts: Mapping[str, Any]) -> AbstractContextManager[object] | None:
+        """Lock the temporary file to fetch into it; None where the file is here or another one fetches it."""
+        with self._alone(), suppress(Timeout):
+            return None if self.held(name, facts) is not None else file_lock(coming, blocking=False).acquire()
+        return None
 
     def _make_room(self, wanted: int, coming: Path) -> None:
-        """Remove what was used longest ago until so many bytes fit in, and what a killed process left.
+        """Remove the least recently used files until `wanted` bytes fit in, and what killed processes left.
 
-        Who has a removed file mapped can go on reading it.
+        A process that has mapped a removed file can still read it.
         """
         if wanted > self.limit:
             raise UserError(
@@ -108,7 +110,7 @@ class ShardCache:
         taken = 0
         for path in self.folder.iterdir():
             under_way = _COMING.fullmatch(path.name)
-            if under_way and path != coming and not _remove_abandoned(path):
+            if under_way and path != coming and not remove_abandoned(path):
                 taken += int(under_way[1])
             elif _OWN_NAME.fullmatch(path.name) and not under_way:
                 state = path.stat()
@@ -122,13 +124,9 @@ class ShardCache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the folder against other processes: while it is looked through, and while a name in it changes."""
-        descriptor = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        """Lock the folder while it is listed or a name in it changes."""
+        with file_lock(self.folder / _LOCK_FILE):
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def _refusal_is_users(self) -> Iterator[None]:
@@ -140,8 +138,8 @@ class ShardCache:
 
 
 def _fetch_checked(store: Store, name: str, target: Path, facts: Mapping[str, Any]) -> None:
-    """Fetch an object whose bytes must be those of the catalogue."""
-    for last in (False, True):  # what was damaged on its way is right the second time
+    """Fetch an object whose bytes must be those of the catalogue; a bad transfer is repeated once."""
+    for last in (False, True):
         try:
             store.fetch(name, target)
         except FileNotFoundError:
@@ -160,28 +158,8 @@ def _fetch_checked(store: Store, name: str, target: Path, facts: Mapping[str, An
             )
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _remove_abandoned(path: Path) -> bool:
-    """Remove a file that nobody is writing any more."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        if not _lock(descriptor):
-            return False
-        path.unlink()
-        return True
-    finally:
-        os.close(descriptor)
-
-
 def _touch(path: Path) -> bool:
-    """Whether the file is still there; it counts as used now, unless it is another user's."""
+    """Mark the file as used now, unless it is another user's; whether it is still there."""
     try:
         os.utime(path)
     except PermissionError:

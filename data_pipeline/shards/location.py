@@ -1,9 +1,8 @@
-"""Where the shards of a data set lie: in its own folder, or in that of a data set it was derived from (contract C1)."""
-
-from __future__ import annotations
+"""Where the shards of a data set are: in its own folder, or in that of a data set it was derived from (contract C1)."""
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ SHARD_FOLDER = "shards"
 
 
 def holder_of(root: Root, facts: Mapping[str, Any]) -> Root:
-    """The data set's folder that holds a shard: `root`, or what the shard's `folder` refers to from there."""
+    """The data set that holds a shard: at `root`, or where the shard's entry `folder` refers to from there."""
     if "folder" not in facts:
         return root
     folder = str(facts["folder"])
@@ -27,51 +26,46 @@ def holder_of(root: Root, facts: Mapping[str, Any]) -> Root:
 
 
 def reference(root: Path, other: Root) -> str:
-    """How the data set at `root` refers to another: relative in one file system, so that both can move."""
+    """How the data set at `root` refers to another: relative in one file system, so that both can be moved."""
     if isinstance(other, Store):
         return str(other)
-    # Through symbolic links, else `..` would mean another folder to whoever comes by one.
+    # Without symbolic links: through one, `..` means another folder.
     here, there = os.path.realpath(root), os.path.realpath(other)
     return os.path.relpath(there, here) if os.stat(here).st_dev == os.stat(there).st_dev else there
 
 
 class ShardFiles:
-    """The shards of a data set as files on this machine: those in a store are fetched into a cache."""
+    """The shards of a data set as local files: those in a store are fetched into a cache."""
 
     def __init__(self, root: Root, shards: Mapping[str, Mapping[str, Any]], cache: ShardCache) -> None:
-        """`shards`: the shard table of the data set at `root`."""
+        """shards: the shard table of the data set at `root`."""
         self.cache = cache
         self._root, self._shards = root, shards
         self._holders: dict[str | None, Root] = {}
 
     def holder(self, name: str) -> Root:
-        """The data set's folder, on a disk or in a store, that holds a shard or its index."""
+        """The data set that holds a shard or its index."""
         folder = self._facts(name).get("folder")
-        if folder not in self._holders:  # a store that has been asked before answers faster
+        if folder not in self._holders:  # an open store answers faster
             self._holders[folder] = holder_of(self._root, self._facts(name))
         return self._holders[folder]
 
     def in_store(self, name: str) -> bool:
-        """Whether a shard lies in a store."""
         return isinstance(self.holder(name), Store)
 
     @property
     def any_in_store(self) -> bool:
-        """Whether any shard lies in a store."""
         return any(self.in_store(name) for name in self._shards)
 
     def path(self, name: str) -> Path:
-        """Where a shard can be opened: see `ShardCache.fetch` for one in a store, which has no index here."""
+        """Local path of a shard; one of a store (`ShardCache.fetch`) has no index beside it."""
         holder = self.holder(name)
         if isinstance(holder, Store):
             return self.cache.fetch(holder, SHARD_FOLDER, name, self._facts(name))
         return holder / SHARD_FOLDER / name
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a shard; of one in a store that is not in the cache, they alone are fetched.
-
-        UserError when the shard ends before them, or cannot be read.
-        """
+        """Bytes of a shard; from a store only they are fetched. UserError when it is too short or cannot be read."""
         holder = self.holder(name)
         where = f"{holder}/{SHARD_FOLDER}/{name}"
         try:
@@ -88,11 +82,9 @@ class ShardFiles:
 
     def _read_from_store(self, store: Store, name: str, offset: int, size: int) -> bytes:
         here = self.cache.held(name, self._facts(name))
-        if here is not None:
-            try:
+        with suppress(FileNotFoundError):  # removed by another process to make room
+            if here is not None:
                 return _read_range(here, offset, size)
-            except FileNotFoundError:  # another process has just made room
-                pass
         return store.read(f"{SHARD_FOLDER}/{name}", offset, offset + size)
 
     def _facts(self, name: str) -> Mapping[str, Any]:
@@ -106,10 +98,7 @@ def _read_range(path: Path, offset: int, size: int) -> bytes:
 
 
 def check_shards(root: Root, shards: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError, with what to do, unless each shard of the shard table is where it belongs and has its size.
-
-    A store is asked once for the sizes of all.
-    """
+    """UserError unless each shard of the shard table is in its place and has its size; a store is listed once."""
     listings: dict[Store, Mapping[str, int | None]] = {}
     for name, facts in shards.items():
         holder = holder_of(root, facts)
@@ -117,7 +106,7 @@ def check_shards(root: Root, shards: Mapping[str, Mapping[str, Any]]) -> None:
             if holder not in listings:
                 listings[holder] = holder.listing(SHARD_FOLDER)
             found = listings[holder].get(name)
-            if name in listings[holder] and found is None:  # a store that tells no sizes
+            if name in listings[holder] and found is None:  # a store without sizes
                 continue
         else:
             shard = holder / SHARD_FOLDER / name

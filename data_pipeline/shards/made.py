@@ -1,10 +1,7 @@
-"""Shards of images that are made, not read: rendered, encoded, written, and noted so that no work is lost.
+"""Shards of rendered images, each with a journal, so that an interrupted derivation loses no finished shard.
 
-What is written of a shard is entered in a journal beside it, last of all. A derivation that is started
-again reads the journals and renders only the shards that have none.
+The journal is written last, beside the shard. A resumed derivation renders only the shards that have none.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -20,38 +17,38 @@ from data_pipeline.catalog import Sample
 from data_pipeline.disk import replace_through
 from data_pipeline.shards.writer import PlannedShard, ShardSettings, encode_pixels, index_name, write_images
 
-# Images, uint8 [H, W, 3] RGB, for the samples of one shard, in their order.
+# The images, uint8 [H, W, 3] RGB, of the samples of one shard, in order.
 Render = Callable[[Sequence[Sample]], Iterator[npt.NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
 class MadeImage:
-    """What rendering and writing an image tells of it: its id is the SHA-256 of its stored bytes."""
+    """A rendered image in its shard."""
 
-    id: str
-    offset: int
-    size: int
+    id: str  # SHA-256 (hex) of the stored bytes
+    offset: int  # of the stored bytes in the tar
+    size: int  # of the stored bytes
     crc32: int
-    width: int
+    width: int  # pixels
     height: int
 
 
 @dataclass(frozen=True)
 class MadeShard:
-    """A shard on disk under its final name; images: those of the planned samples, in the plan's order."""
+    """A finished shard, from its journal."""
 
     name: str
     bytes: int
     sha256: str
-    images: tuple[MadeImage, ...]
+    images: tuple[MadeImage, ...]  # in the order of the planned samples
 
 
 def make_shard(
     folder: Path, shard: PlannedShard, settings: ShardSettings, render: Render, advance: Callable[[], object]
 ) -> None:
-    """Render and write a shard, then its journal. `advance` is called after each image.
+    """Render and write a shard, then its journal. advance: callback after each image.
 
-    In memory are the shard's encoded images: their ids, which order them, are known only afterwards.
+    Holds the shard's encoded images in memory: their order follows from their ids, the hashes of their bytes.
     """
     rows: list[Sample] = []
     encoded: dict[str, bytes] = {}  # by id: a shard holds equal images once
@@ -72,7 +69,7 @@ def make_shard(
 
 
 def read_made_shard(folder: Path, shard: PlannedShard) -> MadeShard | None:
-    """What the journal says of a shard; None when the shard is still to be made."""
+    """The shard as its journal describes it; None when it is not finished."""
     try:
         journal = json.loads(_journal_path(folder, shard).read_text())
     except (OSError, ValueError):
@@ -87,7 +84,7 @@ def read_made_shard(folder: Path, shard: PlannedShard) -> MadeShard | None:
 
 
 def is_whole(path: Path, size: int) -> bool:
-    """Whether a shard is there at its size, with its index."""
+    """Whether a shard is there at its size in bytes, with its index."""
     return path.is_file() and path.stat().st_size == size and path.with_name(index_name(path.name)).is_file()
 
 

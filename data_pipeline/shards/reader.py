@@ -1,4 +1,4 @@
-"""Encoded images at their offsets in memory-mapped shards."""
+"""Encoded images from memory-mapped shards."""
 
 import os
 import zlib
@@ -11,12 +11,11 @@ import pandas as pd
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 
-# Linux maps 65,530 files a process at most; a map is cheap to open again.
-_OPEN_SHARDS = 4096
+_OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
 
 
 class ShardBytes:
-    """The stored images of a table of samples, each checked against the catalogue when first read."""
+    """The stored images of a table of samples; an image's CRC-32 is checked when it is first read."""
 
     def __init__(self, dataset: Dataset, samples: pd.DataFrame) -> None:
         self._dataset = dataset
@@ -28,7 +27,7 @@ class ShardBytes:
         self._maps: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
-        """Encoded bytes of each row, uint8 [bytes], as views into the mapped shards.
+        """Encoded bytes of each row, uint8 [bytes], views of the mapped shards.
 
         UserError when a shard cannot be read or its bytes have changed.
         """
@@ -44,13 +43,13 @@ class ShardBytes:
         return found
 
     def shards_in_store(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """The shards of these rows that lie in a store, in the order in which the rows need them."""
+        """The shards of these rows that are in a store, in the order of first use."""
         shards, first = np.unique(self._shard[rows], return_index=True)
         names = [self._names[shard] for shard in shards[first.argsort()]]
         return [name for name in names if self._dataset.shard_files.in_store(name)]
 
     def close(self) -> None:
-        """Let go of all shards; they are mapped again when they are read again."""
+        """Unmap all shards; they are mapped again when they are read again."""
         self._maps.clear()
 
     def _map(self, shard: int) -> npt.NDArray[np.uint8]:
@@ -72,12 +71,12 @@ class ShardBytes:
             try:
                 return np.memmap(path, dtype=np.uint8, mode="r")
             except (OSError, ValueError) as error:
-                if kept and isinstance(error, FileNotFoundError):  # removed by a process that has just made room
+                if kept and isinstance(error, FileNotFoundError):  # removed by another process to make room
                     continue
                 raise UserError(f"{path}: shard cannot be read ({error}): build the data set again") from error
 
     def _let_go_of_removed(self) -> None:
-        """What the cache of a store has removed takes room until nobody has it mapped."""
+        """Unmap files that the cache has removed: they take room while they are mapped."""
         for shard, mapped in list(self._maps.items()):
             if not os.path.exists(str(mapped.filename)):  # type: ignore[attr-defined]
                 del self._maps[shard]

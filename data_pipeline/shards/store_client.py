@@ -1,6 +1,6 @@
-"""Who asks a store: waits while it does not answer, and tells so; makes one line of what it refuses.
+"""Requests to a store: repeated, with a line on stderr, while it does not answer; a refusal becomes one line.
 
-The client libraries' own waiting is kept short: a training that stands still is to say why.
+The client libraries' own retries are kept short, so that a training that waits says why.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 _SECONDS_BETWEEN_LINES = 15.0
 _S3_OPTIONS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}},
-    # Files are read and written piece after piece: several are under way at a time as it is.
-    "max_concurrency": 1,
+    "max_concurrency": 1,  # of the parts of one file: several files are transferred at a time anyway
 }
 _OPTIONS = {"s3": _S3_OPTIONS, "s3a": _S3_OPTIONS}
-# What a network or a server in trouble says; s3fs gives EBUSY and EREMOTEIO for 503 and 500.
+# Errors of a network or a server that may pass; s3fs gives EBUSY and EREMOTEIO for 503 and 500.
 _TRANSIENT = {errno.EBUSY, errno.EREMOTEIO, errno.EIO, errno.EPIPE, errno.ETIMEDOUT, errno.EAGAIN}
 _TRANSIENT |= {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-# What the disk says to which an object is fetched.
+# Errors of the disk that an object is fetched to.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -36,11 +35,11 @@ class StoreClient:
     """fsspec's file system of one kind of store. It may be pickled, and used by several threads at once."""
 
     def __init__(self, scheme: str) -> None:
-        """`scheme`: of its URLs, s3 say."""
+        """scheme: of its URLs, such as s3."""
         self.scheme = scheme
         self._opened: tuple[int, Any] | None = None
         self._lock = threading.Lock()
-        self._told: float | None = None  # when a line on stderr last told that the store is away
+        self._told: float | None = None  # when a line on stderr last said that the store does not answer
 
     def __reduce__(self) -> tuple[type[StoreClient], tuple[str]]:
         return StoreClient, (self.scheme,)
@@ -48,10 +47,10 @@ class StoreClient:
     def ask(
         self, url: str, what: str, action: Callable[[Any], Result], patience: float, writes: bool = False
     ) -> Result:
-        """What the action returns, once the store answers.
+        """Result of the action, repeated until the store answers.
 
-        UserError, which begins with the URL, when it refuses, or has been away for `patience` seconds.
-        FileNotFoundError is the reader's to name; for one who writes it means that there is no such bucket.
+        UserError when it refuses, or has not answered for `patience` seconds. FileNotFoundError of a reader is passed
+        on; for a writer it means that the bucket does not exist.
         """
         first_failure, pause = None, _FIRST_PAUSE
         while True:
@@ -81,7 +80,7 @@ class StoreClient:
                 return answer
 
     def _tell_absence(self, line: str, away: float) -> None:
-        """A line on stderr, once in a while, whichever threads wait; none of a hiccup."""
+        """At most one line every _SECONDS_BETWEEN_LINES, from all threads; none in the first second."""
         with self._lock:
             now = time.monotonic()
             if away < 1 or (self._told is not None and now - self._told < _SECONDS_BETWEEN_LINES):
@@ -99,7 +98,7 @@ class StoreClient:
         """The file system, opened once in each process."""
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
-                import fsspec  # here: it takes a while, and a data set on disk needs none of it
+                import fsspec  # here: slow, and not needed for a data set on a disk
 
                 options = _OPTIONS.get(self.scheme, {})
                 try:
@@ -113,7 +112,7 @@ class StoreClient:
 
 
 def _refusal(url: str, what: str, error: Exception) -> Exception:
-    """What the user can mend as one line; a bug as it is."""
+    """One line for an error of the store or the system; any other error, a bug, as it is."""
     from botocore.exceptions import BotoCoreError
 
     if not isinstance(error, OSError | BotoCoreError):
@@ -125,7 +124,7 @@ def _refusal(url: str, what: str, error: Exception) -> Exception:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether the same question may be answered later: nobody is there, or somebody is in trouble."""
+    """Whether the same request may succeed later: no answer, or a server error."""
     from aiohttp import ClientError
     from botocore.exceptions import ConnectionError as BotocoreConnectionError
     from botocore.exceptions import HTTPClientError, IncompleteReadError
@@ -140,7 +139,7 @@ def _is_transient(error: Exception) -> bool:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status of the answer that an error comes from, if it comes from one."""
+    """The HTTP status behind an error; None for none."""
     while error is not None:
         response = getattr(error, "response", None)
         told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None

@@ -1,6 +1,4 @@
-"""What the stored images of a data set are and show, read from its shards: an audit trusts nothing that was noted."""
-
-from __future__ import annotations
+"""Encoding, size and perceptual hashes of stored images, read from the shards: an audit trusts no recorded facts."""
 
 import hashlib
 import io
@@ -20,7 +18,7 @@ from data_pipeline.parallel import process_map
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shards.reader import ShardBytes
 
-# All that mirrors and quarter turns make of a picture; the first leaves it as it is.
+# All mirror images and quarter turns of a picture, the identity first.
 SYMMETRIES: tuple[Image.Transpose | None, ...] = (None, *Image.Transpose)
 _IMAGES_PER_TASK = 256
 # Encoding, size and hashes under each symmetry.
@@ -30,33 +28,31 @@ _NOTHING: _Facts = ("", (0, 0), b"")
 
 @dataclass(frozen=True)
 class StoredImages:
-    """What was found in the stored images of n samples, in their order.
+    """What was found in the stored images of n samples, in their order."""
 
-    encodings: format, and of a JPEG a hash of its quantisation tables, which its quality decides. sizes: width
-    and height in pixels. hashes: uint8 [n, 8, HASH_BYTES], a perceptual hash under each of SYMMETRIES.
-    """
-
-    encodings: list[str]
-    sizes: list[tuple[int, int]]
-    hashes: npt.NDArray[np.uint8]
+    encodings: list[str]  # format; of a JPEG with a hash of its quantisation tables, which its quality decides
+    sizes: list[tuple[int, int]]  # width, height in pixels
+    hashes: npt.NDArray[np.uint8]  # [n, 8, HASH_BYTES], a perceptual hash under each of SYMMETRIES
 
 
 @dataclass(frozen=True)
 class NearPair:
-    """Two samples, by row, of different splits, whose pictures differ in `distance` bits when one is turned so."""
+    """Two samples of different splits whose pictures are nearly the same, one perhaps mirrored or turned."""
 
-    one: int
-    other: int
-    distance: int
+    one: int  # row
+    other: int  # row
+    distance: int  # bits
 
 
 def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, progress: bool = True) -> StoredImages:
-    """Decode the stored image of every sample. UserError for bytes that are not those of the catalogue, or no image."""
+    """Decode the stored image of every sample. UserError for bytes that have changed, or are no image."""
     where = ("id", "shard", "offset", "size", "crc32")
     frame = pd.DataFrame({name: [getattr(row, name) for row in samples] for name in where})
-    # Shard by shard: one that comes from a store is fetched once.
+    # Shard by shard: each shard of a store is fetched once.
     order = np.lexsort((frame["offset"], frame["shard"]))
-    tasks = _EncodedImages(ShardBytes(dataset, frame), order)
+    shards = ShardBytes(dataset, frame)
+    parts = (order[start : start + _IMAGES_PER_TASK] for start in range(0, len(order), _IMAGES_PER_TASK))
+    tasks = ([encoded.tobytes() for encoded in shards.read(rows)] for rows in parts)  # read when their turn comes
     found: list[_Facts] = []
     with progress_bar(len(samples), "looking at images", "image", enabled=progress) as bar:
         for part in process_map(_inspect, tasks, workers):
@@ -79,13 +75,13 @@ def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, pr
 def near_pairs_across(hashes: npt.NDArray[np.uint8], split: npt.NDArray[np.int64], max_distance: int) -> list[NearPair]:
     """Images of different splits that are nearly the same, mirrored and turned ones too; each pair once, nearest first.
 
-    hashes: uint8 [n, 8, HASH_BYTES] as of StoredImages; split: int64 [n]. Of images of one split with equal hashes one
-    stands for all. Sub-quadratic, as `near_pairs` is.
+    hashes: as in StoredImages; split: int64 [n]. One of several images of a split with equal hashes stands for all.
+    Sub-quadratic, as `near_pairs`.
     """
     if not len(hashes):
         return []
     kinds = hashes.shape[1]
-    # Equal rows of one split first: a thousand blank images are one row here, not half a million pairs.
+    # Equal rows of one split become one: a thousand blank images would make half a million pairs.
     rows = np.concatenate([hashes.reshape(-1, HASH_BYTES), np.repeat(split, kinds)[:, None].astype(np.uint8)], axis=1)
     distinct, first = np.unique(rows, axis=0, return_index=True)
     bits, side = np.ascontiguousarray(distinct[:, :HASH_BYTES]), distinct[:, HASH_BYTES]
@@ -100,24 +96,8 @@ def near_pairs_across(hashes: npt.NDArray[np.uint8], split: npt.NDArray[np.int64
     return [NearPair(*pair, distance) for pair, distance in sorted(nearest.items(), key=lambda item: (item[1], item))]
 
 
-class _EncodedImages(Sequence[list[bytes]]):
-    """The encoded images of the rows, some at a time, each read when its turn comes."""
-
-    def __init__(self, shards: ShardBytes, rows: npt.NDArray[np.int64]) -> None:
-        self._shards, self._rows = shards, rows
-
-    def __len__(self) -> int:
-        return -(-len(self._rows) // _IMAGES_PER_TASK)
-
-    def __getitem__(self, task: int) -> list[bytes]:  # type: ignore[override]
-        if task >= len(self):
-            raise IndexError(task)
-        rows = self._rows[task * _IMAGES_PER_TASK : (task + 1) * _IMAGES_PER_TASK]
-        return [encoded.tobytes() for encoded in self._shards.read(rows)]
-
-
 def _inspect(images: list[bytes]) -> list[_Facts]:
-    """Encoding, size and hashes of each; _NOTHING for what is no image."""
+    """Encoding, size and hashes of each image; _NOTHING for bytes that are no image."""
     found = []
     for encoded in images:
         try:

@@ -1,32 +1,39 @@
 """Check every byte of a data set against its catalogue."""
 
-from __future__ import annotations
-
 import hashlib
 import mmap
-import tarfile
 import zlib
 from collections import defaultdict
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
+from data_pipeline.disk import temporary_folder
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import progress_bar
+from data_pipeline.shards.build_files import BUILT
 from data_pipeline.shards.cache import ShardCache
 from data_pipeline.shards.location import SHARD_FOLDER
 from data_pipeline.shards.store import Root, Store
-from data_pipeline.shards.writer import index_name, index_text
-from data_pipeline.temporary import temporary_folder
+from data_pipeline.shards.writer import LAYOUT, index_name, index_text, tar_members
 
 _MEND = "delete this file and build, or derive, the data set again"
 
 
-def verify_dataset(root: str | Root, progress: bool = True) -> None:
-    """Read the whole data set: size and SHA-256 of every shard, every index, every stored image's CRC-32.
+def older_layout(dataset: Dataset) -> str:
+    """What to do about a data set whose shards are of an older layout, which can still be read; '' for any other."""
+    layout = dataset.metadata.get("layout", 1)
+    if layout == LAYOUT:
+        return ""
+    built = dataset.metadata["made_by"] == BUILT
+    how = f"build_shards.py shards={dataset.root}" if built else "the command that derived it, given again,"
+    return f"{dataset.root}: its shards are of layout {layout}; {how} writes them anew in layout {LAYOUT}"
 
-    Of a derived data set also the shards that lie in others, and what is attached. What lies in a store is fetched
-    from there, shard by shard, whatever a cache holds. UserError names the first shard that is not as it was
-    committed, and on a disk the first bad sample in it.
+
+def verify_dataset(root: str | Root, progress: bool = True) -> str:
+    """Check size and SHA-256 of every shard, every index, every stored image's CRC-32; returns `older_layout`.
+
+    Includes the shards of parents and the attachments. Shards of a store are fetched one by one, whatever the cache
+    holds. UserError names the first shard that is not as committed, and the first bad sample in it.
     """
     with temporary_folder() as temporary:
         dataset = Dataset.open(root, ShardCache(temporary))
@@ -45,12 +52,13 @@ def verify_dataset(root: str | Root, progress: bool = True) -> None:
             for name, facts in sorted(dataset.metadata["shards"].items()):
                 path, holder = dataset.shard_path(name), dataset.shard_files.holder(name)
                 _verify_shard(path, facts["sha256"], by_shard[name])
-                if _read_index(holder, name) != _index_of(path).encode():
+                if _read_index(holder, name) != index_text(tar_members(path)).encode():
                     index = f"{holder}/{SHARD_FOLDER}/{index_name(name)}"
                     raise UserError(f"{index}: missing or not the index of the shard beside it; {_MEND}")
                 if isinstance(holder, Store):
                     path.unlink()
                 bar.update(facts["bytes"])
+        return older_layout(dataset)
 
 
 def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:
@@ -72,14 +80,3 @@ def _read_index(holder: Root, shard: str) -> bytes | None:
         return holder.read(name) if isinstance(holder, Store) else (holder / name).read_bytes()
     except FileNotFoundError:
         return None
-
-
-def _index_of(path: Path) -> str:
-    """The index of a tar, from its headers."""
-    samples: dict[str, list[str]] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            part = f"{extension} {member.offset_data} {member.size} {member.name}"
-            samples.setdefault(key, []).append(part)
-    return index_text([" ".join(parts) for parts in samples.values()])

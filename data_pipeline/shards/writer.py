@@ -1,16 +1,12 @@
-"""Shards: WebDataset tars that are a pure function of the samples in them.
+"""Shards: WebDataset tars whose bytes are a pure function of the samples in them (contract C5).
 
-Partitioned by source, split, and a binary trie over the ids' bits; members in the order of the ids;
-fixed mode, owner and time. The name ends in the hash of the bytes, so two shards never share one.
+Partitioned by source, split and a binary trie over the bits of the ids; members ordered by id; fixed mode, owner and
+time. A shard's name ends in the hash of its bytes, so two different shards never share a name.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
-import socket
 import tarfile
 import zlib
 from collections import defaultdict
@@ -25,30 +21,28 @@ from PIL import Image
 
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import TEMPORARY_PREFIX, write_through
+from data_pipeline.disk import aside, put_in_place, temporary_folder
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import DECODING, decode_rgb
 from data_pipeline.ingest.scan import read_unchanged
 from data_pipeline.shards.store import Root, Store
-from data_pipeline.temporary import temporary_folder
 
 Codec = Literal["jpeg", "png"]
-
-# wds2idx of DALI writes this version.
-_INDEX_VERSION = "v1.2"
+# Increased when the bytes of a shard change; every shard is then written anew by the next build. 1: the project's own
+# tar writer; 2: webdataset's, which orders the members of a sample by extension.
+LAYOUT = 2
 _EXTENSIONS = {"jpeg": "jpg", "png": "png"}
-# Raised by one when the layout of a shard changes, so that every shard is written anew.
-_LAYOUT = 1
+_INDEX_VERSION = "v1.2"  # of DALI's wds2idx
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """How every image of a data set is stored: one codec and, with stored_size, one size (pixels, square)."""
+    """How every image of a data set is stored: one codec and, with stored_size, one size."""
 
     codec: Codec = "jpeg"
     quality: int = 95  # of JPEG, without chroma subsampling
-    stored_size: int | None = None
+    stored_size: int | None = None  # side of the square, pixels; None keeps each size
     max_samples: int = 1024  # in one shard
 
     def __post_init__(self) -> None:
@@ -64,11 +58,11 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """The samples of one shard, in order, and the hash of everything that decides its bytes."""
+    """The samples of one shard."""
 
     stem: str  # <source>-<split>-<trie prefix>
-    samples: tuple[Sample, ...]
-    plan: str
+    samples: tuple[Sample, ...]  # ordered by id
+    plan: str  # hash of everything that decides the shard's bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +86,23 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker needs to write one shard. `folder`: where it is to lie, on a disk or in a store."""
+    """What a worker needs to write one shard."""
 
-    folder: Root
+    folder: Root  # of the shards, on a disk or in a store
     shard: PlannedShard
     raw_folder: Path
     settings: ShardSettings
 
 
 def encode_image(raw: bytes, codec: Codec, stored_size: int | None, quality: int = 95) -> bytes:
-    """Decode a raw file of any kind to RGB and encode it as a data set stores it (`encode_pixels`).
-
-    UnreadableImage for bytes that are no image.
-    """
+    """Decode a raw file and encode it as `encode_pixels` does; UnreadableImage for bytes that are no image."""
     return _encode(decode_rgb(raw), codec, stored_size, quality)
 
 
 def encode_pixels(pixels: npt.NDArray[np.uint8], settings: ShardSettings) -> bytes:
-    """Encode RGB pixels, uint8 [H, W, 3], as a data set stores an image.
+    """Encode RGB pixels, uint8 [H, W, 3], as JPEG without chroma subsampling or lossless PNG.
 
-    With stored_size the middle square is cut out and resized (Lanczos): squeezing would change the shape
-    of cells. JPEG without chroma subsampling, or lossless PNG.
+    With stored_size the central square is cropped and resized (Lanczos): squeezing would change the shape of cells.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"an image of {pixels.dtype} {list(pixels.shape)}, not uint8 [H, W, 3]")
@@ -125,7 +115,7 @@ def _encode(image: Image.Image, codec: Codec, stored_size: int | None, quality: 
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
         image = image.resize((stored_size, stored_size), Image.Resampling.LANCZOS)
-    # Pixels alone, in a new image: what hangs on the old one (profiles, comments) is not stored.
+    # A new image of the pixels alone: profiles and comments of the old one are not stored.
     image = Image.frombytes("RGB", image.size, image.tobytes())
     encoded = io.BytesIO()
     if codec == "jpeg":
@@ -136,7 +126,7 @@ def _encode(image: Image.Image, codec: Codec, stored_size: int | None, quality: 
 
 
 def plan_shards(samples: Iterable[Sample], settings: ShardSettings) -> list[PlannedShard]:
-    """Partition the kept samples: a pure function of them and the settings, whatever their order."""
+    """Partition the kept samples into shards: a pure function of the set of samples and the settings."""
     parts: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     for row in samples:
         if row.kept:
@@ -152,12 +142,12 @@ def plan_shards(samples: Iterable[Sample], settings: ShardSettings) -> list[Plan
 
 
 def trie_leaves(ids: Sequence[str], max_samples: int) -> list[tuple[str, slice]]:
-    """Leaves of a binary trie over sorted hexadecimal ids: (prefix in bits, slice of ids), none empty.
+    """Non-empty leaves of a binary trie over sorted hexadecimal ids: (prefix in bits, slice of ids).
 
-    A leaf is parted at its next bit only when it holds too many: growth touches the leaf that grows.
+    A leaf is split at its next bit only when it holds more than max_samples: new ids change only their own leaves.
     """
     leaves: list[tuple[str, slice]] = []
-    # (prefix, first, last) still to be looked at; a stack, with the lower half on top, keeps the order.
+    # A stack of (prefix, first, last), the lower half on top: leaves come in order.
     waiting = [("", 0, len(ids))]
     while waiting:
         bits, first, last = waiting.pop()
@@ -175,58 +165,22 @@ def trie_leaves(ids: Sequence[str], max_samples: int) -> list[tuple[str, slice]]
 
 
 def _facts(row: Sample) -> dict[str, Any]:
-    """What the json member of a sample tells: nothing that can change while image and label stay."""
+    """The json member of a sample: only facts that cannot change while image and label stay."""
     names = ("id", "source", "domain", "source_label", "cell_type", "group", "origin", "parent")
     return {name: getattr(row, name) for name in (*names, "width", "height", "microns_per_pixel")}
 
 
 def _plan_hash(stem: str, members: Sequence[Sample], settings: ShardSettings) -> str:
-    # How many samples a shard may hold decides which samples these are, not their bytes.
+    # max_samples decides which samples are in the shard, not their bytes.
     encoding = {name: value for name, value in asdict(settings).items() if name != "max_samples"}
-    plan = [_LAYOUT, DECODING, stem, encoding, [_facts(row) for row in members]]
+    plan = [LAYOUT, DECODING, stem, encoding, [_facts(row) for row in members]]
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-class _TarWriter:
-    """A tar in USTAR format, written front to back, hashed as it grows."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
-        self._digest = hashlib.sha256()
-        self.bytes = 0
-
-    def add(self, name: str, content: bytes) -> int:
-        """Append a member; the offset of its content."""
-        member = tarfile.TarInfo(name)
-        member.size, member.mode, member.mtime = len(content), 0o444, 0
-        self._write(member.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.bytes
-        self._write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
-        return offset
-
-    def finish(self) -> str:
-        """End the archive, through to the disk; its SHA-256."""
-        end = self.bytes + 2 * tarfile.BLOCKSIZE
-        self._write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.close()
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.bytes += len(data)
-
-
 def write_shard(task: ShardTask) -> WrittenShard:
-    """Write the shard of raw files (`write_images`).
+    """Encode raw files and write their shard; for a store through a temporary folder, as its name needs its hash.
 
-    For a store it is written to a temporary folder first, for its name tells its bytes.
-    UserError when a raw file is no longer the one that was scanned; OSError when the disk does not take it.
+    UserError when a raw file has changed since it was scanned; OSError of the disk.
     """
     images = ((row, _encode_sample(row, task)) for row in task.shard.samples)
     stem, codec = task.shard.stem, task.settings.codec
@@ -240,40 +194,32 @@ def write_shard(task: ShardTask) -> WrittenShard:
 
 
 def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[Sample, bytes]]) -> WrittenShard:
-    """Write a shard and its index beside it: under temporary names first, renamed when they are on disk.
+    """Write a shard and its index, under temporary names until both are on disk.
 
-    stored: rows with their encoded images, none twice; each is named after its row's id.
+    stored: rows and their encoded images, each row once; the members of a sample are named after its id.
     """
-    temporary = folder / f"{TEMPORARY_PREFIX}{stem}-{socket.gethostname()}-{os.getpid()}"
-    tar, index = temporary.with_name(temporary.name + ".tar"), temporary.with_name(temporary.name + ".idx")
-    writer = _TarWriter(tar)
-    try:
-        images: list[StoredImage] = []
-        lines: list[str] = []
-        for row, encoded in stored:
-            members = {_EXTENSIONS[codec]: encoded}
-            if row.cell_type:
-                members["cls"] = str(CELL_TYPES.index(row.cell_type)).encode()
-            members["json"] = json.dumps(_facts(row), sort_keys=True).encode()
-            parts = []
-            for extension, content in members.items():
-                name = f"{row.id}.{extension}"
-                offset = writer.add(name, content)
-                parts.append(f"{extension} {offset} {len(content)} {name}")
-                if content is encoded:
-                    images.append(StoredImage(offset, len(content), zlib.crc32(content)))
-            lines.append(" ".join(parts))
-        sha256 = writer.finish()
-        write_through(index, index_text(lines).encode())
-    except BaseException:
-        writer.close()
-        tar.unlink(missing_ok=True)
-        index.unlink(missing_ok=True)
-        raise
-    name = f"{stem}-{sha256[:16]}.tar"
-    os.replace(index, folder / index_name(name))
-    os.replace(tar, folder / name)
-    return WrittenShard(name, writer.bytes, sha256, tuple(images))
+    from webdataset import TarWriter  # here: it imports torch, which takes seconds
+
+    rows: list[tuple[str, int]] = []  # name of the image's member, CRC-32
+    with aside(folder / f"{stem}.tar") as tar, aside(folder / f"{stem}.idx") as index:
+        with tar.open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as writer:
+            for row, encoded in stored:
+                members = {"__key__": row.id, _EXTENSIONS[codec]: encoded}
+                members["json"] = json.dumps(_facts(row), sort_keys=True).encode()
+                if row.cell_type:
+                    members["cls"] = str(CELL_TYPES.index(row.cell_type)).encode()
+                writer.write(members)
+                rows.append((f"{row.id}.{_EXTENSIONS[codec]}", zlib.crc32(encoded)))
+        with tar.open("rb") as whole:
+            sha256 = hashlib.file_digest(whole, "sha256").hexdigest()
+        members_of = tar_members(tar)
+        place = {name: (offset, size) for name, offset, size in members_of}
+        images = tuple(StoredImage(*place[name], crc32) for name, crc32 in rows)
+        written = WrittenShard(f"{stem}-{sha256[:16]}.tar", tar.stat().st_size, sha256, images)
+        index.write_text(index_text(members_of))
+        put_in_place(index, folder / index_name(written.name))  # first: a shard that is there has its index
+        put_in_place(tar, folder / written.name)
+    return written
 
 
 def _encode_sample(row: Sample, task: ShardTask) -> bytes:
@@ -281,11 +227,21 @@ def _encode_sample(row: Sample, task: ShardTask) -> bytes:
     return encode_image(raw, task.settings.codec, task.settings.stored_size, task.settings.quality)
 
 
+def tar_members(path: Path) -> list[tuple[str, int, int]]:
+    """Name, offset and size (bytes) of the content of each member of a tar, in order."""
+    with tarfile.open(path, "r:") as tar:
+        return [(member.name, member.offset_data, member.size) for member in tar]
+
+
 def index_name(shard: str) -> str:
-    """The name of a shard's index."""
+    """The file name of a shard's index."""
     return shard.removesuffix(".tar") + ".idx"
 
 
-def index_text(lines: Sequence[str]) -> str:
-    """An index as DALI's wds2idx writes it: per sample a line of `extension offset size name`, repeated."""
-    return "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines, ""])
+def index_text(members: Iterable[tuple[str, int, int]]) -> str:
+    """The index that DALI's wds2idx writes: a line for each sample, `extension offset size name` for each member."""
+    samples: dict[str, list[str]] = {}
+    for name, offset, size in members:
+        key, _, extension = name.partition(".")
+        samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
+    return "\n".join([f"{_INDEX_VERSION} {len(samples)}", *map(" ".join, samples.values()), ""])

@@ -1,6 +1,4 @@
-"""CSV files as people's programs write them: their encoding, their separator and their header."""
-
-from __future__ import annotations
+"""CSV files as programs write them, in several encodings, with several separators."""
 
 import codecs
 import csv
@@ -15,37 +13,30 @@ from data_pipeline.names import Names, shown
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "'|'"}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# What is no text at all, by its first bytes: workbooks (new and old) are saved under any name.
-_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+_WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of new and old workbooks
 _AS_UTF8 = "in Excel: Save As, 'CSV UTF-8'; elsewhere: iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv"
 
 
 @dataclass(frozen=True)
 class CsvFile:
-    """A CSV file that was read. rows: each with its line number, values without blanks around them.
+    """Content of a CSV file."""
 
-    columns: of the rows: the asked-for names as they were asked for, others as the file has them. warnings: what a
-    reader should know of how the file was read.
-    """
-
-    rows: list[tuple[int, dict[str, str]]]
-    columns: list[str]
-    warnings: list[str]
+    rows: list[tuple[int, dict[str, str]]]  # line number, values by column, stripped
+    columns: list[str]  # asked-for names as they were asked for, others as the file has them
+    warnings: list[str]  # how the file was read
 
 
 def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] = ()) -> CsvFile:
-    """Read a CSV file with a header. Names of columns match in any case, with any blanks.
+    """Read a CSV file with a header. Names of columns match as in `Names.matches`; empty lines are skipped.
 
-    UTF-8, UTF-16 with its mark, and Windows-1252 where its letters are the same in every Western encoding; separated
-    by comma, semicolon, tab or '|', whichever the header is. Lines of separators alone count as blank.
-
-    UserError when the file is missing, is no text that can be read, lacks a required column, has one twice or has a
-    row of the wrong length.
+    Encoding: UTF-8, UTF-16 with a byte-order mark, or Windows-1252 if its letters are the same in every Western
+    encoding. Separator: comma, semicolon, tab or '|', by the header. UserError when the file cannot be read as text,
+    lacks a required column, has one twice, or has a row of the wrong length.
     """
     text, warnings = _decoded(path)
     file = io.StringIO(text, newline="")
     header = file.readline()
-    stated = re.fullmatch(r"sep=([,;:|\t])\s*", header)  # a line that Excel writes and reads
+    stated = re.fullmatch(r"sep=([,;:|\t])\s*", header)  # a line for Excel
     skipped = 1 if stated else 0
     if stated is None:
         file.seek(0)
@@ -76,7 +67,7 @@ def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] =
 
 
 def _separator(header: str, known: Sequence[str]) -> str:
-    """The separator that makes most known columns of the header; the comma where none makes more."""
+    """The separator that yields most known columns of the header; the comma if none yields more."""
     names = Names(known)
 
     def found(separator: str) -> int:
@@ -90,7 +81,7 @@ def _separator(header: str, known: Sequence[str]) -> str:
 
 
 def _columns(path: Path, header: list[str], required: Sequence[str], optional: Sequence[str]) -> list[str]:
-    """The header with each known column by its own name."""
+    """The header with known columns by their own names."""
     known = Names((*required, *optional))
     columns: list[str] = []
     for name in header:
@@ -111,7 +102,7 @@ def _columns(path: Path, header: list[str], required: Sequence[str], optional: S
 
 
 def _decoded(path: Path) -> tuple[str, list[str]]:
-    """The text of a file, and what to say of its encoding; UserError for what cannot be read as text."""
+    """The text of a file, and warnings about its encoding; UserError for what cannot be read as text."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -139,10 +130,9 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
 
 
 def _western(raw: bytes) -> str:
-    """The text as Windows-1252, '' where another encoding gives another text.
+    """The text as Windows-1252; '' if Western, Central European or Turkish encodings would give another text.
 
-    Only letters that Western, Central European and Turkish Windows agree on; and none in words of such letters
-    alone, as another alphabet's words are.
+    Also '' for words without an ASCII letter, as other alphabets have.
     """
     if any(0x80 <= byte < 0xA0 for byte in raw):
         return ""

@@ -1,11 +1,14 @@
-"""What a source of raw images is, and what it hands over."""
+"""What a source of raw images is, what it returns, and the registry of the layouts that can be read."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,41 +16,32 @@ from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.file_names import printable
 
-SourceKind = Literal["barcelona", "munich", "folder", "table", "unlabelled"]
-# The sources that the user declares by name, whose groups are read by a rule.
-NAMED_KINDS = ("folder", "table", "unlabelled")
 # auto: what the layout says of patients and slides; folder: the first sub-folder is one; none: each image is its own.
 GroupRule = Literal["auto", "folder", "none"]
-
-# By its name alone: a text file called .jpg is an image that cannot be read, not a text file.
+# By name alone: a text file called .jpg is an unreadable image, not a text file.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
-
-# Names become parts of file names (shards, scores), so they keep to what every file system takes.
+# Names become parts of file names (shards, scores).
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
 class SourceDeclaration:
-    """One ingest unit: where raw images lie and how to read their labels.
+    """One ingest unit: where raw images are and how to read their labels."""
 
-    `root` is the folder of the images; for a table it is the CSV file, and paths count from its folder.
-    `labels` maps the source's own label names to cell types ('' keeps the image, unlabelled).
-    `group`: how patients and slides are read. None, in data sets of before there was a choice: a table's identifiers
-    as they are written, and no sub-folders, so that none of their images changes its split.
-    """
-
-    kind: SourceKind
+    kind: str  # keyword of the layout
     name: str
-    root: Path
-    domain: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    root: Path  # folder of the images, or the file that lists them
+    domain: str  # the stain
+    labels: Mapping[str, str] = field(default_factory=dict)  # the source's own labels -> cell types, '' for unlabelled
     promyelocytes: PromyelocyteReading = "immature granulocyte"
+    # How patients and slides are read. None, in data sets older than this choice: a table's identifiers as they are
+    # written, no sub-folders, so that no image changes its split.
     group: GroupRule | None = "auto"
 
     @property
     def folder(self) -> Path:
         """The folder that the paths of this source are relative to."""
-        return self.root.parent if self.kind == "table" else self.root
+        return self.root.parent if layouts()[self.kind].is_file else self.root
 
     def to_json(self) -> dict[str, Any]:
         stored = {
@@ -58,23 +52,24 @@ class SourceDeclaration:
             "labels": dict(sorted(self.labels.items())),
             "promyelocytes": self.promyelocytes,
         }
-        ruled = self.kind in NAMED_KINDS and self.group is not None
-        return {**stored, "group": self.group} if ruled else stored
+        return stored if layouts()[self.kind].public or self.group is None else {**stored, "group": self.group}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> SourceDeclaration:
         return cls(**{"group": None, **stored, "root": Path(stored["root"])})
 
     def as_remembered(self, before: SourceDeclaration | None) -> SourceDeclaration:
-        """This declaration of a source; where it leaves the rule for groups open, with that of the one before it."""
-        kinds = {self.kind, before.kind} if before else set()
-        open_again = self.group == "auto" and (kinds <= {"folder", "unlabelled"} or kinds == {"table"})
-        return replace(self, group=before.group) if before and open_again else self
+        """This declaration; where it leaves the rule for groups open, with the rule of the earlier declaration."""
+        if before is None or self.group != "auto" or not {self.kind, before.kind} <= layouts().keys():
+            return self
+        new, old = layouts()[self.kind], layouts()[before.kind]
+        same = new is old and not new.public
+        return replace(self, group=before.group) if same or (new.group_by_folder and old.group_by_folder) else self
 
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """A file that came in, before anything has looked inside it."""
+    """A raw file before its content is read."""
 
     path: str  # relative to the source's folder, posix, as `printable` gives it
     source_label: str  # the label in the source's own words
@@ -82,63 +77,100 @@ class RawImage:
     group: str  # patient, slide or original inside this source; '' for a group of its own
     domain: str
     microns_per_pixel: float | None
-    listed: bool = field(default=False, compare=False)  # one by one, by the user: wanted, wherever it lies
+    listed: bool = field(default=False, compare=False)  # named one by one by the user: wanted, even if hidden
 
     @property
     def hidden(self) -> bool:
-        """As `is_hidden` says, unless it was named one by one: a listed file is wanted."""
         return not self.listed and is_hidden(self.path)
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found under a declaration: the images, by path, and one line for whatever was passed over."""
+    """What was found under a declaration."""
 
-    images: list[RawImage]
-    warnings: list[str]
+    images: list[RawImage]  # sorted by path
+    warnings: list[str]  # one line each
+
+
+@dataclass(frozen=True)
+class RawLayout:
+    """A layout of raw images; `raw_layout` registers it."""
+
+    keyword: str  # build_shards.py KEYWORD=PATH
+    help: str  # its line of --help
+    survey: Callable[[SourceDeclaration], Survey]
+    public: bool = False  # a known data set, named after the keyword; else the user gives name= and domain=
+    is_file: bool = False  # PATH is a file that lists the images; else it is their folder
+    group_by_folder: bool = False  # group= says whether sub-folders name patients or slides
+    group_of: Callable[[str], str] | None = None  # the group that a path alone tells; an audit computes it again
+
+    @property
+    def usage(self) -> str:
+        return f"{self.keyword}={'FILE' if self.is_file else 'RAW'}"
+
+
+_REGISTERED: dict[str, RawLayout] = {}
+SurveyFunction = Callable[[SourceDeclaration], Survey]
+
+
+def raw_layout(keyword: str, help: str, **options: Any) -> Callable[[SurveyFunction], SurveyFunction]:
+    """Register the decorated function as the survey of a layout; options: as in `RawLayout`."""
+
+    def register(survey: SurveyFunction) -> SurveyFunction:
+        if keyword in _REGISTERED:
+            raise ValueError(f"two raw layouts are called {keyword}")
+        _REGISTERED[keyword] = RawLayout(keyword, help, survey, **options)
+        return survey
+
+    return register
+
+
+@cache
+def layouts() -> Mapping[str, RawLayout]:
+    """All layouts by keyword, public data sets first. Imports every module of this folder: each registers its own."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return dict(sorted(_REGISTERED.items(), key=lambda item: (not item[1].public, item[0])))
 
 
 def check_declaration(declaration: SourceDeclaration) -> None:
-    """UserError unless kind, name and domain can be used and the root is there."""
-    if declaration.kind not in get_args(SourceKind):
-        kinds = ", ".join(get_args(SourceKind))
-        raise UserError(f"source {declaration.name!r}: unknown kind {declaration.kind!r}; use one of {kinds}")
+    """UserError unless layout, name, domain and options can be used and the root is there."""
+    where = f"source {declaration.name!r}"
+    layout = layouts().get(declaration.kind)
+    if layout is None:
+        raise UserError(f"{where}: unknown kind {declaration.kind!r}; use one of {', '.join(layouts())}")
     if not _NAME.fullmatch(declaration.name):
         raise UserError(f"source name {declaration.name!r}: use letters, digits, '_', '.' and '-' only")
-    check_domain(declaration.domain, f"source {declaration.name!r}")
+    check_domain(declaration.domain, where)
     readings = get_args(PromyelocyteReading)
     if declaration.promyelocytes not in readings:
         raise UserError(
-            f"source {declaration.name!r}: promyelocytes={declaration.promyelocytes!r}; "
-            f"use one of {', '.join(map(repr, readings))}"
+            f"{where}: promyelocytes={declaration.promyelocytes!r}; use one of {', '.join(map(repr, readings))}"
         )
     if declaration.group not in (None, *get_args(GroupRule)):
-        raise UserError(
-            f"source {declaration.name!r}: group={declaration.group}; use one of {', '.join(get_args(GroupRule))}"
-        )
-    if declaration.kind == "table":
+        raise UserError(f"{where}: group={declaration.group}; use one of {', '.join(get_args(GroupRule))}")
+    if layout.is_file:
         if declaration.group in ("folder", "none"):
             raise UserError(
-                f"source {declaration.name!r}: group={declaration.group} goes with folders of images; "
+                f"{where}: group={declaration.group} goes with folders of images; "
                 "a table names patients and slides in its columns patient and slide"
             )
         if not declaration.root.is_file():
-            raise UserError(f"{declaration.root}: no such file (source {declaration.name!r}); name a CSV table")
+            raise UserError(f"{declaration.root}: no such file ({where}); name a CSV table")
     elif not declaration.root.is_dir():
-        raise UserError(f"{declaration.root}: no such folder (source {declaration.name!r}); check the path")
+        raise UserError(f"{declaration.root}: no such folder ({where}); check the path")
 
 
 def check_domain(domain: str, where: str) -> None:
-    """UserError unless the domain's name can stand in a file name."""
+    """UserError unless the domain's name can be part of a file name."""
     if not _NAME.fullmatch(domain):
         raise UserError(f"{where}: domain {domain!r}: use letters, digits, '_', '.' and '-', at least one")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """All files below a folder, as sorted relative posix paths: those that are images by name, and the rest.
+    """All files below a folder: images by their suffix, and the others; relative posix paths (`printable`), sorted.
 
-    Names as `printable` gives them. Links to folders are followed, each folder once. UserError for a folder without
-    images and for one that may not be listed.
+    Follows links to folders, each folder once. UserError for a folder without images or that cannot be listed.
     """
     images: list[str] = []
     others: list[str] = []
@@ -164,12 +196,12 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether the file, or a folder above it, is hidden: system litter that only looks like an image."""
+    """Whether the file or a folder above it is hidden: a system file that only looks like an image."""
     return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def passed_over(others: list[str], name: str) -> list[str]:
-    """The warning for files that are no images by their names, if there are any."""
+    """The warning for files without an image's suffix, if there are any."""
     if not others:
         return []
     examples = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")

@@ -1,18 +1,16 @@
 """Folders of images: one folder per class, or no classes at all."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache, partial
 
 from data_pipeline.names import plain, shown
-from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, list_images, passed_over
+from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, raw_layout
 from data_pipeline.sources.identifiers import alike_warnings, canonical
-from data_pipeline.sources.labels import cell_type_of, refuse_unknown
+from data_pipeline.sources.labels import cell_type_of, survey_images
 
-# Names of folders that are no patient and no slide: parts of a data set, places for files, finer types.
+# Folder names that are neither patients nor slides: parts of a data set, places for files, finer types.
 _WORDS = """
     train training val valid validation dev test testing holdout all data dataset images image img imgs pictures photos
     raw original originals orig source crop crops cropped cell cells single augmented augmentation aug export exported
@@ -25,40 +23,33 @@ _IN_FILE_NAME = re.compile(r"(?<![a-z])(patient|pat|pt|subject|case|donor|slide|
 _FOLD = re.compile(r"(fold|split|part) ?[0-9]+")
 
 
+@raw_layout("folder", "one sub-folder per cell type", group_by_folder=True)
 def survey_classes(declaration: SourceDeclaration) -> Survey:
-    """Images below ROOT/<label>/. Group: a sub-folder of the label, by the declaration's rule (`group_of`)."""
-    paths, others = list_images(declaration.root)
-    images: list[RawImage] = []
-    unknown: list[str] = []
-    read_label = cache(partial(cell_type_of, labels=declaration.labels))
-    for path in paths:
+    """Images below ROOT/<label>/. Group: a sub-folder of the label (`group_of`)."""
+    cell_type = cache(partial(cell_type_of, labels=declaration.labels))
+
+    def read(path: str) -> tuple[str, str | None, str]:
         label, _, below = path.rpartition("/")[0].partition("/")
-        # An image that lies in no class folder has no label that a mapping of '' did not give it.
-        cell_type = read_label(label) if label or "" in declaration.labels else None
-        group = group_of(below, declaration)
-        image = RawImage(path, label, cell_type or "", group, declaration.domain, None)
-        if cell_type is None and not image.hidden:
-            unknown.append(label)
-        images.append(image)
-    refuse_unknown(unknown, declaration.root, _expected(paths), declaration.labels)
-    return Survey(images, passed_over(others, declaration.name) + _group_warnings(images, declaration))
+        # An image outside the class folders has no label, unless the mapping has an entry for ''.
+        known = cell_type(label) if label or "" in declaration.labels else None
+        return label, known, group_of(below, declaration)
+
+    found = survey_images(declaration, read, _expected, mapping=declaration.labels)
+    return Survey(found.images, found.warnings + _group_warnings(found.images, declaration))
 
 
+@raw_layout("unlabelled", "any images below RAW: they serve the stain models", group_by_folder=True)
 def survey_unlabelled(declaration: SourceDeclaration) -> Survey:
-    """Every image below ROOT, without a label. Group: a folder, by the declaration's rule (`group_of`)."""
-    paths, others = list_images(declaration.root)
-    images = [
-        RawImage(path, "", "", group_of(path.rpartition("/")[0], declaration), declaration.domain, None)
-        for path in paths
-    ]
-    return Survey(images, passed_over(others, declaration.name) + _group_warnings(images, declaration))
+    """Every image below ROOT, without a label. Group: a folder (`group_of`)."""
+    found = survey_images(declaration, lambda path: ("", "", group_of(path.rpartition("/")[0], declaration)), _expected)
+    return Survey(found.images, found.warnings + _group_warnings(found.images, declaration))
 
 
 def group_of(folders: str, declaration: SourceDeclaration) -> str:
-    """The group that folders (of one image, posix; below its label's) name; '' where they name none.
+    """The group that an image's folders (posix, below that of its label) name; '' for none.
 
-    A function of the image's own path, so that more images never move it. auto: the first folder whose name is not
-    that of a part of a data set, a place for files, or a type (train, images, segmented, ...).
+    A function of the image's own path, so that more images never move it. auto: the first folder whose name is not in
+    _NO_GROUP, a fold or a cell type.
     """
     if declaration.group not in ("auto", "folder"):
         return ""
@@ -73,13 +64,13 @@ def _may_be_group(folder: str) -> bool:
 
 
 def _group_name(folder: str) -> str:
-    """One name for what people see as one: the same patient has a folder below each type."""
+    """One name for all spellings of a folder: the same patient has a folder below each type."""
     name = plain(canonical(folder))
     return f"folder {name}" if name else ""
 
 
 def _group_warnings(images: Sequence[RawImage], declaration: SourceDeclaration) -> list[str]:
-    """Which sub-folders were taken for patients or slides by default, or were not in an older data set."""
+    """Which sub-folders count as patients or slides by default, or do not in an older data set."""
     if declaration.group == "none":
         return []
     named = {image.group.removeprefix("folder ") for image in images if image.group and not image.hidden}
@@ -125,7 +116,7 @@ def _group_warnings(images: Sequence[RawImage], declaration: SourceDeclaration) 
 
 
 def _named_in_files(images: Iterable[RawImage], declaration: SourceDeclaration) -> list[str]:
-    """A warning for file names that look as if they named patients or slides (patient01_cell3.png)."""
+    """A warning for file names that seem to name patients or slides (patient01_cell3.png)."""
     alone = [image.path.rpartition("/")[2] for image in images if not image.group and not image.hidden]
     found = Counter(match.group() for name in alone if (match := _IN_FILE_NAME.search(plain(name))))
     if len(found) < 2 or len(found) * 2 > len(alone):
@@ -138,7 +129,7 @@ def _named_in_files(images: Iterable[RawImage], declaration: SourceDeclaration) 
 
 
 def _expected(paths: Iterable[str]) -> str:
-    """What to say of class folders that are not; when the types lie one folder deeper, that."""
+    """What to do about unknown class folders; says so when the types are one folder deeper."""
     parts = [path.split("/") for path in paths]
     below = [names for names in parts if len(names) > 2 and cell_type_of(names[1], {})]
     deeper = [names for names in below if not cell_type_of(names[0], {})]

@@ -1,15 +1,13 @@
-"""Identifiers of patients and slides: which mean the same, and which mean nobody."""
-
-from __future__ import annotations
+"""Identifiers of patients and slides: which are the same, and which name nobody."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from data_pipeline.names import plain, shown, tidy
 
-# As people and spreadsheets write that nothing is known; compared in `plain` form.
+# Words for a missing value, compared in `plain` form.
 _NOBODY = (
     "unknown|unknwon|unk|not known|unbekannt|inconnu|desconocido|missing|not available|not applicable|"
     "n/a|na|n.a.|n.d.|nd|nan|<na>|nat|none|null|nil|(null)|tbd|to do|?|??|???|.|..|...|/|*|"
@@ -18,9 +16,9 @@ _NOBODY = (
 _MISSING = frozenset(map(plain, _NOBODY.split("|")))
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?")
 _MIDNIGHT = re.compile(r"(?<=[0-9])[ T]00:00(:00(\.0+)?)?$")
-# A spreadsheet's guard of text that looks like a number: '007 and ="007".
+# Spreadsheets protect text that looks like a number: '007 and ="007".
 _GUARDED = re.compile(r"'(.+)|=\"(.*)\"")
-# 1.23457E+15: what is left of sixteen digits.
+# 1.23457E+15, once sixteen digits.
 _ROUNDED = re.compile(r"[0-9][.,][0-9]+e\+?[0-9]+")
 _MONTHS = "jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
 _DATE = re.compile(
@@ -30,11 +28,10 @@ _DATE = re.compile(
 
 
 def canonical(identifier: str) -> str:
-    """The identifier as it was before a spreadsheet touched it; '' for one that names nobody.
+    """The identifier as it was before a spreadsheet changed it; '' for one that names nobody.
 
-    7, 7.0, '7,0', 007 and 7e0 are one number, a date with midnight is the date; Unicode form and doubled blanks do not
-    count. A function of the one identifier, so more data never changes it, and an ordinary one is itself: case and
-    separators stay, for a group's split follows from its name.
+    7, 7.0, '7,0', 007 and 7e0 are one number; a date with midnight is the date; Unicode form and doubled blanks are
+    normalised. Case and separators stay, as a group's split follows from its name. Does not depend on other data.
     """
     text = " ".join(identifier.split())
     guarded = _GUARDED.fullmatch(text)
@@ -43,7 +40,7 @@ def canonical(identifier: str) -> str:
     name = tidy(text)
     if not plain(name) or plain(name) in _MISSING:
         return ""
-    # A comma before zeros alone is a decimal comma; before other digits it may be anything.
+    # Only before zeros is a comma surely a decimal comma.
     number = re.sub(r",0{1,2}$", "", name)
     if _NUMBER.fullmatch(number):
         return _plain_number(number)
@@ -51,29 +48,19 @@ def canonical(identifier: str) -> str:
 
 
 def _plain_number(text: str) -> str:
-    """A decimal number without leading zeros, trailing decimals or, where it is short, an exponent."""
-    sign, digits, exponent = Decimal(text).as_tuple()
+    """A decimal number without leading zeros, trailing decimals and, if it is short, exponent."""
+    number = Decimal(text).normalize(Context(prec=len(text)))
+    sign, digits, exponent = number.as_tuple()
     assert isinstance(exponent, int)
-    written = "".join(map(str, digits)).lstrip("0")
-    shorter = written.rstrip("0")
-    exponent += len(written) - len(shorter)
-    if not shorter:
+    if not number:
         return "0"
-    if exponent > 30 or exponent < -30:
-        number = f"{shorter}e{exponent}"
-    elif exponent >= 0:
-        number = shorter + "0" * exponent
-    else:
-        padded = shorter.rjust(1 - exponent, "0")
-        number = f"{padded[:exponent]}.{padded[exponent:]}"
-    return f"-{number}" if sign else number
+    return f"{number:f}" if abs(exponent) <= 30 else f"{'-' * sign}{''.join(map(str, digits))}e{exponent}"
 
 
 def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> list[str]:
-    """What looks wrong with these identifiers, as they are written, each with its number of images.
+    """Warnings for identifiers that look wrong. counts: identifier as written ('' for none) -> number of images.
 
-    what: they name, 'patient' or 'slide'; '' among them: images that name none at all. merged: whether those that
-    `canonical` makes equal count as one, and those that name nobody as none.
+    what: 'patient' or 'slide'. merged: whether identifiers with one `canonical` form count as one.
     """
     written = sorted(name for name in counts if name)
     by_name: dict[str, list[str]] = defaultdict(list)
@@ -114,7 +101,7 @@ def identifier_warnings(counts: Mapping[str, int], what: str, merged: bool) -> l
 
 
 def alike_warnings(names: Iterable[str], what: str) -> list[str]:
-    """A warning for identifiers that differ only in case, separators, leading zeros or a word for what they name."""
+    """A warning for identifiers that differ only in case, separators, leading zeros or a word like 'patient'."""
     loose: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         bare = re.sub(r"^(patient|subject|case|slide|id|no|nr)(?![a-z])", "", plain(name))

@@ -1,9 +1,7 @@
-"""From the words that a source uses to the twelve cell types."""
-
-from __future__ import annotations
+"""From the labels of a source to the twelve cell types."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +9,7 @@ from data_pipeline.cell_types import BARCELONA_FOLDERS, CELL_TYPES, MUNICH_CODES
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names, plain, shown
 from data_pipeline.sources.csv_files import read_csv
+from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, list_images, passed_over
 
 _KNOWN: dict[str, str] = {
     **{plain(folder): cell_type for folder, cell_type in BARCELONA_FOLDERS.items()},
@@ -20,11 +19,10 @@ _KNOWN: dict[str, str] = {
 
 
 def cell_type_of(label: str, labels: Mapping[str, str]) -> str | None:
-    """The cell type of a label: '' for unlabelled, None when nobody knows the word.
+    """The cell type of a label: '' for unlabelled, None for an unknown label.
 
-    The mapping is asked first: for the exact word, else for the only cell type of those that people see as equal to
-    it (Unicode form, blanks, case, '_' or '-' for a space). Otherwise cell types, Barcelona's folder names and
-    Munich's codes are known, compared in the same way.
+    First by the mapping: its exact entry, else the one cell type of all entries that match it (`Names.matches`). Then
+    by the names of cell types, Barcelona's folders and Munich's codes, in `plain` form.
     """
     if label in labels:
         return labels[label]
@@ -36,13 +34,36 @@ def cell_type_of(label: str, labels: Mapping[str, str]) -> str | None:
     return _KNOWN.get(plain(label))
 
 
+def survey_images(
+    declaration: SourceDeclaration,
+    read: Callable[[str], tuple[str, str | None, str]],
+    expected: Callable[[list[str]], str],
+    microns_per_pixel: float | None = None,
+    mapping: Mapping[str, str] = MappingProxyType({}),
+) -> Survey:
+    """Survey a folder of images. UserError names unknown labels.
+
+    read: an image's path -> its label, its cell type (None: unknown label) and its group. expected: the paths of all
+    images -> what the user is told to do about unknown labels. mapping: as in `refuse_unknown`.
+    """
+    paths, others = list_images(declaration.root)
+    images: list[RawImage] = []
+    unknown: list[str] = []
+    for path in paths:
+        label, cell_type, group = read(path)
+        image = RawImage(path, label, cell_type or "", group, declaration.domain, microns_per_pixel)
+        if cell_type is None and not image.hidden:
+            unknown.append(label)
+        images.append(image)
+    if unknown:
+        refuse_unknown(unknown, declaration.root, expected(paths), mapping)
+    return Survey(images, passed_over(others, declaration.name))
+
+
 def refuse_unknown(
     labels: Iterable[str], where: Path, expected: str, mapping: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """UserError naming each unknown label, its number of images and the way out, if there is any label.
-
-    mapping: the user's, whose words may be meant.
-    """
+    """UserError for unknown labels, if any, one for each image. mapping: the user's, whose entries may be meant."""
     counts = Counter(labels)
     if not counts:
         return
@@ -60,7 +81,7 @@ def refuse_unknown(
 
 
 def read_label_mapping(path: Path) -> dict[str, str]:
-    """Read a label-mapping file: CSV with the columns label,cell_type; UserError names the wrong line."""
+    """Read a CSV with the columns label,cell_type; UserError names the wrong line."""
     mapping: dict[str, str] = {}
     for line, row in read_csv(path, required=("label", "cell_type")).rows:
         label, written = row["label"], row["cell_type"]

@@ -1,8 +1,8 @@
 """A CSV table of images: image,label and, where they are known, patient, slide and domain."""
 
-from __future__ import annotations
-
+import os
 import posixpath
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,13 +10,13 @@ from functools import cache, partial
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names, difference, plain, shown
 from data_pipeline.sources.csv_files import read_csv
-from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, check_domain
+from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, check_domain, raw_layout
 from data_pipeline.sources.identifiers import canonical, identifier_warnings
 from data_pipeline.sources.labels import cell_type_of, refuse_unknown
-from data_pipeline.sources.listed_files import ListedFiles
 
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _REQUIRED, _OPTIONAL = ("image", "label"), ("patient", "slide", "domain")
-# Other words for patient and slide, as tables have them; compared in `plain` form.
+# Other column names for patient and slide, compared in `plain` form.
 _OTHER_WORDS = {
     "patient": "patient id|patientid|patients|patient number|patient no|pid|subject|subject id|case|case id|donor",
     "slide": "slide id|slideid|slides|slide number|slide no|smear|specimen|sample id|wsi",
@@ -25,26 +25,26 @@ _OTHER_WORDS = {
 
 @dataclass(frozen=True)
 class _Line:
-    """A row of the table whose image is there. path: as the disk has it."""
+    """A row of the table whose image was found."""
 
-    number: int
+    number: int  # of the line
     row: dict[str, str]
-    path: str
+    path: str  # as on the disk
 
     def __getitem__(self, column: str) -> str:
         return self.row.get(column, "")
 
 
+@raw_layout("table", "a CSV: image,label[,patient,slide,domain]", is_file=True)
 def survey(declaration: SourceDeclaration) -> Survey:
     """The images a table lists. Paths count from the table's folder; an empty label means unlabelled.
 
-    Group: the patient, else the slide, else the image itself; names of patients and slides belong to
-    this source, so `7` here and `7` in another table are two people. Spellings of one identifier are one
-    (`canonical`), unless the declaration is of an older data set. A domain in a row goes before the declared
-    one. UserError names the line that is wrong.
+    Group: the patient, else the slide, else the image itself, inside this source: `7` in another table is another
+    person. Spellings of one identifier are one (`canonical`), unless the declaration is of an older data set. A row's
+    domain goes before the declared one. UserError names the wrong line.
     """
     merged = declaration.group is not None
-    # In an older data set a column `Patient` was not used: taking it for patient would move images to other splits.
+    # Older data sets ignored a column `Patient`: reading it as patient would move images to other splits.
     table = read_csv(declaration.root, _REQUIRED, _OPTIONAL if merged else ())
     if not table.rows:
         raise UserError(f"{declaration.root}: no image in this table; give it a line for each image")
@@ -74,7 +74,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
 
 
 def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str, str]]]) -> list[_Line]:
-    """Each row with its file; UserError for the first that has none, or one of several."""
+    """Each row with its file; UserError for the first row whose file is missing or ambiguous."""
     folder = str(declaration.folder)
     files = ListedFiles(folder)
     lines: list[_Line] = []
@@ -100,6 +100,56 @@ def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str
     return lines
 
 
+class ListedFiles:
+    """Finds files by paths as people write them: relative to a folder, or absolute."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._listings: dict[str, Names] = {}
+
+    def find(self, written: str) -> list[str]:
+        """Paths of the files that can be meant: one, none, or several that cannot be told apart.
+
+        The path as written comes first; then names that match it, folder by folder (`Names.matches`), and '\\' for '/'.
+        """
+        path = posixpath.normpath(written)
+        if os.path.isfile(os.path.join(self._folder, path)):
+            return [path]
+        found: list[str] = ["/" if written.startswith("/") else ""]
+        for part in posixpath.normpath(written.replace("\\", "/")).split("/"):
+            if not part:
+                continue
+            if part in (".", ".."):
+                found = [posixpath.join(start, part) for start in found]
+            else:
+                found = [posixpath.join(start, name) for start in found for name in self._inside(start).matches(part)]
+        return [path for path in found if os.path.isfile(os.path.join(self._folder, path))]
+
+    def hint(self, written: str) -> str:
+        """' (...)' on what a path that was not found may mean; '' where nothing is near."""
+        if _WINDOWS_PATH.match(written):
+            return " (a path of a Windows machine: write it from the table's folder)"
+        folder, _, name = posixpath.normpath(written.replace("\\", "/")).rpartition("/")
+        start = folder or ("/" if written.startswith("/") else "")
+        if not os.path.isdir(os.path.join(self._folder, start)):
+            return f" (there is no folder '{shown(start)}')"
+        inside = self._inside(start)
+        by_stem = [known for known in inside if posixpath.splitext(known)[0] == name]
+        if by_stem:
+            return f" (there is '{shown(by_stem[0])}': write the suffix)"
+        return inside.hint(name)
+
+    def _inside(self, folder: str) -> Names:
+        """The names in a folder; none if it cannot be listed."""
+        if folder not in self._listings:
+            try:
+                names = os.listdir(os.path.join(self._folder, folder))
+            except (OSError, ValueError):
+                names = []
+            self._listings[folder] = Names(names)
+        return self._listings[folder]
+
+
 def _column_warnings(columns: list[str]) -> list[str]:
     ignored = [column for column in columns if column not in (*_REQUIRED, *_OPTIONAL)]
     if not ignored:
@@ -114,7 +164,7 @@ def _column_warnings(columns: list[str]) -> list[str]:
 
 
 def _name_warnings(lines: list[_Line]) -> list[str]:
-    """Files that are there under a name that only looks like the listed one."""
+    """A warning for files whose names only match the listed ones."""
     names = [(posixpath.normpath(line["image"].replace("\\", "/")), line.path.replace("\\", "/")) for line in lines]
     other = [(written, there) for written, there in names if written != there]
     if not other:
@@ -125,7 +175,7 @@ def _name_warnings(lines: list[_Line]) -> list[str]:
 
 
 def _group_warnings(lines: list[_Line], images: list[RawImage], columns: list[str], merged: bool) -> list[str]:
-    """What looks wrong with patients and slides: their identifiers, and what they say of each other and of files."""
+    """Warnings for identifiers of patients and slides that look wrong or contradict each other."""
     warnings = []
     if "patient" in columns:
         # An image without a patient has its slide's group: then nothing is missing.
@@ -156,7 +206,7 @@ def _group_warnings(lines: list[_Line], images: list[RawImage], columns: list[st
 
 
 def _listed_twice(lines: list[_Line], images: list[RawImage]) -> list[str]:
-    """Files with several lines: named once for all, apart where their patients contradict each other."""
+    """Warnings for files with several lines, those with contradicting patients apart."""
     of_path: dict[str, list[int]] = defaultdict(list)
     for position, line in enumerate(lines):
         of_path[line.path].append(position)

@@ -4,36 +4,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_pipeline.cell_types import in_our_words
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from data_pipeline.stream.augment import AugmentConfig
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How images are read and prepared.
+    """How images are read and prepared."""
 
-    image_size: side in pixels of the square the network sees.
-    domains, cell_types: restrict the data set; null takes all.
-    order: `global` reads any sample anywhere (local disks); `windowed` reads shards in sequence
-    and shuffles `window` samples at a time (network stores). null is `windowed` where shards lie in a store and
-    the sampling is uniform, else `global`.
-    sampling: `uniform` shows every image once an epoch; `class_balanced` every type equally often.
-    crop: domain -> share of the image's sides that is kept, in the middle, before resizing; a domain
-    that is not named keeps all. Cells of two domains come to one scale by it. Generated images keep all:
-    they have the scale that their generator was shown.
-    threads: DALI's CPU threads of each process at most; null takes what the process may (data_pipeline/threads.py).
-    prefetch: batches prepared ahead, where decoding has threads beside those that compute.
-    deterministic: the same pixels on every run of one GPU kind.
-    """
-
-    image_size: int = 224
-    domains: list[str] | None = None
-    cell_types: list[str] | None = None
+    image_size: int = 224  # side in pixels of the square that the network sees
+    domains: list[str] | None = None  # null: all
+    cell_types: list[str] | None = None  # null: all
+    # global: any sample anywhere (local disks). windowed: shards in sequence, `window` samples shuffled at a time
+    # (network stores). null: windowed where shards lie in a store and the sampling is uniform, else global.
     order: Literal["global", "windowed"] | None = None
-    window: int = 4096
+    window: int = 4096  # samples
+    # uniform: every image once an epoch. class_balanced: every cell type equally often.
     sampling: Literal["uniform", "class_balanced"] = "uniform"
-    threads: int | None = None
-    prefetch: int = 2
-    deterministic: bool = False
+    threads: int | None = field(default=None, metadata=AFFECTS_NOTHING)  # of DALI, at most; null: threads.py decides
+    prefetch: int = field(default=2, metadata=AFFECTS_NOTHING)  # batches ahead, where decoding has threads of its own
+    deterministic: bool = False  # the same pixels on every run of one GPU kind
+    # Domain -> fraction of each side that is kept, in the middle, before resizing; cells of two domains come to one
+    # scale by it. Domains not named keep all, and so do generated images: their generator was shown that scale.
     crop: dict[str, float] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -50,11 +42,11 @@ class StreamConfig:
 
 
 def default_order(config: StreamConfig, in_store: bool) -> Literal["global", "windowed"]:
-    """What data.order=null means for a data set with shards in a store, or without."""
+    """What data.order=null means; `in_store`: shards lie in an object store."""
     return "windowed" if in_store and config.sampling == "uniform" else "global"
 
 
 def check_crop(name: str, share: float) -> None:
-    """ValueError unless `share` can be the share of an image's sides that is kept."""
+    """ValueError unless `share` is a fraction of an image's sides, (0, 1]."""
     if not 0 < share <= 1:
         raise ValueError(f"{name}={share}: must be above 0 and at most 1")

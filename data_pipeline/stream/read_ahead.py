@@ -1,4 +1,4 @@
-"""Shards of a store, fetched before the batches that need them."""
+"""Prefetching of shards from an object store into the local cache."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.threads import thread_share
 
-# Of the cache: the rest is left to what is in use, and to what other streams read ahead.
+# Fraction of the cache; the rest is for shards in use and for other streams.
 _SHARE_OF_CACHE = 0.5
 _THREADS = 4
 
 
 class ReadAhead:
-    """A few threads that fetch the shards of the batches to come into the cache, in the order of their need.
+    """A few daemon threads that fetch the shards of the next `depth` batches, in the order in which they are needed.
 
-    They keep `depth` batches ahead of the one that is read, and within a share of the cache. What they cannot fetch is
-    met again by whoever reads it. They end with the process, whatever they wait for.
+    They fill at most a fraction of the cache. A shard that cannot be fetched is an error when it is read.
     """
 
     def __init__(
         self, dataset: Dataset, shards_of: Callable[[int], Sequence[str]], first: int, end: int | None, depth: int
     ) -> None:
-        """`shards_of`: the shards in a store that a batch needs. `first`, `end`: of the batches; None: no end."""
+        """`shards_of`: names of the shards in the store that a batch needs. `first`, `end`: batches; None: endless."""
         self._dataset, self._shards_of = dataset, shards_of
         self._room = int(dataset.shard_files.cache.limit * _SHARE_OF_CACHE)
         self._current, self._next, self._end, self._depth = first, first, end, depth
         self._to_fetch: deque[str] = deque()
-        self._last_use: dict[str, int] = {}  # of the shards planned and not yet passed: the last batch known to need it
+        self._last_use: dict[str, int] = {}  # planned shard -> last batch known to need it
         self._planned_bytes = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -38,7 +37,7 @@ class ReadAhead:
             threading.Thread(target=self._work, name="read ahead", daemon=True).start()
 
     def advance(self, batch: int) -> None:
-        """This batch is read now."""
+        """Call when this batch is read."""
         with self._changed:
             self._current = batch
             for name in [name for name, last in self._last_use.items() if last < batch]:
@@ -47,7 +46,7 @@ class ReadAhead:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Fetch nothing more."""
+        """Stop fetching."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -60,12 +59,12 @@ class ReadAhead:
                 continue
 
     def _take(self) -> str | None:
-        """The next shard to fetch, when it is time; None when there is nothing more to do."""
+        """Waits for the next shard to fetch; None at the end."""
         with self._changed:
             while not self._closed:
                 if self._to_fetch:
                     return self._to_fetch.popleft()
-                self._next = max(self._next, self._current)  # what is read already needs nothing any more
+                self._next = max(self._next, self._current)  # batches that were read need nothing
                 if self._end is not None and self._next >= self._end:
                     return None
                 if self._next <= self._current + self._depth and self._planned_bytes <= self._room:

@@ -1,21 +1,24 @@
-"""The global order of samples as a pure function (contract C6).
+"""Which samples form global batch number n: a pure function, the same on every rank (contract C6).
 
-An order answers one question: which row of the sample table stands at position p of
-epoch e. Positions are counted over all processes; who reads which of them is decided
-afterwards by `rank_slice`, so the number of processes never changes the order.
+An order says which row of the sample table stands at position p of epoch e. Positions count over all ranks; a rank
+takes its part of a global batch afterwards (`rank_slice`), so the world size never changes the order.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, permute, uniform
 
 Rows = npt.NDArray[np.int64]
+# Positions computed at a time: numpy's overhead per call then vanishes.
+_ORDER_BLOCK = 4096
 
 
 class Order(Protocol):
@@ -23,7 +26,7 @@ class Order(Protocol):
 
     @property
     def epoch_size(self) -> int:
-        """How many positions an epoch has."""
+        """Positions in an epoch."""
 
     def rows(self, epoch: int, positions: Rows) -> Rows:
         """Rows of the sample table at these positions, each in [0, epoch_size), of one epoch."""
@@ -31,7 +34,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True)
 class SequentialOrder:
-    """Every row once, as it stands in the table: the order for scoring."""
+    """Every row once, in the order of the table: for scoring."""
 
     epoch_size: int
 
@@ -41,7 +44,7 @@ class SequentialOrder:
 
 @dataclass(frozen=True)
 class UniformOrder:
-    """Every row once an epoch, in a new random order each epoch; any position at equal cost."""
+    """Every row once an epoch, in a new random order each epoch; any position costs the same."""
 
     epoch_size: int
     seed: int
@@ -51,15 +54,14 @@ class UniformOrder:
 
 
 class WindowedOrder:
-    """Every row once an epoch, near neighbours from few shards: for stores that read best in sequence.
+    """Every row once an epoch, few shards at a time: for stores that read best in sequence.
 
-    Shards come in a new random order each epoch; the sequence of their samples is cut into
-    windows and each window is shuffled. About `window` samples of consecutive shards are
-    in use at a time.
+    Shards are permuted each epoch; the sequence of their samples is cut into windows of `window` samples, and each
+    window is shuffled.
     """
 
     def __init__(self, shards: Sequence[str] | pd.Series, seed: int, window: int) -> None:
-        """`shards`: the shard of each row; rows of one shard are read in the table's order."""
+        """`shards`: the shard of each row."""
         shard_of_row, names = pd.factorize(pd.Series(shards), sort=True)
         self.epoch_size = len(shard_of_row)
         self._rows_by_shard = np.argsort(shard_of_row, kind="stable")
@@ -85,16 +87,15 @@ class WindowedOrder:
 
 
 class ClassBalancedOrder:
-    """Every class equally often: each run of as many positions as there are classes holds one of each.
+    """Every class equally often: of C classes, each C consecutive positions hold one sample of each.
 
-    The draws of a class walk through random permutations of its rows, so a class of fifteen
-    images repeats them evenly and a class of thousands repeats none before all were seen.
-    Which class stands at a position depends on the seed, the number of classes and the epoch's
-    size alone: orders over different rows that share these three are matched by class.
+    A class repeats no row before all of its rows were shown (random permutations, one after another).
+    The class at a position depends on the seed, the number of classes and the epoch's size alone, so two orders
+    over different rows with equal values of these show the same class at the same position.
     """
 
     def __init__(self, labels: npt.ArrayLike, seed: int, epoch_size: int | None = None) -> None:
-        """`labels`: the class index of each row, all >= 0. `epoch_size`: positions of an epoch; None: the rows'."""
+        """`labels`: class index >= 0 of each row. `epoch_size`: positions in an epoch; None: as many as rows."""
         labels = np.asarray(labels)
         self._rows_by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         self.epoch_size = len(labels) if epoch_size is None else epoch_size
@@ -120,5 +121,57 @@ class ClassBalancedOrder:
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:
-    """The part of a batch of `size` that one process takes; parts differ by one sample at most."""
+    """The part of a batch of `size` that one rank takes; parts differ by at most one sample."""
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
+
+
+class GlobalBatches:
+    """An order, epoch after epoch, cut into global batches of `size`."""
+
+    def __init__(self, order: Order, size: int, keep_tail: bool) -> None:
+        """`keep_tail`: the rest of an epoch is a smaller batch (scoring); else it is dropped (training)."""
+        self.epoch_size = order.epoch_size
+        self.size = size
+        whole, tail = divmod(order.epoch_size, size)
+        self.per_epoch = whole + 1 if keep_tail and tail else whole
+        self._keep_tail = keep_tail
+        self._order = order
+        # Of batches that are read now, and of those that are read ahead.
+        self._cached_block = lru_cache(maxsize=4)(self._block)
+
+    def rows(self, batch: int) -> npt.NDArray[np.int64]:
+        """Rows of the sample table in global batch number `batch`, counted from the start of training: int64 [n]."""
+        epoch, number = divmod(batch, self.per_epoch)
+        start = number * self.size
+        stop = min(start + self.size, self.epoch_size)
+        pieces = [self._cached_block(epoch, start // _ORDER_BLOCK)]
+        first = start // _ORDER_BLOCK * _ORDER_BLOCK
+        while first + sum(map(len, pieces)) < stop:
+            pieces.append(self._cached_block(epoch, start // _ORDER_BLOCK + len(pieces)))
+        return np.concatenate(pieces)[start - first : stop - first]
+
+    def count_parts(self, world_size: int, micro_batch: int | None) -> int:
+        """Micro-batches of each rank's slice, the same number on every rank.
+
+        UserError when an epoch has no whole batch, or a micro-batch no image. (When scoring, both are allowed.)
+        """
+        if self._keep_tail:
+            return -(-self.size // (world_size * (micro_batch or self.size)))
+        if self.size > self.epoch_size:
+            raise UserError(
+                f"train.global_batch={self.size} is more than the {self.epoch_size} "
+                "training images: lower it or add images"
+            )
+        smallest, largest = self.size // world_size, -(-self.size // world_size)
+        parts = -(-largest // (micro_batch or largest))
+        if parts > smallest:
+            raise UserError(
+                f"train.global_batch={self.size} over {world_size} processes cannot be cut into {parts} "
+                f"micro-batches with an image in each: raise train.global_batch or train.micro_batch"
+            )
+        return parts
+
+    def _block(self, epoch: int, number: int) -> Rows:
+        """The order at positions [number, number + 1) * _ORDER_BLOCK of an epoch."""
+        first = number * _ORDER_BLOCK
+        return self._order.rows(epoch, np.arange(first, min(first + _ORDER_BLOCK, self.epoch_size)))

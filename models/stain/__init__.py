@@ -1,1 +1,1 @@
-"""Networks of stain normalisation: generators between two stains, and the critics that judge them."""
+"""Networks of stain normalisation: generators that translate between two stains, and their critics."""

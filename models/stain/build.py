@@ -1,4 +1,4 @@
-"""From a GeneratorConfig or a CriticConfig to a network."""
+"""Builds stain networks from a GeneratorConfig or a CriticConfig."""
 
 import math
 from typing import Literal
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.stain.colour_statistics import ColourStatistics, restain
 from models.stain.config import CriticConfig, GeneratorConfig
-from models.stain.initialization import initialise
 from models.stain.patch_critic import PatchCritic
 from models.stain.resnet_generator import ResNetGenerator
 from models.stain.student import Student
@@ -21,18 +20,18 @@ BODIES: dict[str, type[UNet] | type[ResNetGenerator] | type[Student]] = {
     "student": Student,
 }
 
-# A quarter of a grey level of 8 bits below 1: black and white come back as they were, and tanh is not yet flat.
+# A quarter of an 8-bit grey level below 1: black and white survive rounding, and tanh still has a gradient.
 BRIGHTEST = 1 - 0.25 * 2 / 255
 
 
 class Generator(nn.Module):
     """A body and its tanh: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
 
-    start: with "identity" the body's last layer starts at zero and its output is added to the image before the
-    tanh, so the network starts as the identity, off by at most a quarter of an 8-bit grey level. With "reinhard"
-    the same is done to the image after Reinhard's transfer to the colours of `target`, which is all the body sees:
-    what tells one slide's tint from another's is gone before it. Both are computed in float32 whatever the body's
-    precision: bfloat16 has steps of 1/256 below 1, half a grey level.
+    start: with "identity" the body's last layer is initialised to zero and its output is added to the image before the
+    tanh: the network starts as the identity, to within a quarter of an 8-bit grey level. "reinhard" does the same to
+    the image after Reinhard's transfer to the colours of `target`; the body sees that image only, so a slide's tint is
+    removed first. Transfer and addition are float32 in every precision: bfloat16 has steps of 1/256 below 1, half a
+    grey level.
     """
 
     target_mean: Tensor
@@ -51,7 +50,7 @@ class Generator(nn.Module):
 
     @property
     def target(self) -> ColourStatistics:
-        """The colours that the images are given first; with start "reinhard" only."""
+        """Colours that images are given before the body; with start "reinhard" only."""
         return ColourStatistics(self.target_mean, self.target_deviation)
 
     @target.setter
@@ -70,21 +69,21 @@ class Generator(nn.Module):
 
 
 def build_generator(config: GeneratorConfig, image_size: int | tuple[int, int]) -> Generator:
-    """The network: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
+    """Build a generator: images float [n, 3, H, W] in [-1, 1] -> float32 of the same shape in [-1, 1].
 
-    image_size: pixels, of a square's side or (H, W). The structure does not depend on it: the weights serve
-    every size that `config.size_multiple` divides. ModelError for a size that the network cannot take.
+    image_size: side of a square in pixels, or (H, W). Weights do not depend on it: they fit every multiple of
+    `config.size_multiple`. ModelError for a size that the network does not take.
     """
     check_size(config, image_size)
     body = BODIES[config.architecture](config)
     if config.architecture != "student" and config.start == "noise":
-        # A student has no norms, and signals would fade behind weights this small; torch's defaults serve it.
-        initialise(body)
+        # A student has no norms: weights this small would let its signals fade, so it keeps torch's initialisation.
+        _initialise(body)
     return Generator(body, config.start)
 
 
 def check_size(config: GeneratorConfig, image_size: int | tuple[int, int]) -> None:
-    """ModelError where height or width is not one that the generator takes."""
+    """ModelError if the generator does not take this height or width."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     said = f"images of {height} x {width} pixels do not fit generator.architecture={config.architecture}"
     if config.architecture == "resnet" and min(height, width) < 8:  # reflection needs a quarter of 2 pixels
@@ -100,10 +99,10 @@ def check_size(config: GeneratorConfig, image_size: int | tuple[int, int]) -> No
 
 
 def build_critic(config: CriticConfig, image_size: int | tuple[int, int], in_channels: int = 3) -> PatchCritic:
-    """The network: float [n, in_channels, H, W] -> one score per patch, float [n, 1, h, w], no sigmoid.
+    """Build a critic: float [n, in_channels, H, W] -> one score per patch, float [n, 1, h, w], no sigmoid.
 
-    image_size: pixels, of a square's side or (H, W). in_channels is 6 where the critic sees an image beside
-    its condition. ModelError where the image is too small for one score.
+    image_size: side of a square in pixels, or (H, W). in_channels: 6 for an image beside its condition. ModelError if
+    the image is too small for one score.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < config.smallest_image:
@@ -112,5 +111,18 @@ def build_critic(config: CriticConfig, image_size: int | tuple[int, int], in_cha
             f"be at least {config.smallest_image}; give critic.layers a lower number or larger images"
         )
     critic = PatchCritic(config, in_channels)
-    initialise(critic)
+    _initialise(critic)
     return critic
+
+
+def _initialise(network: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02, as in pix2pix and CycleGAN (Isola et al. 2017, section 6.2)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.InstanceNorm2d | nn.BatchNorm2d):
+            nn.init.normal_(module.weight, mean=1.0, std=0.02)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -16,11 +16,11 @@ _XYZ_OF_RGB = (
 )
 # L*, a*, b* are linear in the compressed X, Y, Z: L* = 116 y - 16, a* = 500 (x - y), b* = 200 (y - z).
 _LAB_OF_COMPRESSED = torch.tensor([[0.0, 116.0, 0.0], [500.0, -500.0, 0.0], [0.0, 200.0, -200.0]], dtype=torch.float64)
-# Once and for all: no exporter knows how to invert a matrix.
+# Inverted here: exporters cannot invert a matrix.
 _RGB_OF_XYZ, _COMPRESSED_OF_LAB = torch.linalg.inv(_XYZ_OF_RGB), torch.linalg.inv(_LAB_OF_COMPRESSED)
 _LIGHTNESS_OFFSET = 16.0
 _OFFSET = torch.tensor([_LIGHTNESS_OFFSET, 0.0, 0.0], dtype=torch.float64).view(3, 1, 1)
-_DELTA = 6 / 29  # where the cube root gives way to a line (CIE 15:2004, section 8.2.1)
+_DELTA = 6 / 29  # least cube root; a line replaces it below (CIE 15:2004, section 8.2.1)
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """The inverse; colours that sRGB does not have are clipped to [-1, 1] in each channel."""
+    """The inverse of rgb_to_lab; colours outside sRGB are clipped to [-1, 1] in each channel."""
     compressed = _mix(_COMPRESSED_OF_LAB, lab + _beside(lab, _OFFSET))
     xyz = torch.where(compressed > _DELTA, compressed**3, 3 * _DELTA**2 * (compressed - 4 / 29))
     linear = _mix(_RGB_OF_XYZ, xyz).clamp(0, 1)
-    # The root's derivative at zero is infinite, and would not be a number where the line is taken.
+    # The root has an infinite derivative at zero, which torch.where would turn into NaN.
     root = linear.clamp_min(0.0031308) ** (1 / 2.4)
     encoded = torch.where(linear > 0.0031308, 1.055 * root - 0.055, 12.92 * linear)
     return (encoded * 2 - 1).clamp(-1, 1)
@@ -51,7 +51,7 @@ def _mix(matrix: Tensor, images: Tensor) -> Tensor:
 
 
 def _beside(images: Tensor, constant: Tensor) -> Tensor:
-    """One of the constants above on the images' device, in their type."""
+    """A constant of this module on the images' device, in their dtype."""
     if images.is_cuda and not torch.compiler.is_compiling():
         return _on_gpu(constant, images.device, images.dtype)
     return constant.to(images)
@@ -59,5 +59,5 @@ def _beside(images: Tensor, constant: Tensor) -> Tensor:
 
 @cache
 def _on_gpu(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Once for each GPU: every copy there would wait for all that the GPU has been given to do."""
+    """Cached per GPU: each copy would wait for the GPU's queue."""
     return constant.to(device, dtype)

@@ -1,43 +1,45 @@
-"""Reinhard's transfer: an image's colour statistics are exchanged for another's (Reinhard et al. 2001, in CIELAB)."""
+"""Reinhard's transfer: replaces an image's colour statistics by others (Reinhard et al. 2001, in CIELAB)."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.stain.cielab import lab_to_rgb, rgb_to_lab
 
-# An image of less contrast than this, in CIELAB units, is flat: a tenth of what one grey level in 255 makes.
+# Least deviation of a flat image, in CIELAB units: a tenth of what one grey level in 255 makes.
 _FLAT = 0.04
 
 
+@dataclass(frozen=True)
 class ColourStatistics:
-    """Mean and standard deviation of L*, a*, b* over the pixels, each float32 [n, 3, 1, 1]; a flat image's is 0.04."""
+    """Statistics of L*, a*, b* over an image's pixels, of n images."""
 
-    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
-        self.mean = mean
-        self.deviation = deviation
+    mean: Tensor  # float32 [n, 3, 1, 1]
+    deviation: Tensor  # standard deviation, float32 [n, 3, 1, 1], at least 0.04
 
     @classmethod
     def of_each(cls, lab: Tensor) -> "ColourStatistics":
-        """Of each image [n, 3, H, W] in CIELAB."""
+        """Statistics of each image of a batch [n, 3, H, W] in CIELAB."""
         variance, mean = torch.var_mean(lab, dim=(2, 3), correction=0, keepdim=True)
-        # The root's derivative at zero is infinite.
+        # sqrt has an infinite derivative at zero.
         return cls(mean, variance.clamp_min(_FLAT**2).sqrt())
 
     @classmethod
     def typical(cls, images: Tensor) -> "ColourStatistics":
-        """The averages of the statistics of images float [n, 3, H, W] in [-1, 1]: those of one image, n = 1."""
+        """Averages of the statistics of images float [n, 3, H, W] in [-1, 1], as those of one image (n = 1)."""
         each = cls.of_each(rgb_to_lab(images))
         return cls(each.mean.mean(0, keepdim=True), each.deviation.mean(0, keepdim=True))
 
     def as_lists(self) -> dict[str, list[float]]:
-        """Of a single image (n = 1), for JSON."""
+        """Plain values for JSON, of one image (n = 1)."""
         return {"mean": self.mean.flatten().tolist(), "deviation": self.deviation.flatten().tolist()}
 
 
 def restain(images: Tensor, source: ColourStatistics | None, target: ColourStatistics) -> Tensor:
-    """Images float [n, 3, H, W] in [-1, 1] whose statistics go as `source`'s go to `target`'s.
+    """Apply the map from `source`'s statistics to `target`'s to images float [n, 3, H, W] in [-1, 1].
 
-    source: None takes each image's own, which then become the target's. Colours that sRGB lacks are clipped.
+    source: None takes each image's own statistics, which then become the target's. Colours outside sRGB are clipped.
     """
     lab = rgb_to_lab(images)
     source = source or ColourStatistics.of_each(lab)

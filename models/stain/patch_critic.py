@@ -9,9 +9,8 @@ from models.stain.config import CriticConfig
 class PatchCritic(nn.Module):
     """float [n, in_channels, H, W] -> scores [n, 1, H // 2**layers - 2, W // 2**layers - 2], no sigmoid.
 
-    Each score sees `receptive_field` pixels: 4x4 convolutions, `layers` of stride 2 and two of stride 1,
-    LeakyReLU between them, a norm in all but the first and the last. No layer works in place, so that the
-    gradient with respect to the images can be differentiated again.
+    4x4 convolutions, `layers` of stride 2 and two of stride 1, with LeakyReLU between them and a norm in all but the
+    first and last. No layer works in place: a gradient penalty differentiates twice.
     """
 
     def __init__(self, config: CriticConfig, in_channels: int) -> None:

@@ -10,8 +10,8 @@ from models.stain.config import GeneratorConfig
 class ResNetGenerator(nn.Module):
     """float [n, 3, H, W] -> [n, 3, H, W] before its tanh; H and W are multiples of 4, at least 8.
 
-    A 7x7 convolution, two of stride 2, `blocks` residual blocks, two upsamplings, a 7x7 convolution. Borders
-    are reflected; the backward pass of that is not deterministic on CUDA.
+    A 7x7 convolution, two of stride 2, `blocks` residual blocks, two upsamplings, a 7x7 convolution. Reflection
+    padding has no deterministic backward pass on CUDA.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -44,7 +44,7 @@ class ResNetGenerator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut around them: float [n, C, H, W] -> the same; no ReLU after the sum."""
+    """Two 3x3 convolutions with a skip connection: float [n, C, H, W] -> the same; no ReLU after the sum."""
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small, fast generator that learns from a large one (StainNet: Kang et al. 2021, figure 1)."""
+"""A small, fast generator, trained on a larger one's output (StainNet: Kang et al. 2021, figure 1)."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from models.stain.config import GeneratorConfig
 class Student(nn.Module):
     """float [n, 3, H, W] -> [n, 3, H, W] before its tanh, any H and W: three 1x1 convolutions with ReLU between.
 
-    Each pixel's colour is a function of that pixel's alone, so no structure can be added or lost.
+    Each pixel's new colour depends on that pixel only, so no structure is added or lost.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:

@@ -1,7 +1,6 @@
-"""Both directions of translation as one module, and any other two networks as another.
+"""Two networks as one module, for data-parallel training: DDP reduces gradients once per forward pass.
 
-A data-parallel wrapper reduces gradients after one pass through the module that it wraps: so all that one
-step asks of two networks goes through one forward.
+So all outputs that one step needs of both networks come from one forward pass.
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Translation(NamedTuple):
-    """All images that one pair of batches leads to, float32 in [-1, 1] (thesis, figure 22, equations 18-23)."""
+    """All images made from one pair of batches, float32 in [-1, 1] (thesis, figure 22, equations 18-23)."""
 
     fake_b: Tensor  # G_AB(A), of real_a's shape, as are cycle_a and same_a
     fake_a: Tensor  # G_BA(B), of real_b's shape, as are cycle_b and same_b
@@ -24,8 +23,8 @@ class Translation(NamedTuple):
 class TwoWay(nn.Module):
     """Generators from domain A to B and from B to A: two real batches -> their Translation.
 
-    What one generator is asked is joined into as few calls as the order allows, three in all. A batch norm
-    forbids that: its statistics would mix the stains, so such generators are called once per batch of images.
+    Batches are joined into three generator calls in all. A generator with batch norm is called once per batch instead,
+    as its statistics would mix the stains.
     """
 
     def __init__(self, a_to_b: nn.Module, b_to_a: nn.Module) -> None:
@@ -36,7 +35,7 @@ class TwoWay(nn.Module):
     def forward(self, real_a: Tensor, real_b: Tensor, *, identity: bool = True) -> Translation:
         """real_a, real_b: float [n_a, 3, H, W] and [n_b, 3, H, W] in [-1, 1].
 
-        identity: also pass each image through the generator into its own domain (equation 23).
+        identity: also compute same_a and same_b (equation 23).
         """
         same_a = same_b = None
         if identity:
@@ -50,7 +49,7 @@ class TwoWay(nn.Module):
 
 
 def translate(generator: nn.Module, *batches: Tensor) -> tuple[Tensor, ...]:
-    """The generator's output for each batch, in one call unless a batch norm would see them as one."""
+    """The generator's output for each batch, in one call unless it has a batch norm."""
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in generator.modules()):
         return tuple(generator(batch) for batch in batches)
     joined: Tensor = generator(torch.cat(batches))

@@ -10,11 +10,10 @@ from models.stain.config import GeneratorConfig
 class UNet(nn.Module):
     """float [n, 3, H, W] -> [n, 3, H, W] before its tanh; 2**depth divides H and W.
 
-    Level k of the encoder halves the map by a 4x4 convolution of stride 2; the decoder doubles it again and
-    takes level k's features beside its own. LeakyReLU on both sides, as the thesis says (pix2pix decodes
-    with ReLU). The first and the deepest level of the encoder and the last of the decoder have no norm:
-    the outer two carry the colours, and the deepest map may be 1x1, which an instance norm turns to zero.
-    The structure depends on no image size, so weights of one size serve another.
+    Each encoder level halves the map by a 4x4 convolution of stride 2; each decoder level doubles it and is
+    concatenated with the encoder's features of that size. LeakyReLU on both sides, as in the thesis (pix2pix: ReLU in
+    the decoder). No norm in the first and deepest encoder levels and the last decoder level: the outer two carry the
+    colours, and the deepest map may be 1x1, which an instance norm turns to zero. Weights fit every image size.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -41,7 +40,7 @@ class UNet(nn.Module):
                     nn.LeakyReLU(SLOPE, inplace=True),
                 )
             )
-            channels = 2 * width  # the encoder's features of that level lie beside
+            channels = 2 * width  # concatenated with the encoder's features
         self.last = upsampling(config.upsample, channels, 3, kernel=4, bias=True)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ class UNet(nn.Module):
         for level in self.encoder:
             features = level(features)
             skips.append(features)
-        skips.pop()  # the deepest map is what the decoder starts from
+        skips.pop()  # the decoder starts from the deepest map
         for level in self.decoder:
             features = torch.cat([level(features), skips.pop()], dim=1)
         change: Tensor = self.last(features)

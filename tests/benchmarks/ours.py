@@ -9,7 +9,7 @@ import numpy.typing as npt
 from nvidia.dali import fn, pipeline_def, types
 
 from data_pipeline.catalog import SPLITS, Dataset
-from data_pipeline.stream.augment import AugmentConfig, AugmentParameters, draw_parameters
+from data_pipeline.stream.augment import AugmentConfig, draw_parameters
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.pipeline import GraphInputs, build_graph
 from data_pipeline.stream.stream import Stream, Topology
@@ -51,24 +51,19 @@ def from_memory(
     dataset: Dataset, encoded: Encoded, image_size: int, augment: AugmentConfig, topology: Topology
 ) -> Open:
     """The stream's own graph on bytes and parameters that lie ready in memory: nothing to look up or draw."""
-    parameters = draw_parameters(augment, _SEED, np.arange(len(encoded)), image_size)
+    parameters = draw_parameters(augment.operations, _SEED, np.arange(len(encoded)), image_size)
 
     def open_graph(setting: Setting) -> Iterator[int]:
         ready = itertools.cycle(
             [
                 GraphInputs(
                     [encoded[index] for index in chosen],
-                    AugmentParameters(
-                        parameters.affine[chosen],
-                        parameters.mirror[chosen],
-                        parameters.density_matrix[chosen],
-                        parameters.density_offset[chosen],
-                    ),
+                    {name: values[chosen] for name, values in parameters.items()},
                 )
                 for chosen in _batches(len(encoded), setting.batch)
             ]
         )
-        config = open_stream(dataset, image_size, augment, topology, setting)._graph_config()
+        config = open_stream(dataset, image_size, augment, topology, setting).graph_config()
         return _run(build_graph(config, lambda: next(ready), topology.gpu), setting)
 
     return open_graph

@@ -15,16 +15,16 @@ from tqdm import tqdm
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
 from launchers.console import read_config
-from models.classifiers.build import build_classifier
 from tests.benchmarks.timing import paired_ratio, summary
-from trainer.learners.learner import Learner
+from trainer.learners.learner import Setting
 from trainer.learners.topology import resolve_precision
-from trainer.loop.fit import Progress, fit
+from trainer.loop.fit import Plan, fit
 from trainer.loop.fit_config import FitConfig
 from trainer.loop.log import read_records
-from trainer.tasks.classification.algorithms.cross_entropy import Classification
+from trainer.loop.progress import Progress
+from trainer.runs.registry import task
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training import known_cell_types
+from trainer.tasks.classification.task import known_cell_types
 
 LAPS = 4
 
@@ -122,21 +122,8 @@ def train_laps(
         topology=topology,
     )
     torch.manual_seed(0)
-    network = build_classifier(config.model, len(cell_types), config.data.image_size)
-    classifier = Learner(
-        "classifier",
-        network,
-        config.optimizer,
-        precision=precision,
-        total_steps=steps,
-        choices=config.train.network_choices,
-    )
-    algorithm = Classification(
-        classifier,
-        label_smoothing=config.train.label_smoothing,
-        global_batch=config.train.global_batch,
-        world_size=topology.world_size,
-    )
+    setting = Setting(precision, steps, config.train.global_batch, topology=topology)
+    algorithm = task("classification").build(config, len(cell_types), setting)
     length = FitConfig(
         epochs=1,
         iterations_per_epoch=steps,
@@ -144,20 +131,9 @@ def train_laps(
         checkpoint_every=steps,
         log_every=lap_steps,
     )
+    plan = Plan(run=run, config=length, setting=setting, epoch_steps=steps, fingerprint={}, score_epoch=_stop)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Measured):  # no progress bar
-        fit(
-            algorithm,
-            {"train": stream},
-            _stop,
-            length,
-            epoch_steps=steps,
-            run=run,
-            seed=0,
-            topology=topology,
-            precision=precision,
-            fingerprint={},
-            progress=Progress(),
-        )
+        fit(algorithm, {"train": stream}, plan, Progress())
     laps = [record for record in read_records(run) if record["kind"] == "step"][1:]
     return Laps(
         statistics.harmonic_mean([lap["images_per_second"] for lap in laps]),

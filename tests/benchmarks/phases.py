@@ -15,12 +15,11 @@ import torch
 
 from trainer.learners import losses
 from trainer.learners.learner import Learner
+from trainer.loop.algorithm import Adversarial
 from trainer.loop.clock import StepClock
-from trainer.tasks.classification.algorithms.cross_entropy import Classification
-from trainer.tasks.conditional.algorithm import ConditionalAlgorithm
+from trainer.runs.registry import algorithm_class, algorithm_names
+from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
 from trainer.tasks.few_shot.episode import Episode, FastLearner
-from trainer.tasks.stain.algorithms.w_cyclegan_gp import WCycleGanGp
-from trainer.tasks.stain.cycle import CycleAlgorithm
 
 
 class PhaseClock:
@@ -86,17 +85,18 @@ def told_apart(clock: PhaseClock) -> Iterator[None]:
     forward and backward passes together), penalty (without its part of the critic's backward pass), optimizer.
     """
     named: list[tuple[Any, str, Callable[..., str | None]]] = [
-        (Classification, "_logits", lambda *_: "forward"),
+        (CrossEntropy, "_logits", lambda *_: "forward"),
         # A learner's move has its backward pass within it.
         (Learner, "backward", lambda *_: "backward" if clock.outermost else None),
         (Learner, "step", lambda *_: "optimizer"),
         (Learner, "set_gradient", lambda *_: "optimizer"),
         (FastLearner, "move", lambda *_: "backward and optimizer of the inner loop"),
         (losses, "gradient_penalty", lambda *_: "penalty"),
-        (WCycleGanGp, "_move_critics", lambda *_: "critic"),
-        (CycleAlgorithm, "_move_generators", lambda *_: "generator"),
-        (ConditionalAlgorithm, "_move", lambda algorithm, name, *_: name),
+        # "critics" of two domains are one learner.
+        (Adversarial, "_move", lambda algorithm, name, *_: name.removesuffix("s")),
     ]
+    for name in algorithm_names("few_shot"):
+        algorithm_class("few_shot", name)  # imported, so that Episode knows it
     for algorithm in _all_kinds(Episode):
         for method, name in (("discriminator_terms", "discriminator"), ("generator_terms", "generator")):
             if method in vars(algorithm) and not getattr(vars(algorithm)[method], "__isabstractmethod__", False):

@@ -1,7 +1,6 @@
 """The trainings of the launchers, entered as their launchers do and left after some steps, for benchmarks."""
 
 import contextlib
-import importlib
 import io
 import time
 from collections.abc import Callable
@@ -14,22 +13,21 @@ from accelerate.state import AcceleratorState
 
 from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
-from trainer.loop.fit import Algorithm
+from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import Plan
+from trainer.runs import training
+from trainer.runs.config import RunConfig
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training import train_classifier
 from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.conditional.training import train_conditional_model
 from trainer.tasks.few_shot.config import FewShotRunConfig
-from trainer.tasks.few_shot.training import train_few_shot_model
 from trainer.tasks.stain.config import StainRunConfig
-from trainer.tasks.stain.training import train_stain_model
 
-# Launcher -> what it reads, what it calls, and where that finds its loop.
-TRAININGS: dict[str, tuple[type, Callable[..., Any], str]] = {
-    "train_classifier": (ClassifierRunConfig, train_classifier, "trainer.tasks.classification.training"),
-    "train_stain_gan": (StainRunConfig, train_stain_model, "trainer.tasks.stain.training"),
-    "train_conditional_gan": (ConditionalRunConfig, train_conditional_model, "trainer.tasks.conditional.training"),
-    "train_few_shot_gan": (FewShotRunConfig, train_few_shot_model, "trainer.tasks.few_shot.training"),
+# Launcher -> the configuration that it reads.
+TRAININGS: dict[str, type[RunConfig]] = {
+    "train_classifier": ClassifierRunConfig,
+    "train_stain_gan": StainRunConfig,
+    "train_conditional_gan": ConditionalRunConfig,
+    "train_few_shot_gan": FewShotRunConfig,
 }
 
 
@@ -62,29 +60,28 @@ def some_steps(
     overrides: as the launcher takes them, with shards= and run=. on_start, on_end: called when the warm-up is over, and
     when the last step has been given to the device.
     """
-    kind, train, module = TRAININGS[launcher]
     # Accelerate holds a process to the first precision that it was asked for; the next training may have another.
     AcceleratorState._reset_state()
     length = [f"train.iterations_per_epoch={warm_up + steps + 1}", "train.epochs=1", "train.log_every=1000000"]
-    config = read_config(kind, launcher, [*overrides, *length])
-    original = importlib.import_module(module).fit
+    config = read_config(TRAININGS[launcher], launcher, [*overrides, *length])
+    original = training.fit
     found: list[Steps] = []
 
-    def timed_fit(algorithm: Algorithm, *arguments: Any, precision: Any, **named: Any) -> None:
+    def timed_fit(algorithm: Algorithm, streams: Any, plan: Plan, progress: Any) -> None:
         clock = _Clock(algorithm, warm_up, steps, topology.device, on_start, on_end)
         with mock.patch.object(type(algorithm), "step", clock.step):
             try:
-                original(algorithm, *arguments, precision=precision, **named)
+                original(algorithm, streams, plan, progress)
             except _Done:
-                found.append(Steps(clock.seconds, steps, config.train.global_batch, precision))
+                found.append(Steps(clock.seconds, steps, config.train.global_batch, plan.setting.precision))
                 raise
 
     with (
-        mock.patch(f"{module}.fit", timed_fit),
+        mock.patch.object(training, "fit", timed_fit),
         contextlib.suppress(_Done),
         contextlib.redirect_stderr(io.StringIO()),  # its progress bar
     ):
-        train(config, topology)
+        training.train(config, topology)
     return found[0]
 
 

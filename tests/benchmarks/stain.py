@@ -11,6 +11,7 @@ other half for it, and the reverse, so that every Munich image is scored once. T
 each. Interrupted, the same command goes on.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -33,13 +34,13 @@ from trainer.experiments.machine import describe_machine
 from trainer.loop.log import read_records
 from trainer.metrics import image_distance
 from trainer.metrics.classification import score
-from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import extract_features
+from trainer.runs.feature_spaces import classifier_features
+from trainer.runs.normalizers.bundle import StainNormalizer
+from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier
 from trainer.tasks.stain.load import load_stain_model
-from trainer.tasks.stain.normalizers.base import StainNormalizer
-from trainer.tasks.stain.normalizers.classical import CLASSICAL
-from trainer.tasks.stain.normalizers.learned import LearnedNormalizer
+from trainer.tasks.stain.normalization import learned_normalizer
 
 BATCH = 8
 # Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.
@@ -92,7 +93,7 @@ def phantoms(work: Path, images: int, size: int) -> dict[str, Any]:
     for name, kind in CLASSICAL.items():
         results[name] = _against(normalize(kind.fit(learning["giemsa"], learning["violet"]), violet), truth)
     for name, run in runs.items():
-        normalizer = LearnedNormalizer.of_run(load_stain_model(run), "giemsa")
+        normalizer = learned_normalizer(load_stain_model(run), "giemsa")
         results[name] = _against(normalize(normalizer, violet), truth) | facts(run)
     return {"results": results, "data": {"content_hash": dataset.content_hash, "count": len(violet)}}
 
@@ -151,7 +152,7 @@ def real_images(work: Path, barcelona: str, munich: str, images: int, size: int)
                 if name in CLASSICAL:
                     normalizer = CLASSICAL[name].fit(target.learning, fitted)
                 elif name in MODELS:
-                    normalizer = LearnedNormalizer.of_run(load_stain_model(done[scale, name, half]), "barcelona")
+                    normalizer = learned_normalizer(load_stain_model(done[scale, name, half]), "barcelona")
                 parts.append((rows, raw, raw if normalizer is None else normalize(normalizer, raw)))
             rows = pd.concat([part[0] for part in parts])
             raw, made = (torch.cat([part[index] for part in parts]) for index in (1, 2))
@@ -176,7 +177,7 @@ class Target:
         """judge: without stain augmentation; distances are taken in its features."""
         self.learning = load_rows(dataset, "barcelona", size, crop, splits=["train"])[1][:500]
         rows, self.images = load_rows(dataset, "barcelona", size, crop, splits=["test"])
-        self._space = ClassifierFeatures.of(judge)
+        self._space = classifier_features(judge)
         self._centres = self._centres_of(rows, self.images)
         self._colours = image_distance.colour_statistics(self.images)
 
@@ -212,7 +213,7 @@ def judged(name: str, parts: Sequence[tuple[TrainedClassifier, pd.DataFrame, tor
         labels.append(rows["cell_type"][chosen].map(judge.cell_types.index).to_numpy())
         groups += rows["group"][chosen].tolist()
     scores = score(np.concatenate(answers), np.concatenate(labels), groups, parts[0][0].cell_types)
-    return {f"balanced, {name}": scores["balanced_accuracy"]["value"], f"scores, {name}": scores}
+    return {f"balanced, {name}": scores["balanced_accuracy"].value, f"scores, {name}": dataclasses.asdict(scores)}
 
 
 def train(

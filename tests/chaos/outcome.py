@@ -154,6 +154,7 @@ def _read_sweep(command: Command, root: Path) -> None:
 def _appears_whole(command: Command, root: Path) -> None:
     """Each file of the output that is there is as it will be at the end, for nothing says that it is not."""
     for path in sorted(root.rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if path.is_file() and not hidden:
             expected = command.calm / "out" / path.relative_to(root)
             assert path.read_bytes() == expected.read_bytes(), f"{path}: half-written"

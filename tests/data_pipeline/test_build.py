@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.catalog import Dataset, content_hash, from_table
+from data_pipeline.catalog import Dataset, Sample, content_hash, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.ingest.build_report import format_report
@@ -18,9 +18,10 @@ from data_pipeline.ingest.curate import Exclusion
 from data_pipeline.shards.build_files import build_lock
 from data_pipeline.shards.store import CATALOG_FILE
 from data_pipeline.shards.verify import verify_dataset
-from data_pipeline.shards.writer import ShardSettings, index_name
+from data_pipeline.shards.writer import LAYOUT, ShardSettings, index_name
 from data_pipeline.sources import SourceDeclaration
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
+from tests.forged_catalog import forge
 
 SMALL = ShardSettings(max_samples=8)
 
@@ -44,6 +45,29 @@ def two_sources(tmp_path: Path) -> tuple[SourceDeclaration, SourceDeclaration]:
     write_classes(tmp_path / "one", {"basophil": 14, "monocyte": 14}, 0)
     write_classes(tmp_path / "two", {"basophil": 6, "platelet": 6}, 100)
     return folder_source(tmp_path / "one", "one"), folder_source(tmp_path / "two", "two", domain="violet")
+
+
+def test_shards_of_an_older_layout_are_named_and_rebuilt_by_the_same_command(
+    two_sources: tuple[SourceDeclaration, SourceDeclaration], tmp_path: Path
+) -> None:
+    """They can be read, but not be rebuilt to the same bytes: adding a source must not leave two kinds of shards."""
+    root = tmp_path / "data"
+    build(root, *two_sources, settings=SMALL)
+    whole, shards = files_below(root), len(Dataset.open(root).metadata["shards"])
+    assert verify_dataset(root, progress=False) == ""
+
+    def grow_old(_: list[Sample], metadata: dict[str, Any]) -> None:
+        del metadata["layout"]
+        for facts in metadata["shards"].values():
+            facts["plan"] = facts["plan"][::-1]
+
+    forge(Dataset.open(root), grow_old)
+    note = verify_dataset(root, progress=False)
+    assert f"shards are of layout 1; build_shards.py shards={root} writes them anew in layout {LAYOUT}" in note
+    report = build(root)
+    assert report["shards_written"] == shards
+    assert any(f"not of layout {LAYOUT}" in warning for warning in report["warnings"])
+    assert files_below(root) == whole
 
 
 def test_every_file_becomes_a_row_and_the_bad_ones_have_a_reason(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.data_pipeline.raw_images import encoded, files_below, folder_source, 
 # or before its `step`-th call that changes or secures something on disk.
 _KILLER = """
 import io, json, os, pathlib, signal, sys, time
+import webdataset
 import data_pipeline.ingest.build as build
 from data_pipeline.ingest.images import inspect_image
 from data_pipeline.sources import SourceDeclaration

@@ -56,7 +56,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"stored_size": 40}, {"image_size": 48}, 0.7),
         ({}, {"deterministic": True, "prefetch": 1, "threads": 2}, 1.0),
         ({}, {"order": "global", "window": 3, "sampling": "class_balanced"}, 0.9),
-        ({}, {"augment": AugmentConfig(True, 180.0, 90.0, 1.3, 0.1)}, 1.0),
+        ({}, {"augment": AugmentConfig(rotation_step=90.0, scale=1.3, shift=0.1)}, 1.0),
     ],
 )
 def test_predict_sees_the_pixels_that_scoring_sees(

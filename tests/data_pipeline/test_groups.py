@@ -17,7 +17,7 @@ from data_pipeline.catalog import SPLITS, Dataset, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
-from data_pipeline.ingest.build_warnings import unmatched_exclusions
+from data_pipeline.ingest.build_report import unmatched_exclusions
 from data_pipeline.ingest.curate import DEFAULT_RATIO, Exclusion, Ratio, apply_exclusions, check_ratio, split_of
 from data_pipeline.ingest.split_check import check_splits, way_out
 from data_pipeline.sources import SourceDeclaration, survey

@@ -1,4 +1,4 @@
-"""If these fail, what the network sees is not what augment.py says."""
+"""If these fail, what the network sees is not what the augmentations' settings say."""
 
 import io
 
@@ -7,10 +7,18 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from data_pipeline.stream.augment import STAIN_VECTORS, AugmentConfig, AugmentParameters, Geometry, draw_parameters
+from data_pipeline.stream.augmentations import Augmentation, Parameters
+from data_pipeline.stream.augmentations.geometry import Geometry, Kind, regions_of
+from data_pipeline.stream.augmentations.stain import STAIN_VECTORS, STEPS_PER_DENSITY, Stain
+from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.pipeline import GraphConfig, GraphInputs, build_graph
 
 SIZE = 32
+GEOMETRIES: dict[Kind, Geometry] = {
+    "region": Geometry(rotation_step=90),
+    "affine": Geometry(),
+}
+KEY = 3
 
 
 @pytest.fixture
@@ -25,21 +33,24 @@ def run_graph(
     matrix: npt.NDArray[np.float32] | None = None,
     offset: npt.NDArray[np.float32] | None = None,
     crop: float | None = None,
-    geometry: Geometry = "affine",
+    kind: Kind = "affine",
 ) -> npt.NDArray[np.float32]:
     """The graph's output as intensities 0..255, [SIZE, SIZE, 3]."""
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     encoded = np.frombuffer(data.getvalue(), np.uint8)
-    config = GraphConfig(
-        SIZE, "none" if affine is None else geometry, matrix is not None, 1, 1, 1, False, crop is not None
-    )
-    parameters = AugmentParameters(
-        affine=np.eye(2, 3, dtype=np.float32)[None] if affine is None else affine[None],
-        mirror=np.zeros(1, np.int32),
-        density_matrix=np.eye(3, dtype=np.float32)[None] if matrix is None else matrix[None],
-        density_offset=np.zeros((1, 3), np.float32) if offset is None else offset[None],
-    )
+    operations: list[Augmentation] = []
+    parameters: Parameters = {}
+    if affine is not None:
+        operations.append(GEOMETRIES[kind])
+        drawn = regions_of(affine[None], SIZE) if kind == "region" else {"affine": affine[None]}
+        parameters |= {f"geometry.{name}": values for name, values in drawn.items()}
+    if matrix is not None:
+        operations.append(Stain(channel_gain=0.1))
+        parameters["stain.matrix"] = matrix[None] * STEPS_PER_DENSITY
+        parameters["stain.offset"] = (0 * matrix[:1] if offset is None else offset[None]) * STEPS_PER_DENSITY
+    data = StreamConfig(image_size=SIZE, threads=1, prefetch=1)
+    config = GraphConfig(data, 1, tuple(operations), crop is not None)
     kept = None if crop is None else np.array([crop], np.float32)
     pipeline = build_graph(config, lambda: GraphInputs([encoded], parameters, kept), None)
     return (pipeline.run()[0].as_array()[0].transpose(1, 2, 0) + 1) * 127.5
@@ -67,8 +78,7 @@ def test_a_mirror_and_a_quarter_turn_are_exact(image: npt.NDArray[np.uint8]) -> 
 
 
 def test_a_mirror_and_quarter_turns_read_as_a_region_are_exact(image: npt.NDArray[np.uint8]) -> None:
-    config = AugmentConfig(rotation_step=90, scale=1.0, shift=0.0)
-    affine = draw_parameters(config, 0, np.arange(60), SIZE).affine
+    affine, _ = Geometry(rotation_step=90, scale=1.0, shift=0.0).maps(KEY, np.arange(60), SIZE)
     found = set()
     for matrix in np.unique(affine.round(4), axis=0):
         turned = next(
@@ -76,7 +86,7 @@ def test_a_mirror_and_quarter_turns_read_as_a_region_are_exact(image: npt.NDArra
         )
         found.add(turned)
         expected = np.rot90(image[:, ::-1] if turned[1] else image, turned[0])
-        assert np.abs(run_graph(image, matrix, geometry="region") - expected).max() < 0.6
+        assert np.abs(run_graph(image, matrix, kind="region") - expected).max() < 0.6
     assert len(found) == 8
 
 
@@ -91,29 +101,30 @@ def _maps(affine: npt.NDArray[np.float32], turns: int, mirrored: bool) -> bool:
 
 def test_a_region_shows_what_the_affine_map_shows(image: npt.NDArray[np.uint8]) -> None:
     """Zoomed and shifted, also past the border: two ways of interpolating, the same place."""
-    config = AugmentConfig(rotation_step=90, scale=1.3, shift=0.1)
-    assert config.geometry == "region"
+    geometry = Geometry(rotation_step=90, scale=1.3, shift=0.1)
+    assert geometry.kind == "region"
     smooth = np.asarray(Image.fromarray(image).resize((4, 4)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-    matrices = draw_parameters(config, 0, np.arange(12), SIZE).affine
+    matrices, _ = geometry.maps(KEY, np.arange(12), SIZE)
     for matrix in matrices:
-        difference = np.abs(run_graph(smooth, matrix, geometry="region") - run_graph(smooth, matrix))
+        difference = np.abs(run_graph(smooth, matrix, kind="region") - run_graph(smooth, matrix))
         assert difference.mean() < 2.0
         assert difference.max() < 16.0
 
 
 @pytest.mark.parametrize(
-    ("config", "geometry"),
+    ("geometry", "kind"),
     [
-        (AugmentConfig(flip=False, rotation=0, scale=1, shift=0), "none"),
-        (AugmentConfig(rotation=0, scale=1, shift=0), "mirror"),
-        (AugmentConfig(rotation=0), "region"),
-        (AugmentConfig(rotation_step=90), "region"),
-        (AugmentConfig(rotation_step=45), "affine"),
-        (AugmentConfig(), "affine"),
+        (Geometry(flip=False, rotation=0, scale=1, shift=0), "none"),
+        (Geometry(rotation=0, scale=1, shift=0), "mirror"),
+        (Geometry(rotation=0), "region"),
+        (Geometry(rotation_step=90), "region"),
+        (Geometry(rotation_step=45), "affine"),
+        (Geometry(), "affine"),
     ],
 )
-def test_the_cheapest_geometry_is_taken_that_holds_every_map(config: AugmentConfig, geometry: Geometry) -> None:
-    assert config.geometry == geometry
+def test_the_cheapest_geometry_is_taken_that_holds_every_map(geometry: Geometry, kind: Kind) -> None:
+    assert geometry.kind == kind
+    assert geometry.active == (kind != "none")
 
 
 @pytest.mark.parametrize(("crop", "kept"), [(1.0, slice(0, 32)), (0.8, slice(3, 29)), (0.5, slice(8, 24))])
@@ -128,8 +139,7 @@ def test_a_crop_keeps_the_middle_before_anything_moves(image: npt.NDArray[np.uin
 
 
 def test_geometry_turns_about_the_middle_and_scales_by_the_drawn_factor() -> None:
-    config = AugmentConfig(rotation=180, scale=1.5, shift=0.0)
-    affine = draw_parameters(config, 3, np.arange(200), SIZE).affine.astype(np.float64)
+    affine = Geometry(scale=1.5, shift=0.0).maps(KEY, np.arange(200), SIZE)[0].astype(np.float64)
     centre = np.array([SIZE / 2, SIZE / 2, 1])
     assert np.abs(affine @ centre - SIZE / 2).max() < 1e-4
     areas = np.abs(np.linalg.det(affine[:, :, :2]))
@@ -141,17 +151,16 @@ def test_geometry_turns_about_the_middle_and_scales_by_the_drawn_factor() -> Non
 
 def test_dyes_are_scaled_apart_from_each_other() -> None:
     """More methylene blue must move colours along its own vector and no other."""
-    config = AugmentConfig(dye_amount=0.3)
-    parameters = draw_parameters(config, 3, np.arange(50), SIZE)
+    matrices, offsets = Stain(dye_amount=0.3).changes(KEY, np.arange(50))
     for dye in STAIN_VECTORS:
-        moved = parameters.density_matrix @ dye.astype(np.float32)
+        moved = matrices @ dye.astype(np.float32)
         along = moved @ dye / (dye @ dye)
         assert np.abs(moved - along[:, None] * dye).max() < 1e-5
-    assert (parameters.density_offset == 0).all()
+    assert (offsets == 0).all()
 
 
 def test_stain_probability_leaves_the_others_alone() -> None:
-    config = AugmentConfig(channel_gain=0.3, channel_mixing=0.1, density_offset=0.1, stain_probability=0.25)
-    matrices = draw_parameters(config, 3, np.arange(2000), SIZE).density_matrix
+    stain = Stain(channel_gain=0.3, channel_mixing=0.1, density_offset=0.1, stain_probability=0.25)
+    matrices, _ = stain.changes(KEY, np.arange(2000))
     untouched = np.abs(matrices - np.eye(3)).max(axis=(1, 2)) < 1e-5
     assert 0.7 < untouched.mean() < 0.8

@@ -14,11 +14,12 @@ from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
+from data_pipeline.shards import build_store
 from data_pipeline.shards.build_store import StoreSite
 from data_pipeline.shards.cache import ShardCache
 from data_pipeline.shards.store import Store
 from data_pipeline.shards.verify import verify_dataset
-from data_pipeline.shards.writer import ShardSettings, build_store
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from tests.data_pipeline.raw_images import files_below, folder_source, write_classes, write_image
 from tests.s3_server import BUCKET, S3Server
@@ -30,7 +31,7 @@ SETTINGS = ShardSettings(max_samples=5)
 _KILLER = """
 import json, os, signal, sys
 import data_pipeline.ingest.build as build
-import fsspec, s3fs, botocore.exceptions, scipy.fftpack
+import fsspec, s3fs, botocore.exceptions, scipy.fftpack, webdataset
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.shards.store import Store
 

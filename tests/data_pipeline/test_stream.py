@@ -1,5 +1,6 @@
 """If these fail, training on other processes, after a stop, or with another prefetch sees other images."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -287,6 +288,19 @@ def test_images_handed_over_stay_as_they_were_while_later_ones_are_made(dataset:
         kept.append(part.images)
         copies.append(part.images.clone())
     assert all(torch.equal(now, then) for now, then in zip(kept, copies, strict=True))
+
+
+def test_memory_does_not_grow_with_the_batches_read(dataset: Dataset) -> None:
+    """Else a long training ends out of memory."""
+    sizes = []
+    for part in open_stream(dataset).read():
+        if part.batch % 200 == 0:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            sizes.append(pages * os.sysconf("SC_PAGE_SIZE"))
+        if part.batch == 600:
+            break
+    of_all_images = 400 * part.images.nbytes
+    assert sizes[3] - sizes[1] < of_all_images / 3
 
 
 def test_pixels_are_normalised_and_labels_point_into_the_types(dataset: Dataset) -> None:

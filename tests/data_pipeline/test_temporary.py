@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.temporary import temporary_folder
+from data_pipeline.disk import temporary_folder
 
 
 def test_folders_of_killed_processes_go_those_in_use_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,15 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.benchmarks.gpu.parts import processes
-from tests.gpu.algorithms import BUILD, play
+from tests.gpu.algorithms import BUILD, start
 from trainer.learners.choices import Precision
 from trainer.learners.topology import join_processes
+from trainer.loop.algorithm import Algorithm
 from trainer.loop.checkpoint import CheckpointStore
-from trainer.loop.fit import Algorithm, Progress, _save, resume
 from trainer.loop.log import read_records
+from trainer.loop.progress import Progress, checkpoint_state, resume, saved_state
+from trainer.runs import training
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training import train_classifier
 
 pytestmark = pytest.mark.gpu
 
@@ -51,7 +52,7 @@ def train(config: ClassifierRunConfig, killed_after: int | None) -> None:
         if epochs == killed_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train_classifier(config, join_processes(), after_epoch)
+    training.train(config, join_processes(), after_epoch)
 
 
 def in_a_process(config: ClassifierRunConfig, killed_after: int | None) -> int | None:
@@ -110,20 +111,15 @@ def test_a_checkpoint_goes_from_the_gpu_to_the_cpu_and_back(name: str, device: t
     kept: dict[str, Any] = {}
     for number, (place, precision) in enumerate([(device.type, on_gpu), ("cpu", "fp32"), (device.type, on_gpu)]):
         with joined(place) as topology:
-            played = play(name, precision, topology)
-            progress = resume(run, played.algorithm, {"run": name})
+            running = start(name, precision, topology)
+            progress = resume(running.algorithm, saved_state(run, {"run": name}, "another run=DIR"))
             assert progress.step == number
-            found = state_of(played.algorithm)
+            found = state_of(running.algorithm)
             assert all(torch.equal(found[key], value) for key, value in kept.items())
-            played.step()
-            played.step()
-            kept = state_of(played.algorithm)
+            running.step()
+            running.step()
+            kept = state_of(running.algorithm)
             assert all(torch.isfinite(value).all() for value in kept.values())
-            _save(
-                CheckpointStore(run / "checkpoints"),
-                played.algorithm,
-                Progress(step=number + 1),
-                {"run": name},
-                topology,
-                best=False,
-            )
+            learners = {each: learner.state_dict() for each, learner in running.algorithm.learners.items()}
+            saved = checkpoint_state(learners, running.algorithm.state_dict(), Progress(step=number + 1), {"run": name})
+            CheckpointStore(run / "checkpoints").save(number + 1, saved, best=False)

@@ -10,18 +10,18 @@ import torch
 from accelerate import Accelerator
 
 from data_pipeline.stream.stream import Topology
-from models.conditional.build import build_critic
 from models.conditional.config import CriticConfig
+from models.conditional.networks import build_critic
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from models.stain.build import build_critic as build_stain_critic
 from models.stain.config import CriticConfig as StainCriticConfig
-from tests.gpu.algorithms import BATCH, BUILD, SIZE, TYPES, noise, overflow, play, weights_of
+from tests.gpu.algorithms import BATCH, BUILD, SIZE, TYPES, noise, overflow, start, weights_of
 from trainer.learners import engine, losses
 from trainer.learners.choices import Precision
 from trainer.learners.topology import autocast
-from trainer.tasks.few_shot.adaptation import EPISODES, begin_episode
+from trainer.runs.registry import algorithm_names
 from trainer.tasks.few_shot.config import FewShotModelConfig, InnerLoopConfig
-from trainer.tasks.few_shot.load import build_networks
+from trainer.tasks.few_shot.episode import episode_class
 
 pytestmark = pytest.mark.gpu
 
@@ -48,10 +48,10 @@ def fp16(topology: Topology, monkeypatch: pytest.MonkeyPatch) -> Precision:
 def test_a_step_in_bf16_moves_every_learner(name: str, topology: Topology) -> None:
     if topology.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bf16")
-    played = play(name, "bf16", topology)
-    before = {learner: weights_of(one.module) for learner, one in played.algorithm.learners.items()}
-    assert all(np.isfinite(value) for value in played.step().values())
-    for learner, one in played.algorithm.learners.items():
+    running = start(name, "bf16", topology)
+    before = {learner: weights_of(one.module) for learner, one in running.algorithm.learners.items()}
+    assert all(np.isfinite(value) for value in running.step().values())
+    for learner, one in running.algorithm.learners.items():
         after = weights_of(one.module)
         assert torch.isfinite(after).all()
         assert not torch.equal(after, before[learner])
@@ -60,16 +60,16 @@ def test_a_step_in_bf16_moves_every_learner(name: str, topology: Topology) -> No
 @pytest.mark.parametrize("name", BUILD)
 def test_one_learner_s_overflow_in_fp16_is_its_own(name: str, topology: Topology, fp16: Precision) -> None:
     """It moves nothing and halves its scale; the others move and keep theirs. Then it goes on."""
-    played = play(name, fp16, topology)
-    learners = played.algorithm.learners
-    played.step()
+    running = start(name, fp16, topology)
+    learners = running.algorithm.learners
+    running.step()
     for learner in learners.values():
         # Scales begin so high that the first steps may overflow by themselves.
         learner._engine._accelerator.scaler.update(_SMALL_SCALE)  # type: ignore[attr-defined]
     for overflowing in learners:
         hook = overflow(learners[overflowing].module)
         before = {learner: (weights_of(one.module), one.loss_scale) for learner, one in learners.items()}
-        played.step()
+        running.step()
         hook.remove()
         for learner, one in learners.items():
             weights, scale = before[learner]
@@ -80,30 +80,31 @@ def test_one_learner_s_overflow_in_fp16_is_its_own(name: str, topology: Topology
             else:
                 assert one.loss_scale == scale
                 assert moved
-    assert all(np.isfinite(value) for value in played.step().values())
+    assert all(np.isfinite(value) for value in running.step().values())
     assert all(torch.isfinite(weights_of(one.module)).all() for one in learners.values())
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("algorithm", EPISODES)
+@pytest.mark.parametrize("algorithm", algorithm_names("few_shot"))
 def test_an_episode_learns_in_half_precision(algorithm: str, precision: Precision, topology: Topology) -> None:
     """And where one side's gradients overflow in fp16, the other side learns on."""
     model = FewShotModelConfig(
-        algorithm=algorithm,  # type: ignore[arg-type]
+        algorithm=algorithm,
         generator=GeneratorConfig(width=2, latent_size=6),
         encoder=EncoderConfig(width=2, feature_size=4),
         discriminator=DiscriminatorConfig(width=2, spectral_norm=algorithm not in ("figr", "mine_gan")),
         inner=InnerLoopConfig(rounds=2, discriminator_steps=1, generator_steps=1),
     )
     torch.manual_seed(0)
-    networks = {name: network.to(topology.device) for name, network in build_networks(model, SIZE).items()}
-    episode = begin_episode(model, networks, precision)
+    kind = episode_class(model)
+    networks = {name: network.to(topology.device) for name, network in kind.build_networks(model, SIZE).items()}
+    episode = kind(networks, model, precision)
     shown = itertools.repeat((next(noise(topology.device)).images, np.arange(BATCH)))
     sides = {"generators": episode._generators, "discriminators": episode._discriminators}
     for number, overflowing in enumerate([None, *sides] if precision == "fp16" else [None]):
         before = {side: weights_of(learner.networks) for side, learner in sides.items()}
         hook = overflow(sides[overflowing].networks) if overflowing else None
-        terms = episode.play_round(shown, key=7, number=number, rounds=4)
+        terms = episode.run_round(shown, key=7, number=number, rounds=4)
         assert all(torch.isfinite(term) for term in terms.values())
         for side, learner in sides.items():
             assert torch.equal(weights_of(learner.networks), before[side]) == (side == overflowing), side

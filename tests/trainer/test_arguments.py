@@ -23,7 +23,7 @@ from trainer.experiments.reproduction_config import ReproductionConfig, read_pre
 from trainer.experiments.resources import Resources
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
 from trainer.runs.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 # Each launcher's schema, by the name of its file in configs/.
 KINDS: dict[str, type] = {

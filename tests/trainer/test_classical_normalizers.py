@@ -16,8 +16,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.phantoms.folders import STAINS, render_cell
 from models.stain.cielab import lab_to_rgb, rgb_to_lab
 from trainer.metrics.image_distance import ciede2000, density_structure
-from trainer.tasks.stain.normalizers.base import StainNormalizer
-from trainer.tasks.stain.normalizers.classical import CLASSICAL, Macenko, Reinhard, ReinhardDomain
+from trainer.runs.normalizers.bundle import StainNormalizer
+from trainer.runs.normalizers.classical import CLASSICAL, Macenko, Reinhard, ReinhardDomain
 
 BARCELONA, MUNICH = STAINS
 

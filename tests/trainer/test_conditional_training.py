@@ -20,11 +20,13 @@ from tests.trainer.test_stain_training import assert_same_bits, final_state, joi
 from trainer.loop.log import read_records
 from trainer.runs.configuration import typed
 from trainer.runs.provenance import learned_by_run
+from trainer.runs.registry import algorithm_class, algorithm_names
+from trainer.runs.training import train as train_run
 from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
-from trainer.tasks.conditional.load import ALGORITHMS, build_networks, load_conditional_model
-from trainer.tasks.conditional.training import train_conditional_model
+from trainer.tasks.conditional.load import load_conditional_model
 from trainer.tasks.generation.synthesis import ImageSampler
 
+ALGORITHMS = algorithm_names("conditional")
 TINY = (
     "data.image_size=16",
     "data.threads=1",
@@ -48,7 +50,7 @@ TINY = (
 def train(dataset: Dataset, run: Path, *arguments: str) -> Path:
     """What the launcher does, in this process."""
     given = [f"shards={dataset.root}", f"run={run}", *TINY, *arguments]
-    return train_conditional_model(read_config(ConditionalRunConfig, "train_conditional_gan", given), Topology())
+    return train_run(read_config(ConditionalRunConfig, "train_conditional_gan", given), Topology())
 
 
 @pytest.mark.parametrize("model", ALGORITHMS)
@@ -57,7 +59,7 @@ def test_a_run_of_each_model_makes_cells_of_each_type(
 ) -> None:
     done = launch("train_conditional_gan", f"shards={tiny_dataset.root}", "run=run", f"model={model}", *TINY)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "run")
+    assert done.stdout.strip() == str(tmp_path / "run" / "report.html")
     steps = [record for record in read_records(tmp_path / "run") if record["kind"] == "step"]
     assert [record["step"] for record in steps] == [1, 2]
     assert {"critic", "adversarial", "gradient_norm/generator", "gradient_norm/critic"} <= steps[0].keys()
@@ -134,7 +136,8 @@ def first_weights(run: Path) -> dict[str, torch.Tensor]:
     content = yaml.safe_load((run / "config.yaml").read_text())
     model = typed(ConditionalModelConfig, content["model"], "config.yaml")
     torch.manual_seed(derive_key(content["seed"], "weights"))
-    networks = build_networks(model, content["data"]["image_size"], len(content["cell_types"]))
+    algorithm = algorithm_class("conditional", model.algorithm)
+    networks = algorithm.build_networks(model, content["data"]["image_size"], len(content["cell_types"]))
     return {
         name: torch.cat([weights.flatten().double() for weights in network.state_dict().values()])
         for name, network in networks.items()
@@ -191,7 +194,7 @@ def test_the_settings_of_a_launch_are_those_that_the_thesis_names() -> None:
         (["data.domains=[purple]"], "no domain 'purple' here"),
         (["model.critic.norm=batch"], "gradient penalty of c_wgan_gp"),
         (["model.critic_steps=0"], "model.critic_steps=0: must be at least 1"),
-        (["model.weights.penalty=-1"], "model.weights.penalty=-1.0: must be at least 0"),
+        (["model.options.penalty=-1"], "model.options: penalty=-1: must be at least 0"),
         (["samples_per_type=0"], "samples_per_type=0: must be at least 1"),
         (["data.order=windowed"], "needs data.order=global"),
     ],
@@ -230,7 +233,7 @@ def test_a_wrong_run_is_refused_in_one_line(tiny_dataset: Dataset, launch: Launc
             load_conditional_model(run)
 
     refused("not a run of train_conditional_gan.py", kind=None)
-    refused("damaged .'domain' is missing", domain=None)
+    refused("damaged .'domain'.: train again", domain=None)
     wider = content["model"] | {"generator": content["model"]["generator"] | {"width": 5}}
     refused("checkpoint of another model", model=wider)
     for file in (run / "checkpoints").iterdir():

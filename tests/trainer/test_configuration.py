@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -11,14 +10,14 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
+from models.stain.build import build_critic
 from trainer.runs.configuration import typed
+from trainer.runs.registry import algorithm_class, algorithm_names
 from trainer.runs.run_directory import read_run_config, write_run_config
-from trainer.tasks.conditional import load as conditional_run
 from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.few_shot import load as few_shot_run
 from trainer.tasks.few_shot.config import FewShotRunConfig
-from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
-from trainer.tasks.stain.load import build_critics, build_generators
+from trainer.tasks.few_shot.episode import episode_class
+from trainer.tasks.stain.config import StainRunConfig
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,20 @@ def test_every_model_config_names_a_algorithm_that_can_be_built(name: str) -> No
     """`model=NAME` on the command line must not fail for a file that ships with the project."""
     networks: list[torch.nn.Module]
     with torch.device("meta"):
-        if ALGORITHMS[name] in get_args(get_type_hints(StainModelConfig)["algorithm"]):
+        if ALGORITHMS[name] in algorithm_names("stain"):
             stain = read_config(StainRunConfig, "train_stain_gan", [f"model={name}"])
-            networks = [build_generators(stain.model, stain.data.image_size)]
-            build_critics(stain.model, stain.data.image_size)
-        elif ALGORITHMS[name] in conditional_run.ALGORITHMS:
+            size, algorithm = stain.data.image_size, algorithm_class("stain", stain.model.algorithm)
+            networks = [algorithm.build_generators(stain.model, size)]
+            build_critic(stain.model.critic, size, getattr(algorithm, "critic_channels", 3))
+        elif ALGORITHMS[name] in algorithm_names("conditional"):
             conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
-            networks = list(conditional_run.build_networks(conditional.model, conditional.data.image_size, 8).values())
+            algorithm = algorithm_class("conditional", conditional.model.algorithm)
+            networks = list(algorithm.build_networks(conditional.model, conditional.data.image_size, 8).values())
         else:
             few_shot = read_config(FewShotRunConfig, "train_few_shot_gan", [f"model={name}"])
-            networks = list(few_shot_run.build_networks(few_shot.model, few_shot.data.image_size).values())
+            networks = list(
+                episode_class(few_shot.model).build_networks(few_shot.model, few_shot.data.image_size).values()
+            )
     assert all(sum(parameter.numel() for parameter in network.parameters()) > 1000 for network in networks)
 
 

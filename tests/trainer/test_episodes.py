@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tasks.few_shot.episodes import EpisodeOrder
+from trainer.tasks.few_shot.data import EpisodeOrder
 
 
 @given(

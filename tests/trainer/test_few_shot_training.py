@@ -18,7 +18,7 @@ from tests.trainer.test_training import kill_when
 from trainer.loop.log import read_records
 from trainer.runs.provenance import learned_by_run
 from trainer.tasks.few_shot.config import FewShotRunConfig
-from trainer.tasks.few_shot.episodes import choose_data
+from trainer.tasks.few_shot.data import choose_data
 from trainer.tasks.few_shot.load import load_few_shot_model
 
 TINY = (
@@ -114,7 +114,7 @@ def test_two_processes_meta_train_as_one(tiny_dataset: Dataset, launch: Launch, 
         torch.testing.assert_close(together[learner]["module"], alone[learner]["module"], rtol=1e-4, atol=1e-6)
     for cell_type in ("basophil", "lymphocyte"):
         one, two = (final_state(tmp_path / f"run-{processes}/adapted/{cell_type}") for processes in (1, 2))
-        torch.testing.assert_close(two["features"], one["features"], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(two["algorithm"]["features"], one["algorithm"]["features"], rtol=1e-2, atol=1e-3)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(
@@ -144,10 +144,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert_same_bits(final_state(run)["learners"], final_state(tmp_path / "undisturbed")["learners"])
     expected = final_state(tmp_path / "undisturbed/adapted/lymphocyte")
     found = final_state(run / "adapted/lymphocyte")
-    for name in ("round", "episode", "features"):
+    for name in ("learners", "algorithm", "progress"):
         assert_same_bits(found[name], expected[name])
-    steps = [record["step"] for record in read_records(run / "adapted/lymphocyte")]
-    assert steps == list(range(1, 13))
+    records = [(record["kind"], record["step"]) for record in read_records(run / "adapted/lymphocyte")]
+    assert [step for kind, step in records if kind == "step"] == list(range(1, 13))
+    assert len(records) == len(set(records))
 
 
 def test_without_meta_training_the_same_network_is_adapted(
@@ -160,11 +161,12 @@ def test_without_meta_training_the_same_network_is_adapted(
     before = final_state(run / "adapted/lymphocyte")
     done = launch("train_few_shot_gan", *arguments, "model.inner.learning_rate=0.001")
     assert done.returncode == 2
-    assert "adapted with other settings (model.inner was" in done.stderr
+    assert "checkpoint of another run (model.inner.learning_rate was 0.0002, is now 0.001)" in done.stderr
+    assert "or delete run/adapted/lymphocyte to adapt anew" in done.stderr
     assert load_few_shot_model(run)  # its config.yaml is still its own
     shutil.rmtree(run / "adapted")
     assert launch("train_few_shot_gan", *arguments).returncode == 0
-    assert_same_bits(final_state(run / "adapted/lymphocyte")["episode"], before["episode"])
+    assert_same_bits(final_state(run / "adapted/lymphocyte")["learners"], before["learners"])
 
 
 def test_another_type_is_adapted_to_without_training_anew(
@@ -186,6 +188,8 @@ def test_another_type_is_adapted_to_without_training_anew(
     [
         (["rare_types=null"], "no cell type beside the rare ones (basophil, eosinophil, lymphocyte)"),
         (["data.image_size=48"], "give data.image_size a power of two of at least 32"),
+        (["train.global_batch=7"], "train.global_batch=7: 1 processes run whole episodes of shots=3 images each"),
+        (["model=fast_gan", "model.meta=false"], "model.meta=false: fast_gan is not meta-trained"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -202,8 +206,6 @@ def test_a_mistake_is_one_line(
     ("arguments", "message"),
     [
         (["origins=[painted]"], "give some of real, normalized, synthetic"),
-        (["train.global_batch=7"], "give a multiple of that"),
-        (["model=fast_gan", "model.meta=false"], "fast_gan is not meta-trained"),
         (["adaptation.images=0"], "adaptation.images=0: must be at least 1"),
         (["shots=0"], "shots=0: must be at least 1"),
     ],

@@ -15,10 +15,10 @@ from launchers.console import read_config
 from tests.told_clock import Clock
 from trainer.loop import forecast as module
 from trainer.loop.forecast import DAY, Expectation, Forecast, span, try_out
+from trainer.runs.training import train
 from trainer.tasks.classification import model_advice
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.model_advice import advise_model, trained_models
-from trainer.tasks.classification.training import train_classifier
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_real_training_says_what_it_takes(
     where = (f"shards={tiny_dataset.root}", f"run={tmp_path / 'run'}")
     config = read_config(ClassifierRunConfig, "train_classifier", [*where, *settings, "train.patience=5"])
     assert config.data == StreamConfig(image_size=32, augment=config.data.augment)
-    train_classifier(config, Topology())
+    train(config, Topology())
     log = capsys.readouterr().err
     assert "\r" not in log
     first, second = re.findall(r"this training takes .+", log)

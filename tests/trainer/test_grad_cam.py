@@ -19,12 +19,12 @@ from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
 from trainer.metrics.evaluation import HEAT, shown_cells
-from trainer.reports.picture import thumbnail
+from trainer.reports.gallery import thumbnail
+from trainer.runs.normalizers.bundle import NormalizerBundle, Selection
+from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.evaluation import NormalizedClassifier
 from trainer.tasks.classification.grad_cam import HEAT_SIDE, GradCam, in_picture
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle
-from trainer.tasks.stain.normalizers.classical import CLASSICAL
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_heat_is_of_the_equations_and_the_answer_stays(tiny_network: nn.Module) 
     assert expected.amax((1, 2)).max() > 0
 
     reinhard = CLASSICAL["reinhard"].fit(torch.rand(4, 3, 32, 32) * 2 - 1)
-    bundle = NormalizerBundle(reinhard, "violet", "giemsa", 32, 1.0, {})
+    bundle = NormalizerBundle(reinhard, "violet", "giemsa", 32, 1.0, Selection("", None, None))
     through = GradCam(NormalizedClassifier(tiny_network, bundle, 32), tiny_network, 32, CPU)(images)
     torch.testing.assert_close(through, GradCam(tiny_network, tiny_network, 32, CPU)(reinhard(images)))
 

@@ -15,14 +15,14 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import FEATURES, hand_features
-from models.classifiers.naive_bayes import NaiveBayes
 from tests.conftest import TINY_TYPES, Launch
 from trainer.loop.log import read_records
+from trainer.runs.training import train
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.load import load_classifier
 from trainer.tasks.classification.naive_bayes import take_fit
-from trainer.tasks.classification.training import train_classifier
 
 ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=5")
 
@@ -42,7 +42,7 @@ def finished(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
     arguments = (f"shards={tiny_dataset.root}", f"run={run}", *ARGUMENTS)
     config = read_config(ClassifierRunConfig, "train_classifier", arguments)
     epochs: list[bool] = []
-    train_classifier(config, Topology(), epochs.append)
+    train(config, Topology(), epochs.append)
     return Finished(run, config, epochs)
 
 
@@ -103,13 +103,13 @@ def test_a_finished_fit_is_scored_again_and_not_fitted_again(finished: Finished,
     shutil.rmtree(run / "evaluation")
     before = {path.name: path.stat().st_mtime_ns for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]}
     config, epochs = replace(finished.config, run=str(run)), list[bool]()
-    train_classifier(config, Topology(), epochs.append)
+    train(config, Topology(), epochs.append)
     after = {path.name: path.stat().st_mtime_ns for path in [*(run / "checkpoints").iterdir(), run / "metrics.jsonl"]}
     assert (after, epochs) == (before, [])
     again, first = (json.loads((each / "evaluation/metrics.json").read_text()) for each in (run, finished.run))
     assert again["scores"] == first["scores"]
     with pytest.raises(UserError, match="seed was 0, is now 1"):
-        train_classifier(replace(config, seed=1), Topology())
+        train(replace(config, seed=1), Topology())
 
 
 def test_it_has_no_layers_to_compare_images_in(finished: Finished) -> None:

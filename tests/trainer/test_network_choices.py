@@ -17,10 +17,11 @@ from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.trainer.test_training import TINY, final_state, losses
 from trainer.learners.choices import NetworkChoices
-from trainer.learners.learner import Learner
+from trainer.learners.learner import Learner, Setting
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.loop.checkpoint import CheckpointStore
-from trainer.tasks.classification.algorithms.cross_entropy import Classification
+from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
+from trainer.tasks.classification.config import ClassifierFitConfig, ClassifierRunConfig
 
 SENET = ClassifierConfig(
     timm_name="",
@@ -41,8 +42,10 @@ def train(config: ClassifierConfig, choices: NetworkChoices, steps: int = 3) -> 
     """A few steps on two micro-batches each."""
     torch.manual_seed(0)
     network = build_classifier(config, 3, 32)
-    learner = Learner("classifier", network, OPTIMIZER, precision="fp32", total_steps=steps, choices=choices)
-    algorithm = Classification(learner, label_smoothing=0.1, global_batch=8, world_size=1)
+    fit = ClassifierFitConfig(label_smoothing=0.1, **vars(choices))
+    run = ClassifierRunConfig(optimizer=OPTIMIZER, train=fit)
+    algorithm = CrossEntropy(network, run, Setting("fp32", steps, global_batch=8))
+    learner = algorithm.learners["classifier"]
     found = []
     for step in range(steps):
         torch.manual_seed(step)

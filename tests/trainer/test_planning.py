@@ -1,5 +1,7 @@
 """If these fail, what plan.py says of memory is not what a training takes, or a default run does not fit its GPU."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data_pipeline.errors import UserError
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from launchers.plan import LAUNCHERS
-from tests.launching import ROOT
+from launchers.train_classifier import QuickstartConfig
+from trainer.learners.learner import Setting
 from trainer.planning.device_memory import GIB, parse_memory
-from trainer.planning.living_memory import LivingMemory
-from trainer.planning.plan import cut, plan_memory
-from trainer.planning.rehearsals import RunConfig, rehearsal_of
-from trainer.planning.speeds import Speed, estimates, read_speeds
-from trainer.planning.step_memory import Rehearsal, rehearse
+from trainer.planning.micro_batch import plan_request, with_found_micro_batch
+from trainer.planning.plan import divide_share, plan_memory, rehearsal_of
+from trainer.planning.step_memory import LiveMemory, Rehearsal, rehearse
+from trainer.runs import registry
+from trainer.runs.config import RunConfig
+from trainer.runs.configuration import typed
 
 SMALL_GAN = (
     "data.image_size=32",
@@ -33,10 +38,11 @@ def configured(launcher: str, *arguments: str) -> RunConfig:
     return config
 
 
-def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
+def real_peak(config: RunConfig, rehearsal: Rehearsal, images: int, parts: int) -> int:
     """Bytes that torch's own allocator counts at once in the second step, beyond what there was before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        algorithm = rehearsal.make_algorithm()
+        setting = Setting("fp32", 100, config.train.global_batch)  # with optimizers that move weights
+        algorithm = registry.task(config.kind).build(config, rehearsal.types, setting)
         for _ in range(2):
             algorithm.step(rehearsal.batches(images, parts, algorithm.takes, torch.device("cpu")), detailed=True)
     living = peak = 0
@@ -60,9 +66,10 @@ def real_peak(rehearsal: Rehearsal, images: int, parts: int) -> int:
 def test_the_prediction_is_what_a_real_step_takes(
     launcher: str, arguments: tuple[str, ...], images: int, parts: int
 ) -> None:
-    rehearsal = rehearsal_of(configured(launcher, *arguments), "fp32")
+    config = configured(launcher, *arguments)
+    rehearsal = rehearsal_of(config, "fp32")
     predicted = rehearse(rehearsal, (parts,)).memory(parts).peak(images)
-    measured = real_peak(rehearsal, images, parts)
+    measured = real_peak(config, rehearsal, images, parts)
     print(
         f"{launcher} {images}x{parts}: predicted {predicted / 2**20:.1f} MiB, real {measured / 2**20:.1f} MiB, "
         f"{100 * (predicted / measured - 1):+.1f} %"
@@ -74,7 +81,7 @@ def test_memory_is_told_of_any_micro_batch() -> None:
     """A line through two sizes says what a step of a third takes."""
     rehearsal = rehearsal_of(configured("train_classifier", "model=senet_tiny_ge", "data.image_size=64"), "fp16")
     told = rehearse(rehearsal, (1,)).memory(1)
-    with LivingMemory() as memory:
+    with LiveMemory() as memory:
         kept = torch.zeros(1000)
         view = kept[:10]  # no memory of its own
         passing = torch.ones(3000)
@@ -82,7 +89,7 @@ def test_memory_is_told_of_any_micro_batch() -> None:
         learned = torch.ones(500, requires_grad=True)
         total = learned.exp().sum()  # its gradient's graph keeps the exponentials
     assert memory.peak == 4 * 4000
-    assert sum(memory.living.values()) == 4 * (1000 + 500 + 500 + 1)
+    assert sum(memory.live.values()) == 4 * (1000 + 500 + 500 + 1)
     assert len(view) == 10
     assert total > 0
     assert told.peak(200) - told.peak(100) == pytest.approx(told.peak(300) - told.peak(200), rel=1e-6)
@@ -102,9 +109,9 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not() -> None:
 
 
 def test_a_share_is_cut_as_the_stream_cuts_it() -> None:
-    assert (cut(64, None).images, cut(64, None).parts) == (64, 1)
-    assert (cut(64, 16).images, cut(64, 16).parts) == (16, 4)
-    assert (cut(64, 22).images, cut(64, 22).parts) == (22, 3)
+    assert (divide_share(64, None).images, divide_share(64, None).parts) == (64, 1)
+    assert (divide_share(64, 16).images, divide_share(64, 16).parts) == (16, 4)
+    assert (divide_share(64, 22).images, divide_share(64, 22).parts) == (22, 3)
 
 
 def test_sizes_are_read() -> None:
@@ -114,23 +121,28 @@ def test_sizes_are_read() -> None:
         parse_memory("much")
 
 
-def test_hours_follow_from_the_speed_that_is_most_alike(tmp_path: Path) -> None:
-    table = tmp_path / "speeds.yaml"
-    row = "{launcher: train_classifier, model: %s, image_size: 224, precision: fp16, device: %s, images_per_second: %s}"
-    table.write_text("\n".join("- " + row % known for known in (("a", "X", 100), ("b", "X", 50), ("a", "Y", 10))))
-    speeds = read_speeds(table)
-    same, other = (Speed("train_classifier", model, 224, "fp16") for model in ("b", "c"))
-
-    def count(speed: Speed) -> float:
-        return {"a": 1.0, "b": 2.0, "c": 4.0}[speed.model]
-
-    assert [estimate.images_per_second for estimate in estimates(speeds, same, count)] == [50, 5]
-    assert [estimate.images_per_second for estimate in estimates(speeds, other, count)] == [25, 2.5]
-    assert "scaled by multiply-accumulates" in estimates(speeds, other, count)[0].how
+def test_the_tour_s_configuration_is_planned_as_a_classifier_s(tmp_path: Path) -> None:
+    """A launcher's subclass of the configuration has settings of its own, which the planning process does not know."""
+    arguments = ("train.find_micro_batch=true", "train.global_batch=8", f"run={tmp_path / 'run'}", "data.image_size=32")
+    config = read_config(QuickstartConfig, "quickstart", arguments)
+    found = with_found_micro_batch(config, Topology())
+    assert isinstance(found, QuickstartConfig)
+    assert (found.train.micro_batch, found.train.find_micro_batch) == (8, False)
+    assert found.phantom == config.phantom
 
 
-def test_the_projects_table_can_be_read() -> None:
-    assert all(speed.images_per_second > 0 and speed.device for speed in read_speeds(ROOT / "configs/speeds.yaml"))
+def test_a_model_that_cannot_be_planned_is_one_line(tmp_path: Path) -> None:
+    arguments = ("model=naive_bayes", "train.find_micro_batch=true", f"run={tmp_path / 'run'}")
+    config = configured("train_classifier", *arguments)
+    with pytest.raises(UserError, match=r"find_micro_batch=true: model=naive_bayes .* nothing to plan"):
+        with_found_micro_batch(config, Topology())
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_s_settings_reach_the_planning_process(launcher: str) -> None:
+    config = configured(launcher, "run=x")
+    request = json.loads(json.dumps(dataclasses.asdict(plan_request(config, GIB, 2))))
+    assert typed(registry.task(request["task"]).config, request["settings"], "") == config
 
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
@@ -154,7 +166,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 def in_eight_gigabytes(launcher: str, arguments: tuple[str, ...]) -> Any:
     plan = plan_memory(configured(launcher, *arguments, "train.precision=fp16"), 8 * GIB, search=False)
-    print(f"{launcher} {' '.join(arguments)}: {plan.takes / GIB:.2f} GiB")
+    print(f"{launcher} {' '.join(arguments)}: {plan.needed / GIB:.2f} GiB")
     return plan
 
 

@@ -32,7 +32,7 @@ DEPTH = "model.generator.depth=3"
 ALGORITHMS = {
     "w_cyclegan_gp": [DEPTH],
     "w_cyclegan_gp_thesis": [DEPTH, "model.critic_steps=2"],
-    "cyclegan": ["model.generator.blocks=1", "model.pool_size=4"],
+    "cyclegan": ["model.generator.blocks=1", "model.options.pool_size=4"],
     "pix2pix": [DEPTH, "model.generator.norm=instance", "model.critic.norm=instance"],
 }
 
@@ -171,7 +171,7 @@ def test_a_run_writes_sheets_losses_and_pulls_and_a_student_learns_from_it(
     assert all(named <= record.keys() for record in steps)
     sheets = sorted(path.name for path in (run / "samples").iterdir())
     assert sheets == ["step-000000003-giemsa-to-violet.png", "step-000000003-violet-to-giemsa.png"]
-    student = ["model=stain_student", "model.teacher=teacher", "model.generator.width=8", "train.epochs=20"]
+    student = ["model=stain_student", "model.options.teacher=teacher", "model.generator.width=8", "train.epochs=20"]
     done = launch("train_stain_gan", f"shards={two_stains.root}", *TINY, *student, "run=student")
     assert done.returncode == 0, done.stderr
     lessons = [record["loss"] for record in read_records(tmp_path / "student") if record["kind"] == "step"]
@@ -213,7 +213,7 @@ def test_scores_know_the_truth_and_name_their_features(two_stains: Dataset, laun
         (["b=purple"], "no domain 'purple' here; use one of giemsa, violet"),
         (["a=violet"], "name two different domains"),
         (["data.image_size=36"], "each side must be a multiple of 8"),
-        (["model=stain_student"], "needs model.teacher=RUN"),
+        (["model=stain_student"], "needs model.options.teacher=RUN"),
         (["folds={violet: [7]}"], "no fold 7 here"),
     ],
 )

@@ -67,10 +67,10 @@ def test_levels_are_rounded_and_what_overshoots_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"model": {"algorithm": "w_cyclegan_gp"}}, "not a run that makes cells"),
-        ({"model": {"name": "senet_tiny_ge"}}, "not a run that makes cells"),
-        ({"kind": "conditional_gan"}, "damaged .'cell_types' is missing"),
-        ({"kind": "few_shot_gan"}, "damaged .'domain' is missing"),
+        ({"kind": "stain", "model": {"algorithm": "w_cyclegan_gp"}}, "not a run that makes cells"),
+        ({"kind": "classification", "model": {"name": "senet_tiny_ge"}}, "not a run that makes cells"),
+        ({"kind": "conditional"}, "damaged .'cell_types'.: train again"),
+        ({"kind": "few_shot", "cell_types": []}, "damaged .'storage'.: train again"),
         (None, "no config.yaml there"),
     ],
 )

@@ -13,7 +13,7 @@ from data_pipeline.shards.store import Root
 from trainer.experiments.launches import StagePlanner
 from trainer.experiments.method_stages import CellTypeRoles, MethodStages, in_label_order
 from trainer.experiments.stages import Stage
-from trainer.tasks.few_shot.episodes import FEWEST_OF_RICH
+from trainer.tasks.few_shot.data import FEWEST_OF_RICH
 
 # Arguments that the ablation itself gives each launcher; a user may not set them.
 _SET_HERE = {

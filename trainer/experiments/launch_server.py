@@ -24,18 +24,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-# Script, without .py, or module -> the module that imports what it needs. Any other imports everything itself.
-IMPORTED = {
-    "balance": "data_pipeline.banks.balance",
-    "build_shards": "data_pipeline.ingest.build",
-    "evaluate": "trainer.tasks.scoring",
-    "normalize_stains": "trainer.tasks.stain.normalization",
-    "synthesize": "trainer.tasks.generation.synthesis",
-    "train_classifier": "trainer.tasks.classification.training",
-    "train_conditional_gan": "trainer.tasks.conditional.training",
-    "train_few_shot_gan": "trainer.tasks.few_shot.training",
-    "train_stain_gan": "trainer.tasks.stain.training",
-    "trainer.experiments.trial_process": "trainer.tasks.classification.training",
+_TRAINING = "trainer.runs.training"
+# Script, without .py, or module -> the modules that import what it needs. Any other imports everything itself.
+IMPORTED: dict[str, tuple[str, ...]] = {
+    "balance": ("data_pipeline.banks.balance",),
+    "build_shards": ("data_pipeline.ingest.build",),
+    "evaluate": tuple(f"trainer.tasks.{task}.scoring" for task in ("classification", "stain", "generation")),
+    "normalize_stains": ("trainer.tasks.stain.normalization",),
+    "synthesize": (
+        "trainer.tasks.generation.synthesis",
+        "trainer.tasks.conditional.task",
+        "trainer.tasks.few_shot.task",
+    ),
+    "train_classifier": (_TRAINING, "trainer.tasks.classification.task"),
+    "train_conditional_gan": (_TRAINING, "trainer.tasks.conditional.task"),
+    "train_few_shot_gan": (_TRAINING, "trainer.tasks.few_shot.task"),
+    "train_stain_gan": (_TRAINING, "trainer.tasks.stain.task"),
+    "trainer.experiments.trial_process": (_TRAINING, "trainer.tasks.classification.task"),
 }
 # prctl(2): the signal that a process gets when the thread that started it has ended.
 _PR_SET_PDEATHSIG = 1
@@ -154,8 +159,8 @@ def _serve(channel: socket.socket) -> list[str]:
             sys.exit()
         command: list[str]
         command, extra = json.loads(message)
-        if (name := Path(command[0]).name.removesuffix(".py")) in IMPORTED:
-            importlib.import_module(IMPORTED[name])
+        for module in IMPORTED.get(Path(command[0]).name.removesuffix(".py"), ()):
+            importlib.import_module(module)
         sys.stdout.flush()
         server = os.getpid()
         launched = os.fork()

@@ -14,11 +14,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream.config import default_order
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import Inputs, Stage
+from trainer.runs import registry
 from trainer.runs.arguments import later_wins
 from trainer.runs.composition import read_config
+from trainer.runs.config import RunConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.evaluation_config import EvaluateConfig
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 from trainer.tasks.stain.config import StainRunConfig
@@ -49,8 +51,8 @@ class StagePlanner:
         """A launcher's configuration. UserError, naming the file and `what`, for what the launcher would refuse."""
         try:
             config = _composed(launcher, tuple(arguments))
-            if isinstance(config, FewShotRunConfig):
-                config.check_processes(self.resources.workers)
+            if isinstance(config, RunConfig) and self.resources.workers > 1:
+                registry.task(config.kind).check_ranks(config, self.resources.workers)
         except UserError as error:
             raise UserError(f"{self.where}: {what} ({launcher}.py): {error}") from error
         data = getattr(config, "data", None)
@@ -62,7 +64,7 @@ class StagePlanner:
     def stage(self, name: str, launcher: str, arguments: Sequence[str], inputs: Inputs, output: str | None) -> Stage:
         """A stage, known by its whole configuration. UserError as of `configure`."""
         arguments = later_wins(arguments)
-        settings = dataclasses.asdict(self.configure(name, launcher, arguments))
+        settings = self.configure(name, launcher, arguments)
         return Stage(name, launcher, arguments, inputs, output, settings, one_process=launcher == "evaluate")
 
     def training(self, name: str, launcher: str, arguments: Sequence[str], parent: Stage | Any) -> Stage:

@@ -121,8 +121,8 @@ class MethodStages:
 def _types_of(run: Stage) -> Sequence[str]:
     """The types that a generator's run learns to make."""
     if run.launcher == "train_few_shot_gan":
-        return list(run.settings["rare_types"])
-    return list(run.settings["data"]["cell_types"])
+        return list(run.settings.rare_types)
+    return list(run.settings.data.cell_types)
 
 
 def in_label_order(types: Sequence[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from trainer.experiments.reproduction_tables import (
 from trainer.experiments.summary import SweepSummary
 from trainer.experiments.sweep_sections import score_sections
 from trainer.loop.log import read_records
-from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.evaluation import SavedEvaluation, own_test_evaluation
 from trainer.metrics.records import to_json, write_json
 from trainer.reports import figures
 from trainer.reports.evaluation_section import data_words, evaluation_section
@@ -122,7 +122,7 @@ def _conditional(folder: Path, summary: ReproductionSummary) -> Section:
 
 def _few_shot(folder: Path, summary: ReproductionSummary) -> Section:
     blocks, proposed = few_shot_tables(summary), summary.models["few_shot"][PROPOSED["few_shot"]]
-    for cell_type in proposed.record["per_type"]:
+    for cell_type in proposed.evaluation.per_type:
         for kind, words in (("step", "steps of meta-training"), ("round", "rounds of the adaptation")):
             sheets = (folder / proposed.run / "samples").glob(f"{cell_type.replace(' ', '-')}-{kind}-*.png")
             for path in sorted(sheets):
@@ -145,18 +145,18 @@ def _classifiers(folder: Path, summary: ReproductionSummary) -> list[Section]:
         if original is not None:
             record = original[1].record
             caption = f"Figure 53: original data ({data_words(record)})."
-            blocks.append(Figure(figures.per_type_bars(record["scores"], "original"), caption))
+            blocks.append(Figure(figures.per_type_bars(record.scores, "original"), caption))
         sections.append(Section("The classifier (figures 51 and 53)", "SENet-GE, of the first seed.", blocks))
         title = "The classifier on balanced data (figures 54-57)"
         sections.append(dataclasses.replace(evaluation_section(evaluation), title=title))
     return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", score_sections(summary.comparison))]
 
 
-def _own_test(folder: Path, ablation: SweepSummary, arm: str) -> tuple[Path, Evaluation] | None:
+def _own_test(folder: Path, ablation: SweepSummary, arm: str) -> tuple[Path, SavedEvaluation] | None:
     """The run of an arm's first seed, and the evaluation of its own test split."""
     run = next((folder / "ablation" / trial.run for trial in ablation.trials if trial.arm == arm), None)
-    own = [evaluation for evaluation in load_evaluations(run) if evaluation.is_own_test] if run else []
-    return (run, own[0]) if run and own else None
+    own = own_test_evaluation(run) if run else None
+    return (run, own) if run and own else None
 
 
 def _sites(summary: ReproductionSummary) -> Section:

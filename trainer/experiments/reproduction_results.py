@@ -16,12 +16,14 @@ from data_pipeline.errors import UserError
 from trainer.experiments.machine import describe_machine
 from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction import AUDIT_FILE, SITE_ARMS, Reproduction, Scored
-from trainer.experiments.results import Estimate
 from trainer.experiments.summary import SweepSummary, summarize
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.log import logged_seconds, read_records
+from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import PROBABILITY, load_evaluations
+from trainer.metrics.records import read_record
+from trainer.tasks.generation.records import BankEvaluation
 
 Answered = tuple[pd.DataFrame, tuple[str, ...]]  # predictions, types of the classifier
 
@@ -32,10 +34,27 @@ class ModelResult:
 
     run: str  # relative to the reproduction
     bank: str | None  # the generated images that were scored
-    record: dict[str, Any]  # of evaluate.py
+    record: BankEvaluation | dict[str, Any]  # of evaluate.py; a dictionary for a stain run
     seconds: float  # of training, adaptation to rare types included
     steps: int  # of training, without the adaptation
     parameters: dict[str, int]  # network -> number of its weights
+
+    @property
+    def evaluation(self) -> BankEvaluation:
+        """The scores of its bank."""
+        assert isinstance(self.record, BankEvaluation), "a stain run has no bank"
+        return self.record
+
+    @property
+    def directions(self) -> dict[str, Any]:
+        """The scores of a stain run."""
+        assert isinstance(self.record, dict), "a generator of cells has no directions"
+        return dict(self.record["directions"])
+
+    @property
+    def feature_space(self) -> str:
+        """Of the distances between sets."""
+        return str(self.record["feature_space"] if isinstance(self.record, dict) else self.record.feature_space)
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,7 @@ def _model(plan: Reproduction, scored: Scored) -> ModelResult:
     return ModelResult(
         place,
         bank,
-        json.loads(records[-1].read_text(encoding="utf-8")),
+        read_record(BankEvaluation, records[-1]) if bank else json.loads(records[-1].read_text(encoding="utf-8")),
         sum(map(logged_seconds, logs)),
         max((record["step"] for record in read_records(run)), default=0),
         _parameters(logs),
@@ -165,7 +184,7 @@ def _sites(plan: Reproduction) -> list[SiteResult]:
             frame = evaluation.predictions
             if frame is None:
                 raise UserError(f"{run}/evaluation: {evaluation.name}.parquet is missing: score it again")
-            types = tuple(evaluation.record["cell_types"])
+            types = tuple(evaluation.record.cell_types)
             for stain, rows in frame.groupby(frame["domain"].map(raw_stain)):
                 answers.setdefault((arm, site, str(stain)), []).append((rows, types))
     return [_site(*key, parts) for key, parts in answers.items()]
@@ -189,10 +208,10 @@ def _site(arm: str, trained_on: str, tested_on: str, parts: Sequence[Answered]) 
         SITE_ARMS[arm].title,
         trained_on,
         tested_on,
-        Estimate(**found["accuracy"]),
-        Estimate(**found["balanced_accuracy"]),
-        {name: Estimate(**row["sensitivity"]) for name, row in found["per_type"].items() if row["count"]},
-        found["groups"],
+        found["accuracy"],
+        found["balanced_accuracy"],
+        {name: row["sensitivity"] for name, row in found.per_type.items() if row.count},
+        found.groups,
         len(frame) // len(parts),
         len(parts),
     )

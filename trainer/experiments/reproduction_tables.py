@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.experiments.reproduction_results import ModelResult, ReproductionSummary, SiteResult
-from trainer.experiments.results import Estimate
 from trainer.experiments.sweep_sections import duration, estimate
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.generation import SetScore
 from trainer.reports.page import Block, Cell, Table, Text
 from trainer.reports.thesis_tables import Column, beside_thesis, printed, thesis_name
+from trainer.tasks.generation.records import BankEvaluation
 from trainer.tasks.generation.thesis import agreement_columns, distance_columns, score_cell, set_columns, type_agreement
 
 
@@ -47,10 +49,14 @@ def stain_tables(summary: ReproductionSummary) -> list[Block]:
     def scores(model: ModelResult, stain: str) -> Mapping[str, Any]:
         """Of the direction that ends in A or B."""
         name = f"{of}_as_{to}" if stain == "A" else f"{to}_as_{of}"
-        return dict(model.record["directions"][name])
+        return dict(model.directions[name])
+
+    def set_score(pair: Mapping[str, Any], place: int) -> Cell:
+        name, score = list(pair["scores"].items())[place]
+        return score_cell(name, SetScore(**score))
 
     def frechet(pair: str, direction: str) -> Callable[[ModelResult], str]:
-        return lambda model: score_cell(scores(model, direction)[pair], 0).text
+        return lambda model: set_score(scores(model, direction)[pair], 0).text
 
     def ssim(direction: str) -> Callable[[ModelResult], str]:
         return lambda model: f"{scores(model, direction)['reconstruction_ssim']['mean']:.4f}"
@@ -69,7 +75,7 @@ def stain_tables(summary: ReproductionSummary) -> list[Block]:
         Column("SSIM B (15)", ssim("A"), "15", "SSIM B"),
         Column(
             "inception score (16)",
-            lambda model: score_cell(scores(model, "A")["generated"], 2).text,
+            lambda model: set_score(scores(model, "A")["generated"], 2).text,
             "16",
             "inception score",
         ),
@@ -95,7 +101,7 @@ def conditional_tables(summary: ReproductionSummary) -> list[Block]:
     ]
     space = _space(models)
     caption = (
-        f"Tables 17-20: {models['c_wgan_gp'].record['bank']['count']} generated images of each model, types "
+        f"Tables 17-20: {models['c_wgan_gp'].evaluation.bank.count} generated images of each model, types "
         f"{', '.join(summary.roles.moderate)}. (18): per cent, by a classifier of real images alone. (19): in {space}. "
         "(20): to the nearest real training image of the type, as generated ones have no true one."
     )
@@ -112,7 +118,7 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
     models = summary.models["few_shot"]
 
     def named(model: ModelResult) -> Cell:
-        return estimate(Estimate(**type_agreement(model.record, "accuracy")))
+        return estimate(type_agreement(model.evaluation, "accuracy"))
 
     columns = [
         *map(_of_record, set_columns("21", ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
@@ -128,7 +134,7 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
         Column("of the generator", lambda model: f"{model.parameters.get('generator', 0) / 1e6:.2f}"),
     ]
     space = _space(models)
-    rare = ", ".join(models["few_shot_meta"].record["per_type"])
+    rare = ", ".join(models["few_shot_meta"].evaluation.per_type)
     caption = f"Tables 21 and 22: {rare}; distances in {space}, over all these types. Times include the adaptation."
     notes = (
         "The thesis calls its own inception score in table 21, 3.16, the highest; it is the lowest. With so few real "
@@ -180,11 +186,11 @@ def _table(caption: str, columns: list[Column[ModelResult]], models: Mapping[str
     return beside_thesis(caption, columns, [(name, thesis_name(name), model) for name, model in models.items()])
 
 
-def _of_record(column: Column[Mapping[str, Any]]) -> Column[ModelResult]:
+def _of_record(column: Column[BankEvaluation]) -> Column[ModelResult]:
     """A column of a bank's evaluation as one of the model whose bank it is; the text alone."""
 
     def text(model: ModelResult) -> str:
-        cell = column.ours(model.record)
+        cell = column.ours(model.evaluation)
         return cell if isinstance(cell, str) else cell.text
 
     return Column(column.head, text, column.table, column.of)
@@ -200,7 +206,7 @@ def _duration(model: ModelResult) -> str:
 
 def _space(models: Mapping[str, ModelResult]) -> str:
     """The space of features that distances are measured in."""
-    return str(next(iter(models.values())).record["feature_space"])
+    return next(iter(models.values())).feature_space
 
 
 def _not_fid(space: str) -> list[Block]:

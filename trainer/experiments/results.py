@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.errors import UserError
-from trainer.metrics.bootstrap import Floats, group_weights, interval, measures_of_confusion
-from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.bootstrap import Estimate, Floats, ScoredImages
+from trainer.metrics.classification import estimates, scored_images
+from trainer.metrics.evaluation import PROBABILITY, SavedEvaluation, own_test_evaluation
+from trainer.metrics.measures import measures, shown, values_of
 from trainer.metrics.records import from_json
 
 SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"
-MEASURES = ("accuracy", "sensitivity", "specificity", "precision", "f1")
 RESAMPLES = 1000
 METHOD = (
     "95 % percentile bootstrap: seeds, and groups of test images, drawn with replacement, every seed on the same "
@@ -24,27 +25,6 @@ METHOD = (
     "the groups alone; where every answer was right (or none), the exact binomial bound with one trial per group"
 )
 _BOOTSTRAP_SEED = 0
-# Measures that are proportions: when all images are right, they have an exact bound.
-_PROPORTIONS = ("accuracy", "sensitivity", "specificity", "precision")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; None where there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def format(self) -> str:
-        """'97.3', in per cent; '-' where there is no value."""
-        return "-" if self.value is None else f"{100 * self.value:.1f}"
-
-    def interval(self) -> str:
-        """'95.1 to 98.8', in per cent, or 'no interval'."""
-        if self.low is None or self.high is None:
-            return "no interval"
-        return f"{100 * self.low:.1f} to {100 * self.high:.1f}"
 
 
 @dataclass(frozen=True)
@@ -79,10 +59,10 @@ class Trial:
     epochs: int | None
 
     @functools.cached_property
-    def evaluation(self) -> Evaluation | None:
+    def evaluation(self) -> SavedEvaluation | None:
         """The evaluation of the run's own test split, with predictions; None before there is one."""
-        own = [evaluation for evaluation in load_evaluations(self.run) if evaluation.is_own_test]
-        return own[0] if own and own[0].predictions is not None else None
+        own = own_test_evaluation(self.run)
+        return own if own is not None and own.predictions is not None else None
 
     @property
     def counts(self) -> bool:
@@ -97,14 +77,18 @@ class Answers:
     seeds: tuple[int, ...]
     cell_types: tuple[str, ...]
     images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); a normalised image has its raw image's id
-    confusions: Floats  # [seeds, groups, C, C], counts by true type (rows) and answer; groups sorted by name
+    scored: tuple[ScoredImages, ...]  # answers of each seed; groups sorted by name
+
+    def of_seeds(self, seeds: Sequence[int]) -> "Answers":
+        """The answers of these seeds alone."""
+        return replace(self, seeds=tuple(seeds), scored=tuple(self.scored[self.seeds.index(seed)] for seed in seeds))
 
 
 @dataclass(frozen=True)
 class ArmScores:
     """Scores of an arm, or differences of two arms' scores."""
 
-    overall: dict[str, Estimate]  # measure -> over all types; balanced_accuracy too: the mean sensitivity
+    overall: dict[str, Estimate]  # measure -> over all types
     per_type: dict[str, dict[str, Estimate]]  # type -> measure -> against the rest
     images: dict[str, int]  # type -> test images
     paired_seeds: list[int] = field(default_factory=list)  # of a difference; empty: no seed in common
@@ -159,55 +143,42 @@ def read_answers(trials: Sequence[Trial]) -> Answers:
                 f"{trial.run}: scored on other test images than {trials[0].run}, of the same arm: remove the one "
                 "whose data set changed; ablate.py does it again"
             )
-    return replace(parts[0], seeds=seeds, confusions=np.concatenate([part.confusions for part in parts]))
+    return replace(parts[0], seeds=seeds, scored=tuple(part.scored[0] for part in parts))
 
 
 def _answers_of(trial: Trial) -> Answers:
     evaluation = trial.evaluation
     assert evaluation is not None, "a trial that does not count"
     assert evaluation.predictions is not None
-    frame, cell_types = evaluation.predictions, tuple(evaluation.record["cell_types"])
+    frame, cell_types = evaluation.predictions, tuple(evaluation.record.cell_types)
     if "parent" not in frame:
         raise UserError(f"{trial.run}/evaluation/metrics.parquet: no column parent: score the run again (evaluate.py)")
-    if len(frame) != evaluation.record["dataset"]["count"]:
+    if len(frame) != evaluation.record.dataset.count:
         raise UserError(f"{trial.run}/evaluation: metrics.parquet and metrics.json disagree: score the run again")
     raw = frame["parent"].where(frame["parent"] != "", frame["id"])
-    groups = frame["group"].where(frame["group"] != "", raw)
-    names, group = np.unique(groups.to_numpy(str), return_inverse=True)
+    frame = frame.assign(raw=raw, group=frame["group"].where(frame["group"] != "", raw)).sort_values(["group", "raw"])
     numbers = {name: number for number, name in enumerate(cell_types)}
-    confusions = np.zeros((1, len(names), len(cell_types), len(cell_types)))
-    np.add.at(confusions[0], (group, frame["cell_type"].map(numbers), frame["predicted"].map(numbers)), 1.0)
-    images = tuple(sorted(zip(raw, frame["cell_type"], groups, strict=True)))
-    return Answers((trial.seed,), cell_types, images, confusions)
+    labels, predicted = (np.asarray(frame[name].map(numbers), dtype=np.int64) for name in ("cell_type", "predicted"))
+    probabilities = frame[[f"{PROBABILITY}{name}" for name in cell_types]].to_numpy(np.float64)
+    scored = scored_images(probabilities, labels, frame["group"].tolist(), len(cell_types))
+    images = tuple(sorted(zip(frame["raw"], frame["cell_type"], frame["group"], strict=True)))
+    # The file's probabilities are rounded: two may have become equal.
+    return Answers((trial.seed,), cell_types, images, (replace(scored, predicted=predicted),))
 
 
-def measures(confusions: Floats) -> Floats:
-    """Confusion counts [..., C, C] -> [..., 5, 1 + C]: MEASURES over all types, and of each type against the rest.
-
-    Over all types, accuracy is the share of right answers, the others are means over the types that are present.
-    NaN for a type without an image.
-    """
-    found = measures_of_confusion(confusions)
-    rows = []
-    for name in MEASURES:
-        of_types = found["type_accuracy" if name == "accuracy" else name]
-        present = ~np.isnan(of_types)
-        with np.errstate(invalid="ignore"):
-            mean = np.where(present, of_types, 0.0).sum(axis=-1) / present.sum(axis=-1)
-        overall = found["accuracy"] if name == "accuracy" else mean
-        rows.append(np.concatenate([overall[..., None], of_types], axis=-1))
-    return np.stack(rows, axis=-2)
-
-
-def resampled(answers: Answers) -> Floats:
-    """`measures` [B, S, 5, 1 + C] of each seed on groups drawn with replacement.
+def resampled(answers: Answers) -> dict[str, Floats]:
+    """Each measure [B, S, 1 + C] of each seed on groups drawn with replacement: over all types, then of each.
 
     Two arms with the same test images get the same groups in each resample.
     """
-    seeds, groups, types, _ = answers.confusions.shape
-    flat = answers.confusions.transpose(1, 0, 2, 3).reshape(groups, -1)
-    draws = group_weights(groups, RESAMPLES, _BOOTSTRAP_SEED)
-    return np.concatenate([measures((weights.T @ flat).reshape(-1, seeds, types, types)) for weights in draws])
+    chosen = shown("sweeps")
+    of_seeds = [
+        [values_of(part, chosen) for part in images.resamples(RESAMPLES, _BOOTSTRAP_SEED)] for images in answers.scored
+    ]
+    return {
+        each.name: np.stack([np.concatenate([part[each.name] for part in parts]) for parts in of_seeds], axis=1)
+        for each in chosen
+    }
 
 
 def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
@@ -226,10 +197,9 @@ def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
 
 
 def arm_scores(answers: Answers) -> ArmScores:
-    """Mean over seeds and 95 % interval of each of MEASURES."""
-    draws = np.clip(over_seeds(resampled(answers)), 0.0, 1.0)
-    values = measures(answers.confusions.sum(axis=1)).mean(axis=0)
-    return _scores(answers, values, draws, exact=True)
+    """Mean over seeds and 95 % interval of each measure."""
+    draws = {name: np.clip(over_seeds(each), *measures()[name].bounds) for name, each in resampled(answers).items()}
+    return _scores(answers, _points(answers), draws)
 
 
 def difference(arm: Answers, reference: Answers) -> ArmScores:
@@ -243,51 +213,35 @@ def difference(arm: Answers, reference: Answers) -> ArmScores:
     if arm.cell_types != reference.cell_types:
         raise ValueError("not paired: the classifiers know other types")
     paired = sorted(set(arm.seeds) & set(reference.seeds))
-    draws, points = [], []
-    for answers in (arm, reference):
-        chosen = [answers.seeds.index(seed) for seed in paired] or list(range(len(answers.seeds)))
-        draws.append(resampled(answers)[:, chosen])
-        points.append(measures(answers.confusions[chosen].sum(axis=1)).mean(axis=0))
-    ours, theirs = draws
-    spread = over_seeds(ours - theirs) if paired else over_seeds(ours) - over_seeds(theirs, purpose=2)
-    return replace(_scores(arm, points[0] - points[1], spread, exact=False), paired_seeds=paired)
-
-
-def _scores(answers: Answers, values: Floats, draws: Floats, *, exact: bool) -> ArmScores:
-    """values [5, 1 + C] and draws [B, 5, 1 + C] by name; exact: a bound where all answers are right."""
-    behind = _groups_behind(answers)
-    present = behind["sensitivity"] > 0
-
-    def estimate(measure: str, column: int) -> Estimate:
-        row = MEASURES.index(measure)
-        value, of_type = float(values[row, column]), behind[measure][max(column - 1, 0)]
-        if math.isnan(value):
-            return Estimate(None)
-        if answers.confusions.shape[1] < 2 or (column > 0 and of_type < 2):
-            return Estimate(value)
-        bounded = exact and measure in (_PROPORTIONS if column > 0 else ("accuracy", "sensitivity"))
-        trials = behind["sensitivity"][present] if column == 0 and measure == "sensitivity" else np.array([of_type])
-        return Estimate(**interval(value, draws[:, row, column], trials if bounded else None))
-
-    overall = {measure: estimate(measure, 0) for measure in MEASURES}
-    columns = list(enumerate(answers.cell_types, start=1))
-    counts = answers.confusions[0].sum(axis=(0, 2))
-    return ArmScores(
-        overall | {"balanced_accuracy": overall["sensitivity"]},
-        {name: {measure: estimate(measure, column) for measure in MEASURES} for column, name in columns},
-        {name: int(counts[column - 1]) for column, name in columns},
-    )
-
-
-def _groups_behind(answers: Answers) -> dict[str, Floats]:
-    """Number of groups that each measure of a type rests on, [C]: an interval needs two."""
-    of_group = answers.confusions.sum(axis=0)
-    has, said, groups = of_group.sum(axis=2), of_group.sum(axis=1), float(len(of_group))
-    of_type, answered = (has > 0).sum(axis=0).astype(float), (said > 0).sum(axis=0).astype(float)
-    return {
-        "accuracy": np.full(len(of_type), groups),
-        "sensitivity": of_type,
-        "specificity": (has.sum(axis=1, keepdims=True) > has).sum(axis=0).astype(float),
-        "precision": np.where(answered > 0, answered, of_type),
-        "f1": of_type,
+    ours, theirs = (answers.of_seeds(paired) if paired else answers for answers in (arm, reference))
+    points, their_points = _points(ours), _points(theirs)
+    draws, their_draws = resampled(ours), resampled(theirs)
+    spread = {
+        name: over_seeds(draws[name] - their_draws[name])
+        if paired
+        else over_seeds(draws[name]) - over_seeds(their_draws[name], purpose=2)
+        for name in draws
     }
+    values = {name: points[name] - their_points[name] for name in points}
+    return replace(_scores(arm, values, spread, differences=True), paired_seeds=paired)
+
+
+def _points(answers: Answers) -> dict[str, Floats]:
+    """Each measure [1 + C], its mean over the seeds."""
+    of_seeds = [values_of(images.once, shown("sweeps")) for images in answers.scored]
+    return {name: np.mean([found[name][0] for found in of_seeds], axis=0) for name in of_seeds[0]}
+
+
+def _scores(
+    answers: Answers, values: dict[str, Floats], draws: dict[str, Floats], differences: bool = False
+) -> ArmScores:
+    """values [1 + C] and draws [B, 1 + C] by measure as estimates."""
+    of_types = [measure.name for measure in shown("sweeps") if "types" in measure.shown]
+    confusions = np.sum([images.confusions for images in answers.scored], axis=0)
+    overall, per_type = estimates(shown("sweeps"), values, draws, confusions, differences)
+    counts = answers.scored[0].confusions.sum(axis=(0, 2))
+    return ArmScores(
+        overall,
+        {name: {measure: per_type[measure][i] for measure in of_types} for i, name in enumerate(answers.cell_types)},
+        {name: int(counts[i]) for i, name in enumerate(answers.cell_types)},
+    )

@@ -26,13 +26,11 @@ from data_pipeline.shards.store import Root, Store
 from trainer.experiments.launch_server import end_with_parent, launch_server
 from trainer.experiments.resources import Resources
 from trainer.runs.arguments import written
+from trainer.runs.config import fingerprint
 from trainer.runs.refusal import REFUSAL_FILE, take_refusal
-from trainer.runs.run_directory import fingerprint
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 
-# Launchers' settings that do not affect results, beside those of every run.
-_FREE = ("samples_per_type", "sheet_columns", "batch")
 _SHOWN_LINES = 20
 # A launcher's argument -> what it reads: a data set's place, another stage's output, or several of these.
 Source: TypeAlias = "Stage | Root | tuple[Stage, ...]"
@@ -48,7 +46,7 @@ class Stage:
     arguments: tuple[str, ...]  # key=value, without inputs and output
     inputs: Inputs
     output: str | None  # argument that names what it writes; None if it adds to what it reads, as scoring does
-    settings: Mapping[str, Any]  # the launcher's whole configuration as plain values
+    settings: Any  # the launcher's whole configuration
     one_process: bool = False  # the launcher is one process, whatever the resources
 
     def __eq__(self, other: object) -> bool:
@@ -65,7 +63,7 @@ class Stage:
         UserError if an input's folder is no data set.
         """
         read = {name: [content_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
-        facts = [self.launcher, fingerprint(self.settings, {}, _FREE), self.output, read]
+        facts = [self.launcher, fingerprint(self.settings, {}, "adaptation"), self.output, read]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -31,6 +31,7 @@ from trainer.experiments.results import (
     read_trials,
 )
 from trainer.loop.log import read_records
+from trainer.metrics.evaluation import ScoredCheckpoint, ScoredData
 from trainer.runs.configuration import typed
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 from trainer.tasks.classification.config import ClassifierRunConfig
@@ -42,14 +43,9 @@ CONVENTION = (
 
 
 @dataclass(frozen=True)
-class ScoredImages:
+class ArmData(ScoredData):
     """The images that an arm's scores are of (contract C14)."""
 
-    path: str
-    content_hash: str
-    split: str
-    domains: list[str]
-    count: int
     groups: int
     normalizer: Any  # None: none
 
@@ -73,7 +69,7 @@ class ArmResult:
     arm: str
     title: str
     seeds: list[int]
-    data: ScoredImages
+    data: ArmData
     scores: ArmScores
     difference: ArmScores | None  # from the reference; None for the reference itself and if they are not paired
     not_paired: str | None  # why they are not
@@ -97,7 +93,7 @@ class TrialResult(Trial):
 
     metric: float | None  # the best after any epoch
     metric_epoch: int | None
-    checkpoint: dict[str, Any] | None  # the one that was scored
+    checkpoint: ScoredCheckpoint | None
 
 
 @dataclass(frozen=True)
@@ -191,12 +187,11 @@ def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None) -
             apart = difference(answers, reference)
         except ValueError as error:
             refused = str(error)
-    data = {name: record["dataset"][name] for name in ("path", "content_hash", "split", "domains", "count")}
     return ArmResult(
         trials[0].arm,
         trials[0].title,
         list(answers.seeds),
-        ScoredImages(**data, groups=record["scores"]["groups"], normalizer=record["normalizer"]),
+        ArmData(**vars(record.dataset), groups=record.scores.groups, normalizer=record.normalizer),
         arm_scores(answers),
         apart,
         refused,
@@ -212,7 +207,7 @@ def _trial(trial: Trial, sweep: Path, plan: SweepRecord) -> TrialResult:
         | {"run": Path(os.path.relpath(trial.run, sweep)), "status": _status(trial)},
         metric=best[1],
         metric_epoch=best[0],
-        checkpoint=trial.evaluation.record["checkpoint"] if trial.counts and trial.evaluation else None,
+        checkpoint=trial.evaluation.record.checkpoint if trial.counts and trial.evaluation else None,
     )
 
 

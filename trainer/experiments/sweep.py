@@ -29,7 +29,7 @@ from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.experiments.trial import PlannedTrial, read_ending
 from trainer.metrics.records import to_json, write_json
 from trainer.runs.arguments import later_wins, written
-from trainer.runs.run_directory import fingerprint
+from trainer.runs.config import fingerprint
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 # Settings that add trials to a sweep, or take some away, and leave the others as they are.
@@ -131,7 +131,7 @@ def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources
         "patience": str(config.train.patience),
         "micro-batch": str(config.train.micro_batch),
     }
-    settings = fingerprint(dataclasses.asdict(config), facts)
+    settings = fingerprint(config, facts)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

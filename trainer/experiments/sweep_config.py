@@ -15,6 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
 from trainer.experiments.ablation import AblationConfig
 from trainer.experiments.resources import Resources
+from trainer.metrics.measures import epoch_measures
 from trainer.runs.arguments import field_at, without_none
 from trainer.runs.configuration import read_file
 from trainer.tasks.classification.config import ClassifierRunConfig
@@ -46,9 +47,7 @@ class SweepConfig:
     shards: str | None = None  # the data set
     fixed: list[str] = field(default_factory=list)  # arguments of train_classifier.py for every trial
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # each training runs with each
-    metric: Literal["validation_balanced_accuracy", "validation_accuracy", "validation_loss"] = (
-        "validation_balanced_accuracy"
-    )
+    metric: str = "validation_balanced_accuracy"  # of the measures computed after each epoch
     mode: Literal["max", "min"] = "max"  # which end of the metric is better
     resources_per_trial: Resources = field(default_factory=Resources)  # of a stage, too
     max_concurrent_trials: int | None = None  # null: as many as fit
@@ -63,7 +62,10 @@ class SweepConfig:
     reduction: int = 3
 
     def __post_init__(self) -> None:
-        if (self.metric == "validation_loss") != (self.mode == "min"):
+        known = {f"validation_{name}": measure for name, measure in epoch_measures().items()}
+        if self.metric not in known:
+            raise ValueError(f"metric={self.metric} is none of {', '.join(known)}")
+        if known[self.metric].higher_is_better != (self.mode == "max"):
             raise ValueError(f"mode={self.mode}: {self.metric} is better when it is the other way round")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: name one at least, and each once")

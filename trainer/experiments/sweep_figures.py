@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-from trainer.experiments.results import Estimate
 from trainer.experiments.summary import ArmResult, TrialResult
+from trainer.metrics.bootstrap import Estimate
 from trainer.reports.figures import INK, MUTED, PAPER, SERIES, STYLE, svg
 
 SHOWN = ("accuracy", "sensitivity", "specificity")  # as in figures 58-62

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.disk import replace_through
-from trainer.experiments.results import MEASURES, ArmScores, Estimate
+from trainer.experiments.results import ArmScores
 from trainer.experiments.summary import ArmResult, Cost, SweepSummary, TrialResult, summarize
 from trainer.experiments.sweep_sections import duration, score_sections, search_sections
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.measures import shown
 from trainer.metrics.records import to_json, write_json
 from trainer.reports.page import Block, Cell, Facts, Folded, Section, Table, Text, write_page
 
@@ -119,7 +121,7 @@ def _trials_table(trials: Sequence[TrialResult]) -> Table:
                 Cell("-" if trial.epochs is None else str(trial.epochs)),
                 Cell(duration(trial.seconds)),
                 Cell("-" if best is None else f"{best:.4f}", "" if best is None else f"epoch {trial.metric_epoch}"),
-                Cell(f"step {checkpoint['step']}", checkpoint["sha256"][:12]) if checkpoint else Cell("-"),
+                Cell(f"step {checkpoint.step}", checkpoint.sha256[:12]) if checkpoint else Cell("-"),
                 Cell(str(trial.run), f"data set {trial.dataset_hash[:12]}" if trial.dataset_hash else ""),
             ]
         )
@@ -128,7 +130,7 @@ def _trials_table(trials: Sequence[TrialResult]) -> Table:
 
 
 def _csv(arms: Sequence[ArmResult]) -> str:
-    measures = (*MEASURES[:1], "balanced_accuracy", *MEASURES[1:])
+    measures = [measure.name for measure in shown("sweeps")]
     scored = (*measures, *(f"{measure}_difference" for measure in measures))
     names = [name if column == "value" else f"{name}_{column}" for name in scored for column in _COLUMNS]
     costs = [field.name for field in dataclasses.fields(Cost)]

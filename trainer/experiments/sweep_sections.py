@@ -5,18 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments import sweep_figures as figures
-from trainer.experiments.results import Estimate
 from trainer.experiments.summary import ArmResult, Point, SweepSummary, metric_curve
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports.page import Block, Cell, Figure, Section, Table, Text
 from trainer.reports.thesis_tables import Column, beside_thesis, sweep_number, sweep_remarks
 
-_OVERALL = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy = mean sensitivity",
-    "specificity": "mean specificity",
-    "precision": "mean precision",
-    "f1": "mean F1",
-}
 _INTERVALS = "with 95 % intervals"
 
 
@@ -64,7 +58,7 @@ def _score_table(arms: Sequence[ArmResult], kind: str) -> Table:
     data = arms[0].data
     caption = f"Each arm over all types: {data.split} split, {data.count} images in {data.groups} groups."
     theirs = [_thesis(kind, measure, f"thesis: {measure}") for measure in figures.SHOWN]
-    return _table(caption, [Column("seeds", lambda arm: _seeds(arm.seeds)), *_overall(_OVERALL), *theirs], arms)
+    return _table(caption, [Column("seeds", lambda arm: _seeds(arm.seeds)), *_overall(), *theirs], arms)
 
 
 def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str) -> Table:
@@ -74,9 +68,11 @@ def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str
         seeds = arm.difference.paired_seeds if arm.difference else []
         return _seeds(seeds) if seeds else Cell("none", "in common")
 
-    def apart(measure: str) -> Column[ArmResult]:
-        head = _OVERALL[measure]
-        return Column(head, lambda arm: signed(arm.difference.overall[measure]) if arm.difference else "-")
+    def apart(measure: Measure) -> Column[ArmResult]:
+        def cell(arm: ArmResult) -> Cell | str:
+            return signed(arm.difference.overall[measure.name], measure) if arm.difference else "-"
+
+        return Column(measure.label, cell)
 
     def theirs(arm: ArmResult) -> str:
         own = _published(kind, arm.arm).get("accuracy")
@@ -86,7 +82,7 @@ def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str
         f"Each arm minus {reference.title}, in percentage points: paired by test image, and by the seeds named here, "
         "so its mean may differ from that of the means above where other seeds have ended."
     )
-    columns = [Column("paired seeds", paired), *map(apart, _OVERALL), Column("thesis: accuracy", theirs)]
+    columns = [Column("paired seeds", paired), *map(apart, _headline()), Column("thesis: accuracy", theirs)]
     return _table(caption, columns, [arm for arm in arms if arm.difference])
 
 
@@ -97,7 +93,7 @@ def _costs(arms: Sequence[ArmResult], kind: str, convention: str) -> Section:
         return "-" if value is None else f"{value:{form}}"
 
     columns: list[Column[ArmResult]] = [
-        *_overall({measure: measure for measure in figures.SHOWN}),
+        *(_column(measures()[name], name) for name in figures.SHOWN),
         Column(
             "training time",
             lambda arm: Cell(duration(arm.cost.seconds), "mean of seeds" if len(arm.seeds) > 1 else ""),
@@ -177,7 +173,7 @@ def _winner(arms: Sequence[ArmResult]) -> list[Block]:
     cost, data = winner.cost, winner.data
     columns: list[Column[ArmResult]] = [
         Column("seeds", lambda _: _seeds(winner.seeds)),
-        *_overall(_OVERALL),
+        *_overall(),
         Column("training time", lambda _: duration(cost.seconds)),
         Column("parameters, millions", lambda _: f"{cost.parameters / 1e6:.4g}"),
     ]
@@ -205,22 +201,26 @@ def _point_table(points: Sequence[Point], metric: str) -> Table:
     return Table(caption, ["place", metric, *names, "seeds"], rows)
 
 
-def estimate(value: Estimate | None) -> Cell:
-    """A share in per cent over its interval."""
-    return Cell("-") if value is None or value.value is None else Cell(value.format(), value.interval())
+def estimate(value: Estimate | None, measure: Measure | None = None) -> Cell:
+    """A value over its interval; measure: default, a share in per cent."""
+    if value is None or value.value is None:
+        return Cell("-")
+    measure = measure or measures()["accuracy"]
+    return Cell(measure.format(value), measure.interval(value))
 
 
-def signed(value: Estimate) -> Cell:
-    """A difference of shares in percentage points, with its sign, over its interval."""
+def signed(value: Estimate, measure: Measure | None = None) -> Cell:
+    """A difference with its sign over its interval; measure: default, a share, in percentage points."""
     if value.value is None:
         return Cell("-")
+    factor, digits = (100, 1) if measure is None or measure.percent else (1, 3)
+
+    def points(difference: float) -> str:
+        return f"{round(factor * difference, digits) + 0.0:+.{digits}f}"  # never -0.0
+
     if value.low is None or value.high is None:
-        return Cell(_points(value.value), "no interval")
-    return Cell(_points(value.value), f"{_points(value.low)} to {_points(value.high)}")
-
-
-def _points(difference: float) -> str:
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # never -0.0
+        return Cell(points(value.value), "no interval")
+    return Cell(points(value.value), f"{points(value.low)} to {points(value.high)}")
 
 
 def duration(seconds: float | None) -> str:
@@ -238,13 +238,17 @@ def _table(caption: str, columns: Sequence[Column[ArmResult]], arms: Sequence[Ar
     return beside_thesis(caption, columns, [(arm.title, None, arm) for arm in arms], first="arm")
 
 
-def _overall(heads: Mapping[str, str]) -> list[Column[ArmResult]]:
-    """Scores over all types. heads: measure -> head of its column."""
+def _headline() -> list[Measure]:
+    return [measure for measure in shown("sweeps") if "headline" in measure.shown]
 
-    def column(measure: str, head: str) -> Column[ArmResult]:
-        return Column(head, lambda arm: estimate(arm.scores.overall[measure]))
 
-    return [column(measure, head) for measure, head in heads.items()]
+def _overall() -> list[Column[ArmResult]]:
+    """Scores over all types."""
+    return [_column(measure, measure.label) for measure in _headline()]
+
+
+def _column(measure: Measure, head: str) -> Column[ArmResult]:
+    return Column(head, lambda arm: estimate(arm.scores.overall[measure.name], measure))
 
 
 def _thesis(kind: str, of: str, head: str) -> Column[ArmResult]:

@@ -239,7 +239,7 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
     from torch import distributed
 
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.training import train_classifier
+    from trainer.runs.training import train
 
     topology = join_processes()
     first = topology.rank == 0
@@ -255,7 +255,7 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
             fcntl.flock(lock, fcntl.LOCK_EX)
         if distributed.is_initialized():
             distributed.barrier()
-        train_classifier(trial.config, topology, after_epoch)
+        train(trial.config, topology, after_epoch)
         if first:
             write_ending(trial.run, "finished")
     report(_scores(read_epochs(trial.run)[-1]) if first else {})

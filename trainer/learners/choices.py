@@ -1,7 +1,9 @@
 """Choices that configurations name and other modules act on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -16,14 +18,11 @@ Format = Literal["onnx", "torch_export"]
 
 @dataclass(frozen=True)
 class NetworkChoices:
-    """How a network computes; its numbers differ in their last bits at most.
+    """How a network computes; results differ in their last bits at most."""
 
-    checkpoint_activations: blocks keep no activations for the backward pass, which computes them again (Chen et al.
-    2016, "Training deep nets with sublinear memory cost"). compile: what losses go through is compiled by
-    torch.compile; never for a network of which gradients of gradients are taken. channels_last: convolutions'
-    weights lie in memory with channels innermost.
-    """
-
-    checkpoint_activations: bool = False
-    compile: bool = False
-    channels_last: bool = False
+    # Recompute activations in the backward pass (Chen et al. 2016): less memory, about a third more time.
+    checkpoint_activations: bool = field(default=False, metadata=AFFECTS_NOTHING)
+    # torch.compile; never for a network of which gradients of gradients are taken.
+    compile: bool = field(default=False, metadata=AFFECTS_NOTHING)
+    # The channels-last memory format for convolutions.
+    channels_last: bool = field(default=False, metadata=AFFECTS_NOTHING)

@@ -1,29 +1,73 @@
 """A learner: one network that learns, with everything that is its own (contract C8)."""
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
-from timm.utils import ModelEmaV3
 from torch import distributed, nn
 
-from data_pipeline.errors import UserError
+from data_pipeline.stream.stream import Topology
+from trainer.learners.average import RunningAverage
 from trainer.learners.choices import EngineName, NetworkChoices, Precision
 from trainer.learners.engine import make_engine
 from trainer.learners.network_choices import checkpoint_activations, require_compiler, resting_statistics
+from trainer.learners.optimizer import make_optimizer, schedule_factor
 from trainer.learners.optimizer_config import OptimizerConfig
+
+Part = TypeVar("Part")
+Part_co = TypeVar("Part_co", covariant=True)
+# What a learner minimises over the images of a micro-batch: name -> (weight, tensor of any shape, summed). A term of
+# weight 0 is logged only.
+Terms = dict[str, tuple[float, torch.Tensor]]
+
+
+class Parts(Protocol[Part_co]):
+    """The micro-batches of a global batch."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Part_co]: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the learners of a run learn.
+
+    total_steps: steps of the run, for schedules. global_batch: images of one batch over all ranks. engine: `alone` is
+    that of a rehearsal.
+    """
+
+    precision: Precision
+    total_steps: int
+    global_batch: int
+    seed: int = 0
+    engine: EngineName = "ddp"
+    topology: Topology = field(default_factory=Topology)
+
+    @property
+    def rehearsal(self) -> bool:
+        """Whether steps are run on fake tensors, for their memory alone."""
+        return self.engine == "alone"
+
+    @property
+    def image_weight(self) -> float:
+        """Weight of one image's loss.
+
+        Engines average gradients over ranks, whose slices may differ in size; with this weight the average is the
+        mean over the global batch.
+        """
+        return self.topology.world_size / self.global_batch
 
 
 class Learner:
-    """A network, its optimiser, schedule, loss scale, data-parallel engine and running average.
+    """A network, its optimizer, schedule, loss scale, data-parallel engine and running average.
 
-    module: the bare network, which computes in the learner's precision inside `autocast()` only. engine: the same
-    network, data-parallel; losses go through it.
-    average: the network to score with (the running average, or the bare network where none is kept).
-    choices: how the network computes.
+    module: the bare network; it computes in the learner's precision inside `autocast()` only. engine: the same
+    network, data-parallel; losses go through it. average: the network to score with: the running average, or the bare
+    network without one.
     """
 
     def __init__(
@@ -31,22 +75,16 @@ class Learner:
         name: str,
         module: nn.Module,
         config: OptimizerConfig,
+        setting: Setting,
         *,
-        precision: Precision,
-        engine: EngineName = "ddp",
-        total_steps: int,
-        synchronize_batch_norm: bool = False,
+        moves: int = 1,
         choices: NetworkChoices = NetworkChoices(),
     ) -> None:
-        self.name = name
-        self.config = config
+        """moves: optimizer steps for each step of the run. choices: how the network computes."""
+        self.name, self.config, self.setting = name, config, setting
         self.steps = 0
         self.device = PartialState().device
-        self._total_steps = total_steps
-        if synchronize_batch_norm:
-            if self.device.type != "cuda":
-                raise UserError("train.synchronize_batch_norm=true works on GPUs only: leave it out on the CPU")
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self._total_steps = setting.total_steps * moves
         if choices.checkpoint_activations:
             checkpoint_activations(module)
         if choices.compile:
@@ -54,18 +92,18 @@ class Learner:
         self.module = on_device(module, self.device)
         if choices.channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
-        self._computes_again = choices.checkpoint_activations
-        optimizer = _make_optimizer(self.module, config, self.device)
-        self._engine = make_engine(engine, self.module, optimizer, precision, config.clip_norm)
-        # Beside the bare network, which scores and is saved as ever.
+        self._recomputes = choices.checkpoint_activations
+        optimizer = make_optimizer(self.module, config, self.device, rehearsal=setting.rehearsal)
+        self._engine = make_engine(setting.engine, self.module, optimizer, setting.precision, config.clip_norm)
+        # Training only; evaluation and checkpoints use the uncompiled module.
         self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
         self._average = None
         if config.average_decay > 0:
-            self._average = ModelEmaV3(self.module, decay=config.average_decay, use_warmup=True)
+            self._average = RunningAverage(self.module, config.average_decay)
 
     @property
     def engine(self) -> nn.Module:
-        """The network, data-parallel: losses go through it."""
+        """The data-parallel network, for losses."""
         network: nn.Module = self._engine.network if self._compiled is None else self._compiled
         return network
 
@@ -75,48 +113,52 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step."""
+        """Learning rate of the next step."""
         return self.config.learning_rate * schedule_factor(self.config, self.steps, self._total_steps)
 
     @property
     def loss_scale(self) -> float | None:
-        """What fp16 losses are multiplied by; None in other precisions. Waits for the device."""
+        """Loss scale of fp16; None in other precisions. Synchronizes with the device."""
         return self._engine.loss_scale
 
     def autocast(self) -> Any:
-        """The context in which the learner's forward passes run in its precision."""
+        """Context for forward passes in the learner's precision."""
         return self._engine.autocast()
 
-    @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
-        """The bare network while another learner moves: gradients pass through it and stay out of its weights."""
-        moving = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        for parameter in moving:
-            parameter.requires_grad_(False)
-        try:
-            yield self.module
-        finally:
-            for parameter in moving:
-                parameter.requires_grad_(True)
+    def move(
+        self, parts: Parts[Part], terms_of: Callable[[Part], Terms]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """One optimizer step on a global batch, micro-batch after micro-batch.
+
+        Returns each term's sum over this rank's images, unweighted, and the gradient's L2 norm before clipping.
+        """
+        sums: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            with self.part_of_step(last=number == len(parts)):
+                terms = terms_of(part)
+                weighted = [weight * values.sum() for weight, values in terms.values() if weight]
+                self.backward(sum(weighted[1:], weighted[0]) * self.setting.image_weight)
+            add(sums, {name: values.detach().sum() for name, (_, values) in terms.items()})
+        return sums, self.step()
 
     def part_of_step(self, last: bool) -> Any:
-        """The context for one part's forward and backward pass; only the `last` joins the processes."""
+        """Context for the passes of one micro-batch; gradients are reduced over ranks in the `last` one only."""
         return self._engine.part_of_step(last)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add a loss's gradient to the step's; averaged over the processes."""
-        with resting_statistics(self.module) if self._computes_again else nullcontext():
+        """Accumulate a loss's gradient; averaged over ranks."""
+        with resting_statistics(self.module) if self._recomputes else nullcontext():
             self._engine.backward(loss)
 
     def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Make these, by parameter's name, the step's gradient, which no loss gave; averaged over the processes."""
+        """Set the gradient, by parameter name; averaged over ranks. For gradients that no loss gives."""
         self._engine.set_gradient(gradients)
 
     def step(self) -> torch.Tensor:
-        """Move the weights once along the accumulated gradient, which is then cleared.
+        """One optimizer step on the accumulated gradient, which is then cleared.
 
-        Returns the gradient's L2 norm before clipping (scalar on the device). A gradient that
-        overflowed the loss scale moves nothing and lowers this learner's scale alone.
+        Returns the gradient's L2 norm before clipping (scalar on the device). A gradient that overflowed the loss scale
+        is skipped and lowers this learner's scale alone.
         """
         norm = self._engine.step(self.learning_rate)
         self.steps += 1
@@ -125,13 +167,13 @@ class Learner:
         return norm
 
     def share_buffers(self) -> None:
-        """Give every process the first one's buffers, so that all score with the same network."""
+        """Broadcast rank 0's buffers, so that all ranks score with the same network."""
         if distributed.is_initialized():
             for buffer in self.average.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; to be called on all processes together."""
+        """The complete state; a collective call, on all ranks."""
         return {
             "module": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
@@ -140,7 +182,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a saved state. Raises RuntimeError or KeyError when it is another network's."""
+        """Restore a saved state. RuntimeError or KeyError for another network's."""
         self.module.load_state_dict(state["module"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"] or state["module"])
@@ -148,37 +190,36 @@ class Learner:
         self.steps = state["steps"]
 
 
+@contextmanager
+def frozen(learners: Iterable[Learner]) -> Iterator[None]:
+    """While another learner moves: gradients pass through these networks, and their weights get none."""
+    with ExitStack() as stack:
+        for learner in learners:
+            stack.enter_context(frozen_weights(learner.module))
+        yield
+
+
+@contextmanager
+def frozen_weights(network: nn.Module) -> Iterator[None]:
+    """The network's trainable weights require no gradient inside."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def add(sums: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor], share: float = 1.0) -> None:
+    """Add `share` of the values to the sums of their names."""
+    for name, value in values.items():
+        part = value if share == 1 else share * value
+        sums[name] = sums[name] + part if name in sums else part
+
+
 def on_device(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with its weights on the device; weights of a FakeTensorMode can only stay where they are."""
+    """The module on the device. No-op for fake tensors, which cannot be moved."""
     there = all(weights.device == device for weights in (*module.parameters(), *module.buffers()))
     return module if there else module.to(device)
-
-
-def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """The share of the peak learning rate at a step; a function of the step alone, so it needs no state."""
-    warmup_steps = config.warmup * total_steps
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    if config.schedule == "linear":
-        return max(0.0, min(1.0, 2 * (1 - progress)))
-    return 1.0
-
-
-def _make_optimizer(module: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = device.type == "cuda"
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
-        )
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    betas = tuple(config.betas or (0.9, 0.999))
-    return kind(groups, lr=config.learning_rate, betas=(betas[0], betas[1]), fused=fused)

@@ -1,31 +1,31 @@
-"""How long, in what portions and how networks are trained, as plain typed values (the configuration group `train`)."""
+"""Length and batches of a training, as plain typed values (the configuration group `train`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from trainer.learners.choices import EngineChoice, PrecisionChoice
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and in what portions to train.
-
-    epochs: passes over the data, or portions of `iterations_per_epoch` steps (the thesis: 200 of 256).
-    global_batch: images per optimiser step over all processes. micro_batch: most images a device holds
-    at once; null takes a process's whole slice. find_micro_batch: it is found at the start, the largest that the device
-    has room for; batch norm takes its means over it. precision: see resolve_precision. engine: DDP or
-    DeepSpeed's ZeRO, see resolve_engine. checkpoint_every, log_every: in steps.
-    """
+    """Length and batches of a training."""
 
     epochs: int = 200
-    iterations_per_epoch: int | None = None
-    global_batch: int = 64
-    micro_batch: int | None = None
-    find_micro_batch: bool = False
-    precision: PrecisionChoice = "auto"
-    engine: EngineChoice = "auto"
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    log_every: int = 10
+    iterations_per_epoch: int | None = None  # steps of an epoch; null: one pass over the data
+    global_batch: int = 64  # images per optimizer step, over all ranks
+    micro_batch: int | None = field(
+        default=None, metadata=AFFECTS_NOTHING
+    )  # most images on a device at once; null: a whole slice
+    find_micro_batch: bool = field(
+        default=False, metadata=AFFECTS_NOTHING
+    )  # start with the largest that fits the device
+    precision: PrecisionChoice = "auto"  # see resolve_precision
+    engine: EngineChoice = field(
+        default="auto", metadata=AFFECTS_NOTHING
+    )  # DDP or DeepSpeed's ZeRO, see resolve_engine
+    checkpoint_every: int = field(default=500, metadata=AFFECTS_NOTHING)  # steps
+    keep_checkpoints: int = field(default=2, metadata=AFFECTS_NOTHING)
+    log_every: int = field(default=10, metadata=AFFECTS_NOTHING)  # steps
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch", "checkpoint_every", "keep_checkpoints", "log_every"):

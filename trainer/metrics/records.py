@@ -28,13 +28,11 @@ def from_json(kind: type[Record], content: Any) -> Record:
     if content.get("format_version") != FORMAT_VERSION:
         raise ValueError("written by an older version")
     try:
-        record: Record = TypeAdapter(kind).validate_python(
-            {key: each for key, each in content.items() if key != "format_version"}
-        )
-        return record
+        record: Record = TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return record
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What a training will take of a device's memory and of time, before it runs."""
+"""GPU memory and steps of a training, planned before it runs."""

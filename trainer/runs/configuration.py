@@ -8,7 +8,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from data_pipeline.errors import UserError
-from trainer.runs.arguments import NULL, TYPE_WORDS, keys_of, nearest, read_arguments, read_scalar, type_hints, without_none
+from trainer.runs.arguments import (
+    NULL,
+    TYPE_WORDS,
+    keys_of,
+    nearest,
+    read_arguments,
+    read_scalar,
+    type_hints,
+    without_none,
+)
 
 Config = TypeVar("Config")
 # How a YAML file says None, beside nothing at all.

@@ -1,7 +1,6 @@
-"""What every run directory begins with (contract C2): its resolved configuration, and what may not change in it."""
+"""The file every run directory begins with: its resolved configuration (contract C2)."""
 
-import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,6 @@ from data_pipeline.errors import UserError
 CONFIG_FILE = "config.yaml"
 # In a folder that export.py wrote, what the model is.
 DESCRIPTION = "model.json"
-
-# Settings that change neither what is learned nor the order of the samples, so a run may go on with others.
-FREE_SETTINGS = frozenset(
-    {
-        "shards",
-        "cache",
-        "cache_size",
-        "seen_images",
-        "run",
-        "data.threads",
-        "data.prefetch",
-        "train.checkpoint_activations",
-        "train.compile",
-        "train.engine",
-        "train.micro_batch",
-        "train.find_micro_batch",
-        "train.checkpoint_every",
-        "train.keep_checkpoints",
-        "train.log_every",
-        "train.patience",
-    }
-)
-
-
-def settings(config: Any, kind: type, order: str | None) -> dict[str, Any]:
-    """The configuration as plain values, without what a subclass of `kind` adds for its launcher.
-
-    order: what the run's stream has made of data.order.
-    """
-    names = [field.name for field in dataclasses.fields(kind)]
-    values = dataclasses.asdict(config)
-    values["data"]["order"] = order
-    return {name: values[name] for name in names}
-
-
-def fingerprint(values: Mapping[str, Any], facts: Mapping[str, str], free: Collection[str] = ()) -> dict[str, Any]:
-    """What a checkpoint of the run must have been made with: the settings that are not free, and `facts`."""
-    flat: dict[str, Any] = dict(facts)
-    for section, value in values.items():
-        entries = value.items() if isinstance(value, dict) else [("", value)]
-        flat |= {f"{section}.{name}".rstrip("."): str(entry) for name, entry in entries}
-    return {key: value for key, value in flat.items() if key not in FREE_SETTINGS and key not in free}
 
 
 def write_run_config(run: Path, content: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ from tests.benchmarks.own_training import train_laps
 from trainer.learners.topology import join_processes
 from trainer.loop.log import read_records
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.runs.training import train
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training import known_cell_types, train_classifier, training_stream
+from trainer.tasks.classification.task import known_cell_types, training_stream
 
 # The training is cut into so many portions: after each it is validated and a checkpoint is written.
 _PORTIONS = 3
@@ -60,12 +61,12 @@ def _train(options: Options, topology: Topology, deadline: float, say: Callable[
     images = len(_stream(config, topology).samples)
     passes = _PORTIONS * steps * options.batch / images
     say(f"{passes:.1f} passes over {images} images, {_PORTIONS} times {steps} steps")
-    report = train_classifier(config, topology)
-    for file in (report, run / "model_card.md"):
+    train(config, topology)
+    for file in (run / "report.html", run / "model_card.md"):
         shutil.copyfile(file, Path(options.out) / file.name)
     scores = json.loads((run / "evaluation" / "metrics.json").read_text())
     portions = [entry for entry in read_records(run) if entry["kind"] == "epoch"]
-    accuracy = scores["scores"]["accuracy"]
+    accuracy = scores["scores"]["overall"]["accuracy"]
     return {
         "accuracy": accuracy["value"],
         "accuracy_low": accuracy["low"],

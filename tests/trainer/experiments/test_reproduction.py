@@ -14,7 +14,7 @@ from trainer.experiments.ablation import AblationConfig
 from trainer.experiments.reproduction import SITE_ARMS, Reproduction, plan_reproduction
 from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
 from trainer.experiments.stages import Stage, in_order
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 PRESETS = ("phantom", "small", "thesis")
 ROLES = ("ablation.rare_types=[lymphocyte]", "ablation.per_type=60")

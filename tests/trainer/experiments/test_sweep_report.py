@@ -16,13 +16,14 @@ from tests.trainer.test_report import Page
 from trainer.experiments.ablation import AblationConfig
 from trainer.experiments.sweep_report import write_sweep_report
 from trainer.experiments.sweep_sections import duration
+from trainer.metrics.evaluation import ClassifierEvaluation
 from trainer.reports.thesis_tables import sweep_number
 
 LABELS = np.tile(np.arange(3), 20)
 GROUPS = [f"lab/{group}" for group in range(20) for _ in range(3)]
 
 
-def finished(sweep: Path, arm: str, seed: int, share: float, **values: object) -> dict[str, object]:
+def finished(sweep: Path, arm: str, seed: int, share: float, **values: object) -> ClassifierEvaluation:
     """A finished trial with a share of right answers; its evaluation's record."""
     run = add_trial(sweep, arm, seed, **values)
     add_log(run, [share - 0.1, share])
@@ -65,12 +66,12 @@ def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
     assert "compare figure 61" not in page.text
     scores = table(page, "arm", "seeds")
     assert [row[0] for row in scores[1:]] == ["Full", "Without ge", "Without normalization"]
-    accuracies = [records["full", seed]["scores"]["accuracy"]["value"] for seed in (0, 1)]  # type: ignore[index]
+    accuracies = [records["full", seed].scores["accuracy"].value for seed in (0, 1)]
     assert scores[1][2].startswith(f"{100 * np.mean(accuracies):.1f} ")
     assert scores[1][-3:] == ["98.4", "98.58", "98.21"]
     assert scores[2][-3:] == ["96.9", "-", "-"]
     apart = table(page, "arm", "paired seeds")
-    ours = [[records[arm, seed]["scores"]["accuracy"]["value"] for seed in (0, 1)]  # type: ignore[index]
+    ours = [[records[arm, seed].scores["accuracy"].value for seed in (0, 1)]
             for arm in ("without_ge", "full")]  # fmt: skip
     assert apart[1][2].startswith(f"{100 * (np.mean(ours[0]) - np.mean(ours[1])):+.1f} ")
     assert apart[1][-1] == "-1.5"
@@ -147,7 +148,7 @@ def test_search_shows_the_winner_and_no_other_test_score(tmp_path: Path) -> None
     for number, (rate, share) in enumerate(((1e-4, 0.55), (1e-2, 0.95), (1e-3, 0.75))):
         parameters = {"optimizer.learning_rate": rate, "data.sampling": ("uniform", "class_balanced")[number % 2]}
         record = finished(tmp_path, f"point{number}", 0, share, parameters=parameters)
-        scores[rate] = record["scores"]["accuracy"]["value"]  # type: ignore[index]
+        scores[rate] = record.scores["accuracy"].value
     assert len(set(scores.values())) == 3
     stopped = add_trial(tmp_path, "point3", 0, status="stopped", parameters={"optimizer.learning_rate": 1.0})
     add_log(stopped, [0.2])

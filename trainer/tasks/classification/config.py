@@ -1,35 +1,38 @@
-"""Everything that a run of a classifier follows from."""
+"""Settings of a classifier's run."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar
 
-from data_pipeline.dataset_config import DatasetConfig, SeenChoice
-from data_pipeline.stream.config import StreamConfig
+from data_pipeline.dataset_config import AFFECTS_NOTHING, SeenChoice
 from models.classifiers.config import ClassifierConfig
 from trainer.learners.choices import NetworkChoices
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.loop.fit_config import FitConfig
+from trainer.metrics.measures import epoch_measures
+from trainer.runs.arguments import nearest
+from trainer.runs.config import RunConfig
+from trainer.runs.registry import check_algorithm
 
 
 @dataclass(frozen=True)
-class ClassifierFitConfig(FitConfig):
-    """How long and how to train a classifier.
+class ClassifierFitConfig(FitConfig, NetworkChoices):
+    """How long and how a classifier is trained; see FitConfig and NetworkChoices too."""
 
-    select_by: the validation score that chooses the best checkpoint. patience: epochs without a better
-    one after which training stops; null never stops early. synchronize_batch_norm: one set of batch
-    statistics over all GPUs. checkpoint_activations, compile, channels_last: see NetworkChoices.
-    """
-
+    algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
-    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
-    patience: int | None = None
-    synchronize_batch_norm: bool = False
-    checkpoint_activations: bool = False
-    compile: bool = False
-    channels_last: bool = False
+    # The validation score that chooses the best checkpoint.
+    select_by: str = "balanced_accuracy"
+    # Epochs without a better one after which training stops; null: no early stop.
+    patience: int | None = field(default=None, metadata=AFFECTS_NOTHING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_algorithm("classification", self.algorithm, "train.algorithm")
+        if self.select_by not in epoch_measures():
+            raise ValueError(
+                f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
+                f"{nearest(self.select_by, epoch_measures())}"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 
@@ -39,18 +42,13 @@ class ClassifierFitConfig(FitConfig):
 
 
 @dataclass(frozen=True)
-class ClassifierRunConfig(DatasetConfig):
-    """Everything a classifier's run follows from.
+class ClassifierRunConfig(RunConfig):
+    """Settings of a classifier's run."""
 
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written. seen_images: what becomes of validation
-    and test images that the initial weights, or a generator or normaliser, learned from: the training is refused, or
-    the scores leave them out.
-    """
-
-    run: str | None = None
-    seen_images: SeenChoice = "refuse"
-    seed: int = 0
+    kind: ClassVar[str] = "classification"
+    # What becomes of validation and test images that the initial weights, a generator or a normaliser learned from:
+    # the training is refused, or the scores leave them out.
+    seen_images: SeenChoice = field(default="refuse", metadata=AFFECTS_NOTHING)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    data: StreamConfig = field(default_factory=StreamConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)

@@ -9,31 +9,17 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards.writer import ShardSettings
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
-from trainer.runs.configuration import typed
-from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle
+from trainer.runs.record import RunRecord
+from trainer.runs.run_directory import CONFIG_FILE
 from trainer.runs.training_data import read_training_data
 from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.stain.normalizers.bundle import NormalizerBundle, load_bundle
-
-
-@dataclass(frozen=True)
-class ClassifierRun:
-    """What a run's config.yaml says: settings, the types it learns, its data set's content hash and storage.
-
-    normalizer: file in the run of what raw images go through first; None where it learned from raw ones.
-    """
-
-    config: ClassifierRunConfig
-    cell_types: tuple[str, ...]
-    dataset_hash: str
-    storage: ShardSettings
-    normalizer: str | None
 
 
 @dataclass(frozen=True)
@@ -73,22 +59,9 @@ class TrainedClassifier:
         return self.network
 
 
-def read_classifier_run(run: Path) -> ClassifierRun:
-    """The run's configuration. UserError when the folder holds no run of train_classifier.py."""
-    path, content = run / CONFIG_FILE, read_run_config(run)
-    try:
-        cell_types, dataset_hash = tuple(content.pop("cell_types")), content.pop("dataset_hash")
-        storage = ShardSettings(**content.pop("storage"))
-        normalizer = content.pop("normalizer")
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not written by train_classifier.py ({error})") from error
-    config = typed(ClassifierRunConfig, content, str(path))
-    return ClassifierRun(config, cell_types, dataset_hash, storage, normalizer)
-
-
 def load_classifier(run: Path) -> TrainedClassifier:
     """The best checkpoint of a run. UserError when the folder holds no finished epoch or another model."""
-    made, path = read_classifier_run(run), run / CONFIG_FILE
+    made, path = RunRecord.read(run, "classification"), run / CONFIG_FILE
     config, cell_types = made.config, made.cell_types
     checkpoint = CheckpointStore(run / "checkpoints").best()
     if checkpoint is None:

@@ -1,7 +1,7 @@
 """Learning without gradients: naive Bayes is fitted in one pass over the training images."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from torch import distributed
 from torch.nn import functional
 
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import hand_features
-from models.classifiers.naive_bayes import NaiveBayes
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.clock import StepClock
-from trainer.loop.fit import AfterEpoch, Progress
+from trainer.loop.fit import AfterEpoch, Selection
 from trainer.loop.log import RunLog
+from trainer.loop.progress import Progress, checkpoint_state
 from trainer.tasks.classification.evaluation import validation_scores
 
 
@@ -29,16 +30,16 @@ def fit_naive_bayes(
     held_out: Stream,
     *,
     steps: int,
-    select_by: str,
+    selection: Selection,
     run: Path,
     topology: Topology,
-    fingerprint: dict[str, Any],
+    fingerprint: Mapping[str, Any],
     after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Fit by scikit-learn's GaussianNB to the first `steps` global batches of the stream, on any number of processes.
 
     The run then holds what `fit` leaves of one epoch: its record in metrics.jsonl and a checkpoint, the
-    best, with `select_by` of the scores on `held_out`. A fit that is cut off leaves no checkpoint and begins anew.
+    best, with the selection's score on `held_out`. A fit that is cut off leaves no checkpoint and begins anew.
     fingerprint, after_epoch: see `fit`.
     """
     classifier.to(topology.device).eval()
@@ -55,13 +56,9 @@ def fit_naive_bayes(
         log.record("epoch", steps, epoch=0, **numbers, **speed)
         log.say("fitted: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     if topology.rank == 0:
-        score = -validation["loss"] if select_by == "loss" else validation[select_by]
-        state = {
-            "learners": {"classifier": {"module": classifier.state_dict(), "average": None}},
-            "algorithm": {},
-            "progress": vars(Progress(steps, score, best_epoch=0)),
-            "fingerprint": fingerprint,
-        }
+        learners = {"classifier": {"module": classifier.state_dict(), "average": None}}
+        progress = Progress(steps, selection.rank(validation), best_epoch=0)
+        state = checkpoint_state(learners, {}, progress, fingerprint)
         CheckpointStore(run / "checkpoints").save(steps, state, best=True)
     if distributed.is_initialized():
         distributed.barrier()

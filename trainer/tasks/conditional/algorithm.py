@@ -1,22 +1,23 @@
 """What C-WGAN-GP and its rivals share: a generator that is told a cell type, a critic, and the order of moves."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from typing import ClassVar, NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from data_pipeline.device import to_device
+from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal
-from data_pipeline.stream.stream import MicroBatch, Topology
-from trainer.learners.learner import Learner
-from trainer.loop.fit import Batches, Stateless, StepResult
-from trainer.tasks.conditional.config import ConditionalWeights
-
-# The terms that a learner minimises: name -> (weight, one number per image float32 [n]).
-Terms = dict[str, tuple[float, torch.Tensor]]
+from data_pipeline.stream.stream import MicroBatch
+from models.conditional.networks import OfEachType, build_classifier, build_critic, build_generator
+from models.errors import ModelError
+from trainer.learners.learner import Learner, Setting, Terms
+from trainer.loop.algorithm import Adversarial, Batches
+from trainer.runs.registry import NoOptions, read_options
+from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
 
 
 class Judged(NamedTuple):
@@ -37,64 +38,82 @@ class Generated(NamedTuple):
     answers: torch.Tensor  # float32 [n, outputs], the critic's
 
 
-class ConditionalAlgorithm(Stateless, ABC):
+class ConditionalAlgorithm(Adversarial[MicroBatch]):
     """The critic moves `critic_steps` times, each on a global batch of stream `train`, then the generator once.
 
-    A subclass says what its learners minimise, and which networks they are: whether the critic is shown the
-    types, whether it also names them, whether a classifier plays, whether each type has a pair of its own.
+    A subclass says what its learners minimise, and which networks they are: whether the critic is shown the types,
+    whether it also names them, whether there is a classifier, whether each type has a pair of its own.
     """
 
+    Options: ClassVar[type[Any]] = NoOptions
     critic_sees_types: ClassVar[bool] = False
     critic_names_types: ClassVar[bool] = False
     has_classifier: ClassVar[bool] = False
     pair_for_each_type: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        learners: dict[str, Learner],
-        weights: ConditionalWeights,
-        *,
-        types: int,
-        latent_size: int,
-        critic_steps: int,
-        total_steps: int,
-        global_batch: int,
-        seed: int,
-        topology: Topology,
-    ) -> None:
-        """learners: `generator`, `critic`, and `classifier` where one plays. types: how many the labels name."""
-        self.learners = learners
-        self.takes = {"train": critic_steps}
+    def __init__(self, config: ConditionalRunConfig, types: int, setting: Setting) -> None:
+        """types: how many the labels name. UserError for networks or options that cannot be."""
+        model = config.model
+        self.check(model)
+        self.options = read_options("conditional", model.algorithm, model.options)
+        optimizers = {
+            "critic": model.critic_optimizer,
+            "classifier": model.classifier_optimizer,
+            "generator": model.generator_optimizer,
+        }
+        learners = {
+            name: Learner(name, network, optimizers[name], setting, moves=model.critic_steps if name == "critic" else 1)
+            for name, network in self.build_networks(model, config.data.image_size, types).items()
+        }
+        super().__init__(learners, setting, critic_steps=model.critic_steps, streams=("train",))
         self._generator, self._critic = learners["generator"], learners["critic"]
-        self._weights = weights
-        self._types, self._latent_size = types, latent_size
-        self._critic_steps, self._total_steps = critic_steps, total_steps
-        self._seed = seed
-        self._topology = topology
-        # The engines average gradients over processes, whose slices may differ in size: each image
-        # therefore weighs world_size / global_batch, and the average is the joined batch's mean.
-        self._share = topology.world_size / global_batch
+        self._types, self._latent_size = types, model.generator.latent_size
+
+    @classmethod
+    def check(cls, model: ConditionalModelConfig) -> None:
+        """UserError for settings that do not go with the algorithm."""
+
+    @classmethod
+    def build_networks(cls, model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
+        """Fresh networks by learner, in the order of moves. UserError for a size that they cannot take."""
+        named, shown = types * cls.critic_names_types, types * cls.critic_sees_types
+        # Built in this order whatever the order of moves: initial weights are drawn one after the other.
+        generator = cls.build_generator(model, image_size, types)
+        critic: nn.Module
+        if cls.pair_for_each_type:
+            critic = OfEachType([build_critic(model.critic, image_size) for _ in range(types)])
+        else:
+            critic = build_critic(model.critic, image_size, class_outputs=named, shown_classes=shown)
+        networks = {"critic": critic}
+        if cls.has_classifier:
+            networks["classifier"] = build_classifier(model.classifier, image_size, types)
+        return networks | {"generator": generator}
+
+    @classmethod
+    def build_generator(cls, model: ConditionalModelConfig, image_size: int, types: int) -> nn.Module:
+        """A fresh generator. UserError for a size that it cannot take."""
+        try:
+            if cls.pair_for_each_type:
+                return OfEachType([build_generator(model.generator, image_size, 0) for _ in range(types)])
+            return build_generator(model.generator, image_size, types)
+        except ModelError as error:
+            raise UserError(f"data.image_size={image_size}: {error}") from error
+
+    @classmethod
+    def conditions_of(cls, state: Mapping[str, Any], types: int) -> list[int]:
+        """What the generator is told for each type. state: the algorithm's, `state_dict()`."""
+        return list(range(types))
 
     @property
     def conditions(self) -> list[int]:
-        """What the generator is told to make an image of each type."""
-        return list(range(self._types))
+        """What the generator is told for each type, now."""
+        return self.conditions_of(self.state_dict(), self._types)
 
-    def step(self, batches: Batches, *, detailed: bool) -> StepResult:
-        """The critic's moves, then the other learners'; sums are the terms' by name, norms the gradients'."""
-        for learner in self.learners.values():
-            learner.engine.train()
-        sums: dict[str, torch.Tensor] = {}
-        norms: dict[str, torch.Tensor] = {}
-        parts: list[MicroBatch] = []
-        for _ in range(self._critic_steps):
-            parts = list(next(batches["train"]))
-            moved, norms["gradient_norm/critic"] = self._move("critic", parts, self._judge)
-            add(sums, {name: value / self._critic_steps for name, value in moved.items()})
-        for name, terms in self._moves_after_critic().items():
-            moved, norms[f"gradient_norm/{name}"] = self._move(name, parts, terms)
-            add(sums, moved)
-        return StepResult(sums, norms)
+    def moves(self) -> dict[str, Callable[[MicroBatch], Terms]]:
+        return {"critic": self._judge, "generator": self._generate}
+
+    def _parts(self, batches: Batches) -> list[MicroBatch]:
+        return list(next(batches["train"]))
 
     @abstractmethod
     def _critic_terms(self, judged: Judged) -> Terms:
@@ -104,35 +123,13 @@ class ConditionalAlgorithm(Stateless, ABC):
     def _generator_terms(self, made: Generated) -> Terms:
         """What the generator minimises."""
 
-    def _moves_after_critic(self) -> dict[str, Callable[[MicroBatch], Terms]]:
-        """The learners that move once, on the critic's last batch, in their order."""
-        return {"generator": self._generate}
-
     def _conditions_for(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         """What to generate beside these real images, int64 [n]: as many of each type as there are here."""
         return part.labels
 
-    def _move(
-        self, name: str, parts: Sequence[MicroBatch], terms_of: Callable[[MicroBatch], Terms]
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """One move of one learner, the others frozen: sums of its terms, and its gradient's norm."""
-        learner = self.learners[name]
-        sums: dict[str, torch.Tensor] = {}
-        with ExitStack() as others:
-            for other in self.learners.values():
-                if other is not learner:
-                    others.enter_context(other.frozen())
-            for number, part in enumerate(parts, start=1):
-                with learner.part_of_step(last=number == len(parts)):
-                    terms = terms_of(part)
-                    total = torch.stack([weight * values.sum() for weight, values in terms.values()]).sum()
-                    learner.backward(total * self._share)
-                add(sums, {term: values.detach().sum() for term, (_, values) in terms.items()})
-        return sums, learner.step()
-
     def _latents(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         """Standard normal float32 [n, latent_size], the same however the global batch is sliced (contract C11)."""
-        draws = normal(derive_key(self._seed, "latent", purpose), part.positions, self._latent_size)
+        draws = normal(derive_key(self.setting.seed, "latent", purpose), part.positions, self._latent_size)
         return to_device(draws.astype(np.float32), part.images.device)
 
     def _judge(self, part: MicroBatch) -> Terms:
@@ -153,9 +150,3 @@ class ConditionalAlgorithm(Stateless, ABC):
             images = self._generator.engine(self._latents(part, "generator"), conditions)
             answers = self._critic.module(images, conditions).float()
         return self._generator_terms(Generated(images, conditions, answers))
-
-
-def add(sums: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    """Add the values to the sums of their names."""
-    for name, value in values.items():
-        sums[name] = sums[name] + value if name in sums else value

@@ -1,13 +1,25 @@
-"""Everything that a run of a conditional generator follows from."""
+"""Settings of a run that learns to make images of a wanted cell type."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar
 
-from data_pipeline.dataset_config import DatasetConfig
-from data_pipeline.stream.config import StreamConfig
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from trainer.learners.optimizer_config import OptimizerConfig
-from trainer.loop.fit_config import FitConfig
+from trainer.runs.config import RunConfig
+from trainer.runs.registry import check_algorithm
+
+# Those with 1,000 to 6,000 images in the thesis (section 3.5); neutrophils are plenty, the others too few.
+MODERATE_TYPES: tuple[str, ...] = (
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "immature granulocyte",
+    "lymphocyte",
+    "monocyte",
+    "myeloblast",
+    "platelet",
+)
 
 
 def _adam(average_decay: float = 0.0) -> OptimizerConfig:
@@ -25,83 +37,39 @@ def _adam(average_decay: float = 0.0) -> OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class ConditionalWeights:
-    """The weight of each term.
-
-    penalty: of eq. 26, c_wgan_gp's and cwgan_gp's. classification: of c_wgan_gp's classifier in what its
-    generator minimises, in the first step and in the last, linear between them.
-    """
-
-    penalty: float = 10.0
-    classification_first: float = 0.1
-    classification_last: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("penalty", "classification_first", "classification_last"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
-
-
-@dataclass(frozen=True)
 class ConditionalModelConfig:
-    """Which algorithm, between which networks.
+    """Which algorithm, between which networks. Images are made with the generator's running average."""
 
-    critic_steps: critic's moves for each of the generator's, each on a global batch of its own. weights: of
-    the terms of c_wgan_gp and cwgan_gp. classifier and its optimiser: of c_wgan_gp. The generator's running
-    average is what images are made with.
-    """
-
-    algorithm: Literal["c_wgan_gp", "ac_gan", "cwgan_gp", "info_gan", "dcgan", "cgan"] = "c_wgan_gp"
+    algorithm: str = "c_wgan_gp"  # a file of trainer/tasks/conditional/algorithms
+    options: dict[str, Any] = field(default_factory=dict)  # the algorithm's own settings: `Options` in its file
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
-    weights: ConditionalWeights = field(default_factory=ConditionalWeights)
-    critic_steps: int = 5
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)  # where the algorithm has one
+    critic_steps: int = 5  # critic's moves for each of the generator's, each on a global batch of its own
     generator_optimizer: OptimizerConfig = field(default_factory=lambda: _adam(average_decay=0.999))
     critic_optimizer: OptimizerConfig = field(default_factory=_adam)
     classifier_optimizer: OptimizerConfig = field(default_factory=_adam)
 
     def __post_init__(self) -> None:
+        check_algorithm("conditional", self.algorithm)
         if self.critic_steps < 1:
             raise ValueError(f"model.critic_steps={self.critic_steps}: must be at least 1")
-        if self.algorithm in ("c_wgan_gp", "cwgan_gp") and self.critic.norm == "batch":
-            raise ValueError(
-                f"model.critic.norm=batch: the gradient penalty of {self.algorithm} is of each image alone: use none"
-            )
 
 
 @dataclass(frozen=True)
-class ConditionalRunConfig(DatasetConfig):
-    """A run that learns to make images of a wanted cell type.
+class ConditionalRunConfig(RunConfig):
+    """Settings of a run that learns to make images of a wanted cell type.
 
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written. samples_per_type: real and generated
-    images of each type on a sample sheet, of which one is drawn at the end of each epoch.
-    data.cell_types null takes MODERATE_TYPES, of those that have training images; data.sampling is always
-    class_balanced. An epoch shows as many real images as the data set has, whatever the algorithm: each of its
-    steps takes model.critic_steps global batches.
+    data.cell_types null takes MODERATE_TYPES that have training images; data.sampling is always class_balanced. An
+    epoch shows as many real images as the data set has: each step takes model.critic_steps global batches.
     """
 
-    run: str | None = None
-    seed: int = 0
-    samples_per_type: int = 4
+    kind: ClassVar[str] = "conditional"
+    # Real and generated images of each type on a sample sheet; one sheet is drawn at the end of each epoch.
+    samples_per_type: int = field(default=4, metadata=AFFECTS_NOTHING)
     model: ConditionalModelConfig = field(default_factory=ConditionalModelConfig)
-    data: StreamConfig = field(default_factory=StreamConfig)
-    train: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.samples_per_type < 1:
             raise ValueError(f"samples_per_type={self.samples_per_type}: must be at least 1")
-
-
-# Those with 1,000 to 6,000 images in the thesis (section 3.5); neutrophils are plenty, the others too few.
-MODERATE_TYPES: tuple[str, ...] = (
-    "basophil",
-    "eosinophil",
-    "erythroblast",
-    "immature granulocyte",
-    "lymphocyte",
-    "monocyte",
-    "myeloblast",
-    "platelet",
-)

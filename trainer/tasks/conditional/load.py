@@ -1,4 +1,4 @@
-"""The networks of a run that makes cells: built for training, and taken up again to make images."""
+"""What a run that makes cells of wanted types has learned: a sampler of images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,56 +12,12 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal
-from models.conditional.build import build_classifier, build_critic, build_generator
-from models.conditional.of_each_type import OfEachType
-from models.errors import ModelError
 from trainer.learners.fixed_places import make_in_fixed_places
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
-from trainer.runs.configuration import typed
-from trainer.runs.run_directory import CONFIG_FILE, read_run_config
-from trainer.tasks.conditional.algorithm import ConditionalAlgorithm
-from trainer.tasks.conditional.algorithms.ac_gan import AuxiliaryClassifierGan
-from trainer.tasks.conditional.algorithms.c_wgan_gp import ClassifierWganGp
-from trainer.tasks.conditional.algorithms.cgan import ConditionalGan
-from trainer.tasks.conditional.algorithms.cwgan_gp import ConditionalWganGp
-from trainer.tasks.conditional.algorithms.dcgan import DeepConvolutionalGan
-from trainer.tasks.conditional.algorithms.info_gan import InfoGan, codes_of_types
-from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
-
-ALGORITHMS: dict[str, type[ConditionalAlgorithm]] = {
-    "c_wgan_gp": ClassifierWganGp,
-    "ac_gan": AuxiliaryClassifierGan,
-    "cwgan_gp": ConditionalWganGp,
-    "info_gan": InfoGan,
-    "dcgan": DeepConvolutionalGan,
-    "cgan": ConditionalGan,
-}
-# What a run's config.yaml says it is.
-KIND = "conditional_gan"
-
-
-def build_networks(model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
-    """The networks of an algorithm by learner, for so many types. UserError for a size that they cannot take."""
-    algorithm = ALGORITHMS[model.algorithm]
-    shown = types if algorithm.critic_sees_types else 0
-    named = types if algorithm.critic_names_types else 0
-    networks: dict[str, nn.Module] = {"generator": _build_generator(model, image_size, types)}
-    if algorithm.pair_for_each_type:
-        networks["critic"] = OfEachType([build_critic(model.critic, image_size) for _ in range(types)])
-    else:
-        networks["critic"] = build_critic(model.critic, image_size, class_outputs=named, shown_classes=shown)
-    if algorithm.has_classifier:
-        networks["classifier"] = build_classifier(model.classifier, image_size, types)
-    return networks
-
-
-def _build_generator(model: ConditionalModelConfig, image_size: int, types: int) -> nn.Module:
-    try:
-        if ALGORITHMS[model.algorithm].pair_for_each_type:
-            return OfEachType([build_generator(model.generator, image_size, 0) for _ in range(types)])
-        return build_generator(model.generator, image_size, types)
-    except ModelError as error:
-        raise UserError(f"data.image_size={image_size}: {error}") from error
+from trainer.runs.record import RunRecord
+from trainer.runs.registry import algorithm_class
+from trainer.runs.run_directory import CONFIG_FILE
+from trainer.tasks.conditional.config import ConditionalRunConfig
 
 
 def latents(seed: int, cell_type: str, indices: npt.NDArray[np.int64], size: int) -> torch.Tensor:
@@ -91,22 +47,17 @@ class ConditionalSampler:
         self,
         generator: nn.Module,
         conditions: Sequence[int],
-        config: ConditionalRunConfig,
-        cell_types: Sequence[str],
-        domain: str,
-        dataset_hash: str,
+        record: "RunRecord[ConditionalRunConfig]",
         checkpoint: Checkpoint,
     ) -> None:
-        """conditions: what the generator is told for each type, in the order of cell_types."""
-        self.cell_types = tuple(cell_types)
-        self.image_size = config.data.image_size
-        self.latent_size = config.model.generator.latent_size
-        self.domain = domain
+        """conditions: what the generator is told for each of the record's cell types."""
+        self.cell_types, self.domain = record.cell_types, record.domain
+        self.image_size = record.config.data.image_size
+        self.latent_size = record.config.model.generator.latent_size
         self.device = torch.device("cpu")
         self._generator = generator.eval()
-        self._conditions = dict(zip(cell_types, conditions, strict=True))
-        self._config = config
-        self._dataset_hash = dataset_hash
+        self._conditions = dict(zip(record.cell_types, conditions, strict=True))
+        self._record = record
         self._checkpoint = checkpoint
 
     def to(self, device: torch.device) -> "ConditionalSampler":
@@ -130,32 +81,22 @@ class ConditionalSampler:
     def describe(self) -> dict[str, Any]:
         """See ImageSampler.describe; `checkpoint` is the first 16 hex digits of its SHA-256."""
         return {
-            "name": self._config.model.algorithm,
+            "name": self._record.config.model.algorithm,
             "checkpoint": self._checkpoint.digest,
             "step": self._checkpoint.step,
-            "dataset_hash": self._dataset_hash,
-            "config": dataclasses.asdict(self._config),
+            "dataset_hash": self._record.dataset_hash,
+            "config": dataclasses.asdict(self._record.config),
         }
 
 
 def load_conditional_model(run: Path) -> ConditionalSampler:
-    """The newest checkpoint's averaged generator. UserError for a folder that holds none, or another kind of run."""
-    content = read_run_config(run)
-    if content.pop("kind", None) != KIND:
-        raise UserError(f"{run}: not a run of train_conditional_gan.py: give the folder of one")
-    try:
-        facts = {name: content.pop(name) for name in ("cell_types", "domain", "dataset_hash")}
-    except KeyError as error:
-        raise UserError(f"{run / CONFIG_FILE}: damaged ({error} is missing)") from error
-    config = typed(ConditionalRunConfig, content, str(run / CONFIG_FILE))
+    """The newest checkpoint's averaged generator. UserError for a folder without one, or another kind of run."""
+    record = RunRecord.read(run, "conditional")
     checkpoint = CheckpointStore(run / "checkpoints").latest()
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet: let train_conditional_gan.py go on first")
-    saved = checkpoint.load()
-    state, types = saved["learners"]["generator"], facts["cell_types"]
-    generator = _build_generator(config.model, config.data.image_size, len(types))
+    saved, model, types = checkpoint.load(), record.config.model, len(record.cell_types)
+    algorithm, state = algorithm_class("conditional", model.algorithm), saved["learners"]["generator"]
+    generator = algorithm.build_generator(model, record.config.data.image_size, types)
     checkpoint.fill(generator, state["average"] or state["module"], run / CONFIG_FILE)
-    conditions = list(range(len(types)))
-    if config.model.algorithm == "info_gan":
-        conditions = codes_of_types(saved["algorithm"]["answers"].tolist())
-    return ConditionalSampler(generator, conditions, config, types, facts["domain"], facts["dataset_hash"], checkpoint)
+    return ConditionalSampler(generator, algorithm.conditions_of(saved["algorithm"], types), record, checkpoint)

@@ -3,22 +3,27 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from data_pipeline.device import to_device
+from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal, uniform
-from models.few_shot.generator import Generator
+from models.errors import ModelError
+from models.few_shot.networks import Discriminator, Generator
+from trainer.learners.average import RunningAverage
 from trainer.learners.choices import Precision
+from trainer.learners.learner import Setting, Terms, add, frozen_weights
+from trainer.learners.optimizer import make_adam
 from trainer.learners.topology import autocast
-from trainer.tasks.few_shot.config import FewShotWeights, InnerLoopConfig
+from trainer.loop.algorithm import Algorithm
+from trainer.runs.registry import NoOptions, algorithm_class, read_options
+from trainer.tasks.few_shot.config import FewShotModelConfig, FewShotRunConfig, InnerLoopConfig
 
 # Where the loss scale of half precision begins: an episode is too short to come down from the usual 65536.
 _FIRST_LOSS_SCALE = 2.0**10
@@ -44,41 +49,41 @@ class Draw:
         return uniform(derive_key(self.key, purpose), self.positions, count)
 
 
-def weighted_sum(weights: FewShotWeights, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The weighted sum of terms' means over the images; a term that has no weight counts once."""
-    return torch.stack([getattr(weights, name, 1.0) * term.mean() for name, term in terms.items()]).sum()
-
-
 class FastLearner:
-    """Copies of networks that share one fresh Adam and learn inside an episode, in this process alone.
+    """Copies of networks that share one fresh Adam and learn inside an episode, on this rank alone.
 
-    networks: the copies, on the device of those that they were made from. averages: the same with the exponential
-    moving average of their weights where `average_decay` is above 0, else the copies themselves.
+    module: the copies by name. average: the same with the running average of their weights, or the copies themselves.
     """
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], config: InnerLoopConfig, precision: Precision, average_decay: float
+        self,
+        networks: Mapping[str, nn.Module],
+        config: InnerLoopConfig,
+        precision: Precision,
+        average_decay: float,
+        rehearsal: bool,
     ) -> None:
-        self.networks = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()}).train()
-        for parameter in self.networks.parameters():
+        self.module = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()}).train()
+        for parameter in self.module.parameters():
             parameter.requires_grad_(True)
             parameter.grad = None
-        device = next(self.networks.parameters()).device
-        self._optimizer = torch.optim.Adam(
-            self.networks.parameters(),
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            fused=device.type == "cuda",
-        )
+        device = next(self.module.parameters()).device
+        weights, self.learning_rate = self.module.parameters(), config.learning_rate
+        self._optimizer = make_adam(weights, self.learning_rate, config.betas, device, rehearsal=rehearsal)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=precision == "fp16")
-        self._average = ModelEmaV3(self.networks, decay=average_decay, use_warmup=True) if average_decay > 0 else None
-        self._moves = 0
+        self._average = RunningAverage(self.module, average_decay) if average_decay > 0 else None
+        self._steps = 0
 
     @property
-    def averages(self) -> nn.ModuleDict:
-        averages = self.networks if self._average is None else self._average.module
-        assert isinstance(averages, nn.ModuleDict)
-        return averages
+    def loss_scale(self) -> float | None:
+        """Loss scale of fp16; None in other precisions."""
+        return float(self._scaler.get_scale()) if self._scaler.is_enabled() else None
+
+    @property
+    def average(self) -> nn.ModuleDict:
+        average = self.module if self._average is None else self._average.module
+        assert isinstance(average, nn.ModuleDict)
+        return average
 
     def move(self, loss: torch.Tensor) -> None:
         """One step of Adam down the loss's gradient."""
@@ -86,38 +91,28 @@ class FastLearner:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
-        self._moves += 1
+        self._steps += 1
         if self._average is not None:
-            self._average.update(self.networks, self._moves)
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While another learner moves: gradients pass through these networks and stay out of their weights."""
-        moving = [parameter for parameter in self.networks.parameters() if parameter.requires_grad]
-        for parameter in moving:
-            parameter.requires_grad_(False)
-        yield
-        for parameter in moving:
-            parameter.requires_grad_(True)
+            self._average.update(self.module, self._steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next move depends on."""
+        """The complete state."""
         return {
-            "networks": self.networks.state_dict(),
+            "module": self.module.state_dict(),
             "average": None if self._average is None else self._average.module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "moves": self._moves,
+            "steps": self._steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state."""
-        self.networks.load_state_dict(state["networks"])
+        """Restore a saved state."""
+        self.module.load_state_dict(state["module"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
-        self._moves = state["moves"]
+        self._steps = state["steps"]
 
 
 class Episode(ABC):
@@ -126,36 +121,86 @@ class Episode(ABC):
     A subclass says which networks learn against the discriminator and with it, and what either minimises.
     """
 
+    Options: ClassVar[type[Any]] = NoOptions
     generators: ClassVar[tuple[str, ...]] = ("generator",)
     discriminators: ClassVar[tuple[str, ...]] = ("discriminator",)
+    makers: ClassVar[tuple[str, ...]] = ("generator",)  # networks that make an image from its latents
+    meta_trained: ClassVar[bool] = False  # by Reptile on the rich types
 
     def __init__(
         self,
         networks: Mapping[str, nn.Module],
-        config: InnerLoopConfig,
-        weights: FewShotWeights,
-        *,
+        model: FewShotModelConfig,
         precision: Precision,
         average_decay: float = 0.0,
+        *,
+        rehearsal: bool = False,
     ) -> None:
-        """networks: by name, all that the algorithm has; they stay as they are."""
-        self._config, self._weights, self._precision = config, weights, precision
-        self._generators = FastLearner(
-            {name: networks[name] for name in self.generators}, config, precision, average_decay
+        """networks: by name, all that the algorithm has; they stay as they are. rehearsal: see Setting."""
+        self._config, self._precision = model.inner, precision
+        self.options = read_options("few_shot", model.algorithm, model.options)
+        generators, discriminators = (
+            {name: networks[name] for name in names} for names in (self.generators, self.discriminators)
         )
-        self._discriminators = FastLearner({name: networks[name] for name in self.discriminators}, config, precision, 0)
+        self._generators = FastLearner(generators, model.inner, precision, average_decay, rehearsal)
+        self._discriminators = FastLearner(discriminators, model.inner, precision, 0, rehearsal)
+        self.learners = {"generators": self._generators, "discriminators": self._discriminators}
+
+    @classmethod
+    def runs_episodes(cls, model: FewShotModelConfig) -> bool:
+        """Whether it is meta-trained on the rich types."""
+        return cls.meta_trained and model.meta
+
+    @classmethod
+    def learns_from_rich(cls, model: FewShotModelConfig) -> bool:
+        """Whether anything is learned before the adaptation."""
+        return cls.runs_episodes(model)
+
+    @classmethod
+    def latent_size(cls, model: FewShotModelConfig) -> int:
+        """Numbers that an image follows from."""
+        return model.generator.latent_size
+
+    @classmethod
+    def build_networks(cls, model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
+        """Fresh networks by name. UserError for a size that they cannot take."""
+        try:
+            return cls._build_networks(model, image_size)
+        except ModelError as error:
+            raise UserError(str(error)) from error
+
+    @classmethod
+    def _build_networks(cls, model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
+        discriminator = Discriminator(model.discriminator, image_size)
+        return {
+            "discriminator": discriminator,
+            "generator": Generator(model.generator, cls.latent_size(model), image_size),
+        }
+
+    @classmethod
+    def make(cls, makers: Mapping[str, nn.Module], latents: torch.Tensor) -> torch.Tensor:
+        """Images float32 [n, 3, S, S] from latents [n, latent_size]."""
+        images: torch.Tensor = makers["generator"](latents)
+        return images
+
+    @classmethod
+    def training_on_rich(
+        cls, config: FewShotRunConfig, networks: Mapping[str, nn.Module], setting: Setting
+    ) -> Algorithm:
+        """What trains these networks on the rich types before the adaptation."""
+        raise NotImplementedError
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The fast weights, by the networks' names."""
-        return {**self._generators.networks, **self._discriminators.networks}
+        return {**self._generators.module, **self._discriminators.module}
 
     @property
     def averages(self) -> dict[str, nn.Module]:
         """What makes images, with averaged weights where an average is kept."""
-        return dict(self._generators.averages.items())
+        return dict(self._generators.average.items())
 
-    def play_round(self, shown: Iterator[Shown], key: int, number: int, rounds: int) -> dict[str, torch.Tensor]:
+    def run_round(self, shown: Iterator[Shown], key: int, number: int, rounds: int) -> dict[str, torch.Tensor]:
         """Round `number` of `rounds`, each move on the next of `shown`; each term's mean over images and moves.
 
         key: of all that is drawn in the episode; positions tell a move's images apart.
@@ -170,29 +215,19 @@ class Episode(ABC):
             else:
                 learner, other, steps = self._generators, self._discriminators, self._config.generator_steps
                 find_terms = self.generator_terms
-            with other.frozen(), self._autocast(images.device):
+            with frozen_weights(other.module), self._autocast(images.device):
                 terms = find_terms(images, draw)
-            learner.move(weighted_sum(self._weights, terms))
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach().mean() / steps
+            learner.move(torch.stack([weight * values.mean() for weight, values in terms.values()]).sum())
+            add(sums, {name: values.detach().mean() for name, (_, values) in terms.items()}, 1 / steps)
         return sums
 
     @abstractmethod
-    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         """What the discriminator minimises, float32 [n] each, from real images [n, 3, S, S]."""
 
     @abstractmethod
-    def generator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         """What the generator and those that learn with it minimise, float32 [n] each."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next round depends on."""
-        return {"generators": self._generators.state_dict(), "discriminators": self._discriminators.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state."""
-        self._generators.load_state_dict(state["generators"])
-        self._discriminators.load_state_dict(state["discriminators"])
 
     def _generate(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """As many images from noise as there are real ones, float32 [n, 3, S, S]."""
@@ -209,3 +244,11 @@ def judge(discriminator: nn.Module, *batches: torch.Tensor) -> tuple[torch.Tenso
     """The logits of each batch of images, from one pass."""
     logits: torch.Tensor = discriminator(torch.cat(batches))
     return logits.split([len(batch) for batch in batches])
+
+
+def episode_class(model: FewShotModelConfig) -> type[Episode]:
+    """The class of the model's algorithm. UserError for model.meta=false where it is not meta-trained."""
+    found: type[Episode] = algorithm_class("few_shot", model.algorithm)
+    if not model.meta and not found.meta_trained:
+        raise UserError(f"model.meta=false: {model.algorithm} is not meta-trained; leave it out")
+    return found

@@ -1,9 +1,10 @@
-"""The networks of a few-shot run: built for training, and taken up again to make images of its rare types."""
+"""What a few-shot run has learned: a sampler of images of its rare types."""
 
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,12 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal, uniform
-from models.errors import ModelError
-from models.few_shot.decoder import FeatureDecoder
-from models.few_shot.discriminator import Discriminator
-from models.few_shot.encoder import Encoder
-from models.few_shot.generator import Generator
-from models.few_shot.miner import Miner
 from trainer.learners.fixed_places import make_in_fixed_places
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
-from trainer.runs.configuration import typed
-from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.runs.record import RunRecord
+from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.few_shot.config import FewShotModelConfig, FewShotRunConfig
-
-# What a run's config.yaml says it is.
-KIND = "few_shot_gan"
-# Of all networks, those that make images.
-_MAKERS = ("generator", "miner")
-
-
-def build_networks(model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
-    """An algorithm's networks by name. UserError for a size that they cannot take."""
-    try:
-        discriminator = Discriminator(model.discriminator, image_size)
-        in_size = latent_size(model)
-        networks: dict[str, nn.Module] = {"discriminator": discriminator}
-        networks["generator"] = Generator(model.generator, in_size, image_size)
-        if model.algorithm == "few_shot_meta":
-            networks["encoder"] = Encoder(model.encoder, image_size)
-        if model.algorithm == "fast_gan":
-            networks["decoder"] = FeatureDecoder(discriminator.feature_channels, model.generator.width)
-        if model.algorithm == "mine_gan":
-            networks["miner"] = Miner(in_size)
-    except ModelError as error:
-        raise UserError(str(error)) from error
-    return networks
-
-
-def latent_size(model: FewShotModelConfig) -> int:
-    """Numbers that an image follows from: its noise, and the feature vector of the image it is made after."""
-    return model.generator.latent_size + (model.encoder.feature_size if model.algorithm == "few_shot_meta" else 0)
+from trainer.tasks.few_shot.episode import episode_class
 
 
 def latents(
@@ -70,17 +38,14 @@ def latents(
     return torch.cat([noise, features[torch.from_numpy((draws * len(features)).astype(np.int64))]], dim=1)
 
 
-def make_images(makers: Mapping[str, nn.Module], numbers: torch.Tensor, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+def make_images(
+    model: FewShotModelConfig, makers: Mapping[str, nn.Module], numbers: torch.Tensor, indices: npt.NDArray[np.int64]
+) -> torch.Tensor:
     """Images float32 [n, 3, S, S] in [-1, 1] from latents [n, latent_size], n >= 1, on their device.
 
-    makers: the generator and, where there is one, the miner, in evaluation mode. indices: see make_in_fixed_places.
+    makers: the algorithm's, in evaluation mode. indices: see make_in_fixed_places.
     """
-
-    def make(latents: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = makers["generator"](makers["miner"](latents) if "miner" in makers else latents)
-        return images
-
-    return make_in_fixed_places(make, numbers, indices)
+    return make_in_fixed_places(partial(episode_class(model).make, makers), numbers, indices)
 
 
 @contextmanager
@@ -111,20 +76,15 @@ class AdaptedType:
 class FewShotSampler:
     """What a few-shot run has learned, as an `ImageSampler`; on the CPU until moved."""
 
-    def __init__(
-        self, adapted: Mapping[str, AdaptedType], config: FewShotRunConfig, domain: str, dataset_hash: str
-    ) -> None:
-        self.cell_types = tuple(adapted)
-        self.image_size = config.data.image_size
-        self.latent_size = latent_size(config.model)
-        self.domain = domain
+    def __init__(self, adapted: Mapping[str, AdaptedType], record: "RunRecord[FewShotRunConfig]") -> None:
+        self.cell_types, self.domain = tuple(adapted), record.domain
+        self.image_size = record.config.data.image_size
+        self.latent_size = episode_class(record.config.model).latent_size(record.config.model)
         self.device = torch.device("cpu")
-        self._adapted = dict(adapted)
-        self._config = config
-        self._dataset_hash = dataset_hash
+        self._adapted, self._record = dict(adapted), record
 
     def to(self, device: torch.device) -> "FewShotSampler":
-        """The sampler itself, from now on on this device."""
+        """Moves the sampler; returns it."""
         for adapted in self._adapted.values():
             adapted.makers.to(device)
         self.device = device
@@ -138,47 +98,41 @@ class FewShotSampler:
             side = self.image_size
             nothing = torch.empty(0, 3, side, side), torch.empty(0, self.latent_size)
             return nothing[0].to(self.device), nothing[1].to(self.device)
-        adapted = self._adapted[cell_type]
+        adapted, model = self._adapted[cell_type], self._record.config.model
         key = derive_key(seed, "latent", cell_type)
-        numbers = latents(self._config.model, adapted.features, key, indices).to(self.device)
-        return make_images(dict(adapted.makers.items()), numbers, indices), numbers
+        numbers = latents(model, adapted.features, key, indices).to(self.device)
+        return make_images(model, dict(adapted.makers.items()), numbers, indices), numbers
 
     def describe(self) -> dict[str, Any]:
         """See ImageSampler.describe; `checkpoint` is the SHA-256 of the digests of all types' checkpoints."""
         digests = {name: adapted.checkpoint.digest for name, adapted in self._adapted.items()}
         return {
-            "name": self._config.model.algorithm,
+            "name": self._record.config.model.algorithm,
             "checkpoint": hashlib.sha256("/".join(digests.values()).encode()).hexdigest()[:16],
             "checkpoints": digests,
-            "dataset_hash": self._dataset_hash,
-            "config": dataclasses.asdict(self._config),
+            "dataset_hash": self._record.dataset_hash,
+            "config": dataclasses.asdict(self._record.config),
         }
 
 
 def load_few_shot_model(run: Path) -> FewShotSampler:
-    """What a run adapted to. UserError for a folder that holds no finished adaptation, or another kind of run."""
-    content = read_run_config(run)
-    if content.pop("kind", None) != KIND:
-        raise UserError(f"{run}: not a run of train_few_shot_gan.py: give the folder of one")
-    try:
-        facts = {name: content.pop(name) for name in ("domain", "dataset_hash")}
-    except KeyError as error:
-        raise UserError(f"{run / CONFIG_FILE}: damaged ({error} is missing)") from error
-    config = typed(FewShotRunConfig, content, str(run / CONFIG_FILE))
-    adapted = {name: _load_type(run, config, name) for name in config.rare_types or ()}
-    return FewShotSampler(adapted, config, facts["domain"], facts["dataset_hash"])
+    """What a run adapted to. UserError for a folder without a finished adaptation, or another kind of run."""
+    record = RunRecord.read(run, "few_shot")
+    adapted = {name: _load_type(run, record.config, name) for name in record.config.rare_types or ()}
+    return FewShotSampler(adapted, record)
 
 
 def _load_type(run: Path, config: FewShotRunConfig, cell_type: str) -> AdaptedType:
     checkpoint = CheckpointStore(adapted_folder(run, cell_type) / "checkpoints").latest()
     state = None if checkpoint is None else checkpoint.load()
-    if checkpoint is None or state is None or not state["finished"]:
+    if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
         raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")
-    networks = build_networks(config.model, config.data.image_size)
-    makers = nn.ModuleDict({name: networks[name] for name in _MAKERS if name in networks})
-    saved = state["episode"]["generators"]
-    weights = saved["networks"] if saved["average"] is None else saved["average"]
-    made = {key: value for key, value in weights.items() if key.split(".")[0] in _MAKERS}
-    checkpoint.fill(makers, made, run / CONFIG_FILE)
-    makers.eval()
-    return AdaptedType(makers, state["features"], checkpoint)
+    algorithm = episode_class(config.model)
+    networks = algorithm.build_networks(config.model, config.data.image_size)
+    makers = nn.ModuleDict({name: networks[name] for name in algorithm.makers})
+    saved = state["learners"]["generators"]
+    weights = saved["average"] or saved["module"]
+    checkpoint.fill(
+        makers, {key: value for key, value in weights.items() if key.split(".")[0] in makers}, run / CONFIG_FILE
+    )
+    return AdaptedType(makers.eval(), state["algorithm"]["features"], checkpoint)

@@ -1,7 +1,8 @@
 """Reptile, the outer loop of meta-training (thesis section 3.6, eq. 43; Nichol et al. 2018)."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -10,33 +11,32 @@ from torch import nn
 
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
-from trainer.learners.learner import Learner
-from trainer.loop.fit import Batches, Stateless, StepResult
+from trainer.learners.learner import Learner, Setting, add
+from trainer.loop.algorithm import Algorithm, Batches, Stateless, StepResult
+from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.episode import Episode, Shown
 
 
 class Reptile(Stateless):
     """Meta-training: an episode changes copies of the meta weights, and the meta weights follow (eq. 43).
 
-    Each step plays the episodes of one global batch, each whole in one process. The gradient of a meta learner is
+    Each step runs the episodes of one global batch, each whole on one rank. The gradient of a meta learner is
     theta - W, the mean over all episodes, W being what the fast weights came to (Nichol et al. 2018). Buffers, the
     batch norms' running statistics among them, have no learning rate: they become the mean of the episodes'. (Spectral
     norm's singular vectors too, whose length does not matter: the next power iteration normalises them.)
     """
 
     def __init__(
-        self,
-        learners: Mapping[str, Learner],
-        begin: Callable[[Mapping[str, nn.Module]], Episode],
-        *,
-        rounds: int,
-        shots: int,
-        seed: int,
+        self, episode: type[Episode], config: FewShotRunConfig, networks: Mapping[str, nn.Module], setting: Setting
     ) -> None:
-        """learners: one for each network, of full precision. begin: an episode on copies of the given networks."""
-        self.learners = dict(learners)
+        """networks: by name, all that the episodes learn from."""
+        self._model, self._shots, self._seed = config.model, config.shots, setting.seed
+        self._episode, self._precision, self._rehearsal = episode, setting.precision, setting.rehearsal
+        optimizer = config.model.scaled_optimizer(setting.total_steps)
+        # The outer loop's gradient is a difference of weights; half precision is the inner loop's.
+        full = dataclasses.replace(setting, precision="fp32")
+        self.learners = {name: Learner(name, network, optimizer, full) for name, network in networks.items()}
         self.takes = {"train": 1}
-        self._begin, self._rounds, self._shots, self._seed = begin, rounds, shots, seed
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
         """One step of the outer loop; sums of the terms of an episode's last round."""
@@ -45,18 +45,17 @@ class Reptile(Stateless):
         buffers: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.learners}
         episodes = _episodes(list(next(batches["train"])), self._shots)
         for images, positions in episodes:
-            episode = self._begin({name: learner.module for name, learner in self.learners.items()})
-            terms = self._play(episode, (images, positions))
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term * len(images)
+            meta = {name: learner.module for name, learner in self.learners.items()}
+            episode = self._episode(meta, self._model, self._precision, rehearsal=self._rehearsal)
+            add(sums, self._run(episode, (images, positions)), len(images))
             for name, learner in self.learners.items():
                 fast, share = episode.networks[name], 1 / len(episodes)
                 learned = dict(fast.named_parameters())
                 distance = {
                     key: theta.detach() - learned[key].detach() for key, theta in learner.module.named_parameters()
                 }
-                _add(gradients[name], distance, share)
-                _add(buffers[name], {key: buffer.double() for key, buffer in fast.named_buffers()}, share)
+                add(gradients[name], distance, share)
+                add(buffers[name], {key: buffer.double() for key, buffer in fast.named_buffers()}, share)
         norms = {}
         for name, learner in self.learners.items():
             means = reduce(buffers[name], "mean")
@@ -66,11 +65,11 @@ class Reptile(Stateless):
             norms[f"gradient_norm/{name}"] = learner.step()
         return StepResult(sums, norms)
 
-    def _play(self, episode: Episode, shown: Shown) -> dict[str, torch.Tensor]:
+    def _run(self, episode: Episode, shown: Shown) -> dict[str, torch.Tensor]:
         key = derive_key(self._seed, "episode")
         terms: dict[str, torch.Tensor] = {}
-        for number in range(self._rounds):
-            terms = episode.play_round(itertools.repeat(shown), key, number, self._rounds)
+        for number in range(self._model.inner.rounds):
+            terms = episode.run_round(itertools.repeat(shown), key, number, self._model.inner.rounds)
         return terms
 
 
@@ -81,6 +80,13 @@ def _episodes(parts: list[MicroBatch], shots: int) -> list[Shown]:
     return list(zip(images, positions, strict=True))
 
 
-def _add(sums: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor], share: float) -> None:
-    for name, value in values.items():
-        sums[name] = sums[name] + value * share if name in sums else value * share
+class MetaTrained(Episode):
+    """An episode that Reptile trains the meta weights of."""
+
+    meta_trained = True
+
+    @classmethod
+    def training_on_rich(
+        cls, config: FewShotRunConfig, networks: Mapping[str, nn.Module], setting: Setting
+    ) -> Algorithm:
+        return Reptile(cls, config, networks, setting)

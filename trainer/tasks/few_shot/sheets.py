@@ -46,8 +46,8 @@ class FewShotSheets:
             for name in ("z1", "z2"):
                 noise = latents(model, None, derive_key(key, name), indices)
                 numbers = torch.cat([noise, features[:count]], dim=1).to(images.device)
-                rows[f"reconstruction {name}"] = make_images(networks, numbers, indices)
+                rows[f"reconstruction {name}"] = make_images(model, networks, numbers, indices)
         for number in range(_FRESH_ROWS):
             numbers = latents(model, features, key, indices + number * count).to(images.device)
-            rows[f"sample {number + 1}"] = make_images(networks, numbers, indices)
+            rows[f"sample {number + 1}"] = make_images(model, networks, numbers, indices)
         return rows

@@ -1,4 +1,4 @@
-"""Generated and real images side by side, real ones read as the generator read them, generated ones as if stored."""
+"""Reading of generated and real images: real ones as the generator read them, generated ones as if stored."""
 
 import dataclasses
 from collections.abc import Collection, Iterator
@@ -29,14 +29,13 @@ _BATCH = 64
 class ImageReader:
     """Reads a bank's images and the real images of a data set: uint8 [n, 3, size, size] on the CPU.
 
-    Real images are seen as the bank's generator saw them: its domains, its crop. left_out: ids of real images that are
-    left out.
+    Real images are read as the bank's generator read them: its domains, its crop.
     """
 
     bank: ImageBank
     dataset: Dataset
     topology: Topology
-    left_out: Collection[str] = ()
+    left_out: Collection[str] = ()  # ids of real images to skip
 
     @cached_property
     def config(self) -> StreamConfig:
@@ -92,15 +91,7 @@ class ImageReader:
 
     def store_and_read(self, images: torch.Tensor, size: int) -> torch.Tensor:
         """Images uint8 [n, 3, S, S] as the data set would store them (its codec and size), read at another size."""
-        graph = GraphConfig(
-            image_size=size,
-            geometry="none",
-            move_stain=False,
-            batch_size=_BATCH,
-            threads=self.config.threads,
-            prefetch=self.config.prefetch,
-            deterministic=True,
-        )
+        graph = GraphConfig(dataclasses.replace(self.config, image_size=size, deterministic=True), _BATCH)
         encoded = self._encoded(images)
         pipeline = build_graph(graph, lambda: next(encoded), self.topology.gpu)
         parts: list[torch.Tensor] = []

@@ -1,18 +1,19 @@
 """The thesis's tables 17-22 on generated images, with a row for each evaluation of a bank."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.generation import SetScore
 from trainer.reports.page import Block, Cell, Section, Text
 from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
+from trainer.tasks.generation.records import BankEvaluation
 
-BankRecord = Mapping[str, Any]
 _RARE = frozenset({"monoblast", "promyelocyte", "smudge cell"})  # the types of table 21
 
 
-def thesis_section(records: Sequence[BankRecord]) -> Section:
+def thesis_section(records: Sequence[BankEvaluation]) -> Section:
     """Tables 17-22, each with a row for each evaluation of the bank, and what of them cannot be right."""
-    rare = [record for record in records if set(record["per_type"]) <= _RARE]
+    rare = [record for record in records if set(record.per_type) <= _RARE]
     moderate = [record for record in records if record not in rare]
     intro = (
         "The thesis's numbers are of its own data and networks, and of a test whose images it does not name; ours "
@@ -45,31 +46,32 @@ def thesis_section(records: Sequence[BankRecord]) -> Section:
     return Section("The thesis's tables 17-22", intro, blocks)
 
 
-def agreement_columns(suffix: str = "") -> list[Column[BankRecord]]:
+def agreement_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
     """Table 18: does an independent classifier name the type asked for? suffix: of the columns' heads."""
 
-    def of(measure: str) -> Callable[[BankRecord], str]:
-        return lambda record: _number(type_agreement(record, measure)["value"], 100, 2)
+    def of(measure: str) -> Callable[[BankEvaluation], str]:
+        return lambda record: _number(type_agreement(record, measure).value, 100, 2)
 
     measures = (("precision", "precision"), ("recall", "sensitivity"), ("F1", "f1"))
     return [Column(f"{head}{suffix}", of(measure), "18", head) for head, measure in measures]
 
 
-def type_agreement(record: BankRecord, measure: str) -> Mapping[str, float | None]:
+def type_agreement(record: BankEvaluation, measure: str) -> Estimate:
     """A classifier's score on the generated images of all types, with its interval."""
-    return dict(record["type_agreement"]["generated"][measure])
+    scores = record.type_agreement["generated"]
+    return Estimate(None) if scores is None else scores[measure]
 
 
-def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankRecord]]:
+def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankEvaluation]]:
     """Tables 19 and 21: Fréchet distance, inception score, perceptual distance. heads: default, the thesis's."""
 
-    def set_score(record: BankRecord, place: int) -> Cell:
-        pair = record["all"]["generation"]
-        return Cell("-") if pair is None else score_cell(pair, place)
+    def set_score(record: BankEvaluation, place: int) -> Cell:
+        found = record.all.generation
+        return Cell("-") if found is None else score_cell(*list(found.scores.items())[place])
 
-    def perceptual(record: BankRecord) -> Cell:
-        text = _number(record["all"]["perceptual"]["generated_to_real"]["mean"], 1, 4)
-        return Cell(text, _bare(record["perceptual_distance"]))
+    def perceptual(record: BankEvaluation) -> Cell:
+        text = _number(record.all.perceptual["generated_to_real"].mean, 1, 4)
+        return Cell(text, _bare(record.perceptual_distance))
 
     ours = (lambda record: set_score(record, 0), lambda record: set_score(record, 2), perceptual)
     return [
@@ -78,11 +80,11 @@ def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankRecord
     ]
 
 
-def distance_columns(suffix: str = "") -> list[Column[BankRecord]]:
+def distance_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
     """Table 20: distances to the nearest real training image of the type. suffix: of the columns' heads."""
 
-    def of(measure: str, factor: float, digits: int) -> Callable[[BankRecord], str]:
-        return lambda record: _number(record["all"]["nearest_real"]["generated"][measure]["mean"], factor, digits)
+    def of(measure: str, factor: float, digits: int) -> Callable[[BankEvaluation], str]:
+        return lambda record: _number(record.all.nearest_real["generated"][measure].mean, factor, digits)
 
     measures = (("PSNR", "", 1, 2), ("SSIM", "", 1, 4), ("L1", ", %", 100, 2), ("L2", ", %", 100, 2))
     return [
@@ -91,20 +93,19 @@ def distance_columns(suffix: str = "") -> list[Column[BankRecord]]:
     ]
 
 
-def score_cell(pair: Mapping[str, Any], place: int) -> Cell:
-    """A score of two sets of images, over its name: 0 the Fréchet distance, 1 the kernel distance, 2 inception's."""
-    name, score = list(pair["scores"].items())[place]
-    deviation = "" if score["deviation"] is None else f" ± {score['deviation']:.2f}"
-    return Cell(f"{score['value']:.2f}{deviation}", _bare(name))
+def score_cell(name: str, score: SetScore) -> Cell:
+    """A score of two sets of images, over its name."""
+    deviation = "" if score.deviation is None else f" ± {score.deviation:.2f}"
+    return Cell(f"{score.value:.2f}{deviation}", _bare(name))
 
 
-def _printed(table: str) -> list[Column[BankRecord]]:
+def _printed(table: str) -> list[Column[BankEvaluation]]:
     """Columns of a table that shows the thesis's numbers alone."""
     return [Column(head, lambda _: "", table) for head in columns_of(table)]
 
 
-def _ours(records: Sequence[BankRecord]) -> list[tuple[str, None, BankRecord]]:
-    return [(f"this bank ({each['generator']['name']}; {each['feature_space']})", None, each) for each in records]
+def _ours(records: Sequence[BankEvaluation]) -> list[tuple[str, None, BankEvaluation]]:
+    return [(f"this bank ({each.generator.name}; {each.feature_space})", None, each) for each in records]
 
 
 def _number(value: float | None, factor: float, digits: int) -> str:

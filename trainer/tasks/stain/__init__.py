@@ -1,1 +1,1 @@
-"""From one stain to another."""
+"""The stain task: training generators between two stains, scoring them, and normalising data sets with them."""

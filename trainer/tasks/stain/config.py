@@ -1,14 +1,13 @@
-"""Everything that a run of stain normalisation follows from."""
+"""Settings of a run between two stains."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from data_pipeline.dataset_config import DatasetConfig
-from data_pipeline.stream.config import StreamConfig
+from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.stain.config import CriticConfig, GeneratorConfig
-from trainer.learners.choices import PenaltyMetric
 from trainer.learners.optimizer_config import OptimizerConfig
-from trainer.loop.fit_config import FitConfig
+from trainer.runs.config import RunConfig
+from trainer.runs.registry import check_algorithm
 
 
 def _adam() -> OptimizerConfig:
@@ -25,67 +24,36 @@ def _adam() -> OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class CycleWeights:
-    """The weight of each term (eq. 21, 23, 29, 30). penalty and its metric are W-CycleGAN-GP's alone."""
-
-    adversarial: float = 1.0
-    cycle: float = 10.0
-    identity: float = 5.0
-    penalty: float = 10.0
-    penalty_metric: PenaltyMetric = "root_mean_square"
-
-    def __post_init__(self) -> None:
-        for name in ("adversarial", "cycle", "identity", "penalty"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.weights.{name}={getattr(self, name)}: must be at least 0")
-
-
-@dataclass(frozen=True)
 class StainModelConfig:
-    """Which algorithm, between which networks.
+    """Which algorithm, between which networks."""
 
-    weights: of the terms of w_cyclegan_gp and cyclegan. critic_steps: critics' moves for each of the
-    generators' in those two. pool_size: of cyclegan. l1_weight: of pix2pix. teacher: run directory that
-    stain_student learns from.
-    """
-
-    algorithm: Literal["w_cyclegan_gp", "cyclegan", "pix2pix", "stain_student"] = "w_cyclegan_gp"
+    algorithm: str = "w_cyclegan_gp"  # a file of trainer/tasks/stain/algorithms
+    options: dict[str, Any] = field(default_factory=dict)  # the algorithm's own settings: `Options` in its file
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    weights: CycleWeights = field(default_factory=CycleWeights)
-    critic_steps: int = 1
-    pool_size: int = 50
-    l1_weight: float = 100.0
-    teacher: str | None = None
+    critic_steps: int = 1  # critics' moves for each of the generators', where the algorithm has a choice
     generator_optimizer: OptimizerConfig = field(default_factory=_adam)
     critic_optimizer: OptimizerConfig = field(default_factory=_adam)
 
     def __post_init__(self) -> None:
+        check_algorithm("stain", self.algorithm)
         if self.critic_steps < 1:
             raise ValueError(f"model.critic_steps={self.critic_steps}: must be at least 1")
-        if self.pool_size < 0:
-            raise ValueError(f"model.pool_size={self.pool_size}: must be at least 0")
 
 
 @dataclass(frozen=True)
-class StainRunConfig(DatasetConfig):
-    """A run between two stains.
+class StainRunConfig(RunConfig):
+    """Settings of a run between two stains."""
 
-    shards, cache, cache_size: see DatasetConfig. run: where the run is written. a, b: the two domains, a the
-    one whose stain the others are to take; null takes the data set's two, the one with more images as a.
-    matching: `cell_type` shows both domains the same types in the same order, so that no type is rewarded
-    for turning into another; `none` draws from each as it is, unlabelled images too.
-    folds: domain -> folds to learn from, in place of the domain's training split (for cross-fits).
-    samples_per_type: images of each type on a sample sheet, of which one is drawn at the end of each epoch.
-    """
-
-    run: str | None = None
-    seed: int = 0
+    kind: ClassVar[str] = "stain"
+    # The two domains; a is the one whose stain the others take. null: the data set's two, a the one with more images.
     a: str | None = None
     b: str | None = None
+    # cell_type: both domains show the same types in the same order, so that no type is rewarded for turning into
+    # another. none: images as they come, unlabelled ones too.
     matching: Literal["cell_type", "none"] = "cell_type"
+    # Domain -> folds to learn from, in place of its training split (for cross-fits).
     folds: dict[str, list[int]] = field(default_factory=dict)
-    samples_per_type: int = 2
+    # Images of each type on a sample sheet; one sheet is drawn at the end of each epoch.
+    samples_per_type: int = field(default=2, metadata=AFFECTS_NOTHING)
     model: StainModelConfig = field(default_factory=StainModelConfig)
-    data: StreamConfig = field(default_factory=StreamConfig)
-    train: FitConfig = field(default_factory=FitConfig)

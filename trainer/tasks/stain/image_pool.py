@@ -1,4 +1,4 @@
-"""A pool of generated images: discriminators are shown older ones too (Shrivastava et al. 2017)."""
+"""A pool of generated images, so that discriminators see older ones too (Shrivastava et al. 2017)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from trainer.learners.topology import gather_images
 
 
 class ImagePool:
-    """Keeps up to `size` images; every process holds the same ones.
+    """Holds up to `size` images, the same ones on every rank.
 
-    What enters and leaves follows from the seed and the images' positions in the global order alone, so it
-    depends neither on the number of processes nor on the micro-batches (contract C11).
+    Its content depends on the seed and the images' positions in the global order only, not on the world size or the
+    micro-batch (contract C11).
     """
 
     def __init__(self, size: int, seed: int, purpose: str) -> None:
@@ -24,11 +24,11 @@ class ImagePool:
         self._images: list[torch.Tensor] = []
 
     def exchange(self, parts: Sequence[torch.Tensor], positions: Sequence[npt.NDArray[np.int64]]) -> list[torch.Tensor]:
-        """Images to show in place of the given ones, in parts of the same sizes.
+        """The images to show instead of the given ones, in parts of the same sizes.
 
-        parts: this process's images of one global batch [n, 3, H, W]; positions: theirs in the global order.
-        Until the pool is full it keeps every image and shows it; then each image is, with even chance, shown
-        itself, or kept while the one whose place it takes is shown.
+        parts: this rank's images of one global batch [n, 3, H, W]; positions: their positions in the global order.
+        Until the pool is full, each image is stored and shown. Then each is, with probability 1/2, shown itself, or
+        stored in place of a pooled image, which is shown.
         """
         if self._size == 0:
             return list(parts)
@@ -48,9 +48,9 @@ class ImagePool:
         return [torch.stack([shown[place] for place in part.tolist()]) for part in positions]
 
     def state_dict(self) -> dict[str, Any]:
-        """The images."""
+        """The pooled images."""
         return {"images": [image.clone() for image in self._images]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up saved images."""
+        """Restore saved images."""
         self._images = list(state["images"])

@@ -3,42 +3,38 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
-from trainer.learners.learner import Learner
-from trainer.loop.fit import Batches, Stateless, StepResult
+from trainer.learners.learner import Learner, Setting, Terms
+from trainer.loop.algorithm import Batches, Stateless, StepResult
+from trainer.runs.registry import registered
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 
-class Classification(Stateless):
-    """The classifier's algorithm: one labelled global batch, one move."""
+@registered
+class CrossEntropy(Stateless):
+    """One labelled global batch, one step."""
 
-    def __init__(self, classifier: Learner, *, label_smoothing: float, global_batch: int, world_size: int) -> None:
-        self.learners = {"classifier": classifier}
+    def __init__(self, network: nn.Module, config: ClassifierRunConfig, setting: Setting) -> None:
+        choices = config.train.network_choices
+        self._classifier = Learner("classifier", network, config.optimizer, setting, choices=choices)
+        self.learners = {"classifier": self._classifier}
         self.takes = {"train": 1}
-        self._classifier = classifier
-        self._label_smoothing = label_smoothing
-        # The engine averages gradients over processes, whose slices may differ in size: each image
-        # therefore weighs world_size / global_batch, and the average is the joined batch's mean.
-        self._weight = world_size / global_batch
+        self._label_smoothing = config.train.label_smoothing
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
-        """One move on one global batch: `loss` and `accuracy` (a count of right answers), `gradient_norm`."""
-        classifier = self._classifier
-        classifier.engine.train()
-        loss_sum = torch.zeros((), device=classifier.device)
-        correct = torch.zeros((), device=classifier.device)
-        for number, part in enumerate(next(batches["train"]), start=1):
-            with classifier.part_of_step(last=number == part.parts):
-                logits = self._logits(part.images)
-                loss = functional.cross_entropy(
-                    logits.float(), part.labels, label_smoothing=self._label_smoothing, reduction="sum"
-                )
-                classifier.backward(loss * self._weight)
-            loss_sum += loss.detach()
-            correct += (logits.argmax(dim=1) == part.labels).sum()
-        return StepResult({"loss": loss_sum, "accuracy": correct}, {"gradient_norm": classifier.step()})
+        """Sums `loss` and `accuracy` (a count of right answers), norm `gradient_norm`."""
+        self._classifier.engine.train()
+        sums, norm = self._classifier.move(next(batches["train"]), self._terms)
+        return StepResult(sums, {"gradient_norm": norm})
+
+    def _terms(self, part: MicroBatch) -> Terms:
+        logits = self._logits(part.images).float()
+        loss = functional.cross_entropy(logits, part.labels, label_smoothing=self._label_smoothing, reduction="none")
+        return {"loss": (1.0, loss), "accuracy": (0.0, (logits.argmax(dim=1) == part.labels).float())}
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         try:
@@ -55,7 +51,7 @@ class Classification(Stateless):
 
 
 @torch.no_grad()
-def predict(classifier: torch.nn.Module, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+def predict(classifier: nn.Module, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits float32 [n, types] and rows int64 [n] of all images in `batches`, on the CPU."""
     classifier.eval()
     logits, rows = [], []

@@ -1,10 +1,13 @@
 """AC-GAN: the discriminator says what is real and which type it is (Odena et al. 2017)."""
 
 from trainer.learners import losses
-from trainer.tasks.conditional.algorithm import Generated, Judged, Terms
+from trainer.learners.learner import Terms
+from trainer.runs.registry import registered
+from trainer.tasks.conditional.algorithm import Generated, Judged
 from trainer.tasks.conditional.algorithms.cgan import ConditionalGan
 
 
+@registered
 class AuxiliaryClassifierGan(ConditionalGan):
     """Both learners also want the types named, of real and of generated images (eq. 2, 3)."""
 

@@ -1,38 +1,51 @@
 """C-WGAN-GP: a WGAN-GP of three learners, the third a classifier of cell types (thesis section 3.5, figure 28)."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from data_pipeline.stream.stream import MicroBatch
 from trainer.learners import losses
-from trainer.tasks.conditional.algorithm import Generated, Terms
-from trainer.tasks.conditional.algorithms.cwgan_gp import ConditionalWganGp
+from trainer.learners.learner import Setting, Terms
+from trainer.runs.registry import registered
+from trainer.tasks.conditional.algorithm import Generated
+from trainer.tasks.conditional.algorithms.cwgan_gp import ConditionalWganGp, PenaltyOptions
+from trainer.tasks.conditional.config import ConditionalRunConfig
 
 
+@dataclass(frozen=True)
+class ClassifierOptions(PenaltyOptions):
+    """Also lambda, the weight of the classifier in what the generator minimises, linear between two steps."""
+
+    classification_first: float = 0.1
+    classification_last: float = 1.0
+
+
+@registered
 class ClassifierWganGp(ConditionalWganGp):
     """The classifier learns from real images; the generator minimises -D(G(z, C)) + lambda CE(C(G(z, C)), C).
 
-    The critic knows no types. lambda rises linearly over the run: a classifier that has learned little yet
-    would lead the generator to images that are none.
+    The critic knows no types. lambda rises over the run: a classifier that has learned little yet would lead the
+    generator to images that are none.
     """
 
+    Options = ClassifierOptions
     critic_sees_types = False
     has_classifier = True
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, config: ConditionalRunConfig, types: int, setting: Setting) -> None:
+        super().__init__(config, types, setting)
         self._classifier = self.learners["classifier"]
 
     @property
     def classification_weight(self) -> float:
         """lambda of the generator's next move."""
-        first, last = self._weights.classification_first, self._weights.classification_last
-        return first + (last - first) * self._generator.steps / max(self._total_steps - 1, 1)
+        first, last = self.options.classification_first, self.options.classification_last
+        return float(first + (last - first) * self._generator.steps / max(self.setting.total_steps - 1, 1))
 
-    def _moves_after_critic(self) -> dict[str, Callable[[MicroBatch], Terms]]:
-        return {"classifier": self._classify, **super()._moves_after_critic()}
+    def moves(self) -> dict[str, Callable[[MicroBatch], Terms]]:
+        return {"critic": self._judge, "classifier": self._classify, "generator": self._generate}
 
     def _classify(self, part: MicroBatch) -> Terms:
         with self._classifier.autocast():

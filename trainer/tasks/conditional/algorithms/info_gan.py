@@ -1,25 +1,28 @@
 """InfoGAN: a code of as many values as there are types, found without labels (Chen et al. 2016)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import distributed
 
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, uniform
 from data_pipeline.stream.stream import MicroBatch
 from trainer.learners import losses
-from trainer.loop.fit import Batches, StepResult
-from trainer.tasks.conditional.algorithm import Generated, Judged, Terms
+from trainer.learners.learner import Setting, Terms
+from trainer.loop.algorithm import Batches, StepResult
+from trainer.runs.registry import registered
+from trainer.tasks.conditional.algorithm import Generated, Judged
 from trainer.tasks.conditional.algorithms.cgan import ConditionalGan
+from trainer.tasks.conditional.config import ConditionalRunConfig
 
 # What a code stands for may change while the networks learn: about the last hundred steps tell.
 _MEMORY = 0.99
 
 
+@registered
 class InfoGan(ConditionalGan):
     """Generator and discriminator want the code recovered from the image: eq. 6, lambda 1, Q the class outputs.
 
@@ -30,15 +33,15 @@ class InfoGan(ConditionalGan):
     critic_sees_types = False
     critic_names_types = True
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, config: ConditionalRunConfig, types: int, setting: Setting) -> None:
+        super().__init__(config, types, setting)
         # float64 [types, codes]: how often Q gave a code to real images of a type, lately.
-        self._answers = torch.zeros(self._types, self._types, dtype=torch.float64, device=self._topology.device)
+        self._answers = torch.zeros(self._types, self._types, dtype=torch.float64, device=self.setting.topology.device)
         self._new_answers = torch.zeros_like(self._answers)
 
-    @property
-    def conditions(self) -> list[int]:
-        return codes_of_types(self._answers.tolist())
+    @classmethod
+    def conditions_of(cls, state: Mapping[str, Any], types: int) -> list[int]:
+        return codes_of_types(state["answers"].tolist())
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
         self._new_answers.zero_()
@@ -50,7 +53,7 @@ class InfoGan(ConditionalGan):
 
     def _conditions_for(self, part: MicroBatch, purpose: str) -> torch.Tensor:
         """A code for each image, every one equally likely."""
-        draws = uniform(derive_key(self._seed, "code", purpose), part.positions, 1)[:, 0]
+        draws = uniform(derive_key(self.setting.seed, "code", purpose), part.positions, 1)[:, 0]
         return to_device((draws * self._types).astype(np.int64), part.images.device)
 
     def _critic_terms(self, judged: Judged) -> Terms:
@@ -70,7 +73,7 @@ class InfoGan(ConditionalGan):
         return {"answers": self._answers.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._answers = state["answers"].to(self._topology.device)
+        self._answers = state["answers"].to(self.setting.topology.device)
 
 
 def codes_of_types(answers: Sequence[Sequence[float]]) -> list[int]:
@@ -78,5 +81,7 @@ def codes_of_types(answers: Sequence[Sequence[float]]) -> list[int]:
 
     answers: [types, codes], how often each type's images were given each code.
     """
+    from scipy.optimize import linear_sum_assignment  # here: no other algorithm needs it
+
     _, codes = linear_sum_assignment(np.asarray(answers), maximize=True)
     return [int(code) for code in codes]

@@ -1,22 +1,44 @@
 """FastGAN (Liu et al. 2021), the thesis's rival: skip-layer excitation and a self-supervised discriminator."""
 
+from dataclasses import dataclass
+
 import torch
+from torch import nn
 from torch.nn import functional
 
-from models.few_shot.discriminator import Discriminator
+from models.few_shot.networks import Discriminator, FeatureDecoder
 from trainer.learners import losses
+from trainer.learners.learner import Terms
+from trainer.runs.registry import registered
+from trainer.tasks.few_shot.config import FewShotModelConfig
 from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.tasks.few_shot.episode import Draw, Episode
 
 _CHANGES: tuple[Change, ...] = ("colour", "translation")  # as in FastGAN's own code
 
 
+@dataclass(frozen=True)
+class FastGanOptions:
+    """The weight of the discriminator's reconstruction."""
+
+    reconstruction: float = 1.0
+
+
+@registered
 class FastGan(Episode):
     """Noise to images against a hinge loss, from scratch; a decoder must tell what the discriminator has seen."""
 
+    Options = FastGanOptions
     discriminators = ("discriminator", "decoder")
 
-    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    @classmethod
+    def _build_networks(cls, model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
+        networks = super()._build_networks(model, image_size)
+        discriminator = networks["discriminator"]
+        assert isinstance(discriminator, Discriminator)
+        return networks | {"decoder": FeatureDecoder(discriminator.feature_channels, model.generator.width)}
+
+    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         """The hinge loss, and the L1 distance of real images to what is decoded from their features."""
         with torch.no_grad():
             generated = self._generate(images, draw)
@@ -29,11 +51,11 @@ class FastGan(Episode):
         decoded = self.networks["decoder"](features[: len(images)])
         seen = functional.avg_pool2d(shown, shown.shape[-1] // decoded.shape[-1])
         return {
-            "discriminator": losses.hinge_discriminator(real, made),
-            "reconstruction": losses.reconstruction(seen, decoded),
+            "discriminator": (1.0, losses.hinge_discriminator(real, made)),
+            "reconstruction": (self.options.reconstruction, losses.reconstruction(seen, decoded)),
         }
 
-    def generator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         generated = augment(self._generate(images, draw), draw.uniform("generated", NUMBERS), _CHANGES)
         # What a generator minimises against a hinge is -D(G(z)), as against a Wasserstein critic.
-        return {"adversarial": losses.wasserstein_generator(self.networks["discriminator"](generated))}
+        return {"adversarial": (1.0, losses.wasserstein_generator(self.networks["discriminator"](generated)))}

@@ -1,37 +1,65 @@
 """The meta-learned encoder GAN (thesis section 3.6, eq. 34-44; after FAML, Phaphuangwittayakul et al. 2021)."""
 
+from dataclasses import dataclass
+
 import torch
+from torch import nn
 
+from models.few_shot.networks import Encoder
 from trainer.learners import losses
-from trainer.tasks.few_shot.episode import Draw, Episode, judge
+from trainer.learners.learner import Terms
+from trainer.runs.registry import registered
+from trainer.tasks.few_shot.config import FewShotModelConfig
+from trainer.tasks.few_shot.episode import Draw, judge
+from trainer.tasks.few_shot.reptile import MetaTrained
 
 
-class FewShotMeta(Episode):
+@dataclass(frozen=True)
+class FewShotMetaOptions:
+    """The weights of eq. 44 beside the adversarial term."""
+
+    encoder: float = 1.0
+    mode_seeking: float = 1.0
+
+
+@registered
+class FewShotMeta(MetaTrained):
     """Each image is encoded, and generated twice from its feature vector and two noise vectors z1 and z2.
 
-    One discriminator judges both, its two terms averaged (the thesis's Dis1 and Dis2). Played inside Reptile this is
-    the thesis's method; from initial weights it is the same network without meta-training.
+    One discriminator judges both, its two terms averaged (the thesis's Dis1 and Dis2). Inside Reptile this is the
+    thesis's method; from initial weights it is the same network without meta-training.
     """
 
+    Options = FewShotMetaOptions
     generators = ("encoder", "generator")
 
-    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    @classmethod
+    def latent_size(cls, model: FewShotModelConfig) -> int:
+        """Its noise, and the feature vector of the image that it is made after."""
+        return model.generator.latent_size + model.encoder.feature_size
+
+    @classmethod
+    def _build_networks(cls, model: FewShotModelConfig, image_size: int) -> dict[str, nn.Module]:
+        return super()._build_networks(model, image_size) | {"encoder": Encoder(model.encoder, image_size)}
+
+    def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         """Equations 34-36."""
         with torch.no_grad():
             _, made = self._reconstruct(images, draw)
         real, *generated = judge(self.networks["discriminator"], images, *made)
         both = [losses.relativistic_average(real, logits) for logits in generated]
-        return {"discriminator": torch.stack(both).mean(dim=0)}
+        return {"discriminator": (1.0, torch.stack(both).mean(dim=0))}
 
-    def generator_terms(self, images: torch.Tensor, draw: Draw) -> dict[str, torch.Tensor]:
+    def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         """Equations 37-42 and the mode-seeking term of equation 44."""
         noise, made = self._reconstruct(images, draw)
         real, *generated = judge(self.networks["discriminator"], images, *made)
         both = [losses.relativistic_average(logits, real) for logits in generated]
+        distances = [losses.reconstruction(images, image) for image in made]
         return {
-            "adversarial": torch.stack(both).mean(dim=0),
-            "encoder": torch.stack([losses.reconstruction(images, image) for image in made]).mean(dim=0),
-            "mode_seeking": losses.mode_seeking(*made, *noise),
+            "adversarial": (1.0, torch.stack(both).mean(dim=0)),
+            "encoder": (self.options.encoder, torch.stack(distances).mean(dim=0)),
+            "mode_seeking": (self.options.mode_seeking, losses.mode_seeking(*made, *noise)),
         }
 
     def _reconstruct(

@@ -1,41 +1,71 @@
 """A small pixelwise network learns what a trained generator does (StainNet, Kang et al. 2021)."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+from torch import nn
 
-from models.stain.two_way import DomainPair
+from data_pipeline.errors import UserError
 from trainer.learners import losses
-from trainer.learners.learner import Learner, on_device
-from trainer.loop.fit import Batches, Stateless, StepResult
+from trainer.learners.learner import Setting, Terms, on_device
+from trainer.loop.algorithm import Batches, Stateless, StepResult
+from trainer.runs.record import RunRecord
+from trainer.runs.registry import algorithm_class, registered
+from trainer.tasks.stain.algorithm import Pair, StainAlgorithm
+from trainer.tasks.stain.config import StainRunConfig
+from trainer.tasks.stain.load import load_stain_model
 
 
-class StainStudent(Stateless):
+@dataclass(frozen=True)
+class StudentOptions:
+    """What is imitated."""
+
+    teacher: str | None = None  # directory of a run of train_stain_gan.py
+
+
+@registered
+class StainStudent(StainAlgorithm, Stateless):
     """Student `a` learns how the teacher gives domain B's images the stain of A, student `b` the reverse."""
 
-    def __init__(
-        self, students: Learner, to_a: torch.nn.Module, to_b: torch.nn.Module, *, global_batch: int, world_size: int
-    ) -> None:
-        """students: a learner of a DomainPair; to_a, to_b: the teacher, networks that make images of a domain."""
-        assert isinstance(students.module, DomainPair)
-        self.learners = {"generators": students}
+    Options = StudentOptions
+
+    def __init__(self, config: StainRunConfig, generators: nn.Module, setting: Setting) -> None:
+        super().__init__(config, generators, setting)
+        self.learners = {"generators": self._generators}
         self.takes = {"a": 1, "b": 1}
-        self._students = students
-        self._to_a, self._to_b = (on_device(network, students.device).eval() for network in (to_a, to_b))
-        # An image's share of the joined batch's mean, whatever the sizes of the processes' slices.
-        self._share = world_size / global_batch
+        device = self._generators.device
+        self._teacher = [on_device(network, device).eval() for network in self._load_teacher(config, setting)]
+
+    def _load_teacher(self, config: StainRunConfig, setting: Setting) -> tuple[nn.Module, nn.Module]:
+        """Networks that give an image the stain of a, and of b."""
+        if self.options.teacher is None:
+            raise UserError("model=stain_student needs model.options.teacher=RUN, a run of train_stain_gan.py")
+        run = Path(self.options.teacher)
+        if setting.rehearsal:  # weights do not matter
+            taught = RunRecord.read(run, "stain").config
+            teacher = algorithm_class("stain", taught.model.algorithm)
+            built: tuple[nn.Module, nn.Module] = teacher.into_domains(
+                teacher.build_generators(taught.model, taught.data.image_size)
+            )
+            return built
+        trained = load_stain_model(run)
+        if (trained.a, trained.b) != (config.a, config.b):
+            raise UserError(f"{run}: taught {trained.a} and {trained.b}, not {config.a} and {config.b}: set a= and b=")
+        return trained.to_a, trained.to_b
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
         """One move of both students; sums `loss`."""
-        self._students.engine.train()
-        total = torch.zeros((), device=self._students.device)
-        pairs = list(zip(next(batches["a"]), next(batches["b"]), strict=True))
-        for number, (a, b) in enumerate(pairs, start=1):
-            with torch.no_grad(), self._students.autocast():
-                lessons = self._to_a(b.images), self._to_b(a.images)
-            with self._students.part_of_step(last=number == len(pairs)):
-                with self._students.autocast():
-                    answers = self._students.engine(b.images, a.images)
-                both = [losses.reconstruction(*pair) for pair in zip(lessons, answers, strict=True)]
-                loss = torch.cat(both).sum()
-                self._students.backward(loss * self._share)
-            total += loss.detach()
-        return StepResult({"loss": total}, {"gradient_norm": self._students.step()})
+        self._generators.engine.train()
+        pairs = [Pair(a, b) for a, b in zip(next(batches["a"]), next(batches["b"]), strict=True)]
+        sums, norm = self._generators.move(pairs, self._terms)
+        return StepResult(sums, {"gradient_norm": norm})
+
+    def _terms(self, pair: Pair) -> Terms:
+        to_a, to_b = self._teacher
+        with torch.no_grad(), self._generators.autocast():
+            lessons = to_a(pair.b.images), to_b(pair.a.images)
+        with self._generators.autocast():
+            answers = self._generators.engine(pair.b.images, pair.a.images)
+        both = [losses.reconstruction(*one) for one in zip(lessons, answers, strict=True)]
+        return {"loss": (1.0, torch.cat(both))}

@@ -1,57 +1,53 @@
 """W-CycleGAN-GP: CycleGAN with Wasserstein critics under a gradient penalty (thesis section 3.4, eq. 23, 27-30)."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key, uniform
 from trainer.learners import losses
-from trainer.tasks.stain.cycle import CycleAlgorithm, Pair
+from trainer.learners.choices import PenaltyMetric
+from trainer.learners.learner import Terms
+from trainer.runs.registry import registered
+from trainer.tasks.stain.algorithm import CycleGanBase, CycleOptions, Pair
 
 
-class WCycleGanGp(CycleAlgorithm):
+@dataclass(frozen=True)
+class WassersteinOptions(CycleOptions):
+    """Also of the critics' penalty (eq. 28, 30)."""
+
+    penalty: float = 10.0
+    penalty_metric: PenaltyMetric = "root_mean_square"
+
+
+@registered
+class WCycleGanGp(CycleGanBase):
     """Critics minimise D(generated) - D(real) + penalty.
 
     Equation 30 as printed adds the penalty to what the critic maximises; its sign is turned here, as in eq. 26.
     """
 
+    Options = WassersteinOptions
+
     def _adversarial(self, patch_map: torch.Tensor) -> torch.Tensor:
         return losses.wasserstein_generator(losses.score(patch_map))
 
-    def _move_critics(self, pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
-        distance = torch.zeros((), device=self._topology.device)
-        penalty = torch.zeros((), device=self._topology.device)
-        for number, (a, b) in enumerate(pairs, start=1):
-            reals = {"a": a, "b": b}
-            with torch.no_grad(), self._generators.autocast():
-                fakes = {
-                    "a": self._two_way.b_to_a(b.images).float(),
-                    "b": self._two_way.a_to_b(a.images).float(),
-                }
-            with self._critics.part_of_step(last=number == len(pairs)):
-                # Real and generated images go through the engine in one pass: some engines allow no second.
-                with self._critics.autocast():
-                    joined = {name: torch.cat([real.images, fakes[name]]) for name, real in reals.items()}
-                    maps = self._critics.engine(joined["a"], joined["b"])
-                here = torch.zeros((), device=self._topology.device)
-                punished = torch.zeros((), device=self._topology.device)
-                for (name, real), patch_map in zip(reals.items(), maps, strict=True):
-                    on_real, on_fake = losses.score(patch_map).chunk(2)
-                    here = here + losses.wasserstein_critic(on_real, on_fake).sum()
-                    points = uniform(derive_key(self._seed, "penalty", name), real.positions, 1)[:, 0]
-                    punished = (
-                        punished
-                        + losses.gradient_penalty(
-                            # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
-                            getattr(self._critics.module, name),
-                            real.images,
-                            fakes[name],
-                            to_device(points, real.images.device),
-                            self._weights.penalty_metric,
-                        ).sum()
-                    )
-                self._critics.backward((here + self._weights.penalty * punished) * self._share)
-            distance += here.detach()
-            penalty += punished.detach()
-        return {"critic": distance, "penalty": penalty}
+    def _critic_terms(self, pair: Pair) -> Terms:
+        fakes = self._fakes(pair)
+        distances, penalties = [], []
+        for name, real, patch_map in zip(("a", "b"), pair[:2], self._judge(pair, fakes), strict=True):
+            on_real, on_fake = losses.score(patch_map).chunk(2)
+            distances.append(losses.wasserstein_critic(on_real, on_fake))
+            points = uniform(derive_key(self.setting.seed, "penalty", name), real.positions, 1)[:, 0]
+            penalties.append(
+                losses.gradient_penalty(
+                    # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+                    getattr(self._critics.module, name),
+                    real.images,
+                    fakes[name],
+                    to_device(points, real.images.device),
+                    self.options.penalty_metric,
+                )
+            )
+        return {"critic": (1.0, torch.cat(distances)), "penalty": (self.options.penalty, torch.cat(penalties))}

@@ -1,0 +1,72 @@
+"""The report of a run that makes images: losses, sample sheets, settings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer.loop.algorithm import DETAIL
+from trainer.loop.log import read_records
+from trainer.reports import figures
+from trainer.reports.page import Block, Figure, Folded, Section, sheet_figure, write_page
+from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+
+# Sheets shown of each series (of a type, of a direction): the first and the last ones.
+_SHEETS = 3
+_SPEED = ("images_per_second", "data_wait")
+
+
+def write_report(run: Path, sections: list[Section] | None = None) -> Path:
+    """Write run/report.html from what the run directory holds; sections: the task's own, in front."""
+    content = read_run_config(run)
+    model = content.get("model", {})
+    return write_page(
+        run / "report.html",
+        f"Run {run.resolve().name}",
+        f"{content['kind']}, {model.get('algorithm', '')}: {', '.join(content['cell_types'])}",
+        [],
+        [*(sections or []), sheets_section(run), losses_section(run), settings_section(run)],
+    )
+
+
+def sheets_section(run: Path) -> Section:
+    """Sample sheets: of each series the first and the newest."""
+    series: dict[str, list[Path]] = {}
+    for path in sorted((run / "samples").glob("*.png")):
+        series.setdefault("".join(letter for letter in path.stem if not letter.isdigit()), []).append(path)
+    blocks: list[Block] = []
+    for paths in series.values():
+        shown = paths if len(paths) <= _SHEETS else [paths[0], *paths[-_SHEETS + 1 :]]
+        blocks += [sheet_figure(path, path.stem) for path in shown]
+    return Section(
+        "Samples", f"{len(blocks)} sheets of samples/." if blocks else "samples/ holds no sheet yet.", blocks
+    )
+
+
+def losses_section(run: Path) -> Section:
+    """Losses and gradient norms of logged steps, of the run and of what lies in its folder `adapted`."""
+    blocks: list[Block] = []
+    for folder in (run, *sorted((run / "adapted").glob("*"))):
+        steps = [record for record in read_records(folder) if record["kind"] == "step"]
+        if steps:
+            name = "" if folder == run else f", adapting to {folder.name}"
+            blocks.append(
+                Figure(figures.loss_terms(steps, _terms(steps), "Loss"), f"Metrics of {len(steps)} logged steps{name}.")
+            )
+    return Section("Training", "" if blocks else "metrics.jsonl holds no step yet.", blocks)
+
+
+def _terms(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the losses among a record's numbers."""
+    return [
+        name
+        for name, value in steps[-1].items()
+        if isinstance(value, float)
+        and not name.startswith((DETAIL, "learning_rate", "gradient_norm"))
+        and name not in _SPEED
+    ]
+
+
+def settings_section(run: Path) -> Section:
+    """The run's config.yaml."""
+    text = (run / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
+    return Section("Settings", "As resolved when the run started.", [Folded(CONFIG_FILE, text)])

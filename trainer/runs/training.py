@@ -1,0 +1,77 @@
+"""The training script of all tasks: from a configuration to a run directory with its report."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from data_pipeline.randomness import derive_key
+from data_pipeline.shards.writer import ShardSettings
+from data_pipeline.stream.stream import Topology
+from trainer.learners.learner import Setting
+from trainer.learners.topology import resolve_engine
+from trainer.loop.fit import AfterEpoch, Plan, fit
+from trainer.loop.progress import resume, saved_state
+from trainer.runs import registry
+from trainer.runs.config import RunConfig, fingerprint
+from trainer.runs.record import RunRecord
+
+
+def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
+    """Train to the end and report; returns the run directory.
+
+    An interrupted run resumes from its newest checkpoint; a finished one is scored and reported again. after_epoch:
+    see Plan. UserError where the run directory holds a run of other settings.
+    """
+    run, dataset = Path(str(config.run)), config.open_dataset()
+    task = registry.task(config.kind)
+    session = task.open(config, dataset, topology)
+    config = session.config
+    for stream in session.streams.values():
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, order=stream.config.order))
+    made_with = fingerprint(config, session.facts)
+    state = saved_state(run, made_with, "another run=DIR to begin anew")
+    setting = Setting(
+        precision=session.precision,
+        total_steps=config.train.epochs * session.epoch_steps,
+        global_batch=config.train.global_batch,
+        seed=config.seed,
+        engine=resolve_engine(config.train.engine),
+        topology=topology,
+    )
+    torch.manual_seed(derive_key(config.seed, "weights"))
+    algorithm = session.build(setting, fresh=state is None)
+    progress = None if algorithm is None else resume(algorithm, state)
+    if topology.rank == 0:
+        session.begin()
+        place = config.location(dataset)
+        record = RunRecord(
+            config=dataclasses.replace(config, shards=place["shards"], cache=place["cache"]),
+            kind=config.kind,
+            cell_types=session.cell_types,
+            dataset_hash=dataset.content_hash,
+            storage=ShardSettings(**dataset.metadata["settings"]),
+            domain=session.domain,
+            normalizer=session.normalizer,
+        )
+        record.write(run)
+        session.learned.save(run)
+    if algorithm is None or progress is None:
+        session.fit_at_once(made_with, after_epoch)
+    else:
+        plan = Plan(
+            run=run,
+            config=config.train,
+            setting=setting,
+            epoch_steps=session.epoch_steps,
+            fingerprint=made_with,
+            score_epoch=session.score_epoch,
+            selection=session.selection,
+            after_epoch=after_epoch,
+            expectation=session.expectation(),
+        )
+        fit(algorithm, session.streams, plan, progress)
+    session.finish()
+    if topology.rank == 0:
+        task.write_report(run)
+    return run

@@ -1,0 +1,250 @@
+"""Naming cells: a classifier is trained, calibrated, scored and reported."""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.split_check import way_out
+from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream, Topology
+from models.classifiers.architectures.naive_bayes import NaiveBayes
+from trainer.learners.learner import Setting
+from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import AfterEpoch, Selection
+from trainer.loop.forecast import Expectation, try_out
+from trainer.metrics.evaluation import save_evaluation
+from trainer.metrics.measures import epoch_measures
+from trainer.runs import registry
+from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.runs.normalizers.bundle import FILE
+from trainer.runs.provenance import learned_by_weights, say, unseen
+from trainer.runs.task import Session, Task
+from trainer.runs.training_data import save_training_data
+from trainer.tasks.classification.calibration import fit_temperature, save_calibration
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.evaluation import (
+    evaluate,
+    predict_all,
+    scoring_batch,
+    scoring_stream,
+    validation_scores,
+)
+from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+
+
+class ClassifierSession(Session[ClassifierRunConfig]):
+    """A classifier's training."""
+
+    def __init__(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> None:
+        self.config, self.dataset, self.topology = config, dataset, topology
+        self._run = Path(str(config.run))
+        self.cell_types = known_cell_types(dataset, config.data)
+        stream = training_stream(dataset, config, self.cell_types, topology)
+        self.streams = {"train": stream}
+        self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
+        select_by = config.train.select_by
+        self.selection = Selection(select_by, epoch_measures()[select_by].higher_is_better, config.train.patience)
+        self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
+        # The test split too is opened now: that it cannot be scored is better known before the training.
+        self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
+
+    def _held_out(self, split: str) -> tuple[Stream, SeenImages]:
+        """The stream of a split without images seen before, and which these are.
+
+        UserError without an image, or where what the run begins with has seen one.
+        """
+        config, dataset, domains = self.config, self.dataset, self.config.data.domains
+        ids = dataset.samples(splits=[split], domains=domains, cell_types=self.cell_types, columns=["id"])["id"]
+        # Validation may choose twice, as it does in a run that begins with the weights of an older one.
+        before = self.learned.of_role("trained") if split == "validation" else self.learned
+        remedy = "begin with other weights or images"
+        seen = unseen(before, dataset, ids.tolist(), config.seen_images, f"split {split}", remedy)
+        if self.topology.rank == 0:
+            say(seen, split)
+        stream = scoring_stream(
+            dataset,
+            dataclasses.replace(config.data, cell_types=None),
+            splits=[split],
+            cell_types=self.cell_types,
+            batch=scoring_batch(config.train),
+            topology=self.topology,
+            left_out=seen.through,
+        )
+        return stream, seen
+
+    def begin(self) -> None:
+        if self.normalizer is not None:
+            self._run.mkdir(parents=True, exist_ok=True)
+            aside = self._run / f"{FILE}.new"
+            shutil.copyfile(self.dataset.attachment_path(FILE), aside)
+            aside.replace(self._run / FILE)
+
+    def build(self, setting: Setting, *, fresh: bool) -> Algorithm | None:
+        config = self.config
+        # A run that resumes has its own weights, wherever those that it began with are now.
+        model = config.model if fresh else dataclasses.replace(config.model, weights=None)
+        network = build_network(model, len(self.cell_types), config.data.image_size)
+        if isinstance(network, NaiveBayes):
+            self._unfitted = network if fresh else None
+            return None
+        algorithm: Algorithm = registry.algorithm_class(config.kind, config.train.algorithm)(network, config, setting)
+        self._classifier = algorithm.learners["classifier"]
+        return algorithm
+
+    def fit_at_once(self, fingerprint: Mapping[str, Any], after_epoch: AfterEpoch | None) -> None:
+        """Fit naive Bayes in one pass over the training images."""
+        from trainer.tasks.classification.naive_bayes import fit_naive_bayes
+
+        if self._unfitted is not None and self.selection is not None:
+            fit_naive_bayes(
+                self._unfitted,
+                self.streams["train"],
+                self._validation[0],
+                steps=self.epoch_steps,
+                selection=self.selection,
+                run=self._run,
+                topology=self.topology,
+                fingerprint=fingerprint,
+                after_epoch=after_epoch,
+            )
+
+    def score_epoch(self, step: int) -> dict[str, float]:
+        self._classifier.share_buffers()
+        with self._classifier.autocast():
+            return validation_scores(self._classifier.average, self._validation[0])
+
+    def expectation(self) -> Expectation:
+        """Measured on a CPU, where the first step may take minutes."""
+        if self.topology.device.type != "cpu" or self.topology.rank != 0:
+            return Expectation()
+        from trainer.tasks.classification.model_advice import advise_model
+
+        size, types = self.config.data.image_size, len(self.cell_types)
+        images = -(-self.config.train.global_batch // self.topology.world_size)
+        seconds = try_out(self._classifier.module, size, images)
+        return Expectation(seconds, partial(advise_model, self.config.model, types, size))
+
+    def finish(self) -> None:
+        """Calibrate on validation images, score the best checkpoint on test images."""
+        trained = self._calibrated(load_classifier(self._run))
+        result, frame = evaluate(
+            trained.network.to(self.topology.device),
+            trained.checkpoint,
+            self.dataset,
+            self.config.data,
+            splits=["test"],
+            cell_types=self.cell_types,
+            batch=scoring_batch(self.config.train),
+            topology=self.topology,
+            calibration=trained.calibration,
+            seen=self._test[1],
+        )
+        if self.topology.rank == 0:
+            # Here: the first step need not wait for what draws a report.
+            from trainer.tasks.classification.model_card import write_model_card
+
+            save_evaluation(self._run, result, frame, own_test=True)
+            save_training_data(self._run, self.dataset, self.config.data)
+            write_model_card(self._run)
+
+    def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
+        """With a temperature fitted to the best checkpoint on validation images, which the run keeps."""
+        if trained.calibration.checkpoint == trained.checkpoint.digest:
+            return trained
+        stream, _ = self._validation
+        logits = predict_all(trained.network.to(self.topology.device), stream)
+        calibration = fit_temperature(logits, torch.tensor(stream.labels), trained.checkpoint.digest)
+        if self.topology.rank == 0:
+            save_calibration(self._run, calibration)
+        return dataclasses.replace(trained, calibration=calibration)
+
+
+class Classification(Task[ClassifierRunConfig]):
+    """Cells are named by a classifier."""
+
+    kind = "classification"
+    launcher = "train_classifier.py"
+    config = ClassifierRunConfig
+
+    def open(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> ClassifierSession:
+        return ClassifierSession(config, dataset, topology)
+
+    def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
+        network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
+        if isinstance(network, NaiveBayes):
+            raise UserError("model=naive_bayes is fitted in one pass, without steps: there is nothing to plan")
+        built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
+        return built
+
+    def count_epoch_steps(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> int:
+        types = known_cell_types(dataset, config.data)
+        return training_stream(dataset, config, types, topology).batches_per_epoch
+
+    def learned(self, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
+        """Training images, and validation images, by which checkpoint and temperature are chosen."""
+        trained, chosen = (
+            dataset.samples(splits=[split], domains=config.data.domains, cell_types=cell_types, columns=["id"])["id"]
+            for split in ("train", "validation")
+        )
+        own = LearnedImages.of(dataset, {"trained": trained.tolist(), "chosen": chosen.tolist()})
+        return LearnedImages.joined([own, learned_by_weights(config.model.weights), learned_by_makers(dataset)])
+
+    def load(self, run: Path) -> TrainedClassifier:
+        return load_classifier(run)
+
+    def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
+        from trainer.tasks.classification.scoring import score_run
+
+        score_run(run, config, topology)
+
+    def write_report(self, run: Path) -> Path:
+        from trainer.tasks.classification.report import write_run_report
+
+        return write_run_report(run)
+
+
+TASK = Classification()
+
+
+def training_stream(
+    dataset: Dataset, config: ClassifierRunConfig, cell_types: Sequence[str], topology: Topology
+) -> Stream:
+    """The images a classifier learns from."""
+    return Stream(
+        dataset,
+        config.data,
+        splits=["train"],
+        cell_types=cell_types,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+    )
+
+
+def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
+    """The types a classifier learns: those with training images, in the order of CELL_TYPES."""
+    rows = dataset.samples(
+        splits=["train"], domains=config.domains, cell_types=config.cell_types, columns=["cell_type"]
+    )
+    present = set(rows["cell_type"])
+    missing = [name for name in config.cell_types or [] if name not in present]
+    if missing:
+        raise UserError(f"{dataset.root}: no training image of {', '.join(missing)}: see data.cell_types")
+    known = tuple(name for name in CELL_TYPES if name in present)
+    if len(known) < 2:
+        raise UserError(
+            f"{dataset.root}: training images of {len(known)} cell types in domains {config.domains or 'all'}: "
+            "a classifier needs two at least; " + (way_out(dataset, ["train"]) or "see the counts in build_report.json")
+        )
+    return known

@@ -1,0 +1,129 @@
+"""Generators of wanted cell types: C-WGAN-GP and its rivals."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.learned_images import LearnedImages, learned_by_makers
+from data_pipeline.stream.stream import Stream, Topology
+from trainer.learners.learner import Setting
+from trainer.loop.algorithm import Algorithm
+from trainer.runs.registry import algorithm_class
+from trainer.runs.report import write_report
+from trainer.runs.task import Session, Task
+from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
+from trainer.tasks.conditional.load import ConditionalSampler, load_conditional_model
+from trainer.tasks.conditional.sheets import ConditionalSheets
+
+
+class ConditionalSession(Session[ConditionalRunConfig]):
+    """A training of a generator."""
+
+    def __init__(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> None:
+        self.config, self.dataset, self.topology = config, dataset, topology
+        self.cell_types = chosen_cell_types(dataset, config)
+        stream = training_stream(dataset, config, self.cell_types, topology)
+        self.streams = {"train": stream}
+        batches = max(1, stream.batches_per_epoch // config.model.critic_steps)
+        self.epoch_steps = config.train.iterations_per_epoch or batches
+        self.domain = str(stream.samples["domain"].mode()[0])
+        self._sheets: ConditionalSheets | None = None
+
+    def build(self, setting: Setting, *, fresh: bool) -> Algorithm:
+        self._algorithm = algorithm_class("conditional", self.config.model.algorithm)(
+            self.config, len(self.cell_types), setting
+        )
+        if self.topology.rank == 0:
+            self._sheets = ConditionalSheets(self.dataset, self.config, self.cell_types, Path(str(self.config.run)))
+        built: Algorithm = self._algorithm
+        return built
+
+    def score_epoch(self, step: int) -> dict[str, float]:
+        if self._sheets is not None:
+            generator = self._algorithm.learners["generator"]
+            self._sheets.draw(generator.average, self._algorithm.conditions, generator.device, step)
+        return {}
+
+
+class Conditional(Task[ConditionalRunConfig]):
+    """Images of wanted cell types are generated."""
+
+    kind = "conditional"
+    launcher = "train_conditional_gan.py"
+    config = ConditionalRunConfig
+    makes_images = True
+
+    def open(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> ConditionalSession:
+        return ConditionalSession(config, dataset, topology)
+
+    def build(self, config: ConditionalRunConfig, types: int, setting: Setting) -> Algorithm:
+        built: Algorithm = algorithm_class(self.kind, config.model.algorithm)(config, types, setting)
+        return built
+
+    def count_epoch_steps(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> int:
+        return ConditionalSession(config, dataset, topology).epoch_steps
+
+    def planned_types(self, config: ConditionalRunConfig) -> int:
+        return len(config.data.cell_types or MODERATE_TYPES)
+
+    def learned(self, config: ConditionalRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
+        """Training images of the types that it makes."""
+        rows = dataset.samples(
+            splits=["train"], domains=config.data.domains, cell_types=cell_types, columns=["id", "origin"]
+        )
+        own = LearnedImages.of(dataset, {"trained": rows["id"][rows["origin"] != "synthetic"].tolist()})
+        return LearnedImages.joined([own, learned_by_makers(dataset)])
+
+    def load(self, run: Path) -> ConditionalSampler:
+        return load_conditional_model(run)
+
+    def write_report(self, run: Path) -> Path:
+        return write_report(run)
+
+
+TASK = Conditional()
+
+
+def chosen_cell_types(dataset: Dataset, config: ConditionalRunConfig) -> tuple[str, ...]:
+    """The types to make, in the order of CELL_TYPES. UserError for one without training images."""
+    rows = dataset.samples(
+        splits=["train"],
+        domains=config.data.domains,
+        cell_types=config.data.cell_types or MODERATE_TYPES,
+        columns=["cell_type", "origin"],
+    )
+    present = set(rows["cell_type"][rows["origin"] != "synthetic"])
+    missing = [name for name in config.data.cell_types or [] if name not in present]
+    if missing:
+        raise UserError(
+            f"{dataset.root}: no training image of {', '.join(missing)} in domains {config.data.domains or 'all'}: "
+            "leave it out of data.cell_types, or add images"
+        )
+    if len(present) < 2:
+        raise UserError(
+            f"{dataset.root}: training images of {', '.join(present) or 'none'} of the chosen cell types: "
+            "a conditional generator needs two types at least; name them in data.cell_types"
+        )
+    return tuple(name for name in CELL_TYPES if name in present)
+
+
+def training_stream(
+    dataset: Dataset, config: ConditionalRunConfig, cell_types: Sequence[str], topology: Topology
+) -> Stream:
+    """Training images that no generator made, all types equally often."""
+    rows = dataset.samples(splits=["train"], domains=config.data.domains, columns=["id", "origin"])
+    return Stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None, sampling="class_balanced"),
+        splits=["train"],
+        cell_types=cell_types,
+        ids=rows["id"][rows["origin"] != "synthetic"].tolist(),
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+    )

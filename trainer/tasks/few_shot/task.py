@@ -1,0 +1,201 @@
+"""Generators of rare types: trained on rich types, then adapted to each rare one from a few images."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from data_pipeline.learned_images import LearnedImages, learned_by_makers
+from data_pipeline.randomness import derive_key
+from data_pipeline.stream.sampling import Order
+from data_pipeline.stream.stream import Stream, Topology
+from trainer.learners.learner import Setting
+from trainer.learners.topology import leave_processes
+from trainer.loop.algorithm import Algorithm
+from trainer.runs.config import fingerprint
+from trainer.runs.report import write_report
+from trainer.runs.task import Session, Task
+from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
+from trainer.tasks.few_shot.config import FewShotRunConfig
+from trainer.tasks.few_shot.data import EpisodeOrder, FewShotData, data_of_run
+from trainer.tasks.few_shot.episode import episode_class
+from trainer.tasks.few_shot.load import FewShotSampler, load_few_shot_model
+from trainer.tasks.few_shot.sheets import FewShotSheets
+
+
+class FewShotSession(Session[FewShotRunConfig]):
+    """A training on rich types, then the adaptation to each rare one.
+
+    Ranks part before the adaptation, whose types are spread over them: each finishes when its own are done.
+    """
+
+    def __init__(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> None:
+        self.dataset, self.topology = dataset, topology
+        self._algorithm = episode_class(config.model)
+        self._learns_from_rich = self._algorithm.learns_from_rich(config.model)
+        self._data = data = data_of_run(config, dataset, learns_from_rich=self._learns_from_rich)
+        if self._learns_from_rich and not data.rich:
+            raise UserError(
+                f"{dataset.root}: no cell type beside the rare ones ({', '.join(data.rare)}) has training images to "
+                "learn from before: add some, or name fewer rare_types=[...]"
+            )
+        # Episodes and batches of rich types take from everywhere, and a rare type has few images.
+        stream_config = dataclasses.replace(config.data, order=config.data.order or "global")
+        self.config = config = dataclasses.replace(
+            config, data=stream_config, rich_types=list(data.rich), rare_types=list(data.rare)
+        )
+        self.cell_types, self.domain = data.rare, data.rare_domain
+        self.streams, self.epoch_steps = {}, 0
+        if self._learns_from_rich:
+            stream = rich_stream(config, dataset, data, topology)
+            self.streams = {"train": stream}
+            self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
+        torch.manual_seed(derive_key(config.seed, "weights"))
+        self._networks = self._algorithm.build_networks(config.model, config.data.image_size)
+        for network in self._networks.values():
+            network.to(topology.device)
+        self._sheets = FewShotSheets(config, Path(str(config.run)))
+        self._rich: Algorithm | None = None
+        self._adaptations: dict[str, Adaptation] = {}
+        for cell_type in data.rare:  # settings that changed are better known before the training
+            self._adaptation(cell_type).saved(self._adapted_with)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Without cell types: what is learned of a rare type does not depend on the others."""
+        return {name: value for name, value in super().facts.items() if name != "cell types"}
+
+    @property
+    def _adapted_with(self) -> dict[str, str]:
+        return fingerprint(self.config, self.facts, "adaptation")
+
+    def _adaptation(self, cell_type: str) -> Adaptation:
+        if cell_type not in self._adaptations:
+            self._adaptations[cell_type] = Adaptation(
+                cell_type, self.config, self.dataset, self._data, self.topology.device
+            )
+        return self._adaptations[cell_type]
+
+    def build(self, setting: Setting, *, fresh: bool) -> Algorithm | None:
+        if self._learns_from_rich:
+            self._rich = self._algorithm.training_on_rich(self.config, self._networks, setting)
+        return self._rich
+
+    def score_epoch(self, step: int) -> dict[str, float]:
+        if self.topology.rank == 0:
+            for name in self._data.rare:
+                adaptation = self._adaptation(name)
+                episode = adaptation.preview(self._learned(), self.precision)
+                self._sheets.draw(name, adaptation.images, episode.averages, f"step-{step:09d}")
+        return {}
+
+    def finish(self) -> None:
+        leave_processes()
+        for cell_type in self._data.rare[self.topology.rank :: self.topology.world_size]:
+            self._adaptation(cell_type).run(self._learned(), self.precision, self._adapted_with, self._sheets)
+        write_report(Path(str(self.config.run)))  # by every rank: the last one shows all types
+
+    def _learned(self) -> dict[str, nn.Module]:
+        """All networks, with the averaged weights of those that have learned and keep an average."""
+        learners = {} if self._rich is None else self._rich.learners
+        return self._networks | {name: learner.average for name, learner in learners.items()}
+
+
+class FewShot(Task[FewShotRunConfig]):
+    """Images of rare types are generated from a few real ones."""
+
+    kind = "few_shot"
+    launcher = "train_few_shot_gan.py"
+    config = FewShotRunConfig
+    makes_images = True
+
+    def open(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> FewShotSession:
+        return FewShotSession(config, dataset, topology)
+
+    def build(self, config: FewShotRunConfig, types: int, setting: Setting) -> Algorithm:
+        """The training on rich types; of an algorithm without, the adaptation."""
+        algorithm = episode_class(config.model)
+        # Two rounds: the first allocates Adam's state, the second has the peak.
+        inner = dataclasses.replace(config.model.inner, rounds=min(config.model.inner.rounds, 2))
+        model = dataclasses.replace(config.model, inner=inner)
+        if setting.precision == "fp16":
+            # fp16's loss scale reads values, which fake tensors lack; bf16 needs the same memory and no loss scale.
+            setting = dataclasses.replace(setting, precision="bf16")
+        networks = algorithm.build_networks(model, config.data.image_size)
+        if algorithm.learns_from_rich(model):
+            return algorithm.training_on_rich(dataclasses.replace(config, model=model), networks, setting)
+        decay, rehearsal = config.adaptation.average_decay, setting.rehearsal
+        episode = algorithm(networks, model, setting.precision, decay, rehearsal=rehearsal)
+        images = torch.empty(0, 3, config.data.image_size, config.data.image_size)
+        return EpisodeOfRounds(episode, images, model.inner.moves, setting.total_steps, 0)
+
+    def count_epoch_steps(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> int:
+        data = data_of_run(config, dataset, learns_from_rich=True)
+        return rich_stream(config, dataset, data, topology).batches_per_epoch
+
+    def check_ranks(self, config: FewShotRunConfig, ranks: int) -> None:
+        if episode_class(config.model).runs_episodes(config.model):
+            require_whole_episodes(config, ranks)
+
+    def trains_in_steps(self, config: FewShotRunConfig) -> bool:
+        return episode_class(config.model).learns_from_rich(config.model)
+
+    def planned_episode(self, config: FewShotRunConfig) -> int | None:
+        """Images of an episode; a plain training on rich types has micro-batches."""
+        algorithm = episode_class(config.model)
+        plain = algorithm.learns_from_rich(config.model) and not algorithm.runs_episodes(config.model)
+        return None if plain else config.shots
+
+    def learned(self, config: FewShotRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
+        """Training images of rich and rare types."""
+        learns_from_rich = episode_class(config.model).learns_from_rich(config.model)
+        data = data_of_run(config, dataset, learns_from_rich=learns_from_rich)
+        own = LearnedImages.of(dataset, {"trained": [*data.rich_ids, *data.rare_ids]})
+        return LearnedImages.joined([own, learned_by_makers(dataset)])
+
+    def load(self, run: Path) -> FewShotSampler:
+        return load_few_shot_model(run)
+
+    def write_report(self, run: Path) -> Path:
+        return write_report(run)
+
+
+TASK = FewShot()
+
+
+def rich_stream(config: FewShotRunConfig, dataset: Dataset, data: FewShotData, topology: Topology) -> Stream:
+    """Images of rich types: each rank's slice of a global batch is whole episodes, or every type equally often."""
+    make_order = None
+    if episode_class(config.model).runs_episodes(config.model):
+        require_whole_episodes(config, topology.world_size)
+
+        def make_order(labels: npt.ArrayLike) -> Order:
+            return EpisodeOrder(labels, config.seed, config.shots, config.train.global_batch)
+
+    return Stream(
+        dataset,
+        dataclasses.replace(config.data, cell_types=None, sampling="class_balanced", order="global"),
+        splits=["train"],
+        cell_types=data.rich,
+        ids=data.rich_ids,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        seed=config.seed,
+        training=True,
+        topology=topology,
+        make_order=make_order,
+    )
+
+
+def require_whole_episodes(config: FewShotRunConfig, ranks: int) -> None:
+    """UserError where so many ranks cannot share a step out as whole episodes."""
+    together = config.shots * ranks
+    if config.train.global_batch % together:
+        raise UserError(
+            f"train.global_batch={config.train.global_batch}: {ranks} processes run whole episodes of "
+            f"shots={config.shots} images each; give a multiple of {together}"
+        )
