@@ -7,11 +7,12 @@ usage:
       out=DIR         where stages, trials, table and report are written
       shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
                       whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
-      key=value       in place of what the sweep file says, resources_per_trial.gpu=1 say
-      plan=true       print what would be done, and do nothing
+      key=value       overrides the sweep file: resources_per_trial.gpu=1
+      plan=true       print every stage and trial, run nothing
   Runs on the Ray cluster that RAY_ADDRESS names or `ray start` made this machine part of (configs/ray), else on this
   machine alone; on several nodes, data set and out are on a file system that all of them see. What trials share is
-  made once. Every trial is printed as a command that does the same training again. Killed, the same command goes on.
+  made once. Every trial is printed as a command that repeats its training. After an interruption, the same command
+  resumes.
 
 example:
   python launchers/ablate.py sweep=configs/sweeps/classifiers.yaml shards=data/blood out=sweeps/classifiers \\
@@ -23,26 +24,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
-from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.conditional.config import ConditionalRunConfig
-from trainer.tasks.few_shot.config import FewShotRunConfig
-from trainer.tasks.generation.synthesis_config import SynthesizeConfig
-from trainer.tasks.stain.config import StainRunConfig
-from trainer.tasks.stain.normalization_config import NormalizeConfig
-
-# The launchers that a sweep starts, and what their arguments come to.
-LAUNCHER_CONFIGS: dict[str, type] = {
-    "train_classifier": ClassifierRunConfig,
-    "train_stain_gan": StainRunConfig,
-    "normalize_stains": NormalizeConfig,
-    "train_conditional_gan": ConditionalRunConfig,
-    "train_few_shot_gan": FewShotRunConfig,
-    "synthesize": SynthesizeConfig,
-    "balance": BalanceConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +34,7 @@ class AblateConfig:
 
     sweep: str | None = None
     out: str | None = None
-    plan: bool = False
+    plan: bool = False  # print the plan only
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,24 +42,20 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(AblateConfig, "ablate", own)
     if not config.sweep or not config.out:
         raise UserError("ablate.py needs sweep=FILE and out=DIR; see --help")
-    # Here, for neither --help nor a wrong argument need wait for what a plan takes.
+    # Here: neither --help nor a wrong argument waits for the imports of a plan.
     from trainer.experiments.sweep import describe_sweep, opened, plan_sweep, refuse_failures, refuse_other_sweep
     from trainer.experiments.sweep_config import read_sweep
 
     changes = [argument for argument in arguments if argument not in own]
-    sweep = plan_sweep(
-        read_sweep(Path(config.sweep), changes),
-        Path(config.out),
-        lambda launcher, overrides: read_config(LAUNCHER_CONFIGS[launcher], launcher, overrides),
-        Path(config.sweep),
-    )
+    file = Path(config.sweep)
+    sweep = plan_sweep(read_sweep(file, changes), Path(config.out), file)
     refuse_other_sweep(sweep)
     print("\n".join(describe_sweep(sweep)), flush=True)
     if config.plan:
         return
     with ExitStack() as held:
         if sweep.to_run:
-            # Here, for importing Ray takes a while, which a mistake above need not wait for.
+            # Here: a mistake above does not wait for Ray.
             from trainer.experiments.cluster import check_fit, run_stages, run_trials
             from trainer.experiments.ray_cluster import joined_cluster
 

@@ -6,24 +6,22 @@ import logging
 import re
 import sys
 import textwrap
-import typing
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
-
-import yaml
+from typing import NoReturn
 
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
-from trainer.runs.arguments import nearest, read_arguments, split_argument
+from trainer.metrics.measures import epoch_measures
+from trainer.runs.composition import CONFIGS as CONFIGS
+from trainer.runs.composition import config_groups as config_groups
+from trainer.runs.composition import read_config as read_config
 from trainer.runs.config import RunConfig
-from trainer.runs.configuration import lay_over, typed
+from trainer.runs.refusal import write_refusal
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TASKS = CONFIGS.parent / "trainer" / "tasks"
-Config = TypeVar("Config")
 _LIST = r"\{([a-z_]+(?::[a-z_]+)?)\}"
 # Permissions and disk space are the user's to mend; any other OSError is a bug.
 _USER_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -104,33 +102,16 @@ def _augmentations() -> str:
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
     "augmentations": _augmentations,
+    "select_by": lambda: ", ".join(epoch_measures()),
     **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
 }
 
 
 def _refuse(message: str) -> NoReturn:
     sys.stdout.flush()
+    write_refusal(message)
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Config:
-    """The dataclass `kind`, overridden by configs/NAME.yaml as Hydra composes it, then by the command line's key=value.
-
-    A later argument overrides an earlier one with the same key, so that a script can append its user's. Command-line
-    text is read by the dataclass's types alone. UserError for an unknown key or choice, a wrong type, or no key=value.
-    """
-    groups, choices, others = config_groups(name), {}, []
-    for argument in arguments:
-        key, value = split_argument(argument)
-        if key in groups:
-            choices[key] = _checked_choice(key, value)
-        else:
-            others.append(argument)
-    overrides = read_arguments(kind, others)  # before Hydra is imported: a mistake is refused at once
-    values = _compose(name, choices)
-    lay_over(values, overrides)
-    return typed(kind, values, "")
 
 
 def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:
@@ -157,34 +138,3 @@ def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] |
     leave_processes()
     if topology.rank == 0:
         print((run / "report.html").resolve())
-
-
-def config_groups(name: str) -> dict[str, str]:
-    """The config groups of configs/NAME.yaml, each with its default choice."""
-    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) or {}
-    chosen = [entry for entry in content.get("defaults", ()) if isinstance(entry, dict)]
-    return {group: choice for entry in chosen for group, choice in entry.items()}
-
-
-def _checked_choice(group: str, choice: str) -> str:
-    choices = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-    if choice not in choices:
-        raise UserError(
-            f"{group}={choice}: no file of configs/{group}{nearest(choice, choices)}; there are {', '.join(choices)}"
-        )
-    return choice
-
-
-def _compose(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    """configs/NAME.yaml and the chosen files of its groups, as plain values."""
-    # Imported here: --help and a wrong argument need not wait for Hydra.
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            composed = compose(name, overrides=[f"{group}='{choice}'" for group, choice in choices.items()])
-    except HydraException as error:
-        raise UserError(f"configs/{name}.yaml: {' '.join(str(error.__cause__ or error).split())}") from error
-    return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))

@@ -6,10 +6,10 @@ usage:
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
       split=test    or validation, train, all
       domain=NAME   only the images of this stain
-      seen_images=leave_out   score without the images that the run, or what it began with, learned from, was chosen by,
-                    or saw copies of (other files, sizes, mirrored) or the patient or slide of, and say so in the
-                    record; default: refuse
-      folds=[0,1]   only the images of these folds, of the five that all images are dealt into
+      seen_images=leave_out   leave out images that the run, or what it began with, was trained on or chosen by, their
+                    copies (other files, sizes, mirrored) and images of their patients or slides; the record says
+                    so; default: refuse
+      folds=[0,1]   only the images of these folds, of five
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
                     features=inception [inception_weights=FILE], the network of FID
   python launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]
@@ -18,7 +18,7 @@ usage:
       features=RUN    what sets of images are compared in: another run, or inception; default: the classifier's
       lpips_weights=FILE  torchvision's AlexNet, for LPIPS; default: the one in torch's cache, else a perceptual
                       distance in the classifier's feature maps takes its place, under a name of its own
-  A classifier's scores are of the probabilities that the temperature in RUN/calibration.json gives.
+  A classifier's probabilities are calibrated by the temperature in RUN/calibration.json.
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else, RUN/model_card.md and RUN/report.html; for a bank BANK/evaluation, BANK/report.html and two
   scores of each image into the bank.
@@ -34,8 +34,8 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.run_directory import read_run_config
-from trainer.tasks.evaluation_config import EvaluateConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -49,27 +49,19 @@ def main(arguments: Sequence[str]) -> None:
     _require_folders(config)
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.scoring import score_bank, score_classifier, score_stain_run
+    from trainer.runs import registry
 
     if config.bank:
+        from trainer.tasks.generation.scoring import score_bank
+
         score_bank(Path(config.bank), config, join_processes())
         return
     run = Path(str(config.run))
-    kind = read_run_config(run).get("kind")
-    if kind not in ("classification", "stain"):
-        raise UserError(
-            f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
-            "bank=DIR"
-        )
-    topology = join_processes()
-    if kind == "stain":
-        score_stain_run(run, config, topology)
-    else:
-        score_classifier(run, config, topology)
+    registry.task(str(read_run_config(run).get("kind")), str(run)).evaluate(run, config, join_processes())
 
 
 def _refuse_other_than_test(config: EvaluateConfig) -> None:
-    """UserError for arguments that a bank's scores do not take, or lack."""
+    """UserError for missing arguments of a bank's evaluation, and for those it does not take."""
     if not config.shards or not config.classifier:
         raise UserError(
             f"{config.bank}: give shards=DIR, real images, and classifier=RUN, trained on real images alone"
@@ -81,7 +73,7 @@ def _refuse_other_than_test(config: EvaluateConfig) -> None:
 
 
 def _require_folders(config: EvaluateConfig) -> None:
-    """UserError where a folder that is named is not what it is to be."""
+    """UserError for a folder of the wrong kind."""
     if config.bank and not Path(config.bank).is_dir():
         raise UserError(f"{config.bank}: no image bank here; make one with launchers/synthesize.py")
     config.require_dataset()

@@ -1,19 +1,19 @@
-"""Name the cell type of raw images with a trained classifier.
+"""Predict the cell type of raw images with a trained classifier.
 
 usage:
   python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [min_confidence=0.9] [heatmaps=true]
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote
       images=PATH   an image, or a folder of images at any depth
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
-                    gallery.html, unreadable.csv when a file was no image, and passed_over.csv when there were files
-                    that are hidden or without an image's suffix, in place of an earlier prediction's; the
-                    probabilities are calibrated by the temperature that train_classifier.py fitted on
-                    validation images. Bytes of a name that are no text are written \\xe4
-      domain=NAME   the images' stain, one that the run learned from; its only one without domain=. A classifier of
-                    normalised images carries its normaliser: images of the stain that it is made for go through
-                    it; a crop set for the domain in training (data.crop) is made here too
-      min_confidence=0.9  images of less confidence are marked in a column `uncertain`, and in the gallery, for a
-                    person to look at; the run's report tells how many those are and how right the others
+                    gallery.html, unreadable.csv if a file is no image, and passed_over.csv if there are files that are
+                    hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
+                    by the temperature that train_classifier.py fitted on validation images. Bytes of a file name
+                    that are not text are written as \\xe4
+      domain=NAME   the images' stain, one of the run's training data; default: its only one. A classifier of
+                    normalised images applies its normaliser to images of the stain that it is made for; the crop
+                    of the domain in training (data.crop) is applied too
+      min_confidence=0.9  images with less confidence are marked in a column `uncertain`, and in the gallery, for a
+                    person to look at; the run's report shows how many those are and how accurate the others
       heatmaps=true  the gallery shows where in each image the classifier found its answer (Grad-CAM); for a run of a
                     convolutional network
 
@@ -33,7 +33,7 @@ from trainer.runs.run_directory import require_classifier
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """What to predict, and where to."""
+    """What is predicted, and where it is written."""
 
     run: str | None = None
     images: str | None = None

@@ -5,17 +5,17 @@ usage:
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
       preset=thesis     the thesis's sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
-                        or a file of your own; its keys: trainer/experiments/reproduction.py and configs/reproduce
+                        or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written
       barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
       shards=DIR        the data set; default: RUN/data
-      key=value         in place of what the preset says, resources.gpu=1 resources.cpu=8 say
-      plan=true         print every stage and trial, and do nothing
+      key=value         overrides the preset: resources.gpu=1 resources.cpu=8
+      plan=true         print every stage and trial, run nothing
   Shards the images; normalises their stain by W-CycleGAN-GP beside its rivals; makes cells by C-WGAN-GP and by
   few-shot generation beside theirs; trains classifiers on original and balanced data, the thesis's ten against each
-  other, the ablation, and each part's effect between two laboratories; looks for leaks. What is done and whose inputs
-  are the same is not done again: killed at any moment, the same command goes on. Runs on the Ray cluster that
-  RAY_ADDRESS names, else on this machine. Exit code 1: a leak was found; the report says which.
+  other, the ablation, and each part's effect between two laboratories; looks for leaks. Finished stages whose inputs
+  have not changed are not run again: after an interruption, the same command resumes. Runs on the Ray cluster that
+  RAY_ADDRESS names, else on this machine. Exit code 1: a leak was found; the report names it.
 
 example:
   python launchers/reproduce.py preset=small run=runs/reproduction barcelona=raw/PBC_dataset_normal_DIB \\
@@ -24,24 +24,20 @@ example:
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import root_of
-from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, launch, read_config
-from trainer.tasks.evaluation_config import EvaluateConfig
 
 if TYPE_CHECKING:
     from trainer.experiments.reproduction import Reproduction
 
-_CONFIGS = {**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}
 _OWN = ("preset", "run", "shards", "barcelona", "munich", "plan")
 
 
@@ -62,11 +58,11 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(ReproduceConfig, "reproduce", own)
     if not config.preset or not config.run:
         raise UserError("reproduce.py needs preset=phantom|small|thesis and run=DIR; see --help")
-    # Here, for neither --help nor a wrong argument need wait for what a plan takes.
+    # Here: neither --help nor a wrong argument waits for the imports of a plan.
     from data_pipeline.catalog import Dataset
     from launchers import audit, build_shards
-    from trainer.experiments.reproduction import AUDIT_FILE, plan_reproduction, read_preset
-    from trainer.experiments.reproduction_phantoms import build_phantom_dataset
+    from trainer.experiments.reproduction import AUDIT_FILE, plan_reproduction
+    from trainer.experiments.reproduction_config import build_phantom_dataset, read_preset
     from trainer.experiments.sweep import refuse_other_sweep
 
     named = CONFIGS / "reproduce" / f"{config.preset}.yaml"
@@ -84,33 +80,24 @@ def main(arguments: Sequence[str]) -> None:
             f"{shards}: no data set there: give the raw folders barcelona=RAW munich=RAW, or shards=DIR of a data set "
             "of two stains (build_shards.py)"
         )
-    reproduction = plan_reproduction(preset, file, run, root_of(shards), _compose)
+    reproduction = plan_reproduction(preset, file, run, root_of(shards))
     refuse_other_sweep(reproduction.ablation, "run")
     print("\n".join(reproduction.describe()), flush=True)
     if config.plan:
         return
     _run(reproduction)
-    # Of the full method's classifier: the data of all generators, banks and normalisers is behind its own.
+    # The full method's classifier depends on the data of all generators, banks and normalisers.
     clean = audit.is_clean(audit.AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
     from trainer.experiments.reproduction_report import write_reproduction_report
 
-    print(write_reproduction_report(reproduction.folder).resolve())
+    print(write_reproduction_report(reproduction).resolve())
     if not clean:
         sys.exit(1)
 
 
-def _compose(launcher: str, arguments: Sequence[str]) -> Any:
-    return _composed(launcher, tuple(arguments))
-
-
-@functools.cache  # many stages are planned more than once, and Hydra takes its time
-def _composed(launcher: str, arguments: tuple[str, ...]) -> Any:
-    return read_config(_CONFIGS[launcher], launcher, arguments)
-
-
 def _run(reproduction: Reproduction) -> None:
     """Every stage, then the trials of both sweeps."""
-    # Here, for importing Ray takes a while, which a mistake above need not wait for.
+    # Here: a mistake above does not wait for Ray.
     from trainer.experiments.cluster import check_fit, run_stages, run_trials
     from trainer.experiments.ray_cluster import joined_cluster
     from trainer.experiments.sweep import opened, refuse_failures, refuse_other_sweep
@@ -121,7 +108,6 @@ def _run(reproduction: Reproduction) -> None:
         stages = reproduction.stages_to_run
         room = check_fit(resources, stages)
         held.enter_context(opened(reproduction.ablation))
-        reproduction.write()
         run_stages(stages, reproduction.stages_folder, resources)
         run_trials(reproduction.ablation, room)
         refuse_failures(reproduction.ablation)

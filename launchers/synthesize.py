@@ -6,9 +6,9 @@ usage:
       bank=DIR           the bank, a Zarr v3 group: images, latents, labels, and a SHA-256 of each image
       count=N            images of each type; with a larger N the same command adds to a bank that is there
       cell_types=[A,B]   default: all that the run can make
-      seed=0             an image follows from run, seed, type and its number in the type, whatever the number
-                         of processes
-  Killed, the same command goes on where it stopped. Then: launchers/balance.py.
+      seed=0             an image depends on run, seed, type and its number in the type only, not on the number of
+                         processes
+  The same command resumes an interrupted bank. Then: launchers/balance.py.
 
 example:
   accelerate launch launchers/synthesize.py run=runs/conditional bank=data/conditional count=2000 \\

@@ -17,6 +17,7 @@ usage:
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
+      train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
       optimizer.learning_rate=0.001
       data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names

@@ -47,9 +47,10 @@ PRELOADED = [
     "trainer.tasks.conditional.task",
     "trainer.tasks.few_shot.task",
     "trainer.tasks.stain.normalization",
-    "trainer.planning.rehearsals",
     "trainer.tasks.classification.prediction",
-    "trainer.tasks.scoring",
+    "trainer.tasks.classification.scoring",
+    "trainer.tasks.generation.scoring",
+    "trainer.tasks.stain.scoring",
     "trainer.tasks.stain.task",
     "trainer.tasks.generation.synthesis",
     # What these import at their place of use.

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.classifiers.config import ClassifierConfig
+from tests.evaluations import evaluation_of
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
-from trainer.metrics.classification import score
-from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from trainer.metrics.evaluation import ClassifierEvaluation, ScoredData, predictions_frame, save_evaluation
+from trainer.metrics.records import FORMAT_VERSION
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 TYPES = ("basophil", "platelet", "smudge cell")
@@ -33,6 +34,7 @@ def write_sweep(sweep: Path, kind: str = "ablation", reference: str | None = "fu
     else:
         arms = plan.get("models") or plan.get("arms") or list(ARMS)
     content = {
+        "format_version": FORMAT_VERSION,
         "name": "parts", "kind": kind, "reference": reference, "metric": "validation_balanced_accuracy", "mode": "max",
         "sweep": {"kind": kind, **plan}, "fingerprint": "ab" * 32, "arms": {arm: _title(arm) for arm in arms},
         "trials": {f"{arm}-seed{seed}": HASH for arm in arms for seed in plan["seeds"]},
@@ -49,6 +51,7 @@ def add_trial(sweep: Path, arm: str, seed: int, status: str = "finished", **valu
     name = values.pop("trial", f"{arm}-seed{seed}")
     run = sweep / "trials" / name
     line = {
+        "format_version": FORMAT_VERSION,
         "trial": name, "arm": arm, "title": _title(arm), "seed": seed, "parameters": {},
         "command": f"accelerate launch launchers/train_classifier.py run=again seed={seed}", "run": f"trials/{name}",
         "dataset_hash": HASH, "status": status, "seconds": 100.0 + 20 * seed, "epochs": 2,
@@ -82,7 +85,7 @@ def add_answers(
     normalized: bool = False,
     parents: bool = True,
     types: Sequence[str] = TYPES,
-) -> dict[str, Any]:
+) -> ClassifierEvaluation:
     """The run's own test split: labels, predicted int64 [n]. normalized: the images are normalised ones.
 
     The raw image of row i is "raw i" whatever the run; parents: whether a normalised one names it.
@@ -97,14 +100,9 @@ def add_answers(
     samples["cell_type"] = [types[label] for label in labels]
     table = np.full((n, len(types)), 0.1 / (len(types) - 1))
     table[np.arange(n), predicted] = 0.9
-    record = {
-        "dataset": {"path": "/data/cells", "content_hash": HASH, "split": "test", "domains": ["giemsa"], "count": n},
-        "checkpoint": {"file": "step-000008", "step": 8, "sha256": "c0ffee" * 10},
-        "normalizer": {"normalizer": "reinhard"} if normalized else None,
-        "cell_types": list(types),
-        "not_scored": {},
-        "scores": score(table, labels, list(groups), types, bootstrap_samples=0),
-    }
+    normalizer = {"normalizer": "reinhard"} if normalized else None
+    data = ScoredData("/data/cells", HASH, "test", ["giemsa"], n)
+    record = evaluation_of(data, table, labels, list(groups), types, 0, normalizer=normalizer)
     save_evaluation(run, record, predictions_frame(samples, table, types), own_test=True)
     return record
 

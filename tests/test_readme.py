@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from data_pipeline.banks.balance_config import BalanceConfig
-from launchers import ablate, audit, build_shards, export, plan, predict, reproduce, train_classifier
+from launchers import audit, build_shards, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.launching import ROOT
-from trainer.experiments.reproduction import read_preset
+from trainer.experiments.launches import LAUNCHER_CONFIGS
+from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 USERS = "README.md"
 # Every README by its path; none of what is installed or made here.
@@ -33,7 +34,7 @@ FOLDERS = ("configs", "data_pipeline", "docker", "launchers", "models", "tests",
 # What the worked examples write is not there.
 WALKS = "Worked examples"
 KINDS: dict[str, type] = {
-    **ablate.LAUNCHER_CONFIGS,
+    **LAUNCHER_CONFIGS,
     "balance": BalanceConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,

@@ -10,6 +10,7 @@ this project's network with its default stain augmentation, which needs `stain_e
 `threads` threads each. Interrupted, the same command goes on.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -147,7 +148,7 @@ def _run_rival(arguments: dict[str, str]) -> dict[str, Any]:
         seed=seed,
     )
     scores = {
-        name: score(probabilities(model, data), data.labels.numpy(), data.groups, cell_types)
+        name: dataclasses.asdict(score(probabilities(model, data), data.labels.numpy(), data.groups, cell_types))
         for name, data in (("barcelona", splits["test"]), ("munich", munich))
     }
     return {"model": arguments["rival"], "seed": seed, **facts, **scores}

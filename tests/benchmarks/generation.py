@@ -17,6 +17,7 @@ at a time, one thread each. Interrupted, the same command goes on.
 """
 
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -388,10 +389,10 @@ def _sensitivities(runs: Sequence[Path]) -> dict[str, Any]:
     )
     each = [json.loads((run / "evaluation/metrics.json").read_text())["scores"] for run in runs]
     return {
-        "all seeds": together,
-        "balanced accuracy of each seed": [scores["balanced_accuracy"]["value"] for scores in each],
+        "all seeds": dataclasses.asdict(together),
+        "balanced accuracy of each seed": [scores["overall"]["balanced_accuracy"]["value"] for scores in each],
         "sensitivity of each seed": {
-            name: [scores["per_type"][name]["sensitivity"]["value"] for scores in each] for name in THINNED
+            name: [scores["per_type"][name]["measures"]["sensitivity"]["value"] for scores in each] for name in THINNED
         },
     }
 
@@ -400,9 +401,11 @@ def _agreement(record: dict[str, Any]) -> dict[str, Any]:
     """How many images the independent classifier gives the type that was asked for, in all and of each type."""
     generated = record["type_agreement"]["generated"]
     return {
-        "agreement": generated["accuracy"],
-        "f1": generated["f1"],
-        "agreement_of_types": {name: each["sensitivity"]["value"] for name, each in generated["per_type"].items()},
+        "agreement": generated["overall"]["accuracy"],
+        "f1": generated["overall"]["f1"],
+        "agreement_of_types": {
+            name: each["measures"]["sensitivity"]["value"] for name, each in generated["per_type"].items()
+        },
     }
 
 
@@ -414,7 +417,7 @@ def _facts(dataset: Dataset, judge: Path) -> dict[str, Any]:
     scores = json.loads((judge / "evaluation/metrics.json").read_text())["scores"]
     return {
         "content_hash": dataset.content_hash,
-        "judge": {name: scores[name] for name in ("accuracy", "balanced_accuracy")},
+        "judge": {name: scores["overall"][name] for name in ("accuracy", "balanced_accuracy")},
     }
 
 

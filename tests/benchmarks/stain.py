@@ -11,6 +11,7 @@ other half for it, and the reverse, so that every Munich image is scored once. T
 each. Interrupted, the same command goes on.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -33,8 +34,8 @@ from trainer.experiments.machine import describe_machine
 from trainer.loop.log import read_records
 from trainer.metrics import image_distance
 from trainer.metrics.classification import score
-from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import extract_features
+from trainer.runs.feature_spaces import classifier_features
 from trainer.runs.normalizers.bundle import StainNormalizer
 from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier
@@ -176,7 +177,7 @@ class Target:
         """judge: without stain augmentation; distances are taken in its features."""
         self.learning = load_rows(dataset, "barcelona", size, crop, splits=["train"])[1][:500]
         rows, self.images = load_rows(dataset, "barcelona", size, crop, splits=["test"])
-        self._space = ClassifierFeatures.of(judge)
+        self._space = classifier_features(judge)
         self._centres = self._centres_of(rows, self.images)
         self._colours = image_distance.colour_statistics(self.images)
 
@@ -212,7 +213,7 @@ def judged(name: str, parts: Sequence[tuple[TrainedClassifier, pd.DataFrame, tor
         labels.append(rows["cell_type"][chosen].map(judge.cell_types.index).to_numpy())
         groups += rows["group"][chosen].tolist()
     scores = score(np.concatenate(answers), np.concatenate(labels), groups, parts[0][0].cell_types)
-    return {f"balanced, {name}": scores["balanced_accuracy"]["value"], f"scores, {name}": scores}
+    return {f"balanced, {name}": scores["balanced_accuracy"].value, f"scores, {name}": dataclasses.asdict(scores)}
 
 
 def train(

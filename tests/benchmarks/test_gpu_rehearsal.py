@@ -84,7 +84,7 @@ def test_stopped_in_its_middle_and_given_again_it_measures_everything_once(
     assert loaded["rows"]["original: stream, flip"]["images_per_second"]["median"] > 0
     assert content(out, "classifier")["rows"]["senet_tiny_ge: timm"]["images_per_second"] > 0
     assert {"data", "critic", "generator"} <= set(content(out, "gans")["rows"]["ac_gan"]["phases"])
-    accuracy = content(out, "result")["rows"]["senet_tiny_ge"]["evaluation"]["scores"]["accuracy"]
+    accuracy = content(out, "result")["rows"]["senet_tiny_ge"]["evaluation"]["scores"]["overall"]["accuracy"]
     assert 0 <= accuracy["value"] <= 1
     assert (out / "report.html").exists()
 

@@ -12,6 +12,7 @@ import pytest
 
 from data_pipeline.audit_check import Check
 from data_pipeline.catalog import Dataset, Sample
+from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from tests.conftest import Launch
 from tests.forged_catalog import first, forge
@@ -141,11 +142,6 @@ def _better_answers(answers: pd.DataFrame, record: dict[str, Any], data: Dataset
     return answers
 
 
-def _not_a_record(answers: pd.DataFrame, record: dict[str, Any], data: Dataset) -> pd.DataFrame:
-    del record["scores"]
-    return answers
-
-
 @pytest.mark.parametrize(
     ("forgery", "words"),
     [
@@ -158,7 +154,6 @@ def _not_a_record(answers: pd.DataFrame, record: dict[str, Any], data: Dataset) 
         (_another_split, ("a split that was not to be scored", "were left out")),
         (_better_scores, ("the record's confusion is not that of its predictions",)),
         (_better_answers, ("an answer is not the type of the highest probability beside it",)),
-        (_not_a_record, ("the record is not one of evaluate.py",)),
     ],
 )
 def test_forged_evaluation_records(
@@ -180,6 +175,19 @@ def test_forged_evaluation_records(
     told = "; ".join(check.found)
     for word in words:
         assert word in told
+
+
+def test_a_record_that_is_none_is_one_line(one_run: tuple[Path, Dataset], tmp_path: Path) -> None:
+    """A record that cannot be read must not pass for one that was checked."""
+    source, data = one_run
+    run = tmp_path / "damaged"
+    shutil.copytree(source, run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    path = run / "evaluation/metrics.json"
+    content = json.loads(path.read_text())
+    del content["scores"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"metrics\.json: not an evaluation .*scores: Field required"):
+        _checked(run, data)
 
 
 def test_a_leak_through_what_the_run_began_with(one_run: tuple[Path, Dataset], tmp_path: Path) -> None:

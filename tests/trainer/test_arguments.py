@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
-from launchers.ablate import LAUNCHER_CONFIGS, AblateConfig
+from launchers.ablate import AblateConfig
 from launchers.audit import AuditConfig
 from launchers.build_shards import BuildConfig
 from launchers.console import read_config
@@ -18,11 +18,12 @@ from launchers.plan import PlanConfig
 from launchers.predict import PredictConfig
 from launchers.reproduce import ReproduceConfig
 from launchers.train_classifier import QuickstartConfig
-from trainer.experiments.reproduction import ReproductionConfig, read_preset
+from trainer.experiments.launches import LAUNCHER_CONFIGS
+from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
 from trainer.experiments.resources import Resources
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
 from trainer.runs.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 # Each launcher's schema, by the name of its file in configs/.
 KINDS: dict[str, type] = {

@@ -62,7 +62,7 @@ def test_without_evidence_the_temperature_stays_one() -> None:
     for few, truth, words in (
         (logits[: LEAST_IMAGES - 1], labels[: LEAST_IMAGES - 1], "fewer than"),
         (logits, torch.zeros_like(labels), "of one type"),
-        (logits, logits.argmax(dim=1), "named rightly"),
+        (logits, logits.argmax(dim=1), "validation images are right"),
         (torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]).repeat(20, 1)[::2], torch.tensor([1, 1, 1, 1] * 5), "one type"),
     ):
         found = fit_temperature(few, truth, "")
@@ -126,9 +126,11 @@ def test_one_temperature_from_training_to_prediction(tiny_dataset: Dataset, laun
     np.testing.assert_allclose(after[columns], expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
     assert (after["predicted"] == before["predicted"]).all()
     again = json.loads((run / "evaluation/metrics.json").read_text())
-    assert again["scores"]["accuracy"] == record["scores"]["accuracy"]
+    assert again["scores"]["overall"]["accuracy"] == record["scores"]["overall"]["accuracy"]
     assert again["calibration"]["uncalibrated"] == record["calibration"]["uncalibrated"]
-    assert again["scores"]["negative_log_likelihood"] != record["scores"]["negative_log_likelihood"]
+    assert (
+        again["scores"]["overall"]["negative_log_likelihood"] != record["scores"]["overall"]["negative_log_likelihood"]
+    )
     report = (run / "report.html").read_text()
     assert "Temperature 2.500 was fitted on" in report
     assert "at temperature 2.50" in report  # in the drawing, beside the one as trained

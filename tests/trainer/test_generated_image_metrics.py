@@ -17,16 +17,17 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from data_pipeline.errors import UserError
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
-from trainer.metrics.manifold import ManifoldScores, compare_manifolds
-from trainer.metrics.memorization import compare_distances
-from trainer.metrics.nearest_image import (
+from trainer.metrics.copies import (
     TURNS,
+    compare_distances,
     distances_to_nearest,
     nearest,
     nearest_images,
     thumbnails,
     turned,
 )
+from trainer.metrics.feature_space import ClassifierFeatures
+from trainer.metrics.generation import ManifoldScores, compare_manifolds
 from trainer.metrics.perceptual import (
     ClassifierPerceptualDistance,
     LearnedPerceptualDistance,
@@ -35,7 +36,6 @@ from trainer.metrics.perceptual import (
     perceptual_distance,
 )
 from trainer.metrics.shortcut import detect_generated, traces
-from trainer.tasks.classification.load import TrainedClassifier
 
 Floats = NDArray[np.float64]
 TINY = ClassifierConfig(block="basic", layers=(1, 1), widths=(8, 16), groups=1, reduction=4, stem_widths=(8,))
@@ -201,7 +201,7 @@ def network(config: ClassifierConfig) -> nn.Module:
 @pytest.mark.parametrize("config", [TINY, TIMM, TOKENS], ids=["senet", "timm", "tokens"])
 def test_a_classifiers_perceptual_distance_is_named_after_it(config: ClassifierConfig) -> None:
     """It must behave as a distance, and must never be read as LPIPS."""
-    distance = ClassifierPerceptualDistance(network(config), "tiny 1a2b3c4d", 32)
+    distance = ClassifierPerceptualDistance(ClassifierFeatures(network(config), "tiny 1a2b3c4d", 32))
     assert distance.name == "perceptual distance [classifier tiny 1a2b3c4d]"
     images, others = cells(4, 0), cells(4, 1)
     apart = distance(images, others)
@@ -213,7 +213,9 @@ def test_a_classifiers_perceptual_distance_is_named_after_it(config: ClassifierC
 
 
 def test_a_classifiers_perceptual_distance_is_lpips_formula() -> None:
-    distance = ClassifierPerceptualDistance(network(dataclasses.replace(TINY, timm_name="")), "x", 32)
+    distance = ClassifierPerceptualDistance(
+        ClassifierFeatures(network(dataclasses.replace(TINY, timm_name="")), "x", 32)
+    )
     images, others = cells(2, 0), cells(2, 1)
     expected = torch.zeros(2)
     first = [distance.network.layer0(each) for each in (images, others)]
@@ -253,11 +255,11 @@ def test_lpips_is_torchmetrics_with_the_weights_of_the_file(
     assert (small > 0).all()
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    trained = cast(TrainedClassifier, None)  # not asked where there is LPIPS
-    assert perceptual_distance(str(alexnet_file), trained).name == "LPIPS"
+    unused = cast(ClassifierFeatures, None)
+    assert perceptual_distance(str(alexnet_file), unused).name == "LPIPS"
     cached = tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth"
     cached.write_bytes(alexnet_file.read_bytes())
-    assert perceptual_distance(None, trained).name == "LPIPS"
+    assert perceptual_distance(None, unused).name == "LPIPS"
 
 
 def test_lpips_without_its_weights_ends_in_one_line(tmp_path: Path) -> None:
@@ -294,6 +296,11 @@ def test_keyed_pairs_are_different_pairs_of_different_images() -> None:
 # Shortcut
 
 
+def known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
 def checkerboard(images: Tensor) -> Tensor:
     """What a transposed convolution leaves: one intensity step up and down, pixel by pixel."""
     size = images.shape[-1]
@@ -310,9 +317,9 @@ def test_an_artefact_of_generation_is_found(artefact: Callable[[Tensor], Tensor]
     """Invisible to a person, and all that a network would learn."""
     found = detect_generated(traces(cells(80, 0)), [f"p{n // 8}" for n in range(80)], traces(artefact(cells(80, 1))), 0)
     assert found is not None
-    assert found["balanced_accuracy"]["value"] > 0.95
-    assert found["balanced_accuracy"]["low"] > 0.8
-    assert found["auroc"]["value"] > 0.98
+    assert min(known(found.balanced_accuracy.value), known(found.auroc.value)) > 0.95
+    assert known(found.balanced_accuracy.low) > 0.8
+    assert known(found.auroc.value) > 0.98
 
 
 def test_two_halves_of_the_same_images_are_not_told_apart() -> None:
@@ -320,9 +327,9 @@ def test_two_halves_of_the_same_images_are_not_told_apart() -> None:
     images = traces(cells(240, 0))
     found = detect_generated(images[:120], [f"p{n // 8}" for n in range(120)], images[120:], 0)
     assert found is not None
-    for measure in ("balanced_accuracy", "auroc"):
-        assert 0.38 < found[measure]["value"] < 0.62
-    assert found["count"] == {"real": 120, "generated": 120}
+    for estimate in (found.balanced_accuracy, found.auroc):
+        assert 0.38 < known(estimate.value) < 0.62
+    assert (found.real, found.generated) == (120, 120)
 
 
 def test_patients_are_not_told_apart_in_place_of_generated_images() -> None:
@@ -335,7 +342,7 @@ def test_patients_are_not_told_apart_in_place_of_generated_images() -> None:
     mixed = detect_generated(traces(real), [""] * 96, traces(made), 0)
     assert apart is not None
     assert mixed is not None
-    assert apart["auroc"]["value"] < mixed["auroc"]["value"] - 0.05
+    assert known(apart.auroc.value) < known(mixed.auroc.value) - 0.05
 
 
 def test_too_few_images_are_not_judged() -> None:

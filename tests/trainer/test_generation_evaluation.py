@@ -1,7 +1,6 @@
 """If these fail, a bank of copies, or one judged by a classifier that learned from it, is reported as a good one."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,19 @@ from data_pipeline.stream.stream import Topology
 from tests.conftest import TINY_TYPES, Launch
 from tests.launching import Launched
 from tests.trainer.test_report import Page
-from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.perceptual import ClassifierPerceptualDistance
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.metrics.records import read_record
+from trainer.runs.feature_spaces import classifier_features
+from trainer.tasks.classification.load import load_classifier
 from trainer.tasks.generation.evaluation import check_classifier, evaluate_bank
 from trainer.tasks.generation.images import ImageReader
-from trainer.tasks.generation.scores import GenerationEvaluation, Judges, Shortcuts, TypeImages
+from trainer.tasks.generation.records import BankEvaluation, Generator, ImageCounts
+from trainer.tasks.generation.scores import Judge, Judges, ScoringSettings, TypeImages
+from trainer.tasks.generation.scoring import as_judge
+from trainer.tasks.generation.shortcuts import Shortcuts
 
 COUNT = 24  # images of each type
-QUICK = GenerationEvaluation(neighbours=2, pairs=20)
+QUICK = ScoringSettings(neighbours=2, pairs=20)
 
 
 def read_split(dataset: Dataset, split: str, cell_type: str, size: int = 32) -> NDArray[np.uint8]:
@@ -97,26 +100,34 @@ def copies(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def judges(run: Path) -> Judges:
     trained = load_classifier(run)
-    return Judges(ClassifierFeatures.of(trained), trained, ClassifierPerceptualDistance.of(trained))
+    judge = as_judge(trained)
+    return Judges(judge.features, judge, ClassifierPerceptualDistance(judge.features))
 
 
 @pytest.fixture(scope="module")
-def record(copies: ImageBank, tiny_dataset: Dataset, classifier: Path) -> dict[str, Any]:
+def record(copies: ImageBank, tiny_dataset: Dataset, classifier: Path) -> BankEvaluation:
     path = evaluate_bank(copies, tiny_dataset, judges(classifier), Topology(), QUICK)
-    return dict(json.loads(path.read_text()))
+    return read_record(BankEvaluation, path)
 
 
-def test_copies_are_found_out_in_pixels_and_in_features(record: dict[str, Any]) -> None:
+def test_copies_are_found_out_in_pixels_and_in_features(record: BankEvaluation) -> None:
     """Their sets' distances are as good as can be: nothing else in the record tells."""
-    assert record["all"]["memorization"]["pixels"]["suspicious"] > 0.95
-    assert record["all"]["memorization"]["features"]["suspicious"] > 0.5
+    of_all = record.all.memorization
+    assert of_all["pixels"] is not None
+    assert of_all["features"] is not None
+    assert of_all["pixels"].suspicious > 0.95
+    assert of_all["features"].suspicious > 0.5
     for cell_type in TINY_TYPES:
-        judged = record["per_type"][cell_type]["memorization"]["pixels"]
-        assert judged["suspicious"] > 0.95
-        assert judged["z"] < -3
-        assert judged["too_few"]
-        nearest = record["per_type"][cell_type]["nearest_real"]
-        assert nearest["generated"]["psnr"]["mean"] > nearest["test"]["psnr"]["mean"] + 5
+        judged = record.per_type[cell_type].memorization["pixels"]
+        assert judged is not None
+        assert judged.z is not None
+        assert judged.suspicious > 0.95
+        assert judged.z < -3
+        assert judged.too_few
+        psnr = [each["psnr"].mean for each in record.per_type[cell_type].nearest_real.values()]
+        assert psnr[0] is not None
+        assert psnr[1] is not None
+        assert psnr[0] > psnr[1] + 5
 
 
 def test_an_honest_bank_is_not_accused(
@@ -125,53 +136,58 @@ def test_an_honest_bank_is_not_accused(
     """Cells of other slides stand for what a good generator makes."""
     pictures = {cell_type: read_split(two_stains, "train", cell_type) for cell_type in TINY_TYPES}
     bank = make_bank(tmp_path / "bank", tiny_dataset, pictures)
-    done = json.loads(evaluate_bank(bank, tiny_dataset, judges(classifier), Topology(), QUICK).read_text())
-    assert done["all"]["memorization"]["pixels"]["suspicious"] < 0.5
+    done = read_record(BankEvaluation, evaluate_bank(bank, tiny_dataset, judges(classifier), Topology(), QUICK))
+    found = done.all.memorization["pixels"]
+    assert found is not None
+    assert found.suspicious < 0.5
     for cell_type in TINY_TYPES:
-        for judged in done["per_type"][cell_type]["memorization"].values():
-            assert judged["z"] > -3
+        for judged in done.per_type[cell_type].memorization.values():
+            assert judged is not None
+            assert judged.z is not None
+            assert judged.z > -3
 
 
 def test_every_score_names_its_data(
-    record: dict[str, Any], copies: ImageBank, tiny_dataset: Dataset, classifier: Path
+    record: BankEvaluation, copies: ImageBank, tiny_dataset: Dataset, classifier: Path
 ) -> None:
     """A score without its data set, counts or checkpoints cannot be repeated (contract C14)."""
     trained = load_classifier(classifier)
-    assert record["bank"]["content_hash"] == copies.content_hash
-    assert record["generator"] == {
-        "name": "fake",
-        "checkpoint": "0123456789abcdef",
-        "dataset_hash": tiny_dataset.content_hash,
-        "seed": 0,
-        "learned_from_this_data_set": True,
-    }
-    assert record["dataset"]["content_hash"] == tiny_dataset.content_hash
-    assert (record["dataset"]["split"], record["dataset"]["domains"]) == ("test", ["giemsa"])
-    assert record["classifier"]["sha256"] == trained.checkpoint.digest
-    assert record["feature_space"] == f"classifier senet_tiny_ge {trained.checkpoint.digest[:8]}"
-    assert record["perceptual_distance"].startswith("perceptual distance [classifier senet_tiny_ge")
+    assert record.bank.content_hash == copies.content_hash
+    assert record.generator == Generator("fake", tiny_dataset.content_hash, 0, learned_from_this_data_set=True)
+    assert record.checkpoint.sha256 == "0123456789abcdef"
+    assert record.dataset.content_hash == tiny_dataset.content_hash
+    assert (record.dataset.split, record.dataset.domains) == ("test", ["giemsa"])
+    assert record.classifier.checkpoint.sha256 == trained.checkpoint.digest
+    assert record.feature_space == f"classifier senet_tiny_ge {trained.checkpoint.digest[:8]}"
+    assert record.perceptual_distance.startswith("perceptual distance [classifier senet_tiny_ge")
     rows = tiny_dataset.samples(domains=["giemsa"], columns=["split", "cell_type"])
     for cell_type in TINY_TYPES:
         here = rows[rows["cell_type"] == cell_type]["split"].value_counts()
-        counted = record["per_type"][cell_type]["count"]
-        assert counted == {"generated": COUNT, "train": here["train"], "test": here["test"]}
-        assert record["type_agreement"]["test"]["per_type"][cell_type]["count"] == here["test"]
-        generation = record["per_type"][cell_type]["generation"]
-        assert generation["too_few"]
-        assert all("[classifier senet_tiny_ge" in name for name in generation["scores"])
-        assert generation["kernel_subset"] == here["test"] // 2
-    assert record["type_agreement"]["generated"]["groups"] == 3 * COUNT
-    fewest = [record["per_type"][cell_type]["count"]["test"] for cell_type in TINY_TYPES]
-    assert record["all"]["generation"]["generated"] == record["all"]["generation"]["real"] == sum(fewest)
+        assert record.per_type[cell_type].count == ImageCounts(COUNT, here["train"], here["test"])
+        agreement = record.type_agreement["test"]
+        assert agreement is not None
+        assert agreement.per_type[cell_type].count == here["test"]
+        generation = record.per_type[cell_type].generation
+        assert generation is not None
+        assert generation.too_few
+        assert all("[classifier senet_tiny_ge" in name for name in generation.scores)
+        assert generation.kernel_subset == here["test"] // 2
+    agreement = record.type_agreement["generated"]
+    assert agreement is not None
+    assert agreement.groups == 3 * COUNT
+    fewest = sum(record.per_type[cell_type].count.test for cell_type in TINY_TYPES)
+    together = record.all.generation
+    assert together is not None
+    assert together.generated == together.real == fewest
 
 
-def test_each_images_scores_are_in_the_bank(record: dict[str, Any], copies: ImageBank, classifier: Path) -> None:
+def test_each_images_scores_are_in_the_bank(record: BankEvaluation, copies: ImageBank, classifier: Path) -> None:
     """balance.py takes the best by these: a score under another image's row would choose at random."""
     assert record
     bank, trained = ImageBank.open(copies.root), load_classifier(classifier)
     rows = np.array([4, 0, 11])
     images = torch.from_numpy(bank.images(rows)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    _, probabilities = ClassifierFeatures.of(trained)(images)
+    _, probabilities = classifier_features(trained)(images)
     asked = [trained.cell_types.index(bank.cell_types[label]) for label in bank.labels[rows]]
     np.testing.assert_allclose(bank.scores["type_probability"][rows], probabilities[range(3), asked], atol=1e-5)
     distance = bank.scores["training_distance"]
@@ -207,8 +223,13 @@ def test_a_shortcut_of_storage_is_told_from_one_of_the_generator(tiny_dataset: D
         train = reader.read_real(reader.real_samples("train", cell_type))
         shortcuts.of_type(TypeImages(cell_type, rows, reader.read_generated(rows), train, train[:0]))
     (found,) = shortcuts.over_all()
-    assert found["as_stored"]["auroc"]["value"] > 0.95
-    assert found["same_way"]["auroc"]["value"] < 0.8
+    assert found.as_stored is not None
+    assert found.same_way is not None
+    areas = [found.as_stored.auroc.value, found.same_way.auroc.value]
+    assert areas[0] is not None
+    assert areas[1] is not None
+    assert areas[0] > 0.95
+    assert areas[1] < 0.8
 
 
 def with_synthetic(root: Path, parent: Dataset) -> Dataset:
@@ -234,32 +255,31 @@ def with_synthetic(root: Path, parent: Dataset) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(classifier: Path) -> TrainedClassifier:
-    return load_classifier(classifier)
+def judge(classifier: Path) -> Judge:
+    return as_judge(load_classifier(classifier))
 
 
-def refused(trained: TrainedClassifier, bank: ImageBank, dataset: Dataset) -> str:
+def refused(judge: Judge, bank: ImageBank, dataset: Dataset) -> str:
     with pytest.raises(UserError) as told:
-        check_classifier(trained, ImageReader(bank, dataset, Topology()))
+        check_classifier(judge, ImageReader(bank, dataset, Topology()))
     assert "\n" not in str(told.value)
     return str(told.value)
 
 
 def test_a_classifier_that_is_no_independent_judge_is_refused(
-    trained: TrainedClassifier, copies: ImageBank, tiny_dataset: Dataset, tmp_path: Path
+    judge: Judge, copies: ImageBank, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     """One that learned from generated images praises them, one that saw the test images praises those."""
     mixed = with_synthetic(tmp_path / "mixed", tiny_dataset)
     other = tmp_path / "run"
-    checkpoint = dataclasses.replace(trained.checkpoint, path=other / "checkpoints" / trained.checkpoint.path.name)
-    learned = dataclasses.replace(trained, checkpoint=checkpoint)
+    learned = dataclasses.replace(judge, run=other)
     LearnedImages.of(mixed, {"trained": mixed.samples(splits=["train"])["id"].tolist()}).through("older").save(other)
     assert "1 of older of the images that it was trained on are synthetic" in refused(learned, copies, tiny_dataset)
     LearnedImages.of(tiny_dataset, {"trained": tiny_dataset.samples(splits=["test"])["id"].tolist()}).save(other)
-    judge = dataclasses.replace(judges(trained.folder), classifier=learned)
+    others = dataclasses.replace(judges(judge.run), classifier=learned)
     with pytest.raises(UserError, match=r"of split test .* through the classifier"):
-        evaluate_bank(copies, tiny_dataset, judge, Topology(), QUICK)
-    fewer = dataclasses.replace(trained, cell_types=("basophil", "eosinophil"))
+        evaluate_bank(copies, tiny_dataset, others, Topology(), QUICK)
+    fewer = dataclasses.replace(judge, cell_types=("basophil", "eosinophil"))
     assert "knows no lymphocyte" in refused(fewer, copies, tiny_dataset)
     zoomed = make_bank(
         tmp_path / "zoomed",
@@ -267,8 +287,8 @@ def test_a_classifier_that_is_no_independent_judge_is_refused(
         {"basophil": read_split(tiny_dataset, "train", "basophil")},
         crop={"giemsa": 0.7},
     )
-    assert "data.crop.giemsa=1.0, the bank's generator with 0.7" in refused(trained, zoomed, tiny_dataset)
-    check_classifier(trained, ImageReader(copies, tiny_dataset, Topology()))
+    assert "data.crop.giemsa=1.0, the bank's generator with 0.7" in refused(judge, zoomed, tiny_dataset)
+    check_classifier(judge, ImageReader(copies, tiny_dataset, Topology()))
 
 
 def test_the_launcher_scores_a_bank_and_writes_its_report(
@@ -281,16 +301,17 @@ def test_the_launcher_scores_a_bank_and_writes_its_report(
     page = Page(report)
     page.assert_self_contained()
     (written,) = (copies.root / "evaluation").glob("*.json")
-    record = json.loads(written.read_text())
+    record = read_record(BankEvaluation, written)
     assert page.tags.count("img") == len(TINY_TYPES) + 2
-    for words in (copies.content_hash[:12], tiny_dataset.content_hash[:12], "fake", record["perceptual_distance"]):
+    for words in (copies.content_hash[:12], tiny_dataset.content_hash[:12], "fake", record.perceptual_distance):
         assert words in page.text
     (suspicious,) = [table for table in page.tables if "Copies, in pixels" in caption_of(page, table)]
     for cell_type, row in zip((*TINY_TYPES, "all"), suspicious[1:], strict=True):
-        found = (record["per_type"] | {"all": record["all"]})[cell_type]["memorization"]["pixels"]
-        assert row[:2] == [cell_type, f"{100 * found['suspicious']:.1f} % of {found['generated']}"]
+        found = record.rows[cell_type].memorization["pixels"]
+        assert found is not None
+        assert row[:2] == [cell_type, f"{100 * found.suspicious:.1f} % of {found.generated}"]
     table_20 = next(table for table in page.tables if table[6:] and table[6][1] == "40.18 RMSE 1.0 %")
-    ours = record["all"]["nearest_real"]["generated"]["psnr"]["mean"]
+    ours = record.all.nearest_real["generated"]["psnr"].mean
     assert table_20[7][1] == f"{ours:.2f}"
     ImageBank.open(copies.root)
 

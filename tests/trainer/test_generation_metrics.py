@@ -20,11 +20,11 @@ from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from trainer.metrics.feature_space import ClassifierFeatures, InceptionFeatures
 from trainer.metrics.generation import (
+    compare,
     extract_features,
     frechet_distance,
     inception_score,
     kernel_distance,
-    score_generation,
 )
 
 Floats = NDArray[np.float64]
@@ -144,16 +144,17 @@ def batches(n: int, seed: int) -> list[Tensor]:
 def test_scores_say_what_they_were_measured_in() -> None:
     """A distance in the project's own features must never be read as a FID, nor one of too few images as sound."""
     space = ClassifierFeatures(classifier(TINY), "tiny 1a2b3c4d", 32)
-    same = score_generation(space, batches(20, 0), batches(20, 0))
-    assert same.frechet == pytest.approx(0, abs=1e-6)
-    other = score_generation(space, batches(20, 0), [images.abs() for images in batches(12, 1)])
-    assert other.frechet > 100 * same.frechet
-    assert other.kernel > same.kernel
+    features = extract_features(space, batches(20, 0))
+    same = compare(space, features, features)
+    assert same.frechet.value == pytest.approx(0, abs=1e-6)
+    other = compare(space, features, extract_features(space, [images.abs() for images in batches(12, 1)]))
+    assert other.frechet.value > 100 * same.frechet.value
+    assert other.kernel.value > same.kernel.value
     assert (other.real, other.generated, other.dimensions, other.too_few) == (20, 12, 16, True)
     assert not dataclasses.replace(other, generated=16).too_few
     record = json.loads(json.dumps(other.as_record(), allow_nan=False))
     assert record["too_few"] is True
-    assert record["scores"]["Fréchet distance [classifier tiny 1a2b3c4d]"]["value"] == other.frechet
+    assert record["scores"]["Fréchet distance [classifier tiny 1a2b3c4d]"]["value"] == other.frechet.value
     assert len(record["scores"]) == 3
     assert all(name.endswith("[classifier tiny 1a2b3c4d]") for name in record["scores"])
     assert not any(published in name for name in record["scores"] for published in ("FID", "KID", "inception score"))

@@ -19,7 +19,7 @@ from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
 from trainer.metrics.evaluation import HEAT, shown_cells
-from trainer.reports.picture import thumbnail
+from trainer.reports.gallery import thumbnail
 from trainer.runs.normalizers.bundle import NormalizerBundle, Selection
 from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.calibration import Calibrated

@@ -16,8 +16,17 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES
-from trainer.metrics.classification import OVERALL, format_estimate, score
-from trainer.metrics.evaluation import predictions_frame, save_evaluation
+from tests.evaluations import evaluation_of
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.classification import TRUST, ReliabilityBin, Trust
+from trainer.metrics.evaluation import (
+    CalibrationRecord,
+    ClassifierEvaluation,
+    ScoredData,
+    predictions_frame,
+    save_evaluation,
+)
+from trainer.metrics.measures import measures, shown
 from trainer.runs.training_data import save_training_data
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.model_card import command, write_model_card
@@ -48,46 +57,36 @@ def write_config(run: Path, dataset: Dataset, config: ClassifierRunConfig) -> No
     (run / "config.yaml").write_text(yaml.safe_dump(values | facts, sort_keys=False))
 
 
-def evaluate(run: Path, dataset: Dataset, split: str, own: bool, **more: Any) -> dict[str, Any]:
+def evaluate(run: Path, dataset: Dataset, split: str, own: bool, **more: Any) -> ClassifierEvaluation:
     """A record of a classifier that is right two times in three; no image is a platelet."""
     samples = dataset.samples(splits=[split])
     labels = np.array([TYPES.index(name) for name in samples["cell_type"]])
     table = np.random.default_rng(0).dirichlet([1.0] * len(TYPES), len(labels))
     table[np.arange(len(labels)), labels] += np.where(np.arange(len(labels)) % 3, 1.0, 0.0)
     table /= table.sum(axis=1, keepdims=True)
-    record = {
-        "dataset": {
-            "path": f"/somewhere/{dataset.root.name}",  # type: ignore[union-attr]
-            "content_hash": dataset.content_hash,
-            "split": split,
-            "domains": ["giemsa", "violet"],
-            "count": len(samples),
-        },
-        "checkpoint": {"file": "step-000088", "step": 88, "sha256": "c0ffee" * 10},
-        "normalizer": None if own else {"name": "reinhard", "source": "violet"},
-        "cell_types": list(TYPES),
-        "not_scored": {} if own else {"monoblast": 3},
-        "scores": score(table, labels, list(samples["group"]), TYPES, bootstrap_samples=50),
-        **more,
-    }
-    save_evaluation(run, record, predictions_frame(samples, table, TYPES), own)
+    data = ScoredData(
+        f"/somewhere/{dataset.root.name}",  # type: ignore[union-attr]
+        dataset.content_hash,
+        split,
+        ["giemsa", "violet"],
+        len(samples),
+    )
+    facts = {} if own else {"normalizer": {"name": "reinhard", "source": "violet"}, "not_scored": {"monoblast": 3}}
+    record = evaluation_of(data, table, labels, list(samples["group"]), TYPES, **facts, **more)
+    save_evaluation(run, record, predictions_frame(samples, table, TYPES), own_test=own)
     return record
 
 
 def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Path) -> None:
     write_config(tmp_path, tiny_dataset, configured("data.image_size=32"))
     save_training_data(tmp_path, tiny_dataset, StreamConfig(image_size=32))
-    estimate = {"value": 0.0625, "low": 0.03125, "high": 0.125}
-    calibration = {
-        "temperature": 1.5,
-        "validation_images": 40,
-        "remark": "none",
-        "uncalibrated": {
-            "calibration_error": estimate,
-            "negative_log_likelihood": estimate,
-            "reliability": [{"low": 0.0, "high": 1.0, "count": 0, "accuracy": None, "confidence": None}],
-        },
-    }
+    estimate = Estimate(0.0625, 0.03125, 0.125)
+    calibration = CalibrationRecord(
+        1.5,
+        40,
+        "none",
+        Trust(dict.fromkeys(TRUST, estimate), [ReliabilityBin(0.0, 1.0, 0, confidence=None, accuracy=None)]),
+    )
     records = [
         evaluate(tmp_path, tiny_dataset, "test", True, calibration=calibration),
         evaluate(tmp_path, tiny_dataset, "validation", False),
@@ -115,38 +114,37 @@ def test_every_number_is_that_of_the_record(tiny_dataset: Dataset, tmp_path: Pat
     assert parts[1].startswith("data, validation split, domains giemsa, violet")
     for part, record in zip(parts, records, strict=True):
         facts, overall, per_type = tables(part.split("## Limits")[0])[:3]
-        told, scores = dict(facts), record["scores"]
-        assert record["dataset"]["content_hash"][:12] in told["data set"]
-        assert told["split"].startswith(record["dataset"]["split"])
+        told, scores = dict(facts), record.scores
+        assert record.dataset.content_hash[:12] in told["data set"]
+        assert told["split"].startswith(record.dataset.split)
         assert "step 88" in told["checkpoint"]
-        assert ("reinhard" in told["normaliser"]) == (record["normalizer"] is not None)
-        assert told["scored"].startswith(f"{record['dataset']['count']} images in ")
-        expected_scores = [[name.replace("_", " "), format_estimate(scores[name], brackets=True)] for name in OVERALL]
-        assert overall[: len(OVERALL)] == expected_scores
-        most = max(row["count"] for row in scores["per_type"].values())
-        assert overall[-1][1] == f"{100 * most / record['dataset']['count']:.1f}"
+        assert ("reinhard" in told["normaliser"]) == (record.normalizer is not None)
+        assert told["scored"].startswith(f"{record.dataset.count} images in ")
+        expected_scores = [[each.label, each.format(scores[name], brackets=True)] for name, each in measures().items()]
+        assert overall[:-1] == expected_scores
+        most = max(row.count for row in scores.per_type.values())
+        assert overall[-1][1] == f"{100 * most / record.dataset.count:.1f}"
         for row in per_type:
-            of_type = scores["per_type"][row[0]]
-            measures = ("sensitivity", "specificity", "precision", "f1", "auroc")
-            values = [format_estimate(of_type[name], brackets=True) for name in measures]
-            assert row[1:] == [str(of_type["count"]), str(of_type["groups"]), *values]
+            of_type = scores.per_type[row[0]]
+            values = [each.format(of_type[each.name], brackets=True) for each in shown("types")]
+            assert row[1:] == [str(of_type.count), str(of_type.groups), *values]
     calibrated = tables(parts[0].split("### Calibration")[1])[0]
     assert calibrated[:4] == [
         ["temperature", "1.5"],
         ["validation images", "40"],
         ["remark", "none"],
-        ["uncalibrated, calibration error", "0.0625 [0.03125, 0.125]"],
+        ["uncalibrated: Calibration error", "6.2 [3.1, 12.5]"],
     ]
-    assert "### Calibration" not in parts[1]
+    assert tables(parts[1].split("### Calibration")[1])[0][0] == ["temperature", "1"]
 
     limits = text.split("## Limits")[1]
     assert "own test split: no image of platelet" in limits
     assert "- platelet: few training images, 0." in limits
-    per_type = records[0]["scores"]["per_type"]
-    few = ", ".join(f"{name} ({per_type[name]['count']})" for name in TINY_TYPES)
+    per_type = records[0].scores.per_type
+    few = ", ".join(f"{name} ({per_type[name].count})" for name in TINY_TYPES)
     assert f"own test split: scored on few images: {few}." in limits
     for name in TINY_TYPES:
-        assert f"{name} {format_estimate(per_type[name]['sensitivity'], brackets=True)}" in limits
+        assert f"{name} {per_type[name]['sensitivity'].format(brackets=True)}" in limits
 
 
 def test_the_command_gives_the_same_configuration_again(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pages: whole, self-contained, with the numbers of the files, and honest about what is missing."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -16,8 +17,16 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.sources import SourceDeclaration
-from trainer.metrics.classification import format_estimate, score
-from trainer.metrics.evaluation import MOST_WRONG, RIGHT_PER_TYPE, predictions_frame, save_evaluation
+from tests.evaluations import evaluation_of
+from trainer.metrics.evaluation import (
+    MOST_WRONG,
+    RIGHT_PER_TYPE,
+    ClassifierEvaluation,
+    ScoredData,
+    predictions_frame,
+    save_evaluation,
+)
+from trainer.metrics.measures import shown
 from trainer.reports import gallery
 from trainer.reports.gallery import write_prediction_gallery
 from trainer.tasks.classification.report import write_run_report
@@ -94,7 +103,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset.open(root / "cells")
 
 
-def evaluate(run: Path, dataset: Dataset, own: bool, path: str = "", skill: float = 1.0) -> dict[str, Any]:
+def evaluate(run: Path, dataset: Dataset, own: bool, path: str = "", skill: float = 1.0) -> ClassifierEvaluation:
     """Score invented predictions of all samples and save them as an evaluation of the run."""
     samples = dataset.samples()
     generator = np.random.default_rng(len(path))
@@ -102,21 +111,11 @@ def evaluate(run: Path, dataset: Dataset, own: bool, path: str = "", skill: floa
     logits = generator.normal(size=(len(samples), len(TYPES)))
     logits[np.arange(len(samples)), labels] += skill
     table = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    record = {
-        "dataset": {
-            "path": path or str(dataset.root),
-            "content_hash": hashlib.sha256(path.encode()).hexdigest() if path else dataset.content_hash,
-            "split": "test",
-            "domains": ["giemsa"],
-            "count": len(samples),
-        },
-        "checkpoint": {"file": "step-000088", "step": 88, "sha256": "c0ffee" * 10},
-        "normalizer": None,
-        "cell_types": list(TYPES),
-        "not_scored": {} if own else {"monoblast": 3},
-        "scores": score(table, labels, list(samples["group"]), TYPES, bootstrap_samples=50),
-    }
-    save_evaluation(run, record, predictions_frame(samples, table, TYPES), own)
+    content = hashlib.sha256(path.encode()).hexdigest() if path else dataset.content_hash
+    data = ScoredData(path or str(dataset.root), content, "test", ["giemsa"], len(samples))
+    not_scored = {} if own else {"monoblast": 3}
+    record = evaluation_of(data, table, labels, list(samples["group"]), TYPES, not_scored=not_scored)
+    save_evaluation(run, record, predictions_frame(samples, table, TYPES), own_test=own)
     return record
 
 
@@ -143,19 +142,19 @@ def test_report_is_one_file_with_the_numbers_of_the_evaluation(dataset: Dataset,
     assert path == tmp_path / "report.html"
     page = Page(path)
     page.assert_self_contained()
-    scores = record["scores"]
-    for name in ("accuracy", "balanced_accuracy", "specificity", "f1", "auroc", "calibration_error"):
-        assert format_estimate(scores[name]) in page.text
-        assert f"{100 * scores[name]['low']:.1f} to {100 * scores[name]['high']:.1f}" in page.text
+    scores = record.scores
+    for measure in shown("headline"):
+        assert measure.format(scores[measure.name]) in page.text
+        assert measure.interval(scores[measure.name]) in page.text
     (types,) = [table for table in page.tables if table[0][0] == "type"]
     for cell_type, row in zip(TYPES, types[1:], strict=True):
-        expected = scores["per_type"][cell_type]
-        assert row[:3] == [cell_type, str(expected["count"]), str(expected["groups"])]
-        assert row[3].startswith(format_estimate(expected["sensitivity"]) + " ")
-        assert row[-1].startswith(format_estimate(expected["accuracy"]) + " ")
+        expected = scores.per_type[cell_type]
+        assert row[:3] == [cell_type, str(expected.count), str(expected.groups)]
+        for measure, cell in zip(shown("types"), row[3:], strict=True):
+            assert cell.startswith(f"{measure.format(expected[measure.name])} ")
     (confusion,) = [table for table in page.tables if table[0][0] == "true type"]
     counts = [[int(cell.split()[0]) for cell in row[2:]] for row in confusion[1:]]
-    assert counts == scores["confusion"]
+    assert counts == scores.confusion
     for words in (
         dataset.content_hash[:12],
         "test split",
@@ -186,24 +185,22 @@ def test_every_evaluation_has_its_section_own_test_first(dataset: Dataset, tmp_p
     assert "3 monoblast: not among the model's types" in page.text
     (summary,) = [table for table in page.tables if table[0][0] == "data"]
     assert [row[0].split(",")[0] for row in summary[1:]] == ["cells", "aaa", "aaa"]
-    assert summary[1][1].startswith(format_estimate(own["scores"]["accuracy"]))
+    assert summary[1][1].startswith(own.scores["accuracy"].format())
     for gone in ("/elsewhere/aaa", "/another/aaa"):
         assert f"No pictures: the data set cannot be read. {gone}" in page.text
     assert page.text.count("picture not available") > 0
 
 
-def test_a_record_of_before_calibration_is_shown(dataset: Dataset, tmp_path: Path) -> None:
-    """Runs outlive the version that made them."""
-    evaluate(tmp_path, dataset, own=True)
-    path = tmp_path / "evaluation" / "metrics.json"
-    record = json.loads(path.read_text())
-    for name in ("negative_log_likelihood", "selective"):
-        del record["scores"][name]
-    path.write_text(json.dumps(record))
+def test_a_temperature_is_shown_beside_the_network_as_trained(dataset: Dataset, tmp_path: Path) -> None:
+    """Scores at a temperature that the page does not name cannot be repeated."""
+    record = evaluate(tmp_path, dataset, own=True)
+    calibration = dataclasses.replace(record.calibration, temperature=1.5, validation_images=44)
+    frame = pd.read_parquet(tmp_path / "evaluation" / "metrics.parquet")
+    save_evaluation(tmp_path, dataclasses.replace(record, calibration=calibration), frame, own_test=True)
     page = Page(write_run_report(tmp_path))
     page.assert_self_contained()
-    assert "expected calibration error" in page.text
-    assert "Selective prediction" not in page.text
+    assert "Temperature 1.500 was fitted on 44 validation images" in page.text
+    assert "as trained: expected calibration error" in page.text
 
 
 def test_report_does_without_what_is_missing(dataset: Dataset, tmp_path: Path) -> None:
@@ -232,7 +229,7 @@ def test_pictures_that_left_the_data_set_are_missed_and_named(dataset: Dataset, 
     frame.to_parquet(path, index=False)
     page = Page(write_run_report(tmp_path))
     assert "1 pictures are missing: the data set" in page.text
-    assert record["dataset"]["path"] in page.text
+    assert record.dataset.path in page.text
     assert page.text.count("picture not available") == 1
 
 

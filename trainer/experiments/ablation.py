@@ -10,11 +10,12 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES, in_our_words
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root
-from trainer.experiments.method_stages import CellTypeRoles, Compose, MethodStages, in_label_order
+from trainer.experiments.launches import StagePlanner
+from trainer.experiments.method_stages import CellTypeRoles, MethodStages, in_label_order
 from trainer.experiments.stages import Stage
 from trainer.tasks.few_shot.data import FEWEST_OF_RICH
 
-# What the ablation itself says to each launcher, and so no list of more arguments may.
+# Arguments that the ablation itself gives each launcher; a user may not set them.
 _SET_HERE = {
     "stain": ("shards", "run", "a", "b"),
     "normalize": ("shards", "out", "run", "method", "a", "b", "image_size"),
@@ -26,32 +27,23 @@ _TYPE_LISTS = ("rich_types", "moderate_types", "rare_types")
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """What is taken away from what.
+    """What the arms leave out of what. Lists of arguments are key=value, the same in every arm.
 
-    stain_to, stain_from: the stain that all images are given, and the one that they are given it from; null takes
-    the data set's two, the one with more images as stain_to.
-    rare_types: cell types that few-shot generation makes; null takes those with 1 to 99 training images.
-    moderate_types: those that C-WGAN-GP makes; null takes the others with fewer than per_type training images.
-    rich_types: those that few-shot generation learns from before; null takes all that are not rare.
-    per_type: training images that each rare and moderate type is brought to; null takes as many as the largest type
-    has. With both null, the thesis's data give the thesis's types: eight moderate, three rare, neutrophils as they are.
-    folds: parts of the moderate types that few-shot generation makes in turn, having learned from the others.
-    Each generator is trained once, for all seeds of the classifier: the arms' intervals leave out its luck.
-    stain, normalize, conditional, few_shot: more arguments key=value of train_stain_gan.py, normalize_stains.py,
-    train_conditional_gan.py and train_few_shot_gan.py, the same in every arm.
+    With all types and per_type null, the thesis's data give the thesis's types: eight moderate, three rare, neutrophils
+    as they are. Each generator is trained once, for all seeds of the classifier: the intervals do not include its luck.
     """
 
-    stain_to: str | None = None
-    stain_from: str | None = None
-    rich_types: list[str] | None = None
-    moderate_types: list[str] | None = None
-    rare_types: list[str] | None = None
-    per_type: int | None = None
-    folds: int = 3
-    stain: list[str] = field(default_factory=list)
-    normalize: list[str] = field(default_factory=list)
-    conditional: list[str] = field(default_factory=list)
-    few_shot: list[str] = field(default_factory=list)
+    stain_to: str | None = None  # stain that all images get; null: of the data set's two, the one with more images
+    stain_from: str | None = None  # stain that is translated; null: the other one
+    rich_types: list[str] | None = None  # few-shot generators are trained on them; null: all that are not rare
+    moderate_types: list[str] | None = None  # made by C-WGAN-GP; null: others with fewer than per_type training images
+    rare_types: list[str] | None = None  # made by few-shot generation; null: those with 1 to 99 training images
+    per_type: int | None = None  # training images of each rare and moderate type; null: as many as the largest type has
+    folds: int = 3  # parts of the moderate types; few-shot generation makes each after training on the others
+    stain: list[str] = field(default_factory=list)  # arguments of train_stain_gan.py
+    normalize: list[str] = field(default_factory=list)  # of normalize_stains.py
+    conditional: list[str] = field(default_factory=list)  # of train_conditional_gan.py
+    few_shot: list[str] = field(default_factory=list)  # of train_few_shot_gan.py
 
     def __post_init__(self) -> None:
         if self.per_type is not None and self.per_type < 1:
@@ -83,27 +75,23 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of an experiment: a classifier's data set, and its arguments of train_classifier.py.
+    """One arm of an experiment: a classifier's data set and settings."""
 
-    name: of folders and tables. title: for people. dataset: the stage that makes it, or where it lies.
-    """
-
-    name: str
-    title: str
-    dataset: Stage | Root
-    overrides: tuple[str, ...] = ()
+    name: str  # in folders and tables
+    title: str  # for people
+    dataset: Stage | Root  # the stage that makes it, or where it lies
+    overrides: tuple[str, ...] = ()  # arguments of train_classifier.py
 
 
-def ablation_arms(config: AblationConfig, shards: Root, threads: int, compose: Compose) -> list[Arm]:
-    """The six arms of the thesis on this data set, the full method first. threads: for a training's images to decode.
+def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -> list[Arm]:
+    """The six arms of the thesis on this data set, the full method first.
 
-    Validation and test images are those of `shards` in every arm, normalised where the arm normalises. Generators
-    are trained once each, with the seed that the arguments in `config` name: how lucky they were shows in no interval.
-    UserError for an argument that a launcher does not know, and where the data set has no second stain, or nothing
-    for one of the generators to do: two arms would then be the same under two names.
+    Validation and test images are those of `shards` in every arm, normalised where the arm normalises.
+    UserError for an argument that a launcher does not know, without a second stain, and if a generator has nothing to
+    do: two arms would be the same under two names.
     """
     dataset = Dataset.open(shards)
-    stages = method_stages(config, dataset, threads, compose)
+    stages = method_stages(config, dataset, planner)
     normalized = stages.normalized(shards, *choose_stains(config, dataset))
     full = stages.of_both_generators(normalized)
     unnormalized = stages.of_both_generators(shards, " unnormalized")
@@ -117,17 +105,16 @@ def ablation_arms(config: AblationConfig, shards: Root, threads: int, compose: C
     ]
 
 
-def method_stages(config: AblationConfig, dataset: Dataset, threads: int, compose: Compose) -> MethodStages:
-    """The method's parts for this data set, as the experiment is configured."""
+def method_stages(config: AblationConfig, dataset: Dataset, planner: StagePlanner) -> MethodStages:
+    """The method's stages for this data set."""
     roles = choose_roles(config, training_counts(dataset), dataset.root)
-    return MethodStages(roles, threads, compose, config.stain, config.normalize, config.conditional, config.few_shot)
+    return MethodStages(roles, planner, config.stain, config.normalize, config.conditional, config.few_shot)
 
 
 def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:
-    """Which generator makes which types. counts: as of `training_counts`. where: the data set, for messages.
+    """Which generator makes which types. counts: of `training_counts`. where: the data set, for messages.
 
-    UserError for a named type without training images, and where a generator would have nothing to make or to
-    learn from.
+    UserError for a named type without training images, and for a generator with nothing to make or to train on.
     """
     present = [name for name in CELL_TYPES if counts[name]["real"]]
     images = {name: sum(counts[name].values()) for name in present}
@@ -155,7 +142,7 @@ def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]]
 
 
 def _check_work(roles: CellTypeRoles, config: AblationConfig, where: Root) -> None:
-    """UserError unless every generator has something to make, and something to learn from."""
+    """UserError unless every generator has something to make and something to train on."""
     fewer = f"has fewer than per_type={roles.per_type} training images: name others, or raise ablation.per_type"
     if not roles.rare:
         raise UserError(
@@ -180,7 +167,7 @@ def _check_work(roles: CellTypeRoles, config: AblationConfig, where: Root) -> No
 
 
 def choose_stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
-    """The stain that is taken on, and the one that takes it. UserError where the data set has no such two."""
+    """The stain that all images get, and the one that is translated. UserError unless the data set has both."""
     counts = dataset.samples(columns=["domain"])["domain"].value_counts()
     here = ", ".join(sorted(counts.index))
     for name in (config.stain_to, config.stain_from):
@@ -197,6 +184,6 @@ def choose_stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
         raise UserError(
             f"{dataset.root}: images of {len(counts)} stains ({here}): name two, ablation.stain_to= and stain_from="
         )
-    # Of as many images each, the first by name.
+    # Equal counts: the first by name.
     ranked = sorted(counts.index, key=lambda name: (-counts[name], name))
     return ranked[0], ranked[1]

@@ -25,9 +25,9 @@ from trainer.experiments.trial import TUNE_FOLDER, Status, forget_ending, read_e
 
 
 def check_fit(resources: Resources, stages: Sequence[Stage]) -> int:
-    """How many trials the cluster has room for at a time.
+    """Number of trials that the cluster has room for at a time.
 
-    resources: of a trial, or a stage. UserError where it is none, and where there is no room for a stage.
+    resources: of a trial, or a stage. UserError if it is none, and if no node has room for a stage.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cores, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
@@ -44,15 +44,15 @@ def check_fit(resources: Resources, stages: Sequence[Stage]) -> int:
 
 
 def _room(node: dict[str, float], share: dict[str, float]) -> int:
-    """How many such shares a node has."""
+    """Number of such shares that a node has."""
     return min(int(node.get(name, 0) / amount + 1e-6) for name, amount in share.items() if amount)
 
 
 def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> None:
-    """Run stages of a folder, each after those that it needs, side by side where none needs the other.
+    """Run stages of a folder, each after those that it needs, at the same time if none needs the other.
 
-    stages: those that are to run, as `in_order` gives them.
-    UserError with a launcher's own line where it refuses; the stages that have begun are cut off, to be gone on with.
+    stages: those that are to run, in the order of `in_order`.
+    UserError with a launcher's own message if it refuses; running stages are interrupted, and resumed next time.
     """
     running: dict[Any, Stage] = {}
     begun: dict[Stage, Any] = {}
@@ -77,10 +77,10 @@ def run_stages(stages: Sequence[Stage], folder: Path, resources: Resources) -> N
 
 
 def run_trials(sweep: Sweep, room: int) -> None:
-    """Run the trials that have not ended, `room` of them at a time at most.
+    """Run the trials that have not ended, at most `room` at a time.
 
-    Tune begins anew with each launch: restored, it would give a scheduler back as it was before the first trial, and
-    what has ended since would never count. So those that have ended tell their epochs again, to a scheduler.
+    Tune starts anew with each launch: restored, its scheduler would be as before the first trial. So the trials that
+    have ended report their epochs again if there is a scheduler.
     """
     resources, config = sweep.config.resources_per_trial, sweep.config
     to_run = [trial.name for trial in sweep.to_run]
@@ -92,8 +92,8 @@ def run_trials(sweep: Sweep, room: int) -> None:
     scheduler = _scheduler(sweep)
     limit = min(room, config.max_concurrent_trials or room)
     by_name = {trial.name: trial for trial in sweep.trials}
-    # Where a trial has processes of Ray Train, they have its share, and what waits for them needs a place only: so no
-    # trial takes the last core that another one's processes wait for.
+    # Processes of Ray Train take a trial's share themselves; the function that waits for them takes no core, or it
+    # could take the last one that another trial's processes wait for.
     place: dict[str, float] = {"memory": 1} if resources.workers > 1 else resources.of_worker
     given = {"trials": by_name, "resources": resources, "directory": os.getcwd()}
     trainable = tune.with_resources(tune.with_parameters(run_trial, **given), place)
@@ -106,6 +106,8 @@ def run_trials(sweep: Sweep, room: int) -> None:
             mode=config.mode,
             scheduler=scheduler,
             max_concurrent_trials=limit,
+            # An actor's launch server then serves one trial after the other; a training in the actor itself cannot.
+            reuse_actors=resources.forks,
             trial_name_creator=_name_of,
             trial_dirname_creator=_name_of,
         ),
@@ -137,20 +139,20 @@ def _scheduler(sweep: Sweep) -> TrialScheduler | None:
 
 
 class _Endings(tune.Callback):
-    """Sets down how each trial ended, as it does."""
+    """Records how each trial ended."""
 
     def __init__(self, sweep: Sweep, to_run: Sequence[str]) -> None:
         self._sweep, self._to_run = sweep, to_run
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._ended(trial, "stopped")  # by the scheduler, unless the trial itself has set down that it finished
+        self._ended(trial, "stopped")  # by the scheduler, unless the trial has recorded that it finished
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        print(f"{_name_of(trial)}: broke off ({trial.error_file}), is started again", flush=True)
+        print(f"{_name_of(trial)}: interrupted ({trial.error_file}), is started again", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        told = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        self._ended(trial, "failed", f"{told[-1] if told else 'its process died'} (traceback: {trial.error_file})")
+        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+        self._ended(trial, "failed", f"{lines[-1] if lines else 'its process died'} (traceback: {trial.error_file})")
 
     def _ended(self, trial: Trial, status: Status, line: str | None = None) -> None:
         if _name_of(trial) not in self._to_run:

@@ -1,12 +1,13 @@
-"""Launchers forked from a process that has imported what they import: importing takes longer than a small stage.
+"""Launches forked from a process that has already imported what they need: importing takes longer than a small stage.
 
-A forked launcher is a process of its own, with the environment, the working folder and the exit code of its command
-line. For launches that compute on no GPU: CUDA cannot be used in a forked process once its driver is loaded.
+A forked launch is a process of its own, with the environment, working folder and exit code of its command line. CPU
+launches only: CUDA cannot be used in a forked process once its driver is loaded.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import importlib
 import json
@@ -17,43 +18,52 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-# A launcher -> the module that imports what it needs. One that is not here imports it all itself, at each launch.
-IMPORTED = {
-    "balance": "data_pipeline.banks.balance",
-    "build_shards": "data_pipeline.ingest.build",
-    "evaluate": "trainer.tasks.scoring",
-    "normalize_stains": "trainer.tasks.stain.normalization",
-    "synthesize": "trainer.tasks.generation.synthesis",
-    "train_classifier": "trainer.tasks.classification.task",
-    "train_conditional_gan": "trainer.tasks.conditional.task",
-    "train_few_shot_gan": "trainer.tasks.few_shot.task",
-    "train_stain_gan": "trainer.tasks.stain.task",
+_TRAINING = "trainer.runs.training"
+# Script, without .py, or module -> the modules that import what it needs. Any other imports everything itself.
+IMPORTED: dict[str, tuple[str, ...]] = {
+    "balance": ("data_pipeline.banks.balance",),
+    "build_shards": ("data_pipeline.ingest.build",),
+    "evaluate": tuple(f"trainer.tasks.{task}.scoring" for task in ("classification", "stain", "generation")),
+    "normalize_stains": ("trainer.tasks.stain.normalization",),
+    "synthesize": (
+        "trainer.tasks.generation.synthesis",
+        "trainer.tasks.conditional.task",
+        "trainer.tasks.few_shot.task",
+    ),
+    "train_classifier": (_TRAINING, "trainer.tasks.classification.task"),
+    "train_conditional_gan": (_TRAINING, "trainer.tasks.conditional.task"),
+    "train_few_shot_gan": (_TRAINING, "trainer.tasks.few_shot.task"),
+    "train_stain_gan": (_TRAINING, "trainer.tasks.stain.task"),
+    "trainer.experiments.trial_process": (_TRAINING, "trainer.tasks.classification.task"),
 }
-# prctl(2): the signal that a process gets when the one that started it has died.
+# prctl(2): the signal that a process gets when the thread that started it has ended.
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 _LONGEST_MESSAGE = 1 << 20
 
 
 def end_with_parent() -> None:
-    """This process gets SIGTERM when the thread that started it has ended."""
+    """Have this process receive SIGTERM when the thread that started it ends."""
     # Not SIGKILL: torchrun has processes of its own to end.
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class LaunchServer:
-    """The process that launchers are forked from, one at a time. It ends with the thread that started it.
+    """The process that launches are forked from, one at a time. It ends with the thread that started it.
 
-    Libraries read their number of threads when they are imported, so one server is for one environment.
+    One server serves one environment: libraries read their number of threads when they are imported.
     """
 
     def __init__(self, environment: Mapping[str, str], output: int) -> None:
         """output: file descriptor for what is printed on import."""
         self.start = (dict(environment), os.getcwd())
+        self.idle = True
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             # -P: no file of the working folder takes the place of a module.
@@ -69,27 +79,32 @@ class LaunchServer:
 
     @property
     def alive(self) -> bool:
+        """Whether the server still runs."""
         return self._process.poll() is None
 
-    def run(self, command: Sequence[str], output: int, lock: int) -> int:
-        """Run a launcher to its end: its exit code, negative for the signal that ended it.
+    def launch(self, command: Sequence[str], extra: Mapping[str, str], output: int, kept_open: int) -> None:
+        """Start a script or a module; `wait` for its end before the next launch.
 
-        command: the launcher's path, then its arguments. output: file descriptor of its stdout and stderr. lock: one
-        that it holds open for as long as it runs.
+        command: the script's path or the module's name, then its arguments. extra: more environment variables.
+        output: file descriptor of its stdout and stderr. kept_open: a file descriptor that it holds open while it
+        runs; its number there is in the environment variable LAUNCH_DESCRIPTOR.
         """
+        self.idle = False
+        message = json.dumps([list(command), dict(extra)]).encode()
+        with contextlib.suppress(ConnectionError):  # the server died; `wait` has its exit code
+            socket.send_fds(self._channel, [message], [output, kept_open])
+
+    def wait(self) -> int:
+        """The exit code of what was launched, negative for the signal that ended it, or that ended the server."""
         try:
-            socket.send_fds(self._channel, [json.dumps(list(command)).encode()], [output, lock])
             answer = self._channel.recv(_LONGEST_MESSAGE)
         except ConnectionError:
             answer = b""
-        except BaseException:  # this launch is cut off, by Ctrl-C say
-            self.close()
-            raise
-        # Without an answer the server itself has died, and the launcher with it.
+        self.idle = True
         return int(answer) if answer else self._process.wait()
 
     def close(self) -> None:
-        """End the server and the launcher that it runs, and wait for both."""
+        """End the server and what it runs, and wait for both."""
         self._process.terminate()
         while self._channel.recv(_LONGEST_MESSAGE):  # empty when neither holds the other end any more
             pass
@@ -97,35 +112,61 @@ class LaunchServer:
         self._channel.close()
 
 
-_of_thread = threading.local()
-os.register_at_fork(after_in_child=_of_thread.__dict__.clear)
+_idle: list[LaunchServer] = []
+# Its thread lives as long as this process, which so does each server: a trial's own thread ends with the trial.
+_starter = ThreadPoolExecutor(max_workers=1)
 
 
-def run_forked(command: Sequence[str], environment: Mapping[str, str], output: int, lock: int) -> int:
-    """`LaunchServer.run` on this thread's server, which is started where there is none for this environment."""
-    server: LaunchServer | None = getattr(_of_thread, "server", None)
-    if server is None or not server.alive or server.start != (environment, os.getcwd()):
-        if server is not None:
+def _forget_parent() -> None:
+    """In a forked process: the parent's servers are not this process's, and its starter thread is not here."""
+    global _starter
+    _idle.clear()
+    _starter = ThreadPoolExecutor(max_workers=1)
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+
+
+@contextmanager
+def launch_server(environment: Mapping[str, str], output: int) -> Iterator[LaunchServer]:
+    """A server for this environment and working folder: an idle one of this process, else a new one.
+
+    It is kept for the next launch, unless it is left while a launch runs (Ctrl-C, say): then both are ended.
+    """
+    start = (dict(environment), os.getcwd())
+    while _idle:
+        server = _idle.pop()
+        if server.alive and server.start == start:
+            break
+        server.close()
+    else:
+        server = _starter.submit(LaunchServer, environment, output).result()
+    try:
+        yield server
+    finally:
+        if server.idle:
+            _idle.append(server)
+        else:
             server.close()
-        server = _of_thread.server = LaunchServer(environment, output)
-    return server.run(command, output, lock)
 
 
 def _serve(channel: socket.socket) -> list[str]:
-    """Fork for every launch that is asked for. Returns in the forked processes only: the launcher's command."""
+    """Fork for every launch that is asked for. Returns in the forked processes only: the script's command."""
     importlib.import_module("hydra")  # every launcher reads its arguments by it
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, _LONGEST_MESSAGE, 2)
-        if not message:  # who asked has ended
+        if not message:  # the process that asks has ended
             sys.exit()
-        command: list[str] = json.loads(message)
-        if (name := Path(command[0]).stem) in IMPORTED:
-            importlib.import_module(IMPORTED[name])
+        command: list[str]
+        command, extra = json.loads(message)
+        for module in IMPORTED.get(Path(command[0]).name.removesuffix(".py"), ()):
+            importlib.import_module(module)
         sys.stdout.flush()
         server = os.getpid()
         launched = os.fork()
         if launched == 0:
-            _become_launched(server, descriptors[0])
+            _become_launched(server, *descriptors)
+            os.environ.update(extra)
             return command
         for descriptor in descriptors:
             os.close(descriptor)
@@ -133,25 +174,29 @@ def _serve(channel: socket.socket) -> list[str]:
         channel.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _become_launched(server: int, output: int) -> None:
+def _become_launched(server: int, output: int, kept_open: int) -> None:
     end_with_parent()
     if os.getppid() != server:  # it died before it could be followed
         os.kill(os.getpid(), signal.SIGTERM)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
+    os.environ["LAUNCH_DESCRIPTOR"] = str(kept_open)
 
 
 def _run_and_exit(script: str, arguments: Sequence[str]) -> NoReturn:
-    """Run a script as `python SCRIPT ARGUMENTS` does, but leave what was imported to the kernel.
+    """Run as `python SCRIPT ARGUMENTS` or `python -m MODULE ARGUMENTS` does, but leave what was imported to the kernel.
 
     Tearing it down object by object would copy the memory that the fork shares, for two seconds.
     """
     sys.argv = [script, *arguments]
-    sys.path.insert(0, str(Path(script).parent))
     code: int | str | None = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        if script.endswith(".py"):
+            sys.path.insert(0, str(Path(script).parent))
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code
@@ -167,6 +212,6 @@ def _run_and_exit(script: str, arguments: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # The channel stays open in a launcher, so that whoever closes the server can wait for its end.
+    # The channel stays open in what is launched, so that `close` can wait for its end.
     launched_script, *launched_arguments = _serve(socket.socket(fileno=int(sys.argv[1])))
     _run_and_exit(launched_script, launched_arguments)

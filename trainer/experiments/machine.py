@@ -1,4 +1,4 @@
-"""The machine that numbers were measured on, to be told beside them."""
+"""The machine that numbers were measured on."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""The Ray cluster that a launcher works on: one that is there, or this machine alone."""
+"""The Ray cluster that a launcher works on: an existing one, or this machine alone."""
 
 from __future__ import annotations
 
@@ -14,27 +14,26 @@ import ray
 from data_pipeline.errors import UserError
 from data_pipeline.threads import available_cores
 
-# Times that a piece of work is started again where its process or its node died.
+# Restarts of a task whose process or node died.
 RETRIES = 3
 _RESOURCES = "RAY_OVERRIDE_RESOURCES"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run's own log has it all
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # one line each is told by the sweep
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run has its own log
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep prints one line each
     "RAY_AIR_NEW_OUTPUT": "0",  # its table of settings is printed whatever `verbose` says
 }
 
 
 @contextmanager
 def joined_cluster() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names or that `ray start` made this machine part of; else one of this process.
+    """Join the cluster that RAY_ADDRESS names or that `ray start` made this machine part of; else start a private one.
 
-    Not address="auto", which would also find the private cluster of another launcher on this machine.
-    UserError where the cluster does not answer.
+    Not address="auto", which would also find another launcher's private cluster on this machine.
+    UserError if the cluster does not answer.
     """
     os.environ.update(_QUIET)
-    # A cluster of this process would take all cores of the machine, whatever its affinity is; one that is there has
-    # its own number.
+    # A private cluster would take all cores of the machine, whatever this process's affinity.
     given = os.environ.get(_RESOURCES)
     os.environ.setdefault(_RESOURCES, json.dumps({"CPU": available_cores()}))
     try:
@@ -55,7 +54,7 @@ def joined_cluster() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """ConnectionError where nobody listens at host:port; Ray itself would try for minutes."""
+    """ConnectionError if nobody listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         try:

@@ -1,4 +1,4 @@
-"""A function over many tasks on the nodes of a Ray cluster, in order: what `process_map` is on one machine."""
+"""A function mapped over many tasks on the nodes of a Ray cluster, in order, as `process_map` does on one machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from trainer.experiments.ray_cluster import RETRIES
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# A task that has begun when its build breaks off goes on to its end, a shard's at most.
+# A running task of a failed build runs to its end: one shard at most.
 _SECONDS_TO_END = 60
 
 
 class RayMap:
-    """Tasks of one data set's build, each on a core of the cluster that this process has joined (`joined_cluster`).
+    """Runs tasks of one data set's build, each on a core of the cluster of `joined_cluster`.
 
-    Whatever the tasks read and write must lie at the same path on all nodes, or in a store.
+    What the tasks read and write must lie at the same path on all nodes, or in a store.
     """
 
     def __init__(self, root: Root) -> None:
@@ -38,11 +38,11 @@ class RayMap:
         self._root = root
 
     def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Yield function(task) in the order of the tasks, a few for each core under way at a time.
+        """Yield function(task) in the order of the tasks, with a few in flight for each core.
 
-        A task whose process or node dies is started again on another. The first exception of a task ends the map:
-        UserError and OSError as they are, but that a UserError names the node, where it is not this one. UserError
-        for a node that does not see the data set's folder, and for a task that no node lives through.
+        A task whose process or node dies is restarted on another. The first exception of a task ends the map: UserError
+        and OSError are raised as they are, a UserError of another node with its name. UserError for a node that does
+        not see the data set's folder, and for a task that kills every process it runs in.
         """
         cores = int(ray.cluster_resources().get("CPU", 0))
         if not cores:
@@ -59,16 +59,16 @@ class RayMap:
                 while pending:
                     yield _first(pending)
         finally:
-            # Who tidies up after a build that broke off is to come after all that writes: without their mark, tasks
-            # that have not begun end at once. Not by ray.cancel: it may abort this process.
+            # The cleanup of a failed build must come after all writes: without the mark, tasks that have not begun end
+            # at once. Not by ray.cancel, which may abort this process.
             if pending:
                 ray.wait(list(pending), num_returns=len(pending), timeout=_SECONDS_TO_END, fetch_local=False)
 
     @contextmanager
     def _marked(self) -> Iterator[Path | None]:
-        """A file in the data set's folder that no other folder at that path has, for as long as tasks are wanted.
+        """A file in the data set's folder that shows a node sees the same folder; removed when the map ends.
 
-        None in a store, where tasks that are not wanted any more go on until this process leaves the cluster.
+        None in a store, where tasks run on until this process leaves the cluster.
         """
         if isinstance(self._root, Store):
             yield None
@@ -82,7 +82,7 @@ class RayMap:
 
 
 def _first(pending: deque[Any]) -> Any:
-    """Wait for the first of the results and take it."""
+    """Wait for the first of the results and remove it."""
     try:
         result = ray.get(pending[0])
     except RayTaskError as error:
@@ -99,7 +99,7 @@ def _first(pending: deque[Any]) -> Any:
 
 
 def _at_node(function: Callable[[Task], Result], task: Task, mark: Path | None, driver: str) -> Result:
-    """function(task), on whatever node this is. driver: the id of the node that waits for it."""
+    """function(task) on this node. driver: id of the node that waits for it."""
     name = socket.gethostname()
     if mark is not None and not mark.exists():
         raise UserError(

@@ -1,127 +1,84 @@
-"""The thesis's whole experiment, planned as stages and two sweeps: every model, every rival, the ablation, two sites.
+"""The thesis's whole experiment as stages and two sweeps: every model, every rival, the ablation, two sites.
 
-REPRODUCTION/stages holds what launchers made, ablation/ and comparison/ the two sweeps, reproduction.json where each
-model's run and score lies: the report is written from that file alone.
+REPRODUCTION/stages holds what launchers made, ablation/ and comparison/ the two sweeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
-from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root
-from trainer.experiments.ablation import AblationConfig, choose_stains, method_stages
-from trainer.experiments.method_stages import CellTypeRoles, Compose, MethodStages, make_stage
-from trainer.experiments.resources import Resources
+from trainer.experiments.ablation import choose_stains, method_stages
+from trainer.experiments.launches import StagePlanner
+from trainer.experiments.method_stages import CellTypeRoles
+from trainer.experiments.reproduction_config import ReproductionConfig
 from trainer.experiments.results import TRIALS_FOLDER
 from trainer.experiments.stages import Inputs, Stage, describe, in_order
-from trainer.experiments.sweep import Sweep, composer, plan_sweep
+from trainer.experiments.sweep import Sweep, plan_sweep
 from trainer.experiments.sweep_config import SweepConfig
 from trainer.runs.arguments import written
-from trainer.runs.configuration import read_file
 
-PLAN_FILE, AUDIT_FILE = "reproduction.json", "audit.json"
+AUDIT_FILE = "audit.json"
+# The thesis's own model of each kind.
 PROPOSED = {"stain": "w_cyclegan_gp", "conditional": "c_wgan_gp", "few_shot": "few_shot_meta"}
-# What is drawn to be scored is not what classifiers learn from.
+# Scored images are other ones than those that classifiers are trained on.
 _SCORED_SEED = 1
-# That of no experiment's classifier: a judge is none of those.
+# A judge is none of the experiments' classifiers.
 _JUDGE_SEED = 1_000_003
-# An arm of the two sites' experiment -> what it is for people, whether images are normalised, generated ones beside
-# them, and what its classifier is told.
-SITE_ARMS: dict[str, tuple[str, bool, bool, tuple[str, ...]]] = {
-    "full": ("Full method", True, True, ()),
-    "without_ge": ("Without gather-excite", True, True, ("model.ge=false",)),
-    "without_normalization": ("Without stain normalisation", False, True, ()),
-    "without_generation": ("Without generated images", True, False, ()),
-    "original": ("Original data", False, False, ()),
+
+
+@dataclass(frozen=True)
+class SiteArm:
+    """An arm of the experiment between two sites."""
+
+    title: str
+    normalize: bool = True
+    generate: bool = True
+    overrides: tuple[str, ...] = ()  # arguments of train_classifier.py
+
+
+SITE_ARMS = {
+    "full": SiteArm("Full method"),
+    "without_ge": SiteArm("Without gather-excite", overrides=("model.ge=false",)),
+    "without_normalization": SiteArm("Without stain normalisation", normalize=False),
+    "without_generation": SiteArm("Without generated images", generate=False),
+    "original": SiteArm("Original data", normalize=False, generate=False),
 }
 
 
 @dataclass(frozen=True)
-class ReproductionConfig:
-    """A preset: how large each part of the experiment is.
-
-    note: what whoever reads the report is to know of these sizes.
-    phantoms: cell type -> images to be rendered where no raw folder is given; empty renders none. phantom_size: their
-    side in pixels. build: arguments of build_shards.py, beside the sources.
-    ablation: see AblationConfig; its stain, conditional and few_shot are the arguments of all models of their kind.
-    stain_models, conditional_models, few_shot_models: the rivals, model -> arguments of its own, over those. One of few
-    shots may have any name where model= is among its arguments.
-    classifier: arguments of train_classifier.py for the ablation and the two sites; seeds: of these.
-    judge: of the classifier that has seen real images alone, which names what generated ones show.
-    features: what sets of images are compared in, the judge's or Inception's, which makes a Fréchet distance an FID.
-    scored_images: drawn of each type to be scored.
-    comparison, models, model_settings: arguments for all classifiers of figure 52, their names, and what differs.
-    resources: of each stage and each trial.
-    """
-
-    note: str = ""
-    phantoms: dict[str, int] = field(default_factory=dict)
-    phantom_size: int = 48
-    build: list[str] = field(default_factory=list)
-    ablation: AblationConfig = field(default_factory=AblationConfig)
-    stain_models: dict[str, list[str]] = field(default_factory=dict)
-    conditional_models: dict[str, list[str]] = field(default_factory=dict)
-    few_shot_models: dict[str, list[str]] = field(default_factory=dict)
-    classifier: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    judge: list[str] = field(default_factory=list)
-    features: Literal["judge", "inception"] = "judge"
-    scored_images: int = 100
-    comparison: list[str] = field(default_factory=list)
-    models: list[str] = field(default_factory=list)
-    model_settings: dict[str, list[str]] = field(default_factory=dict)
-    resources: Resources = field(default_factory=Resources)
-
-    def __post_init__(self) -> None:
-        for name, count in self.phantoms.items():
-            if name not in CELL_TYPES or count < 1:
-                raise ValueError(f"phantoms.{name}={count}: name a cell type and how many images, at least 1")
-        if self.scored_images < 2:
-            raise ValueError(f"scored_images={self.scored_images}: must be at least 2")
-
-
-def read_preset(path: Path, changes: Sequence[str]) -> ReproductionConfig:
-    """The preset of a file, with `changes` (key=value, the command line's) laid over it; UserErrors of `read_file`."""
-    return read_file(ReproductionConfig, path, changes, "preset")
-
-
-@dataclass(frozen=True)
 class Scored:
-    """A model's run, and the stage that scores it. bank: of a generator, what was scored."""
+    """A model's training and the stage that scores it."""
 
     run: Stage
     score: Stage
-    bank: Stage | None = None
+    bank: Stage | None = None  # the generated images that are scored
 
 
 @dataclass(frozen=True)
 class SiteTraining:
-    """A classifier of one site's images, or of both: one of SITE_ARMS, of one seed. score: on the other site's."""
+    """A classifier trained on one site's images, or on those of both."""
 
-    arm: str
+    arm: str  # of SITE_ARMS
     site: str
     seed: int
     run: Stage
-    score: Stage | None
+    score: Stage | None  # on the other site's images
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """All that is to be done, known before any of it but the comparison, whose images have to be there first."""
+    """All that is to be done, known before any of it runs, except the comparison, which reads a stage's output."""
 
     config: ReproductionConfig
-    preset: str
+    where: Path  # file of the preset
     folder: Path
     dataset: Dataset
     stains: tuple[str, str]
@@ -129,11 +86,10 @@ class Reproduction:
     ablation: Sweep
     models: Mapping[str, Mapping[str, Scored]]
     sites: tuple[SiteTraining, ...]
-    compose: Callable[[str, Sequence[str]], Any]
-    where: Path
 
     @property
     def stages_folder(self) -> Path:
+        """The folder of all stages."""
         return self.folder / "stages"
 
     @property
@@ -145,6 +101,7 @@ class Reproduction:
 
     @property
     def stages_to_run(self) -> list[Stage]:
+        """The stages that are not done."""
         return in_order(self.stages, self.stages_folder)
 
     def comparison(self) -> Sweep:
@@ -161,79 +118,35 @@ class Reproduction:
             model_settings=self.config.model_settings,
             resources_per_trial=self.config.resources,
         )
-        return plan_sweep(config, self.folder / "comparison", self.compose, self.where)
+        return plan_sweep(config, self.folder / "comparison", self.where)
 
     def describe(self) -> list[str]:
-        """Lines for people: every stage and trial that is known, how it stands, and its command line."""
+        """Lines for people: every stage, its state, and its command line."""
         stages, config = self.stages, self.config
-        waiting = len(in_order(stages, self.stages_folder))
         return [
-            f"reproduction {self.preset}: {len(stages)} stages, {waiting} of them to run; {len(self.ablation.trials)} "
-            f"trainings of the ablation, {len(config.models) * len(config.seeds)} to compare classifiers by",
+            f"reproduction {self.where.stem}: {len(stages)} stages, {len(self.stages_to_run)} of them to run; "
+            f"{len(self.ablation.trials)} trainings of the ablation, {len(config.models) * len(config.seeds)} to "
+            "compare classifiers by",
             *describe(stages, self.stages_folder, config.resources),
         ]
 
-    def write(self) -> None:
-        """Write reproduction.json: what the report is written from."""
+    def place(self, stage: Stage) -> str:
+        """Where a stage's output lies in the reproduction's folder."""
+        return os.path.relpath(stage.folder(self.stages_folder), self.folder)
 
-        def place(stage: Stage) -> str:
-            return os.path.relpath(stage.folder(self.stages_folder), self.folder)
-
-        content = {
-            "preset": self.preset,
-            "config": dataclasses.asdict(self.config),
-            "dataset": {"path": self.dataset.address, "content_hash": self.dataset.content_hash},
-            "stains": self.stains,
-            "roles": {
-                **{name: list(getattr(self.roles, name)) for name in ("rich", "moderate", "rare")},
-                "per_type": self.roles.per_type,
-                "lacking": dict(self.roles.lacking),
-            },
-            "models": {
-                kind: {
-                    name: {"run": place(each.run)} | ({} if each.bank is None else {"bank": place(each.bank)})
-                    for name, each in models.items()
-                }
-                for kind, models in self.models.items()
-            },
-            "sites": [
-                {
-                    "arm": each.arm,
-                    "title": SITE_ARMS[each.arm][0],
-                    "site": each.site,
-                    "seed": each.seed,
-                    "run": place(each.run),
-                }
-                for each in self.sites
-            ],
-            "both_sites": [
-                {
-                    "arm": trial.arm,
-                    "title": SITE_ARMS[trial.arm][0],
-                    "seed": trial.seed,
-                    "run": f"ablation/{TRIALS_FOLDER}/{trial.name}",
-                }
-                for trial in self.ablation.trials
-                if trial.arm in SITE_ARMS
-            ],
-            "stages": {stage.name: place(stage) for stage in self.stages},
-        }
-        replace_through(self.folder / PLAN_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    def site_runs(self) -> list[tuple[str, str, str]]:
+        """(arm, site or "both", run in the reproduction's folder) of all classifiers of the two sites' experiment."""
+        runs = [(each.arm, each.site, self.place(each.run)) for each in self.sites]
+        return runs + [
+            (trial.arm, "both", f"ablation/{TRIALS_FOLDER}/{trial.name}")
+            for trial in self.ablation.trials
+            if trial.arm in SITE_ARMS
+        ]
 
 
-def plan_reproduction(
-    config: ReproductionConfig,
-    preset: Path,
-    folder: Path,
-    shards: Root,
-    compose: Callable[[str, Sequence[str]], Any],
-) -> Reproduction:
-    """Plan every stage and the ablation.
-
-    preset: the file of `config`, which UserErrors name. compose: as of `plan_sweep`.
-    """
+def plan_reproduction(config: ReproductionConfig, preset: Path, folder: Path, shards: Root) -> Reproduction:
+    """Plan every stage and the ablation. preset: the file of `config`, which UserErrors name."""
     folder, dataset = folder.resolve(), Dataset.open(shards)
-    resources = config.resources
     sweep = SweepConfig(
         name="ablation",
         kind="ablation",
@@ -241,114 +154,86 @@ def plan_reproduction(
         fixed=config.classifier,
         seeds=config.seeds,
         ablation=config.ablation,
-        resources_per_trial=resources,
+        resources_per_trial=config.resources,
     )
-    ablation = plan_sweep(sweep, folder / "ablation", compose, preset, folder / "stages")
-    planner = _Planner(config, dataset, composer(compose, preset, resources, dataset.in_store))
+    ablation = plan_sweep(sweep, folder / "ablation", preset, folder / "stages")
+    planner = _Planner(config, dataset, StagePlanner(preset, config.resources, dataset.in_store))
     models = {"stain": planner.stain(), "conditional": planner.conditional(), "few_shot": planner.few_shot()}
     sites = tuple(planner.sites())
-    return Reproduction(
-        config,
-        preset.stem,
-        folder,
-        dataset,
-        planner.stains,
-        planner.method.roles,
-        ablation,
-        models,
-        sites,
-        compose,
-        preset,
-    )
+    return Reproduction(config, preset, folder, dataset, planner.stains, planner.method.roles, ablation, models, sites)
 
 
 class _Planner:
     """Stages of the rivals, of their scores and of the two sites, on the same data as the ablation's."""
 
-    def __init__(self, config: ReproductionConfig, dataset: Dataset, compose: Compose) -> None:
-        self._config, self._dataset, self._compose = config, dataset, compose
+    def __init__(self, config: ReproductionConfig, dataset: Dataset, stages: StagePlanner) -> None:
+        self._config, self._dataset, self._stages = config, dataset, stages
         self._shards: Root = dataset.root
         self.stains = choose_stains(config.ablation, dataset)
-        self._threads = config.resources.threads
-        self.method: MethodStages = method_stages(config.ablation, dataset, self._threads, compose)
+        self.method = method_stages(config.ablation, dataset, stages)
         self._normalized = self.method.normalized(self._shards, *self.stains)
         self._filled = self.method.filled(self._normalized)
         judge = (*config.judge, f"seed={_JUDGE_SEED}")
         self._stain_judge = self._classifier("judge of stains", self._shards, judge)
         self._cell_judge = self._classifier("judge of cells", self._normalized, judge)
+        # Distances are measured in the features of Inception, or of a judge.
+        self._inception = ("features=inception",) if config.features == "inception" else ()
 
     def stain(self) -> dict[str, Scored]:
-        """W-CycleGAN-GP, whose images everything else learns from, and its rivals."""
+        """W-CycleGAN-GP, which normalises all other data, and its rivals."""
         found = {}
-        for model, own in _with_proposed("stain", self._config.stain_models):
-            # The proposed one is the one that normalised: of the same arguments, and so the same stage.
-            rival = model != PROPOSED["stain"]
-            name, arguments = (f"stain {model}", (f"model={model}", *own)) if rival else ("stain GAN", ())
+        for model, name, arguments in _models("stain", self._config.stain_models, "stain GAN", "stain"):
             run = self.method.stain_run(self._shards, *self.stains, name, arguments)
-            features = self._features(self._stain_judge)
-            inputs: Inputs = {"run": run, **features[0]}
-            score = self._stage(f"score of {run.name}", "evaluate", features[1], inputs, None)
-            found[model] = Scored(run, score)
+            inputs: Inputs = {"run": run} if self._inception else {"run": run, "features": self._stain_judge}
+            found[model] = Scored(run, self._score(run.name, self._inception, inputs))
         return found
 
     def conditional(self) -> dict[str, Scored]:
-        """C-WGAN-GP and its rivals, of the moderate types."""
-        roles, found = self.method.roles, {}
-        for model, own in _with_proposed("conditional", self._config.conditional_models):
-            rival = model != PROPOSED["conditional"]
-            name, arguments = (f"generator {model}", (f"model={model}", *own)) if rival else ("C-WGAN-GP", ())
-            run = self.method.conditional_run(self._normalized, roles.moderate, name, arguments)
-            found[model] = self._scored(run, self._normalized, roles.moderate)
+        """C-WGAN-GP and its rivals, on the moderate types."""
+        types, found = self.method.roles.moderate, {}
+        for model, name, arguments in _models("conditional", self._config.conditional_models, "C-WGAN-GP", "generator"):
+            run = self.method.conditional_run(self._normalized, types, name, arguments)
+            found[model] = self._scored(run, self._normalized, types)
         return found
 
     def few_shot(self) -> dict[str, Scored]:
-        """The meta-learned generator and its rivals, and C-WGAN-GP, of the rare types."""
+        """The meta-learned generator, its rivals and C-WGAN-GP, on the rare types."""
         roles, found = self.method.roles, {}
         rare = roles.made(roles.rare)
-        for model, own in _with_proposed("few_shot", self._config.few_shot_models):
-            rival = model != PROPOSED["few_shot"]
-            # A name is what is compared; what it is may be said by a model= of its own.
-            told = own if any(argument.startswith("model=") for argument in own) else (f"model={model}", *own)
-            name, arguments = (f"few-shot {model}", told) if rival else ("few-shot GAN", ())
+        for model, name, arguments in _models("few_shot", self._config.few_shot_models, "few-shot GAN", "few-shot"):
             run = self.method.few_shot_run(self._filled, roles.rich, roles.rare, name, arguments)
             found[model] = self._scored(run, self._filled, rare)
         alone = self.method.conditional_alone(self._normalized)
         return found | {"c_wgan_gp": self._scored(alone, self._normalized, rare)}
 
     def sites(self) -> list[SiteTraining]:
-        """Classifiers of either stain's images alone, with and without each part, scored on the other's."""
+        """Classifiers of one stain's images alone, with and without each part, scored on the other's."""
         to, of = self.stains
         found = []
         for site, other in ((to, of), (of, to)):
-            of_arm = {
-                (normalize, generate): self._site_data(site, normalize=normalize, generate=generate)
-                for _, normalize, generate, _ in SITE_ARMS.values()
-            }
-            for arm, (_, normalize, generate, own) in SITE_ARMS.items():
-                domain = self._domain(site, normalize)
-                told = (f"data.domains={written([domain])}", *self._config.classifier, *own)
+            for name, arm in SITE_ARMS.items():
+                data, domain = self._site_data(site, arm), self._domain(site, arm.normalize)
+                merged = (f"data.domains={written([domain])}", *self._config.classifier, *arm.overrides)
                 for seed in self._config.seeds:
-                    name = f"{site} {arm.replace('_', ' ')} seed {seed}"
-                    run = self._classifier(name, of_arm[normalize, generate], (*told, f"seed={seed}"))
+                    title = f"{site} {name.replace('_', ' ')} seed {seed}"
+                    run = self._classifier(title, data, (*merged, f"seed={seed}"))
                     inputs: Inputs = {"run": run, "shards": self._shards}
-                    told_score = ("split=test", f"domain={other}")
-                    score = self._stage(f"score of {name}", "evaluate", told_score, inputs, None)
-                    found.append(SiteTraining(arm, site, seed, run, score))
-        # Of both sites' images the ablation has every arm but this.
+                    score = self._score(title, ("split=test", f"domain={other}"), inputs)
+                    found.append(SiteTraining(name, site, seed, run, score))
+        # The ablation has every other arm on the images of both sites.
         for seed in self._config.seeds:
-            told = (*self._config.classifier, f"seed={seed}")
-            run = self._classifier(f"both without generation seed {seed}", self._normalized, told)
+            arguments = (*self._config.classifier, f"seed={seed}")
+            run = self._classifier(f"both without generation seed {seed}", self._normalized, arguments)
             found.append(SiteTraining("without_generation", "both", seed, run, None))
         return found
 
-    def _site_data(self, site: str, *, normalize: bool, generate: bool) -> Stage | Root:
-        """A site's images, those that its own C-WGAN-GP makes beside them: no label of the other site is in it."""
-        parent: Stage | Root = self._normalized if normalize else self._shards
-        if not generate:
+    def _site_data(self, site: str, arm: SiteArm) -> Stage | Root:
+        """A site's images, and those of its own C-WGAN-GP: no label of the other site decides any of it."""
+        parent: Stage | Root = self._normalized if arm.normalize else self._shards
+        if not arm.generate:
             return parent
-        counts = {
-            name: sum(each.values()) for name, each in training_counts(self._dataset, [site]).items() if each["real"]
-        }
+        per_origin = training_counts(self._dataset, [site])
+        counts = {name: sum(each.values()) for name, each in per_origin.items() if each["real"]}
         most = self._config.ablation.per_type or max(counts.values(), default=0)
         lacking = {name: most - count for name, count in counts.items() if count < most}
         if len(counts) < 2 or not lacking:
@@ -356,18 +241,14 @@ class _Planner:
                 f"{self._dataset.root}: {site} has training images of {len(counts)} types, none of them fewer than "
                 f"{most}: there is nothing to generate for it; set ablation.per_type"
             )
-        method = dataclasses.replace(
-            self.method, roles=CellTypeRoles((), tuple(counts), (), most, lacking), compose=self._compose
-        )
-        suffix = f"{site}{'' if normalize else ' unnormalized'}"
-        domains = written([self._domain(site, normalize)])
+        method = dataclasses.replace(self.method, roles=CellTypeRoles((), tuple(counts), (), most, lacking))
+        suffix = f"{site}{'' if arm.normalize else ' unnormalized'}"
+        domains = written([self._domain(site, arm.normalize)])
         run = method.conditional_run(parent, tuple(counts), f"C-WGAN-GP {suffix}", (f"data.domains={domains}",))
-        told = (f"per_type={most}", f"domains={domains}")
-        inputs: Inputs = {"shards": parent, "banks": (method.bank(run),)}
-        return self._stage(f"balanced data {suffix}", "balance", told, inputs, "out")
+        return method.balanced(parent, (method.bank(run),), f"balanced data {suffix}", (f"domains={domains}",))
 
     def _domain(self, site: str, normalized: bool) -> str:
-        """What a site's images are filed under."""
+        """The domain of a site's images in the data set."""
         to, of = self.stains
         return f"{of}_as_{to}" if normalized and site == of else site
 
@@ -375,24 +256,26 @@ class _Planner:
         """A generator, images of it, and their score against real ones."""
         bank = self.method.images(run, f"{run.name} scored", self._config.scored_images, types, _SCORED_SEED)
         inputs: Inputs = {"bank": bank, "shards": shards, "classifier": self._cell_judge}
-        told = ("features=inception",) if self._config.features == "inception" else ()
-        return Scored(run, self._stage(f"score of {run.name}", "evaluate", told, inputs, None), bank)
+        return Scored(run, self._score(run.name, self._inception, inputs), bank)
 
-    def _features(self, judge: Stage) -> tuple[Inputs, tuple[str, ...]]:
-        """What a stain run is compared in, as inputs and arguments."""
-        return ({}, ("features=inception",)) if self._config.features == "inception" else ({"features": judge}, ())
+    def _score(self, name: str, arguments: Sequence[str], inputs: Inputs) -> Stage:
+        return self._stages.stage(f"score of {name}", "evaluate", arguments, inputs, None)
 
     def _classifier(self, name: str, shards: Stage | Root, arguments: Sequence[str]) -> Stage:
-        told = (f"data.threads={self._threads}", *arguments)
-        return self._stage(name, "train_classifier", told, {"shards": shards}, "run")
-
-    def _stage(self, name: str, launcher: str, arguments: Sequence[str], inputs: Inputs, output: str | None) -> Stage:
-        one_process = launcher == "evaluate"
-        return make_stage(self._compose, name, launcher, arguments, inputs, output, one_process=one_process)
+        return self._stages.training(name, "train_classifier", arguments, shards)
 
 
-def _with_proposed(kind: str, models: Mapping[str, Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
-    """The thesis's own model first, then the rivals, each with its own arguments."""
-    proposed = PROPOSED[kind]
-    rivals = [(name, tuple(own)) for name, own in models.items() if name != proposed]
-    return [(proposed, ()), *rivals]
+def _models(
+    kind: str, models: Mapping[str, Sequence[str]], title: str, prefix: str
+) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(model, name of its training, its own arguments), the thesis's own model first, whose training is `title`.
+
+    The thesis's own has the arguments of the method's stage, and so is that stage. A rival's name is its model, unless
+    its arguments name another.
+    """
+    found: list[tuple[str, str, tuple[str, ...]]] = [(PROPOSED[kind], title, ())]
+    for name, own in models.items():
+        if name != PROPOSED[kind]:
+            named = any(argument.startswith("model=") for argument in own)
+            found.append((name, f"{prefix} {name}", (*(() if named else (f"model={name}",)), *own)))
+    return found

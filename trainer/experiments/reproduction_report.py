@@ -1,4 +1,4 @@
-"""The page of a reproduction: the thesis's chapters 4 and 5, table by table and figure by figure, ours beside its."""
+"""The page of a reproduction: the thesis's chapters 4 and 5, table by table and figure by figure."""
 
 import dataclasses
 import json
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.disk import replace_through
-from trainer.experiments.reproduction_results import read_reproduction, summarize_reproduction
+from trainer.experiments.reproduction import PROPOSED, Reproduction
+from trainer.experiments.reproduction_results import ReproductionSummary, summarize_reproduction
 from trainer.experiments.reproduction_tables import (
     conditional_tables,
     counts_table,
@@ -16,13 +16,13 @@ from trainer.experiments.reproduction_tables import (
     site_table,
     stain_tables,
 )
+from trainer.experiments.summary import SweepSummary
 from trainer.experiments.sweep_sections import score_sections
-from trainer.experiments.sweep_thesis import published
 from trainer.loop.log import read_records
-from trainer.metrics.classification import format_estimate
-from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.evaluation import SavedEvaluation, own_test_evaluation
+from trainer.metrics.records import to_json, write_json
 from trainer.reports import figures
-from trainer.reports.evaluation_section import data_words, evaluation_section, interval_words
+from trainer.reports.evaluation_section import data_words, evaluation_section
 from trainer.reports.page import (
     Block,
     Cell,
@@ -38,141 +38,129 @@ from trainer.reports.page import (
     sheet_figure,
     write_page,
 )
+from trainer.reports.thesis_tables import sweep_number
 from trainer.tasks.stain.report import last_sheets
 
 _LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "loss")
-# The arms whose accuracy stands at the head of the page.
+# Arms whose accuracy is in the head of the page.
 _HEADLINE = ("full", "original")
 
 
-def write_reproduction_report(folder: Path) -> Path:
-    """Write FOLDER/report.html and results.json from the runs that are there; returns the first.
+def write_reproduction_report(plan: Reproduction) -> Path:
+    """Write report.html and results.json of a reproduction that is done; returns the first.
 
-    UserError where the folder is no reproduction, or something in it is missing or damaged.
+    UserError if something in it is missing or damaged.
     """
-    plan, summary = read_reproduction(folder), summarize_reproduction(folder)
-    replace_through(folder / "results.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    folder, summary = plan.folder, summarize_reproduction(plan)
+    write_json(folder / "results.json", to_json(summary))
     sections = [
-        _data(summary),
-        _stain(folder, plan, summary),
-        _conditional(folder, plan, summary),
-        _few_shot(folder, plan, summary),
+        Section(
+            "Data (table 6)",
+            "Real images, split by patient or slide before anything is made of them.",
+            [counts_table(summary), environment_table(summary.machine)],
+        ),
+        _stain(folder, summary),
+        _conditional(folder, summary),
+        _few_shot(folder, summary),
         *_classifiers(folder, summary),
-        *_renamed("Ablation", score_sections(summary["ablation"])),
+        *_renamed("Ablation", score_sections(summary.ablation)),
         _sites(summary),
-        _leaks(summary["audit"]),
-        _what_was_run(folder, plan),
+        _leaks(summary.audit),
+        _what_was_run(plan, summary),
     ]
     subtitle = (
         "A. Hazra's thesis of 2022, chapters 4 and 5. Scores are on real test images, with 95 % intervals over groups; "
         "no generated image is among them. The thesis's numbers are of its own data, sizes and training times."
     )
     return write_page(
-        folder / "report.html", f"Reproduction, preset {summary['preset']}", subtitle, [*_head(summary)], sections
+        folder / "report.html", f"Reproduction, preset {summary.preset}", subtitle, _head(summary), sections
     )
 
 
-def _head(summary: Mapping[str, Any]) -> list[Block]:
-    data, roles = summary["dataset"], summary["roles"]
-    arms = {arm["arm"]: arm for arm in summary["ablation"]["arms"]}
+def _head(summary: ReproductionSummary) -> list[Block]:
+    arms = {arm.arm: arm for arm in summary.ablation.arms}
     tiles = []
     for name in _HEADLINE:
         if name in arms:
-            theirs = published("ablation", name)
-            accuracy = arms[name]["scores"]["overall"]["accuracy"]
-            label = f"{arms[name]['title']}: accuracy (thesis {theirs.accuracy})" if theirs else arms[name]["title"]
-            tiles.append(Tile(label, format_estimate(accuracy), interval_words(accuracy)))
-    noted = [Text(summary["note"], warning=True)] if summary["note"] else []
-    return [
-        *noted,
-        Facts(
-            [
-                ("data set", f"{Path(data['path']).name} (content {data['content_hash'][:12]})"),
-                ("stains", f"A is {summary['stains'][0]}, B {summary['stains'][1]}"),
-                ("types", "; ".join(f"{kind}: {', '.join(roles[kind]) or 'none'}" for kind in ("moderate", "rare"))),
-            ]
-        ),
-        Tiles(tiles),
+            accuracy = arms[name].scores.overall["accuracy"]
+            label = f"{arms[name].title}: accuracy (thesis {sweep_number('ablation', name, 'accuracy')})"
+            tiles.append(Tile(label, accuracy.format(), accuracy.interval()))
+    roles = {kind: ", ".join(getattr(summary.roles, kind)) or "none" for kind in ("moderate", "rare")}
+    facts = [
+        ("data set", f"{Path(summary.dataset).name} (content {summary.content_hash[:12]})"),
+        ("stains", f"A is {summary.stains[0]}, B {summary.stains[1]}"),
+        ("types", "; ".join(f"{kind}: {names}" for kind, names in roles.items())),
     ]
+    noted: list[Block] = [Text(summary.note, warning=True)] if summary.note else []
+    return [*noted, Facts(facts), Tiles(tiles)]
 
 
-def _data(summary: Mapping[str, Any]) -> Section:
-    intro = "Real images, split by patient or slide before anything is made of them."
-    return Section("Data (table 6)", intro, [counts_table(summary), environment_table(summary["machine"])])
-
-
-def _stain(folder: Path, plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Section:
-    blocks = stain_tables(summary)
-    run = folder / plan["models"]["stain"]["w_cyclegan_gp"]["run"]
-    steps = [record for record in read_records(run) if record["kind"] == "step"]
+def _stain(folder: Path, summary: ReproductionSummary) -> Section:
+    blocks, models = stain_tables(summary), summary.models["stain"]
+    steps = [record for record in read_records(folder / models[PROPOSED["stain"]].run) if record["kind"] == "step"]
     if steps:
-        names = [name for name in _LOSSES if name in steps[-1]]
-        blocks.append(
-            Figure(figures.loss_terms(steps, names, "stain-losses"), "Figure 40: losses before their weights.")
-        )
-    for model, place in plan["models"]["stain"].items():
-        for path in last_sheets(folder / place["run"]):
+        drawing = figures.loss_terms(steps, [name for name in _LOSSES if name in steps[-1]], "stain-losses")
+        blocks.append(Figure(drawing, "Figure 40: losses before their weights."))
+    for name, model in models.items():
+        for path in last_sheets(folder / model.run):
             words = path.stem.split("-", 2)[2].replace("-", " ")
-            caption = f"{model}, {words}: real, normalised and brought back; figures 41-46."
-            # All directions of the proposed one, of rivals the one that the thesis's rule uses most.
-            if model == "w_cyclegan_gp" or words.endswith(f"to {summary['stains'][0]}"):
+            # Both directions of the proposed model; of rivals the one into the stain that all images get.
+            if name == PROPOSED["stain"] or words.endswith(f"to {summary.stains[0]}"):
+                caption = f"{name}, {words}: real, normalised and brought back; figures 41-46."
                 blocks.append(sheet_figure(path, caption))
     return Section("Stain normalisation (tables 13-16, figures 40-46)", "W-CycleGAN-GP and its rivals.", blocks)
 
 
-def _conditional(folder: Path, plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Section:
+def _conditional(folder: Path, summary: ReproductionSummary) -> Section:
     blocks = conditional_tables(summary)
-    for model, place in plan["models"]["conditional"].items():
-        for path in last_sheets(folder / place["run"]):
-            blocks.append(sheet_figure(path, f"{model}: real images left, generated ones right; figure 47."))
+    for name, model in summary.models["conditional"].items():
+        for path in last_sheets(folder / model.run):
+            blocks.append(sheet_figure(path, f"{name}: real images left, generated ones right; figure 47."))
     intro = "C-WGAN-GP and its rivals, on types with hundreds of images."
     return Section("Conditional generation (tables 17-20, figure 47)", intro, blocks)
 
 
-def _few_shot(folder: Path, plan: Mapping[str, Any], summary: Mapping[str, Any]) -> Section:
-    blocks = few_shot_tables(summary)
-    for cell_type in summary["models"]["few_shot"]["few_shot_meta"]["record"]["per_type"]:
-        name = cell_type.replace(" ", "-")
-        samples = folder / plan["models"]["few_shot"]["few_shot_meta"]["run"] / "samples"
+def _few_shot(folder: Path, summary: ReproductionSummary) -> Section:
+    blocks, proposed = few_shot_tables(summary), summary.models["few_shot"][PROPOSED["few_shot"]]
+    for cell_type in proposed.evaluation.per_type:
         for kind, words in (("step", "steps of meta-training"), ("round", "rounds of the adaptation")):
-            for path in sorted(samples.glob(f"{name}-{kind}-*.png")):
+            sheets = (folder / proposed.run / "samples").glob(f"{cell_type.replace(' ', '-')}-{kind}-*.png")
+            for path in sorted(sheets):
                 count = int(path.stem.rpartition("-")[2])
                 blocks.append(sheet_figure(path, f"{cell_type} after {count} {words}; figures 48-50."))
     intro = "The meta-learned generator and its rivals, on types with dozens of images."
     return Section("Few-shot generation (tables 21-22, figures 48-50)", intro, blocks)
 
 
-def _classifiers(folder: Path, summary: Mapping[str, Any]) -> list[Section]:
+def _classifiers(folder: Path, summary: ReproductionSummary) -> list[Section]:
     """Figures 51-57 and table 24."""
     sections = []
-    trials = {trial["arm"]: trial for trial in reversed(summary["ablation"]["trials"])}  # of the first seed
-    full = _own_test(folder, trials, "full")
+    full = _own_test(folder, summary.ablation, "full")
     if full is not None:
         run, evaluation = full
         epochs = [record for record in read_records(run) if record["kind"] == "epoch"]
         caption = "Figure 51: accuracy and loss of training and validation images after each epoch, full method."
         blocks: list[Block] = [Figure(figures.training_curves(epochs), caption)]
-        original = _own_test(folder, trials, "original")
+        original = _own_test(folder, summary.ablation, "original")
         if original is not None:
-            scores = original[1].record["scores"]
-            caption = f"Figure 53: original data ({data_words(original[1].record)})."
-            blocks.append(Figure(figures.per_type_bars(scores, "original"), caption))
+            record = original[1].record
+            caption = f"Figure 53: original data ({data_words(record)})."
+            blocks.append(Figure(figures.per_type_bars(record.scores, "original"), caption))
         sections.append(Section("The classifier (figures 51 and 53)", "SENet-GE, of the first seed.", blocks))
-        section = evaluation_section(evaluation)
-        sections.append(dataclasses.replace(section, title="The classifier on balanced data (figures 54-57)"))
-    return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", score_sections(summary["comparison"]))]
+        title = "The classifier on balanced data (figures 54-57)"
+        sections.append(dataclasses.replace(evaluation_section(evaluation), title=title))
+    return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", score_sections(summary.comparison))]
 
 
-def _own_test(folder: Path, trials: Mapping[str, Any], arm: str) -> tuple[Path, Evaluation] | None:
-    if arm not in trials:
-        return None
-    run = folder / "ablation" / trials[arm]["run"]
-    own = [evaluation for evaluation in load_evaluations(run) if evaluation.is_own_test]
-    return (run, own[0]) if own else None
+def _own_test(folder: Path, ablation: SweepSummary, arm: str) -> tuple[Path, SavedEvaluation] | None:
+    """The run of an arm's first seed, and the evaluation of its own test split."""
+    run = next((folder / "ablation" / trial.run for trial in ablation.trials if trial.arm == arm), None)
+    own = own_test_evaluation(run) if run else None
+    return (run, own) if run and own else None
 
 
-def _sites(summary: Mapping[str, Any]) -> Section:
-    to, of = summary["stains"]
+def _sites(summary: ReproductionSummary) -> Section:
+    to, of = summary.stains
     blocks: list[Block] = [
         site_table(summary),
         Text(
@@ -201,15 +189,16 @@ def _leaks(audit: Mapping[str, Any]) -> Section:
     )
 
 
-def _what_was_run(folder: Path, plan: Mapping[str, Any]) -> Section:
+def _what_was_run(plan: Reproduction, summary: ReproductionSummary) -> Section:
     reports = [("ablation", "ablation/report.html"), ("comparison", "comparison/report.html")]
-    for kind, models in plan["models"].items():
-        for model, place in models.items():
-            reports.append((f"{kind.replace('_', '-')} {model}", f"{place.get('bank', place['run'])}/report.html"))
-    there = [(name, address) for name, address in reports if (folder / address).is_file()]
-    config = json.dumps(plan["config"], indent=1)
-    blocks: list[Block] = [Links("Reports of their own:", there), Folded("The preset", config)]
-    return Section("What was run", f"{len(plan['stages'])} stages and two sweeps.", blocks)
+    for kind, models in summary.models.items():
+        for name, model in models.items():
+            reports.append((f"{kind.replace('_', '-')} {name}", f"{model.bank or model.run}/report.html"))
+    links = [(name, address) for name, address in reports if (plan.folder / address).is_file()]
+    preset = Folded("The preset", json.dumps(dataclasses.asdict(plan.config), indent=1))
+    return Section(
+        "What was run", f"{len(plan.stages)} stages and two sweeps.", [Links("Reports of their own:", links), preset]
+    )
 
 
 def _renamed(what: str, sections: Sequence[Section]) -> list[Section]:

@@ -1,7 +1,8 @@
-"""What a reproduction found, as one table of plain values: read from the runs that its reproduction.json names."""
+"""Results of a reproduction as one record, read from its runs."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +14,108 @@ from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from trainer.experiments.machine import describe_machine
-from trainer.experiments.reproduction import AUDIT_FILE, PLAN_FILE
-from trainer.experiments.summary import summarize
+from trainer.experiments.method_stages import CellTypeRoles
+from trainer.experiments.reproduction import AUDIT_FILE, SITE_ARMS, Reproduction, Scored
+from trainer.experiments.summary import SweepSummary, summarize
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.log import logged_seconds, read_records
+from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import PROBABILITY, load_evaluations
+from trainer.metrics.records import read_record
+from trainer.tasks.generation.records import BankEvaluation
+
+Answered = tuple[pd.DataFrame, tuple[str, ...]]  # predictions, types of the classifier
 
 
-def read_reproduction(folder: Path) -> dict[str, Any]:
-    """The folder's reproduction.json. UserError where there is none, or it is damaged."""
-    path = folder / PLAN_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: no {PLAN_FILE} there: give run=DIR of reproduce.py")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}): run reproduce.py again to have it written anew") from error
+@dataclass(frozen=True)
+class ModelResult:
+    """A trained and scored model."""
+
+    run: str  # relative to the reproduction
+    bank: str | None  # the generated images that were scored
+    record: BankEvaluation | dict[str, Any]  # of evaluate.py; a dictionary for a stain run
+    seconds: float  # of training, adaptation to rare types included
+    steps: int  # of training, without the adaptation
+    parameters: dict[str, int]  # network -> number of its weights
+
+    @property
+    def evaluation(self) -> BankEvaluation:
+        """The scores of its bank."""
+        assert isinstance(self.record, BankEvaluation), "a stain run has no bank"
+        return self.record
+
+    @property
+    def directions(self) -> dict[str, Any]:
+        """The scores of a stain run."""
+        assert isinstance(self.record, dict), "a generator of cells has no directions"
+        return dict(self.record["directions"])
+
+    @property
+    def feature_space(self) -> str:
+        """Of the distances between sets."""
+        return str(self.record["feature_space"] if isinstance(self.record, dict) else self.record.feature_space)
 
 
-def summarize_reproduction(folder: Path) -> dict[str, Any]:
-    """All that is known, as JSON can hold it.
+@dataclass(frozen=True)
+class SiteResult:
+    """Scores of an arm's classifiers on raw test images of one stain, all seeds together."""
 
-    "counts": real images by type, split and stain. "models": kind -> model -> its "record" of evaluate.py and its
-    "cost". "ablation", "comparison": of `trainer.experiments.summary.summarize`. "sites": for each arm, stains
-    learned from and stain scored, the scores of all seeds. "audit": of audit.py. "machine": that put it together.
-    """
-    plan = read_reproduction(folder)
-    return {
-        **{name: plan[name] for name in ("preset", "dataset", "stains", "roles")},
-        "note": plan["config"]["note"],
-        "machine": describe_machine(),
-        "counts": _counts(Dataset.open(plan["dataset"]["path"])),
-        "models": {
-            kind: {name: _model(folder, place) for name, place in models.items()}
-            for kind, models in plan["models"].items()
+    arm: str
+    title: str
+    trained_on: str  # stain, or "both"
+    tested_on: str  # stain
+    accuracy: Estimate
+    balanced_accuracy: Estimate
+    sensitivity: dict[str, Estimate]  # of the types that the images have
+    groups: int
+    count: int  # images
+    seeds: int
+
+
+@dataclass(frozen=True)
+class ReproductionSummary:
+    """results.json."""
+
+    preset: str
+    note: str
+    dataset: str
+    content_hash: str
+    stains: tuple[str, str]
+    roles: CellTypeRoles
+    machine: dict[str, Any]  # that wrote the report
+    counts: dict[str, dict[str, dict[str, int]]]  # type -> stain -> split -> real images
+    models: dict[str, dict[str, ModelResult]]  # kind -> name
+    ablation: SweepSummary
+    comparison: SweepSummary
+    sites: list[SiteResult]
+    audit: dict[str, Any]  # of audit.py
+
+
+def summarize_reproduction(plan: Reproduction) -> ReproductionSummary:
+    """Everything that the report shows. UserError if a model is not scored or a file is damaged."""
+    folder = plan.folder
+    return ReproductionSummary(
+        preset=plan.where.stem,
+        note=plan.config.note,
+        dataset=plan.dataset.address,
+        content_hash=plan.dataset.content_hash,
+        stains=plan.stains,
+        roles=plan.roles,
+        machine=describe_machine(),
+        counts=_counts(plan.dataset),
+        models={
+            kind: {name: _model(plan, scored) for name, scored in models.items()}
+            for kind, models in plan.models.items()
         },
-        **{name: summarize(folder / name) for name in ("ablation", "comparison")},
-        "sites": _sites(folder, plan),
-        "audit": json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
-    }
+        ablation=summarize(folder / "ablation"),
+        comparison=summarize(folder / "comparison"),
+        sites=_sites(plan),
+        audit=json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
+    )
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
-    """Cell type -> stain -> split -> kept images with that label."""
     rows = dataset.samples(columns=["cell_type", "domain", "split"])
     found = rows.value_counts(["cell_type", "domain", "split"])
     domains = sorted(rows["domain"].unique())
@@ -66,36 +125,27 @@ def _counts(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     }
 
 
-def _model(folder: Path, place: Mapping[str, str]) -> dict[str, Any]:
-    """A model's evaluation record, and what its training took."""
-    run = folder / place["run"]
-    records = sorted((folder / place.get("bank", place["run"]) / "evaluation").glob("*.json"))
+def _model(plan: Reproduction, scored: Scored) -> ModelResult:
+    place, bank = plan.place(scored.run), plan.place(scored.bank) if scored.bank else None
+    run = plan.folder / place
+    records = sorted((plan.folder / (bank or place) / "evaluation").glob("*.json"))
     if not records:
         raise UserError(f"{run}: not scored: run reproduce.py again")
-    return {
-        **place,
-        "record": json.loads(records[-1].read_text(encoding="utf-8")),
-        "cost": {"seconds": _seconds(run), "steps": _steps(run), "parameters": _parameters(run)},
-    }
+    # The run, and its adaptations to rare types.
+    logs = [run, *sorted((run / "adapted").glob("*"))]
+    return ModelResult(
+        place,
+        bank,
+        read_record(BankEvaluation, records[-1]) if bank else json.loads(records[-1].read_text(encoding="utf-8")),
+        sum(map(logged_seconds, logs)),
+        max((record["step"] for record in read_records(run)), default=0),
+        _parameters(logs),
+    )
 
 
-def _logs(run: Path) -> list[Path]:
-    """The run, and what it adapted to rare types."""
-    return [run, *sorted((run / "adapted").glob("*"))]
-
-
-def _seconds(run: Path) -> float:
-    return sum(logged_seconds(log) for log in _logs(run))
-
-
-def _steps(run: Path) -> int:
-    """Of the training, without the adaptation."""
-    return max((record["step"] for record in read_records(run)), default=0)
-
-
-def _parameters(run: Path) -> dict[str, int]:
-    """Network -> its weights' number."""
-    for log in _logs(run):
+def _parameters(logs: Sequence[Path]) -> dict[str, int]:
+    """Network -> number of its weights, from the first folder with a checkpoint."""
+    for log in logs:
         checkpoint = CheckpointStore(log / "checkpoints").latest()
         if checkpoint is not None:
             return {name: _count(weights) for name, weights in _networks(checkpoint.load()).items()}
@@ -103,7 +153,7 @@ def _parameters(run: Path) -> dict[str, int]:
 
 
 def _networks(state: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    """A checkpoint's weights by network: of a training's learners, or of an adaptation, whose networks lie together."""
+    """A checkpoint's weights by network: of a training's learners, or of an adaptation's joint state."""
     if "learners" in state:
         return {name: learner["module"] for name, learner in state["learners"].items()}
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -114,43 +164,34 @@ def _networks(state: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _count(state: Mapping[str, torch.Tensor]) -> int:
-    """Numbers in a state dict, without the counters and means of normalisation."""
-    return sum(
-        value.numel()
-        for name, value in state.items()
-        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
+    """Numbers in a state dict, without running statistics."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
 
 
-def _sites(folder: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each arm, stains learned from ("both" or one) and raw stain that was scored, seeds together.
+def _sites(plan: Reproduction) -> list[SiteResult]:
+    """One result for each arm, training site and tested stain.
 
-    Of one classifier all answers to a stain's test images count, whether they were scored as the run's own test
-    split, normalised in the data set, or afterwards as raw images that the run's normaliser prepares.
+    All answers of a classifier to a stain's test images count: those of the run's own test split, normalised in the
+    data set, and those of raw images that the run's normaliser prepared afterwards.
     """
-    to, of = plan["stains"]
+    to, of = plan.stains
     raw_stain = {to: to, of: of, f"{of}_as_{to}": of}
-    trainings = [*plan["sites"], *({**each, "site": "both"} for each in plan["both_sites"])]
-    answers: dict[tuple[str, str, str], list[tuple[pd.DataFrame, tuple[str, ...]]]] = {}
-    titles = {each["arm"]: each["title"] for each in trainings}
-    for each in trainings:
-        for evaluation in load_evaluations(folder / each["run"]):
+    answers: dict[tuple[str, str, str], list[Answered]] = {}
+    for arm, site, place in plan.site_runs():
+        run = plan.folder / place
+        for evaluation in load_evaluations(run):
             frame = evaluation.predictions
             if frame is None:
-                raise UserError(
-                    f"{folder / each['run']}/evaluation: {evaluation.name}.parquet is missing: score it again"
-                )
-            types = tuple(evaluation.record["cell_types"])
+                raise UserError(f"{run}/evaluation: {evaluation.name}.parquet is missing: score it again")
+            types = tuple(evaluation.record.cell_types)
             for stain, rows in frame.groupby(frame["domain"].map(raw_stain)):
-                answers.setdefault((each["arm"], each["site"], str(stain)), []).append((rows, types))
-    return [
-        {"arm": arm, "title": titles[arm], "trained_on": site, "tested_on": stain, "scores": _score(parts)}
-        for (arm, site, stain), parts in answers.items()
-    ]
+                answers.setdefault((arm, site, str(stain)), []).append((rows, types))
+    return [_site(*key, parts) for key, parts in answers.items()]
 
 
-def _score(parts: Sequence[tuple[pd.DataFrame, tuple[str, ...]]]) -> dict[str, Any]:
-    """The scores of all seeds' answers together: an image's group holds its answers of every seed."""
+def _site(arm: str, trained_on: str, tested_on: str, parts: Sequence[Answered]) -> SiteResult:
+    """Scores of all seeds' answers together: an image's group holds its answers of every seed."""
     types = parts[0][1]
     frame = pd.concat([rows for rows, _ in parts])
     raw = frame["parent"].where(frame["parent"] != "", frame["id"])
@@ -162,10 +203,15 @@ def _score(parts: Sequence[tuple[pd.DataFrame, tuple[str, ...]]]) -> dict[str, A
         groups.tolist(),
         types,
     )
-    kept = ("accuracy", "balanced_accuracy", "groups", "absent")
-    return {name: found[name] for name in kept} | {
-        "count": len(frame) // len(parts),
-        "seeds": len(parts),
-        "types": sum(bool(row["count"]) for row in found["per_type"].values()),
-        "sensitivity": {name: row["sensitivity"] for name, row in found["per_type"].items() if row["count"]},
-    }
+    return SiteResult(
+        arm,
+        SITE_ARMS[arm].title,
+        trained_on,
+        tested_on,
+        found["accuracy"],
+        found["balanced_accuracy"],
+        {name: row["sensitivity"] for name, row in found.per_type.items() if row.count},
+        found.groups,
+        len(frame) // len(parts),
+        len(parts),
+    )

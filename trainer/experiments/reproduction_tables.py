@@ -1,175 +1,147 @@
-"""Tables 13-24 of the thesis with this reproduction's numbers: ours large, the thesis's small below."""
+"""Tables 6-24 of the thesis with a reproduction's numbers: ours large, the thesis's small below."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.experiments.sweep_sections import duration
-from trainer.metrics.classification import format_estimate
-from trainer.reports.evaluation_section import interval_words
+from trainer.experiments.reproduction_results import ModelResult, ReproductionSummary, SiteResult
+from trainer.experiments.sweep_sections import duration, estimate
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.generation import SetScore
 from trainer.reports.page import Block, Cell, Table, Text
-from trainer.tasks.generation.thesis import AGREEMENT, BUDGETS, DISTANCES, FEW_SHOT, SETS, TIMES
-from trainer.tasks.stain.report import THESIS_FID, THESIS_INCEPTION, THESIS_SSIM
-
-Model = Mapping[str, Any]
-
-# What the thesis calls a model that it has numbers of.
-_STAIN_NAMES = {"cyclegan": "CycleGAN", "pix2pix": "pix2pix", "w_cyclegan_gp": "W-CycleGAN-GP"}
-_STAIN_TIMES = {"CycleGAN": "12 h 6 min", "pix2pix": "13 h 4 min", "W-CycleGAN-GP": "10 h 36 min"}
-_STAIN_COLUMNS = ("CycleGAN", "pix2pix", "W-CycleGAN-GP")  # of tables 14-16
-_CONDITIONAL_NAMES = {
-    "ac_gan": "AC-GAN",
-    "cwgan_gp": "CWGAN-GP",
-    "info_gan": "InfoGAN",
-    "dcgan": "DCGAN",
-    "cgan": "CGAN",
-    "c_wgan_gp": "C-WGAN-GP",
-}
-_FEW_SHOT_NAMES = {
-    "figr": "FIGR",
-    "fast_gan": "FastGAN",
-    "diff_augment": "DiffAugment",
-    "mine_gan": "MineGAN",
-    "c_wgan_gp": "C-WGAN-GP",
-    "few_shot_meta": "proposed",
-}
-# Table 23.
-_ENVIRONMENT = {
-    "operating system": "Ubuntu 20.04.2 LTS",
-    "processor": "Intel Core i7-8700, 3.20 GHz, 12 threads",
-    "graphics": "GeForce RTX 2080 SUPER",
-    "memory": "32 GB",
-    "language": "Python 3.6",
-}
-# Images of each type after the thesis's removals, all splits together, table 6.
-THESIS_COUNTS = {
-    "basophil": 1224,
-    "eosinophil": 3538,
-    "erythroblast": 1547,
-    "immature granulocyte": 2933,
-    "lymphocyte": 5038,
-    "monoblast": 26,
-    "monocyte": 2583,
-    "myeloblast": 3104,
-    "neutrophil": 10744,
-    "platelet": 2339,
-    "promyelocyte": 87,
-    "smudge cell": 15,
-}
+from trainer.reports.thesis_tables import Column, beside_thesis, printed, thesis_name
+from trainer.tasks.generation.records import BankEvaluation
+from trainer.tasks.generation.thesis import agreement_columns, distance_columns, score_cell, set_columns, type_agreement
 
 
-def counts_table(summary: Mapping[str, Any]) -> Table:
-    """Table 6: images of each type, and what the experiment does with it."""
-    to, of = summary["stains"]
-    rows = []
-    for name, stains in summary["counts"].items():
-        splits = [sum(each[split] for each in stains.values()) for split in ("train", "validation", "test")]
-        role = [kind for kind in ("rare", "moderate", "rich") if name in summary["roles"][kind]]
-        made = summary["roles"]["lacking"].get(name, 0)
-        cells = [Cell(str(sum(stains[stain].values()))) for stain in (to, of)]
-        cells += [Cell(str(count)) for count in splits]
-        rows.append(
-            [Cell(name), *cells, Cell(role[0] if role else "-"), Cell(str(made)), Cell(str(THESIS_COUNTS[name]))]
-        )
+def counts_table(summary: ReproductionSummary) -> Table:
+    """Table 6: images of each type, and its role."""
+    to, of = summary.stains
+    roles, counts = summary.roles, summary.counts
+
+    def stain(name: str) -> Callable[[str], str]:
+        return lambda cell_type: str(sum(counts[cell_type][name].values()))
+
+    def split(name: str) -> Callable[[str], str]:
+        return lambda cell_type: str(sum(each[name] for each in counts[cell_type].values()))
+
+    def role(cell_type: str) -> str:
+        return next((kind for kind in ("rare", "moderate", "rich") if cell_type in getattr(roles, kind)), "-")
+
+    columns: list[Column[str]] = [
+        *(Column(name, stain(name)) for name in (to, of)),
+        *(Column(head, split(name)) for head, name in (("training", "train"), ("validation",) * 2, ("test",) * 2)),
+        Column("role", role),
+        Column("generated", lambda cell_type: str(roles.lacking.get(cell_type, 0))),
+        Column("thesis: images", lambda cell_type: printed("6", cell_type, "images")),
+    ]
     caption = (
         "Table 6: real images of each type by stain and split, who makes more of them (moderate: C-WGAN-GP, rare: "
-        f"few-shot generation), and how many it makes to bring the type to {summary['roles']['per_type']}."
+        f"few-shot generation), and how many it makes to bring the type to {roles.per_type}."
     )
-    head = ["type", to, of, "training", "validation", "test", "role", "generated", "thesis: images"]
-    return Table(caption, head, rows)
+    return beside_thesis(caption, columns, [(name, None, name) for name in counts], first="type")
 
 
-def stain_tables(summary: Mapping[str, Any]) -> list[Block]:
+def stain_tables(summary: ReproductionSummary) -> list[Block]:
     """Tables 13-16."""
-    to, of = summary["stains"]
-    rows, spaces = [], []
-    for model, found in summary["models"]["stain"].items():
-        theirs = _STAIN_NAMES.get(model)
-        column = _STAIN_COLUMNS.index(theirs) if theirs else None
-        directions = found["record"]["directions"]
-        into_to, into_of = directions[f"{of}_as_{to}"], directions[f"{to}_as_{of}"]
-        pairs = (
-            (into_to["generated"], "A real - A generated"),
-            (into_of["reconstructed"], "A real - A reconstructed"),
-            (into_of["generated"], "B real - B generated"),
-            (into_to["reconstructed"], "B real - B reconstructed"),
-        )
-        cells = [_beside(duration(found["cost"]["seconds"] or None), theirs and _STAIN_TIMES[theirs])]
-        cells += [_beside(_frechet(pair), _column(THESIS_FID[name], column)) for pair, name in pairs]
-        for record, name in ((into_of, "A real - A reconstructed"), (into_to, "B real - B reconstructed")):
-            mean = record["reconstruction_ssim"]["mean"]
-            cells.append(_beside(f"{mean:.4f}", _column(THESIS_SSIM[name], column)))
-        cells.append(_beside(_inception(into_to["generated"]), _column(THESIS_INCEPTION, column)))
-        cells.append(Cell(f"{into_to['structure']['mean']:.3f}"))
-        colours = into_to["colour_distance"]
-        cells.append(Cell(f"{colours['after']:.1f}", f"{colours['before']:.1f} before"))
-        rows.append([Cell(model), *cells])
-        spaces.append(found["record"]["feature_space"])
-    head = ["", "training (13)", "A generated (14)", "A reconstructed (14)", "B generated (14)"]
-    head += ["B reconstructed (14)", "SSIM A (15)", "SSIM B (15)", "inception score (16)"]
-    head += ["structure kept", "colour distance"]
+    to, of = summary.stains
+    models = summary.models["stain"]
+
+    def scores(model: ModelResult, stain: str) -> Mapping[str, Any]:
+        """Of the direction that ends in A or B."""
+        name = f"{of}_as_{to}" if stain == "A" else f"{to}_as_{of}"
+        return dict(model.directions[name])
+
+    def set_score(pair: Mapping[str, Any], place: int) -> Cell:
+        name, score = list(pair["scores"].items())[place]
+        return score_cell(name, SetScore(**score))
+
+    def frechet(pair: str, direction: str) -> Callable[[ModelResult], str]:
+        return lambda model: set_score(scores(model, direction)[pair], 0).text
+
+    def ssim(direction: str) -> Callable[[ModelResult], str]:
+        return lambda model: f"{scores(model, direction)['reconstruction_ssim']['mean']:.4f}"
+
+    def colours(model: ModelResult) -> Cell:
+        distance = scores(model, "A")["colour_distance"]
+        return Cell(f"{distance['after']:.1f}", f"{distance['before']:.1f} before")
+
+    columns = [
+        _training("13"),
+        Column("A generated (14)", frechet("generated", "A"), "14", "A generated"),
+        Column("A reconstructed (14)", frechet("reconstructed", "B"), "14", "A reconstructed"),
+        Column("B generated (14)", frechet("generated", "B"), "14", "B generated"),
+        Column("B reconstructed (14)", frechet("reconstructed", "A"), "14", "B reconstructed"),
+        Column("SSIM A (15)", ssim("B"), "15", "SSIM A"),
+        Column("SSIM B (15)", ssim("A"), "15", "SSIM B"),
+        Column(
+            "inception score (16)",
+            lambda model: set_score(scores(model, "A")["generated"], 2).text,
+            "16",
+            "inception score",
+        ),
+        Column("structure kept", lambda model: f"{scores(model, 'A')['structure']['mean']:.3f}"),
+        Column("colour distance", colours),
+    ]
+    space = _space(models)
     caption = (
-        f"Tables 13-16: A is {to}, B {of}, on their test images. (14): Fréchet distances in {spaces[0]}; the last "
+        f"Tables 13-16: A is {to}, B {of}, on their test images. (14): Fréchet distances in {space}; the last "
         "three columns are of B given A's stain."
     )
-    return [Table(caption, head, rows), *_not_fid(spaces[0])]
+    return [_table(caption, columns, models), *_not_fid(space)]
 
 
-def conditional_tables(summary: Mapping[str, Any]) -> list[Block]:
+def conditional_tables(summary: ReproductionSummary) -> list[Block]:
     """Tables 17-20."""
-    rows, space = [], ""
-    for model, found in summary["models"]["conditional"].items():
-        record, theirs = found["record"], _CONDITIONAL_NAMES.get(model, "")
-        agreement, space = record["type_agreement"]["generated"], record["feature_space"]
-        cells = [_beside(duration(found["cost"]["seconds"] or None), TIMES.get(theirs))]
-        for number, measure in enumerate(("precision", "sensitivity", "f1")):
-            published = f"{AGREEMENT[theirs][number]:.2f}" if theirs in AGREEMENT else None
-            cells.append(_beside(format_estimate(agreement[measure]), published))
-        cells += _set_cells(record, SETS.get(theirs))
-        cells += _distance_cells(record, DISTANCES.get(theirs))
-        rows.append([Cell(model), *cells])
-    head = ["", "training (17)", "precision (18)", "recall (18)", "F1 (18)", "Fréchet (19)", "inception (19)"]
-    head += ["perceptual (19)", "PSNR (20)", "SSIM (20)", "L1, % (20)", "L2, % (20)"]
+    models = summary.models["conditional"]
+    columns = [
+        _training("17"),
+        *map(_of_record, agreement_columns(" (18)")),
+        *map(_of_record, set_columns("19", ("Fréchet (19)", "inception (19)", "perceptual (19)"))),
+        *map(_of_record, distance_columns(" (20)")),
+    ]
+    space = _space(models)
     caption = (
-        f"Tables 17-20: {summary['models']['conditional']['c_wgan_gp']['record']['bank']['count']} generated images of "
-        f"each model, types {', '.join(summary['roles']['moderate'])}. (18): by a classifier of real images alone. "
-        f"(19): in {space}. (20): to the nearest real training image of the type, as generated ones have no true one."
+        f"Tables 17-20: {models['c_wgan_gp'].evaluation.bank.count} generated images of each model, types "
+        f"{', '.join(summary.roles.moderate)}. (18): per cent, by a classifier of real images alone. (19): in {space}. "
+        "(20): to the nearest real training image of the type, as generated ones have no true one."
     )
     notes = (
         "Of the thesis's table 18 an F1 above the mean of precision and recall cannot be (AC-GAN, CWGAN-GP); of table "
         "19 inception scores above 8 are out of reach of a classifier of eight types; in table 20 40 dB mean an RMSE "
         "of 1 %, which cannot go with L1 of 6.9 %."
     )
-    return [Table(caption, head, rows), Text(notes, warning=True), *_not_fid(space)]
+    return [_table(caption, columns, models), Text(notes, warning=True), *_not_fid(space)]
 
 
-def few_shot_tables(summary: Mapping[str, Any]) -> list[Block]:
+def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
     """Tables 21 and 22."""
-    rows, space = [], ""
-    for model, found in summary["models"]["few_shot"].items():
-        record, cost, theirs = found["record"], found["cost"], _FEW_SHOT_NAMES.get(model, "")
-        space = record["feature_space"]
-        agreement = record["type_agreement"]["generated"]
-        time, episodes, parameters = BUDGETS.get(theirs, (None, None, None))
-        generator = cost["parameters"].get("generator", 0)
-        cells = _set_cells(record, FEW_SHOT.get(theirs))
-        cells += [
-            Cell(format_estimate(agreement["accuracy"]), interval_words(agreement["accuracy"])),
-            _beside(duration(cost["seconds"] or None), time),
-            _beside(str(cost["steps"]), episodes),
-            _beside(f"{sum(cost['parameters'].values()) / 1e6:.2f}", parameters),
-            Cell(f"{generator / 1e6:.2f}"),
-        ]
-        rows.append([Cell(model), *cells])
-    head = ["", "Fréchet (21)", "inception (21)", "perceptual (21)", "of the type asked for, %", "training (22)"]
-    head += ["steps before adapting (22)", "parameters, millions (22)", "of the generator"]
-    rare = ", ".join(summary["models"]["few_shot"]["few_shot_meta"]["record"]["per_type"])
+    models = summary.models["few_shot"]
+
+    def named(model: ModelResult) -> Cell:
+        return estimate(type_agreement(model.evaluation, "accuracy"))
+
+    columns = [
+        *map(_of_record, set_columns("21", ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
+        Column("of the type asked for, %", named),
+        Column("training (22)", _duration, "22", "time"),
+        Column("steps before adapting (22)", lambda model: str(model.steps), "22", "episodes"),
+        Column(
+            "parameters, millions (22)",
+            lambda model: f"{sum(model.parameters.values()) / 1e6:.2f}",
+            "22",
+            "parameters, millions",
+        ),
+        Column("of the generator", lambda model: f"{model.parameters.get('generator', 0) / 1e6:.2f}"),
+    ]
+    space = _space(models)
+    rare = ", ".join(models["few_shot_meta"].evaluation.per_type)
     caption = f"Tables 21 and 22: {rare}; distances in {space}, over all these types. Times include the adaptation."
     notes = (
         "The thesis calls its own inception score in table 21, 3.16, the highest; it is the lowest. With so few real "
         "images a Fréchet distance says more of their number than of quality: each bank's own report has the kernel "
         "distance, diversity and copies for each type."
     )
-    return [Table(caption, head, rows), Text(notes, warning=True), *_not_fid(space)]
+    return [_table(caption, columns, models), Text(notes, warning=True), *_not_fid(space)]
 
 
 def environment_table(machine: Mapping[str, Any]) -> Table:
@@ -182,80 +154,63 @@ def environment_table(machine: Mapping[str, Any]) -> Table:
         "graphics": gpu["name"] if gpu else "none",
         "memory": f"{machine['memory_gib']} GiB",
         "language": f"Python {machine['python']}",
+        "packages": packages,
     }
-    rows = [[Cell(name), Cell(ours[name]), Cell(theirs)] for name, theirs in _ENVIRONMENT.items()]
-    rows.append([Cell("packages"), Cell(packages), Cell("not told")])
+    rows = [[Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not told")] for name, text in ours.items()]
     return Table("Table 23: the machine that put this report together.", ["", "here", "thesis"], rows)
 
 
-def site_table(summary: Mapping[str, Any]) -> Table:
+def site_table(summary: ReproductionSummary) -> Table:
     """Balanced accuracy between the two stains, with and without each part."""
-    to, of = summary["stains"]
-    pairs = [(site, stain) for site in (to, of, "both") for stain in (to, of)]
-    found = {(row["arm"], row["trained_on"], row["tested_on"]): row["scores"] for row in summary["sites"]}
-    rows = []
-    for arm, title in {row["arm"]: row["title"] for row in summary["sites"]}.items():
-        cells = []
-        for pair in pairs:
-            scores = found.get((arm, *pair))
-            value = scores and scores["balanced_accuracy"]
-            cells.append(Cell(format_estimate(value), interval_words(value)) if value else Cell("-"))
-        rows.append([Cell(title), *cells])
-    head = ["", *(f"{site}, tested on {stain} ({_size(found, site, stain)})" for site, stain in pairs)]
+    to, of = summary.stains
+    found = {(each.arm, each.trained_on, each.tested_on): each for each in summary.sites}
+    arms = {each.arm: each.title for each in summary.sites}
+
+    def column(site: str, stain: str) -> Column[str]:
+        any_arm: SiteResult = next(each for each in summary.sites if (each.trained_on, each.tested_on) == (site, stain))
+        head = f"{site}, tested on {stain} ({len(any_arm.sensitivity)} types, n={any_arm.count})"
+        return Column(head, lambda arm: estimate(score(found.get((arm, site, stain)))))
+
+    def score(result: SiteResult | None) -> Estimate | None:
+        return result.balanced_accuracy if result else None
+
+    columns = [column(site, stain) for site in (to, of, "both") for stain in (to, of)]
     caption = (
         "Balanced accuracy in per cent over the types that the classifier knows and the test images have, by what it "
         "learned from; 95 % intervals over groups below."
     )
-    return Table(caption, head, rows)
+    return beside_thesis(caption, columns, [(title, None, arm) for arm, title in arms.items()])
 
 
-def _size(found: Mapping[tuple[str, str, str], Any], site: str, stain: str) -> str:
-    scores = next(each for (_, own, tested), each in found.items() if (own, tested) == (site, stain))
-    return f"{scores['types']} types, n={scores['count']}"
+def _table(caption: str, columns: list[Column[ModelResult]], models: Mapping[str, ModelResult]) -> Table:
+    return beside_thesis(caption, columns, [(name, thesis_name(name), model) for name, model in models.items()])
 
 
-def _set_cells(record: Mapping[str, Any], published: Sequence[str] | None) -> list[Cell]:
-    """Fréchet distance, inception score and perceptual distance over all types."""
-    pair, perceptual = record["all"]["generation"], record["all"]["perceptual"]["generated_to_real"]["mean"]
-    ours = [
-        "-" if pair is None else _frechet(pair),
-        "-" if pair is None else _inception(pair),
-        "-" if perceptual is None else f"{perceptual:.3f}",
-    ]
-    return [_beside(text, published[number] if published else None) for number, text in enumerate(ours)]
+def _of_record(column: Column[BankEvaluation]) -> Column[ModelResult]:
+    """A column of a bank's evaluation as one of the model whose bank it is; the text alone."""
+
+    def text(model: ModelResult) -> str:
+        cell = column.ours(model.evaluation)
+        return cell if isinstance(cell, str) else cell.text
+
+    return Column(column.head, text, column.table, column.of)
 
 
-def _distance_cells(record: Mapping[str, Any], published: Sequence[float] | None) -> list[Cell]:
-    nearest = record["all"]["nearest_real"]["generated"]
-    cells = []
-    for number, (measure, factor, digits) in enumerate(
-        (("psnr", 1, 2), ("ssim", 1, 4), ("l1", 100, 2), ("l2", 100, 2))
-    ):
-        mean = nearest[measure]["mean"]
-        text = "-" if mean is None else f"{factor * mean:.{digits}f}"
-        cells.append(_beside(text, f"{published[number]:.{digits}f}" if published else None))
-    return cells
+def _training(table: str) -> Column[ModelResult]:
+    return Column(f"training ({table})", _duration, table, "training")
 
 
-def _frechet(pair: Mapping[str, Any]) -> str:
-    return f"{next(iter(pair['scores'].values()))['value']:.2f}"
+def _duration(model: ModelResult) -> str:
+    return duration(model.seconds or None)
 
 
-def _inception(pair: Mapping[str, Any]) -> str:
-    score = list(pair["scores"].values())[2]
-    return f"{score['value']:.2f} ± {score['deviation']:.2f}"
-
-
-def _column(values: Sequence[str], number: int | None) -> str | None:
-    return None if number is None else values[number]
-
-
-def _beside(ours: str, thesis: str | None) -> Cell:
-    return Cell(ours, f"thesis {thesis}" if thesis else "")
+def _space(models: Mapping[str, ModelResult]) -> str:
+    """The space of features that distances are measured in."""
+    return next(iter(models.values())).feature_space
 
 
 def _not_fid(space: str) -> list[Block]:
-    """Where features are not Inception's, distances are of another scale."""
+    """Distances in other features than Inception's are on another scale."""
     if "inception" in space.lower():
         return []
     words = (

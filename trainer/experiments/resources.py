@@ -1,4 +1,4 @@
-"""The share of a cluster that one piece of work is given, and how a command line says so."""
+"""The share of a cluster that a trial or stage gets, and its command line."""
 
 import os
 import shlex
@@ -10,15 +10,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial, or a stage, is given of the cluster, all its processes together.
+    """Resources of a trial or a stage, all its processes together."""
 
-    cpu: cores. gpu: GPUs; 0 computes on the CPU, 0.5 lets two trials share one. workers: processes, each with its
-    part of the cores and, where there are GPUs, with one of its own.
-    """
-
-    cpu: int = 1
-    gpu: float = 0
-    workers: int = 1
+    cpu: int = 1  # cores
+    gpu: float = 0  # GPUs; 0: computes on the CPU, 0.5: two trials share one
+    workers: int = 1  # processes, each with its share of the cores, and a GPU of its own if there are any
 
     def __post_init__(self) -> None:
         for name in ("cpu", "workers"):
@@ -41,22 +37,27 @@ class Resources:
         return self.cpu // self.workers
 
     @property
+    def forks(self) -> bool:
+        """Whether the work is one process without a GPU, and so can be forked from one that has its imports."""
+        return self.workers == 1 and not self.gpu
+
+    @property
     def of_worker(self) -> dict[str, float]:
-        """One process's share, under Ray's names."""
+        """One process's share, by Ray's names."""
         return {"CPU": self.threads, "GPU": self.gpu / self.workers}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What each process has in its environment. The number of threads decides the order of sums."""
+        """Environment variables of each process. The number of threads decides the order of sums."""
         return {"OMP_NUM_THREADS": str(self.threads)} | ({} if self.gpu else {"ACCELERATE_USE_CPU": "true"})
 
     def command(self, launcher: Path, arguments: Sequence[str]) -> list[str]:
-        """A launcher's command line, in as many processes of one machine as there are workers."""
-        # torchrun starts several on the CPU too, and picks a free port, so that stages can run side by side.
+        """A launcher's command line, with one process of this machine for each worker."""
+        # torchrun starts several on the CPU too, and picks a free port, so that stages can run at the same time.
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.workers}"]
         return [sys.executable, *(several if self.workers > 1 else []), str(launcher), *arguments]
 
     def shell_line(self, command: Sequence[str]) -> str:
-        """A command as a line for a shell, wherever that stands: relative paths among its arguments are from here."""
+        """A command as a shell line that works in any folder: relative paths in its arguments start here."""
         environment = [f"{name}={value}" for name, value in self.environment.items()]
         return f"cd {shlex.quote(os.getcwd())} && {shlex.join([*environment, *command])}"

@@ -1,7 +1,7 @@
-"""The work of one launcher as a stage: known by all that it follows from, done once, taken up where it was cut off.
+"""The work of one launcher as a stage: known by a hash of inputs and settings, run once, resumed if interrupted.
 
-In a folder of stages, one called NAME-HASH writes NAME-HASH/, what its launcher says to NAME-HASH.log, and
-NAME-HASH.done.json when the launcher has ended well. NAME-HASH.lock is held by whoever runs it.
+In a folder of stages, a stage NAME-HASH writes NAME-HASH/, its launcher's output to NAME-HASH.log, and
+NAME-HASH.done.json after the launcher has ended without error. NAME-HASH.lock is held by the process that runs it.
 """
 
 from __future__ import annotations
@@ -23,37 +23,31 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, Store
-from trainer.experiments.launch_server import end_with_parent, run_forked
+from trainer.experiments.launch_server import end_with_parent, launch_server
 from trainer.experiments.resources import Resources
 from trainer.runs.arguments import written
 from trainer.runs.config import fingerprint
+from trainer.runs.refusal import REFUSAL_FILE, take_refusal
 
 LAUNCHERS = Path(__file__).resolve().parents[2] / "launchers"
 
 _SHOWN_LINES = 20
-# A launcher's argument -> what it reads: where a data set is, what another stage writes, or several of these.
+# A launcher's argument -> what it reads: a data set's place, another stage's output, or several of these.
 Source: TypeAlias = "Stage | Root | tuple[Stage, ...]"
 Inputs: TypeAlias = Mapping[str, Source]
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One launcher's work. Stages of one content hash are one and the same; they are to have one name too.
+    """One launcher's work. Stages of one content hash are equal, and must have one name."""
 
-    name: for people. launcher: its name, without .py. arguments: key=value, without inputs and output.
-    inputs: see `Inputs`.
-    output: the argument that names what it writes; None where it adds to what it reads, as scoring does.
-    settings: what the arguments come to, the launcher's whole configuration.
-    one_process: whatever the resources, for a launcher that is one.
-    """
-
-    name: str
-    launcher: str
-    arguments: tuple[str, ...]
+    name: str  # for people
+    launcher: str  # without .py
+    arguments: tuple[str, ...]  # key=value, without inputs and output
     inputs: Inputs
-    output: str | None
-    settings: Any
-    one_process: bool = False
+    output: str | None  # argument that names what it writes; None if it adds to what it reads, as scoring does
+    settings: Any  # the launcher's whole configuration
+    one_process: bool = False  # the launcher is one process, whatever the resources
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stage) and self.content_hash == other.content_hash
@@ -63,22 +57,22 @@ class Stage:
 
     @functools.cached_property
     def content_hash(self) -> str:
-        """SHA-256 hex of what decides its result, known before it has run.
+        """SHA-256 hex of what decides its result, known before it runs.
 
-        Neither folders nor free settings count, nor how the arguments are written.
-        UserError where an input's folder is no data set.
+        Folders, free settings and the spelling of arguments do not count.
+        UserError if an input's folder is no data set.
         """
         read = {name: [content_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
-        told = [self.launcher, fingerprint(self.settings, {}, "adaptation"), self.output, read]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        facts = [self.launcher, fingerprint(self.settings, {}, "adaptation"), self.output, read]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """The stages that it reads from."""
+        """The stages whose output it reads."""
         return tuple(each for source in self.inputs.values() for each in _listed(source) if isinstance(each, Stage))
 
     def folder(self, root: Path) -> Path:
-        """What it writes, in a folder of stages; of a stage that adds to what it reads, its log's name alone."""
+        """What it writes, in a folder of stages; a stage that adds to what it reads only has a log of this name."""
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return root / f"{slug}-{self.content_hash[:12]}"
 
@@ -90,28 +84,28 @@ class Stage:
         return self.share(resources).command(LAUNCHERS / f"{self.launcher}.py", arguments)
 
     def share(self, resources: Resources) -> Resources:
-        """What it takes of the resources of a stage."""
+        """Its share of a stage's resources."""
         if not self.one_process or resources.workers == 1:
             return resources
         return Resources(resources.threads, resources.gpu / resources.workers, 1)
 
     def done(self, root: Path) -> bool:
-        """Whether its launcher has ended well, and what it wrote, or added to, is still there."""
+        """Whether its launcher ended without error and its output is still there."""
         marker = _beside(self.folder(root), "done.json")
         if not marker.is_file():
             return False
         if self.output is not None:
             return self.folder(root).exists()
-        # What it added to may have been made again since, and lacks what was added.
+        # The output that it added to may have been made again since, without the addition.
         made = [_beside(each.folder(root), "done.json") for each in self.needs if each.done(root)]
         newest = max((each.stat().st_mtime_ns for each in made), default=0)
         return len(made) == len(self.needs) and newest <= marker.stat().st_mtime_ns
 
 
 def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage]:
-    """These stages and all that they need, each once, after those that it needs.
+    """These stages and all that they need, each once, each after those that it needs.
 
-    done_in: a folder of stages; those that are done there are left out, and what only they need.
+    done_in: a folder of stages; without those that are done there and what only they need.
     """
     ordered: dict[Stage, str] = {}
 
@@ -141,32 +135,31 @@ def describe(stages: Iterable[Stage], root: Path, resources: Resources) -> list[
 def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
     """Run a stage, whose inputs are done, unless it is done already; returns its folder.
 
-    Of several callers at once, in any process, one runs it and the others wait. It goes on where an earlier launch
-    was cut off, and its launcher ends when this process is killed.
-    Raises UserError with the launcher's own line where that refuses, RuntimeError with the end of the log where it
-    fails otherwise, ValueError while an input is not done.
+    Of several callers at once, in any process, one runs it and the others wait. An interrupted stage is resumed. Its
+    launcher ends when this process is killed.
+    Raises UserError with the launcher's own message if it refuses, RuntimeError with the end of the log if it fails
+    otherwise, ValueError while an input is not done.
     """
     folder = stage.folder(root)
     if stage.done(root):
         return folder
     root.mkdir(parents=True, exist_ok=True)
     with _held(_beside(folder, "lock")) as lock:
-        if stage.done(root):  # by whoever held the lock before
+        if stage.done(root):  # by the process that held the lock before
             return folder
         for needed in stage.needs:
             if not needed.done(root):
                 raise ValueError(f"{stage.name} reads what {needed.name} writes, which is not done: run that first")
         resources = stage.share(resources)
-        command, log = stage.command(root, resources), _beside(folder, "log")
+        command, log, refusal = stage.command(root, resources), _beside(folder, "log"), _beside(folder, "refusal.json")
+        refusal.unlink(missing_ok=True)
         line = resources.shell_line(command)
-        code, said = _launch(command, resources, line, log, lock)
+        code = _launch(command, resources, line, log, refusal, lock)
+        refused = take_refusal(refusal)
+        if refused is not None:
+            raise UserError(f"{stage.name}: {stage.launcher}.py: {' '.join(refused.split())} ({log})")
         if code != 0:
-            # torchrun has an exit code of its own, and says more after the launcher's line.
-            told = code == 2 or resources.workers > 1
-            refusals = re.findall(rf"\b{stage.launcher}\.py: .+", said) if told else []
-            if refusals:
-                raise UserError(f"{stage.name}: {refusals[-1]} ({log})")
-            tail = "\n".join(said.splitlines()[-_SHOWN_LINES:])
+            tail = "\n".join(log.read_text(errors="replace").replace("\r", "\n").splitlines()[-_SHOWN_LINES:])
             raise RuntimeError(f"{stage.name}: {stage.launcher}.py ended with code {code}; {log} ends with\n{tail}")
         marker = {"name": stage.name, "content_hash": stage.content_hash, "command": line}
         replace_through(_beside(folder, "done.json"), json.dumps(marker, indent=1).encode())
@@ -174,9 +167,9 @@ def run_stage(stage: Stage, root: Path, resources: Resources) -> Path:
 
 
 def stage_task(stage: Stage, folder: str, resources: Resources, directory: str, *before: None) -> None:
-    """`run_stage` as a task of Ray, whose processes import this module alone: it imports neither torch nor Ray.
+    """`run_stage` as a task of Ray, whose processes import this module alone: neither torch nor Ray.
 
-    directory: that relative paths in its arguments are from. before: what Ray is to wait for.
+    directory: what relative paths in its arguments start from. before: tasks that Ray waits for.
     """
     os.chdir(directory)
     run_stage(stage, Path(folder), resources)
@@ -184,7 +177,7 @@ def stage_task(stage: Stage, folder: str, resources: Resources, directory: str, 
 
 @contextmanager
 def _held(path: Path) -> Iterator[int]:
-    """The lock's file descriptor, once no other process holds it. A process that dies lets go of it."""
+    """The lock's file descriptor, once no other process holds it. A process that dies releases it."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -193,28 +186,25 @@ def _held(path: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def _launch(command: Sequence[str], resources: Resources, line: str, log: Path, lock: int) -> tuple[int, str]:
-    """Run a command to its end, its output to the log after its line; its exit code, and what it said.
+def _launch(command: Sequence[str], resources: Resources, line: str, log: Path, refusal: Path, lock: int) -> int:
+    """Run a command to its end and append its output to the log, after its line; returns its exit code.
 
-    It holds the lock too: should this process be killed, nobody else starts before the command is gone as well.
+    It holds the lock too: if this process is killed, nobody else starts before the command has ended as well.
     """
+    environment, extra = {**os.environ, **resources.environment}, {REFUSAL_FILE: os.path.abspath(refusal)}
     with log.open("ab") as output:
-        # A launch that was cut off leaves a progress bar without an end of line.
+        # An interrupted launch leaves a progress bar without an end of line.
         output.write(("\n" * (output.tell() > 0) + f"$ {line}\n").encode())
         output.flush()
-        start = output.tell()
-        environment = {**os.environ, **resources.environment}
-        if resources.workers == 1 and not resources.gpu:
-            code = run_forked(command[1:], environment, output.fileno(), lock)
-        else:
-            code = _run_anew(command, environment, output.fileno(), lock)
-    with log.open("rb") as written:
-        written.seek(start)
-        return code, written.read().decode(errors="replace").replace("\r", "\n")
+        if not resources.forks:
+            return _run_anew(command, {**environment, **extra}, output.fileno(), lock)
+        with launch_server(environment, output.fileno()) as server:
+            server.launch(command[1:], extra, output.fileno(), lock)
+            return server.wait()
 
 
 def _run_anew(command: Sequence[str], environment: Mapping[str, str], output: int, lock: int) -> int:
-    """Run a command that imports everything itself: its exit code."""
+    """Run a command that imports everything itself; returns its exit code."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -241,7 +231,7 @@ def _listed(source: Source) -> tuple[Stage | Root, ...]:
 
 
 def content_hash_of(source: Stage | Root) -> str:
-    """That of a data set which a stage writes, or which is there."""
+    """The hash of a stage, or of the catalogue of a data set."""
     return source.content_hash if isinstance(source, Stage) else Dataset.read_catalog(source).content_hash
 
 

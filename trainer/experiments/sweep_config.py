@@ -1,4 +1,4 @@
-"""What a sweep is, as its YAML file says it: which trainings, each on what share of the cluster."""
+"""A sweep's YAML file: which trainings, each with which share of the cluster."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
 from trainer.experiments.ablation import AblationConfig
 from trainer.experiments.resources import Resources
+from trainer.metrics.measures import epoch_measures
 from trainer.runs.arguments import field_at, without_none
 from trainer.runs.configuration import read_file
 from trainer.tasks.classification.config import ClassifierRunConfig
 
-# What each trial is given by the sweep itself.
+# Arguments that the sweep itself gives each trial.
 _SET_BY_SWEEP = ("shards", "run", "seed")
 _LISTS = ("grid", "choice")
 _RANGES = ("uniform", "loguniform", "integer")
@@ -34,43 +35,37 @@ _OF_KIND = {
 class SweepConfig:
     """A sweep file.
 
-    name: default, the file's. shards: the data set. fixed: arguments of train_classifier.py that every trial gets.
-    seeds: each training is done with each. metric, mode: the validation score that is watched, and which end of it
-    is better. resources_per_trial: a stage gets the same. max_concurrent_trials: null runs as many as fit.
-
-    kind ablation: the thesis's arms, made as `ablation` says; arms: only these of them.
-    kind comparison: one arm for each of `models`, files of configs/model. model_settings: model -> arguments of its
-    own, over those of `fixed`: a learning rate that it learns at, say.
-    kind search: space: argument of train_classifier.py -> {grid: [...]}, each value in turn, or what a value is drawn
-    from: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {integer: [a, b]}, both ends included.
-    trials: how many draws; every point of the grids gets the same ones. scheduler: asha lets a trial go on after
-    grace_epochs, and each time it has trained `reduction` times as long, only if it is among the best 1/reduction of
-    those that came so far (asynchronous successive halving, Li et al. 2020).
+    kind ablation: the thesis's arms. kind comparison: one arm for each model. kind search: points of `space`, each
+    argument of train_classifier.py -> {grid: [...]}, each value in turn, or a distribution to draw from:
+    {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {integer: [a, b]}, both ends included.
+    scheduler asha: a trial goes on after grace_epochs, and each time it has trained `reduction` times as long, only if
+    it is among the best 1/reduction of those so far (asynchronous successive halving, Li et al. 2020).
     """
 
-    name: str = ""
+    name: str = ""  # default: the file's
     kind: Literal["ablation", "comparison", "search"] | None = None
-    shards: str | None = None
-    fixed: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    metric: Literal["validation_balanced_accuracy", "validation_accuracy", "validation_loss"] = (
-        "validation_balanced_accuracy"
-    )
-    mode: Literal["max", "min"] = "max"
-    resources_per_trial: Resources = field(default_factory=Resources)
-    max_concurrent_trials: int | None = None
-    ablation: AblationConfig = field(default_factory=AblationConfig)
-    arms: list[str] | None = None
-    models: list[str] = field(default_factory=list)
-    model_settings: dict[str, list[str]] = field(default_factory=dict)
-    space: dict[str, Any] = field(default_factory=dict)
-    trials: int = 1
+    shards: str | None = None  # the data set
+    fixed: list[str] = field(default_factory=list)  # arguments of train_classifier.py for every trial
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # each training runs with each
+    metric: str = "validation_balanced_accuracy"  # of the measures computed after each epoch
+    mode: Literal["max", "min"] = "max"  # which end of the metric is better
+    resources_per_trial: Resources = field(default_factory=Resources)  # of a stage, too
+    max_concurrent_trials: int | None = None  # null: as many as fit
+    ablation: AblationConfig = field(default_factory=AblationConfig)  # ablation: how its arms are made
+    arms: list[str] | None = None  # ablation: only these
+    models: list[str] = field(default_factory=list)  # comparison: files of configs/model
+    model_settings: dict[str, list[str]] = field(default_factory=dict)  # model -> arguments over those of `fixed`
+    space: dict[str, Any] = field(default_factory=dict)  # search: see above
+    trials: int = 1  # search: draws; every point of the grids gets the same ones
     scheduler: Literal["none", "asha"] = "none"
     grace_epochs: int = 1
     reduction: int = 3
 
     def __post_init__(self) -> None:
-        if (self.metric == "validation_loss") != (self.mode == "min"):
+        known = {f"validation_{name}": measure for name, measure in epoch_measures().items()}
+        if self.metric not in known:
+            raise ValueError(f"metric={self.metric} is none of {', '.join(known)}")
+        if known[self.metric].higher_is_better != (self.mode == "max"):
             raise ValueError(f"mode={self.mode}: {self.metric} is better when it is the other way round")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: name one at least, and each once")
@@ -134,7 +129,7 @@ def _check_source(name: str, source: Any) -> None:
 
 
 def _is_text(name: str) -> bool:
-    """Whether an argument of train_classifier.py is text. One that is none is refused where it is composed."""
+    """Whether an argument of train_classifier.py is text; False for an unknown one, which composing it refuses."""
     try:
         return without_none(field_at(ClassifierRunConfig, name)[1])[0] is str
     except UserError:
@@ -165,8 +160,8 @@ def read_sweep(path: Path, changes: Sequence[str]) -> SweepConfig:
 def parameter_sets(sweep: SweepConfig) -> list[dict[str, Any]]:
     """The points of a search, each argument -> value, each once.
 
-    A draw is keyed by the argument's name and its own number, and the first draw is tried at every point of the grids
-    before the second: so a sweep of more draws begins with the same points.
+    A draw is keyed by the argument's name and its number; the first draw is tried at every point of the grids before
+    the second. So a sweep of more draws begins with the same points.
     """
     grids = {name: source["grid"] for name, source in sweep.space.items() if "grid" in source}
     points = [
@@ -185,6 +180,6 @@ def _draw(name: str, source: dict[str, list[Any]], number: int) -> Any:
     low, high = values
     if how == "integer":
         return low + int(share * (high - low + 1))
-    # Rounded, as a value that is read and copied by hand.
+    # Rounded: it is read and copied by hand.
     drawn = low * math.pow(high / low, share) if how == "loguniform" else low + share * (high - low)
     return float(f"{drawn:.6g}")

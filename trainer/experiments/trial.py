@@ -5,14 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pickle
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.disk import TEMPORARY_PREFIX, write_through
 from data_pipeline.errors import UserError
+from trainer.experiments.launch_server import launch_server
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import LAUNCHERS
 from trainer.loop.log import read_records
@@ -21,51 +23,66 @@ from trainer.tasks.classification.config import ClassifierRunConfig
 
 # In a sweep's folder, what Ray writes.
 TUNE_FOLDER = "tune"
+LONGEST_MESSAGE = 1 << 20
 Status = Literal["finished", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A training to be done.
+    """A training to be done."""
 
-    name: of its folder. arm, title, seed, parameters: what it is an instance of. overrides: arguments of
-    train_classifier.py, without shards and run. config: what these come to; its run is the trial's folder.
-    content_hash: SHA-256 hex of all that its result follows from.
-    """
-
-    name: str
+    name: str  # of its folder
     arm: str
-    title: str
+    title: str  # of the arm, for people
     seed: int
-    parameters: Mapping[str, Any]
-    overrides: tuple[str, ...]
-    config: ClassifierRunConfig
-    content_hash: str
+    parameters: Mapping[str, Any]  # those that a search varies, or the model of a comparison
+    overrides: tuple[str, ...]  # arguments of train_classifier.py, without shards and run
+    config: ClassifierRunConfig  # the whole configuration; its run is the trial's folder
+    content_hash: str  # SHA-256 hex of all that decides the result
 
     @property
     def run(self) -> Path:
+        """The trial's run directory."""
         return Path(str(self.config.run))
 
     def command(self, resources: Resources, run: Path) -> str:
-        """A line for a shell that does the same training in another run directory."""
+        """A shell line that does the same training in another run directory."""
         arguments = [f"shards={self.config.shards}", f"run={run}", *self.overrides]
         return resources.shell_line(resources.command(LAUNCHERS / "train_classifier.py", arguments))
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a trial ended: written beside its run directory when it has. line: of what went wrong, for people.
-
-    mistake: what went wrong is the user's to mend.
-    """
+    """How a trial ended: the record beside its run directory."""
 
     status: Status
-    seconds: float
+    seconds: float  # of all its epochs, however often it was interrupted
     epochs: int
     dataset_hash: str | None
-    line: str | None = None
-    mistake: bool = False
+    line: str | None = None  # what went wrong
+    mistake: bool = False  # what went wrong is a user's mistake
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """From a trial's process: an epoch ended; it waits for an answer before the next."""
+
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """From a trial's process: a UserError."""
+
+    line: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """From a trial's process: any other exception."""
+
+    traceback: str
 
 
 def _ending_file(run: Path) -> Path:
@@ -73,16 +90,15 @@ def _ending_file(run: Path) -> Path:
 
 
 def read_ending(run: Path) -> Ending | None:
-    """How the trial of this run directory ended; None where it has not."""
+    """How the trial of this run directory ended; None if it has not."""
     path = _ending_file(run)
     return Ending(**json.loads(path.read_text())) if path.exists() else None
 
 
 def write_ending(run: Path, status: Status, line: str | None = None, *, mistake: bool = False) -> Ending:
-    """Set down that a trial ended, unless that has been set down: the ending that stands there.
+    """Record that a trial ended; an earlier record is kept. Returns the one that is kept.
 
-    Whoever runs a trial and whoever waits for it may come to it at once, on machines that see the folder late.
-    seconds are those that all its epochs took, however often it was cut off.
+    The trial and the driver may write at the same time, on machines that see the folder late.
     """
     path, epochs = _ending_file(run), read_epochs(run)
     dataset_hash = read_run_config(run)["dataset_hash"] if (run / CONFIG_FILE).exists() else None
@@ -92,7 +108,7 @@ def write_ending(run: Path, status: Status, line: str | None = None, *, mistake:
     written = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-{os.getpid()}")
     write_through(written, json.dumps(vars(ending)).encode())
     try:
-        os.link(written, path)  # unlike a rename, refused where the name is taken
+        os.link(written, path)  # unlike a rename, refused if the name is taken
     except FileExistsError:
         ending = Ending(**json.loads(path.read_text()))
     finally:
@@ -101,40 +117,82 @@ def write_ending(run: Path, status: Status, line: str | None = None, *, mistake:
 
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's epochs."""
+    """The epoch records of a run."""
     return [record for record in read_records(run) if record["kind"] == "epoch"]
 
 
 def forget_ending(run: Path) -> None:
-    """Let a trial be done again, from where its run directory stands."""
+    """Let a trial run again, from its newest checkpoint."""
     _ending_file(run).unlink(missing_ok=True)
 
 
 def run_trial(choice: dict[str, str], trials: Mapping[str, PlannedTrial], resources: Resources, directory: str) -> None:
-    """Ray Tune's function: train the trial that `choice` names from where its run directory stands.
+    """Ray Tune's function: train the trial that `choice` names, from its newest checkpoint.
 
-    directory: that relative paths in its arguments are from, which is not where Ray puts its processes.
-    Tune is told of every epoch, those of an earlier attempt too, for its scheduler begins anew with each launch. Of a
-    trial that was cut off the newest is left out: it may have been the last, which is told when all is done. A user's
-    mistake ends the trial, written down; any other error is raised, for Tune to try again.
+    directory: what relative paths in its arguments start from; Ray gives its processes folders of their own.
+    Tune receives every epoch, those of an earlier attempt too, because its scheduler starts anew with each launch. Of
+    an interrupted trial the newest epoch is left out: it may be the last, which is reported when the run is scored.
+    A UserError ends the trial and is recorded; any other error is raised, and Tune tries again.
     """
-    from ray import tune  # here: who plans a trial need not wait for Ray
+    from ray import tune  # here: planning a trial need not wait for Ray
 
     os.chdir(directory)
     trial = trials[choice["trial"]]
     ended = read_ending(trial.run) is not None
     epochs = read_epochs(trial.run)
     for record in epochs if ended else epochs[:-1]:
-        tune.report(_told(record))
+        tune.report(_scores(record))
     if ended:
         return
     try:
-        if resources.workers == 1:
-            train_here(trial, resources, tune.report)
-        else:
+        if resources.workers > 1:
             _train_on_workers(trial, resources, directory)
+        elif resources.forks:
+            train_forked(trial, resources, tune.report)
+        else:
+            train_here(trial, resources, tune.report)
     except UserError as error:
         write_ending(trial.run, "failed", str(error), mistake=True)
+
+
+def train_forked(trial: PlannedTrial, resources: Resources, report: Report) -> None:
+    """`train_here` in a process that this process's launch server forks; it ends when `report` raises.
+
+    UserError as there; RuntimeError with its traceback for any other error, and for a process that died.
+    """
+    with launch_server({**os.environ, **resources.environment}, 1) as server:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            server.launch(["trainer.experiments.trial_process"], {}, 1, theirs.fileno())
+        code, last = None, None
+        try:
+            with ours:  # closed while the process waits for an answer, it ends there
+                for last in _messages(ours, pickle.dumps((trial, resources))):
+                    if isinstance(last, Epoch):
+                        report(last.scores)
+        finally:
+            code = server.wait()
+    if isinstance(last, Refused):
+        raise UserError(last.line)
+    if isinstance(last, Failed):
+        raise RuntimeError(last.traceback)
+    if code != 0:
+        raise RuntimeError(f"the process of {trial.name} ended with code {code}")
+
+
+def _messages(channel: socket.socket, first: bytes) -> Iterator[Epoch | Refused | Failed]:
+    """What a trial's process sends after it received `first`; each message is answered when the next is asked for."""
+    answer = first
+    while True:
+        try:
+            channel.send(answer)
+            message = channel.recv(LONGEST_MESSAGE)
+        except ConnectionError:
+            return
+        if not message:
+            return
+        yield pickle.loads(message)
+        answer = b"go on"
 
 
 def _train_on_workers(trial: PlannedTrial, resources: Resources, directory: str) -> None:
@@ -170,14 +228,14 @@ def _train_on_workers(trial: PlannedTrial, resources: Resources, directory: str)
 
 
 def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> None:
-    """Train in this process, one of the trial's; `report` is called after each epoch in all of them.
+    """Train in this process, one of the trial's; `report` is called after each epoch on every rank.
 
-    The last epoch is told when the run is scored and the ending written: a scheduler ends a trial as it likes when
-    it is told.
+    The last epoch is reported after the run is scored and the ending written, because a scheduler may end the trial
+    at once.
     """
-    # As a launcher that a stage starts has it; and Ray hides no GPU from a process that has asked for none.
+    # As in a launcher that a stage starts; and Ray hides no GPU from a process that asks for none.
     os.environ.update(resources.environment)
-    # After that, for libraries read the environment when they are loaded; who plans a trial does not wait for torch.
+    # After that: libraries read the environment when they are imported.
     from torch import distributed
 
     from trainer.learners.topology import join_processes
@@ -188,22 +246,22 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
 
     def after_epoch(last: bool) -> None:
         if not last:
-            report(_told(read_epochs(trial.run)[-1]) if first else {})
+            report(_scores(read_epochs(trial.run)[-1]) if first else {})
 
     trial.run.parent.mkdir(parents=True, exist_ok=True)
     with trial.run.with_name(f"{trial.run.name}.lock").open("w") as lock:
         if first:
-            # An attempt before this one, whose node or driver died, may not be quite dead.
+            # The process of an earlier attempt, whose node or driver died, may still run.
             fcntl.flock(lock, fcntl.LOCK_EX)
         if distributed.is_initialized():
             distributed.barrier()
         train(trial.config, topology, after_epoch)
         if first:
             write_ending(trial.run, "finished")
-    report(_told(read_epochs(trial.run)[-1]) if first else {})
+    report(_scores(read_epochs(trial.run)[-1]) if first else {})
 
 
-def _told(record: Mapping[str, Any]) -> dict[str, Any]:
-    """An epoch's record as Tune is told it: its scores, and the epoch counted from 1."""
-    scores = {name: value for name, value in record.items() if name.startswith(("train_", "validation_"))}
-    return {**scores, "epoch": record["epoch"] + 1}
+def _scores(record: Mapping[str, Any]) -> dict[str, Any]:
+    """An epoch's record for Tune: its scores, and the epoch counted from 1."""
+    measured = {name: value for name, value in record.items() if name.startswith(("train_", "validation_"))}
+    return {**measured, "epoch": record["epoch"] + 1}

@@ -40,6 +40,10 @@ class Selection:
     higher_is_better: bool = True
     patience: int | None = None  # epochs without improvement before the stop; None: no early stop
 
+    def rank(self, scores: Mapping[str, float]) -> float:
+        """The score, so that higher is better."""
+        return scores[self.score] if self.higher_is_better else -scores[self.score]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -173,7 +177,7 @@ class _Loop:
         self._log.say(f"epoch {epoch + 1}/{-(-plan.setting.total_steps // plan.epoch_steps)}: {summary}")
         if plan.selection is None:
             return False
-        score = scores[plan.selection.score] * (1 if plan.selection.higher_is_better else -1)
+        score = plan.selection.rank(scores)
         better = score > progress.best_score
         if better:
             progress.best_score, progress.best_epoch = score, epoch

@@ -1,153 +1,225 @@
 """Scores of a cell-type classifier, overall and per type, with intervals over groups."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics.functional import classification as torchmetrics
 
-from trainer.metrics.bootstrap import (
-    Estimate,
-    Floats,
-    ScoredImages,
-    interval,
-    negative_log_likelihood,
-    resampled_measures,
-    resampled_trust,
-)
-from trainer.metrics.selective import selective_scores
+from trainer.metrics.bootstrap import Estimate, Floats, ScoredImages, interval
+from trainer.metrics.measures import Measure, epoch_measures, measures, shown, values_of
+from trainer.metrics.selective import Selective, selective_scores
+
+Probabilities = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
 
 CALIBRATION_BINS = 15
+TRUST = ("calibration_error", "negative_log_likelihood")
 INTERVAL_METHOD = (
     "95 % percentile bootstrap over groups; where every answer was right (or none), "
     "the exact binomial bound with one trial per group; none where resamples do not differ"
 )
-# Macro measures: the mean over the types that are present in the labels.
-MACRO = ("sensitivity", "specificity", "precision", "f1", "auroc")
-PER_TYPE = ("sensitivity", "specificity", "precision", "f1", "auroc", "accuracy")
-OVERALL = ("accuracy", "balanced_accuracy", *MACRO, "calibration_error")
-TRUST = ("calibration_error", "negative_log_likelihood")
+
+_CONSOLE_COLUMNS = ("sensitivity", "specificity", "precision", "f1")  # more would not fit a terminal
+
+
+@dataclass(frozen=True)
+class TypeScores:
+    """Scores of one cell type against the rest."""
+
+    count: int  # images of the type
+    groups: int  # groups that hold one
+    measures: dict[str, Estimate]  # empty estimates for a type without an image
+
+    def __getitem__(self, measure: str) -> Estimate:
+        return self.measures[measure]
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Predictions whose confidence lies in low..high."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None  # mean; None in an empty bin
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class IntervalMethod:
+    """How intervals were computed."""
+
+    method: str
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A classifier's scores on a set of images."""
+
+    count: int  # images
+    groups: int  # patients or slides
+    interval: IntervalMethod
+    overall: dict[str, Estimate]  # every measure over all types
+    per_type: dict[str, TypeScores]  # those measures that are taken of each type
+    confusion: list[list[int]]  # [C][C], true type in rows
+    reliability: list[ReliabilityBin]  # bins of the calibration error
+    selective: Selective
+
+    @property
+    def absent(self) -> list[str]:
+        """Types without an image: without scores, and not in the means."""
+        return [cell_type for cell_type, row in self.per_type.items() if not row.count]
+
+    def __getitem__(self, measure: str) -> Estimate:
+        return self.overall[measure]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far probabilities can be trusted."""
+
+    measures: dict[str, Estimate]  # the calibration error and the negative log likelihood
+    reliability: list[ReliabilityBin]
 
 
 def score(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
+    probabilities: Probabilities,
+    labels: Labels,
     groups: Sequence[str],
     cell_types: Sequence[str],
     bootstrap_samples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Score predictions; the result holds only what JSON can hold.
+) -> Scores:
+    """Score predictions with every measure of the table.
 
     probabilities [n, C], each row summing to 1; labels int [n], indices into cell_types; groups [n], ''
-    being a group of its own. Every measure is {"value", "low", "high"}, of 1. Sensitivity is recall;
-    balanced accuracy is by definition the mean sensitivity. A type without an image in the labels ("absent")
-    has null values and is left out of the means, though predictions of it still count as wrong. A type's
-    "accuracy" is one-vs-rest: (TP + TN) / n, as in figures 53 and 54. An interval is null where it cannot be
-    had: one group only, or no variation in the resamples. "reliability" holds the calibration error's bins;
-    "negative_log_likelihood" is a mean over images, in nats; "selective": see `selective_scores`.
+    being a group of its own. A type without an image has empty estimates and is left out of the means, though
+    predictions of it still count as wrong. There is no interval with one group only, or where resamples do not differ.
     Raises ValueError when the arrays disagree, are empty, or are no probabilities.
     """
-    images = _scored_images(probabilities, labels, groups, len(cell_types))
-    point = _point_measures(images)
-    present = ~np.isnan(point["sensitivity"])
-    resampled: dict[str, Floats] = {}
-    if bootstrap_samples > 0 and images.number_of_groups > 1:
-        resampled = resampled_measures(images, bootstrap_samples, seed)
-    counted = _groups_behind(images)
+    images = scored_images(probabilities, labels, groups, len(cell_types))
+    chosen = list(measures().values())
+    points, draws = _points_and_draws(images, chosen, bootstrap_samples, seed)
+    overall, of_types = estimates(chosen, points, draws, images.confusions)
+    has_type = images.confusions.sum(axis=2)  # [groups, C]
+    per_type = {
+        cell_type: TypeScores(
+            int(has_type[:, index].sum()),
+            int((has_type[:, index] > 0).sum()),
+            {measure.name: of_types[measure.name][index] for measure in shown("types")},
+        )
+        for index, cell_type in enumerate(cell_types)
+    }
+    return Scores(
+        len(images.labels),
+        images.number_of_groups,
+        IntervalMethod(INTERVAL_METHOD, bootstrap_samples, seed),
+        overall,
+        per_type,
+        images.confusions.sum(axis=0).astype(int).tolist(),
+        _reliability(images),
+        selective_scores(images, bootstrap_samples, seed),
+    )
 
-    overall = {name: _estimate(point, resampled, name, counted["accuracy"]) for name in ("accuracy", *TRUST)}
-    for name in MACRO:
-        overall[name] = _macro_estimate(point, resampled, name, counted["sensitivity"][present])
-    overall["balanced_accuracy"] = dict(overall["sensitivity"])
-    per_type: dict[str, Any] = {}
-    for index, cell_type in enumerate(cell_types):
-        per_type[cell_type] = {
-            "count": int((images.labels == index).sum()),
-            "groups": int(counted["sensitivity"][index]),
-        } | {
-            name: _estimate(point, resampled, "type_accuracy" if name == "accuracy" else name, counted[name], index)
-            for name in PER_TYPE
-        }
+
+def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], cell_types: Sequence[str]) -> Trust:
+    """The calibration error, likelihood and bins of what `score` gives."""
+    images = scored_images(probabilities, labels, groups, len(cell_types))
+    chosen = [measures()[name] for name in TRUST]
+    found, _ = estimates(chosen, *_points_and_draws(images, chosen, 1000, 0), images.confusions)
+    return Trust(found, _reliability(images))
+
+
+def epoch_scores(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
+    """The measures computed after each epoch, by their names there, without intervals.
+
+    probabilities [n, C], labels int [n]. ValueError for a measure that has no value on these images.
+    """
+    images = scored_images(probabilities, labels, [""] * len(labels), probabilities.shape[1])
+    scores = {name: float(measure.values(images.once)[0, 0]) for name, measure in epoch_measures().items()}
+    missing = [name for name, value in scores.items() if np.isnan(value)]
+    if missing:
+        raise ValueError(f"measure {missing[0]}: no value on these images; it cannot be computed after each epoch")
+    return scores
+
+
+def estimates(
+    chosen: Sequence[Measure],
+    points: Mapping[str, Floats],
+    draws: Mapping[str, Floats] | None,
+    confusions: Floats,
+    differences: bool = False,
+) -> tuple[dict[str, Estimate], dict[str, list[Estimate]]]:
+    """Each measure over all types, and of each of the C types.
+
+    points [1 + C] and draws [B, 1 + C] by measure, draws None for no intervals; confusions [groups, C, C].
+    differences: the values are differences of two classifiers, which have no exact bounds.
+    """
+    groups, total = _groups_behind(confusions), float(len(confusions))
+    overall, of_types = {}, {}
+    for measure in chosen:
+        behind = np.array([total, *groups[measure.rests_on]])
+        found = []
+        for column, value in enumerate(map(float, points[measure.name])):
+            trials: Floats | None = behind[[column]]
+            if column == 0 and measure.over_all is None:
+                # A mean over types whose images are apart; images of other types are shared by all of them.
+                trials = groups["type"][groups["type"] > 0] if measure.rests_on == "type" else None
+            if np.isnan(value):
+                found.append(Estimate(None))
+            elif draws is None or min(behind[column], total) < 2:
+                found.append(Estimate(value))
+            else:
+                spread = draws[measure.name][:, column]
+                if measure.centred:
+                    spread = np.clip(
+                        spread - spread.mean() + value, *(measure.bounds if not differences else (None, None))
+                    )
+                found.append(interval(value, spread, trials if measure.proportion and not differences else None))
+        overall[measure.name], of_types[measure.name] = found[0], found[1:]
+    return overall, of_types
+
+
+def _groups_behind(confusions: Floats) -> dict[str, Floats]:
+    """Groups [C] behind a measure of each type, by `Measure.rests_on`; confusions [groups, C, C]."""
+    has, said = confusions.sum(axis=2), confusions.sum(axis=1)
+    of_type, answered = (has > 0).sum(axis=0).astype(float), (said > 0).sum(axis=0).astype(float)
+    of_rest = (has.sum(axis=1, keepdims=True) > has).sum(axis=0).astype(float)
     return {
-        "count": len(images.labels),
-        "groups": images.number_of_groups,
-        "interval": {"method": INTERVAL_METHOD, "resamples": bootstrap_samples, "seed": seed},
-        "absent": [cell_type for cell_type, there in zip(cell_types, present, strict=True) if not there],
-        **{name: overall[name] for name in (*OVERALL, "negative_log_likelihood")},
-        "per_type": per_type,
-        "confusion": point["confusion"].astype(int).tolist(),
-        "reliability": _reliability(images),
-        "selective": selective_scores(images, bootstrap_samples, seed),
+        "type": of_type,
+        "rest": of_rest,
+        "both": np.minimum(of_type, of_rest),
+        "answers": np.where(answered > 0, answered, of_type),
+        "all": np.full(len(of_type), float(len(confusions))),
     }
 
 
-def trust(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    groups: Sequence[str],
-    cell_types: Sequence[str],
-    bootstrap_samples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Of what `score` returns: "calibration_error", "negative_log_likelihood" and "reliability" alone."""
-    images = _scored_images(probabilities, labels, groups, len(cell_types))
-    point, resampled = _point_trust(images), {}
-    if bootstrap_samples > 0 and images.number_of_groups > 1:
-        resampled = resampled_trust(images, bootstrap_samples, seed)
-    behind = np.array([images.number_of_groups], dtype=np.float64)
-    return {name: _estimate(point, resampled, name, behind) for name in TRUST} | {"reliability": _reliability(images)}
-
-
-def format_scores(scores: Mapping[str, Any]) -> str:
+def format_scores(scores: Scores) -> str:
     """The scores as a table for the console, in per cent, ending without a newline."""
-    lines = [f"{scores['count']} images in {scores['groups']} groups; 95 % intervals over groups"]
-    lines += [f"{name.replace('_', ' '):<22}{format_estimate(scores[name], brackets=True)}" for name in OVERALL]
-    width = max(len(cell_type) for cell_type in scores["per_type"]) + 2
-    heads = ("sensitivity", "specificity", "precision", "f1")
-    lines += [f"{'log likelihood, neg.':<22}{format_nats(scores['negative_log_likelihood'])}"]
-    selective = scores["selective"]
-    lines += [f"{'error over coverage':<22}{format_estimate(selective['risk_coverage_area'], brackets=True)}"]
-    for share, estimate in selective["accuracy_at_coverage"].items():
-        lines.append(f"{f'accuracy, surest {share} %':<22}{format_estimate(estimate, brackets=True)}")
-    lines += ["", f"{'':<{width}}{'images':>7}" + "".join(f"{name:>20}" for name in heads)]
-    for cell_type, row in scores["per_type"].items():
-        cells = "".join(f"{format_estimate(row[name], brackets=True):>20}" for name in heads)
-        lines.append(f"{cell_type:<{width}}{row['count']:>7}{cells}".rstrip())
-    if scores["absent"]:
-        lines.append(f"not in the labels, left out of the means: {', '.join(scores['absent'])}")
+    lines = [f"{scores.count} images in {scores.groups} groups; 95 % intervals over groups"]
+    lines += [f"{each.label:<38}{each.format(scores[each.name], brackets=True)}" for each in measures().values()]
+    lines.append(f"{'error over coverage':<38}{scores.selective.risk_coverage_area.format(brackets=True)}")
+    for share, estimate in scores.selective.accuracy_at_coverage.items():
+        lines.append(f"{f'accuracy, surest {share} %':<38}{estimate.format(brackets=True)}")
+    width = max(len(cell_type) for cell_type in scores.per_type) + 2
+    columns = [measures()[name] for name in _CONSOLE_COLUMNS]
+    lines += ["", f"{'':<{width}}{'images':>7}" + "".join(f"{each.name:>20}" for each in columns)]
+    for cell_type, row in scores.per_type.items():
+        cells = "".join(f"{each.format(row[each.name], brackets=True):>20}" for each in columns)
+        lines.append(f"{cell_type:<{width}}{row.count:>7}{cells}".rstrip())
+    if scores.absent:
+        lines.append(f"not in the labels, left out of the means: {', '.join(scores.absent)}")
     return "\n".join(lines)
 
 
-def format_estimate(estimate: Mapping[str, float | None], brackets: bool = False) -> str:
-    """'97.3', with brackets '97.3 [95.1, 98.8]', in per cent; '-' where there is no value."""
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if value is None:
-        return "-"
-    if not brackets or low is None or high is None:
-        return f"{100 * value:.1f}"
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def format_nats(estimate: Mapping[str, float | None]) -> str:
-    """'0.142 [0.101, 0.187]': a negative log likelihood with its interval; '-' where there is no value."""
-    value, low, high = estimate["value"], estimate["low"], estimate["high"]
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _scored_images(
-    probabilities: NDArray[np.floating[Any]],
-    labels: NDArray[np.integer[Any]],
-    groups: Sequence[str],
-    types: int,
-) -> ScoredImages:
-    """Check the arrays and turn group names into numbers."""
+def scored_images(probabilities: Probabilities, labels: Labels, groups: Sequence[str], types: int) -> ScoredImages:
+    """Check the arrays and turn group names into numbers, in the order of the names' first images."""
     table = np.array(probabilities, dtype=np.float64)
-    truth = np.array(labels, dtype=np.int64)  # copies: torch wants them writable
+    truth = np.array(labels, dtype=np.int64)
     if table.ndim != 2 or table.shape[1] != types or truth.shape != table.shape[:1] or len(groups) != len(truth):
         raise ValueError(
             f"scores need one label, one group and {types} probabilities per image: "
@@ -161,130 +233,31 @@ def _scored_images(
         raise ValueError(f"labels must lie in 0..{types - 1}: got {truth.min()}..{truth.max()}")
     numbers: dict[str | int, int] = {}
     group = [numbers.setdefault(name or position, len(numbers)) for position, name in enumerate(groups)]
-    predicted = table.argmax(axis=1)
-    # A confidence of exactly 1 belongs to the last bin; torchmetrics would open a sixteenth for it.
+    # A confidence of exactly 1 belongs to the last bin.
     bins = np.minimum((table.max(axis=1) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-    return ScoredImages(table, truth, predicted, np.array(group, dtype=np.int64), len(numbers), bins, CALIBRATION_BINS)
-
-
-def _point_measures(images: ScoredImages) -> dict[str, Floats]:
-    """The scores of the images as they are, by torchmetrics; per type [C], NaN for absent types."""
-    types = images.probabilities.shape[1]
-    probabilities = torch.from_numpy(images.probabilities)
-    predicted, labels = torch.from_numpy(images.predicted), torch.from_numpy(images.labels)
-    is_absent = np.bincount(images.labels, minlength=types) == 0
-    only_type = np.equal(np.bincount(images.labels, minlength=types), len(images.labels))
-    confusion = torchmetrics.multiclass_confusion_matrix(predicted, labels, types).numpy().astype(np.float64)
-
-    def per_type(measure: Any) -> Floats:
-        values = measure(predicted, labels, num_classes=types, average="none").double().numpy()
-        return np.where(is_absent, np.nan, values)
-
-    auroc = np.full(types, np.nan)
-    type_accuracy = np.full(types, np.nan)
-    for kind in np.flatnonzero(~is_absent):
-        is_type, said_type = torch.eq(labels, int(kind)).int(), torch.eq(predicted, int(kind)).int()
-        type_accuracy[kind] = torchmetrics.binary_accuracy(said_type, is_type).item()
-        if not only_type[kind]:
-            auroc[kind] = torchmetrics.binary_auroc(probabilities[:, kind], is_type).item()
-    accuracy = torchmetrics.multiclass_accuracy(predicted, labels, types, average="micro")
-    return _point_trust(images) | {
-        "accuracy": np.array(accuracy.item()),
-        "sensitivity": per_type(torchmetrics.multiclass_recall),
-        "specificity": np.where(only_type, np.nan, per_type(torchmetrics.multiclass_specificity)),
-        "precision": per_type(torchmetrics.multiclass_precision),
-        "f1": per_type(torchmetrics.multiclass_f1_score),
-        "auroc": auroc,
-        "type_accuracy": type_accuracy,
-        "confusion": confusion,
-    }
-
-
-def _point_trust(images: ScoredImages) -> dict[str, Floats]:
-    """The calibration error and the mean negative log likelihood of the images as they are."""
-    error = torchmetrics.multiclass_calibration_error(
-        torch.from_numpy(images.probabilities).clamp(max=1 - 1e-9),
-        torch.from_numpy(images.labels),
-        images.probabilities.shape[1],
-        n_bins=CALIBRATION_BINS,
-        norm="l1",
+    return ScoredImages(
+        table, truth, table.argmax(axis=1), np.array(group, dtype=np.int64), len(numbers), bins, CALIBRATION_BINS
     )
-    return {
-        "calibration_error": np.array(error.item()),
-        "negative_log_likelihood": np.array(negative_log_likelihood(images).mean()),
-    }
 
 
-def _groups_behind(images: ScoredImages) -> dict[str, Floats]:
-    """How many groups each measure of a type rests on, [C]: an interval needs two."""
-    types = images.probabilities.shape[1]
-
-    def groups_with(mask: NDArray[np.bool_]) -> int:
-        return len(np.unique(images.group[mask]))
-
-    of_type = np.array([groups_with(images.labels == kind) for kind in range(types)], dtype=np.float64)
-    of_rest = np.array([groups_with(images.labels != kind) for kind in range(types)], dtype=np.float64)
-    said = np.array([groups_with(images.predicted == kind) for kind in range(types)], dtype=np.float64)
-    everything = np.full(types, images.number_of_groups, dtype=np.float64)
-    return {
-        "sensitivity": of_type,
-        "specificity": of_rest,
-        "precision": np.where(said > 0, said, of_type),
-        "f1": of_type,
-        "auroc": np.minimum(of_type, of_rest),
-        "accuracy": everything,
-    }
+def _points_and_draws(
+    images: ScoredImages, chosen: Sequence[Measure], resamples: int, seed: int
+) -> tuple[dict[str, Floats], dict[str, Floats] | None]:
+    """Values [1 + C] of the images as they are, and [B, 1 + C] of resamples; None where groups cannot be resampled."""
+    points = {name: values[0] for name, values in values_of(images.once, chosen).items()}
+    if resamples < 1 or images.number_of_groups < 2:
+        return points, None
+    parts = [values_of(answers, chosen) for answers in images.resamples(resamples, seed)]
+    return points, {measure.name: np.concatenate([part[measure.name] for part in parts]) for measure in chosen}
 
 
-def _estimate(
-    point: dict[str, Floats], resampled: dict[str, Floats], name: str, groups: Floats, kind: int | None = None
-) -> Estimate:
-    """One measure (of one type) with its interval; `groups` [C] as `_groups_behind` counts them."""
-    value = float(point[name] if kind is None else point[name][kind])
-    behind = groups[0 if kind is None else kind]
-    if np.isnan(value):
-        return {"value": None, "low": None, "high": None}
-    if not resampled or behind < 2:
-        return {"value": value, "low": None, "high": None}
-    draws = resampled[name] if kind is None else resampled[name][:, kind]
-    if name == "calibration_error":
-        # Its absolute values make a resampled error larger on average: take the spread, around the value.
-        draws = np.maximum(0.0, draws - draws.mean() + value)
-    is_proportion = name in ("accuracy", "type_accuracy", "sensitivity", "specificity", "precision")
-    return interval(value, draws, np.array([behind]) if is_proportion else None)
-
-
-def _macro_estimate(
-    point: dict[str, Floats], resampled: dict[str, Floats], name: str, groups_of_types: Floats
-) -> Estimate:
-    """The mean of a measure over the types present; in a resample, over those that it holds."""
-    values = point[name][~np.isnan(point[name])]
-    if values.size == 0:
-        return {"value": None, "low": None, "high": None}
-    value = float(values.mean())
-    if not resampled:
-        return {"value": value, "low": None, "high": None}
-    there = ~np.isnan(resampled[name])
-    with np.errstate(invalid="ignore"):
-        draws = np.where(there, resampled[name], 0.0).sum(axis=1) / there.sum(axis=1)
-    return interval(value, draws, groups_of_types if name == "sensitivity" else None)
-
-
-def _reliability(images: ScoredImages) -> list[dict[str, float | int | None]]:
-    """Per confidence bin: its limits, how many predictions fell in, their mean confidence and accuracy."""
-    confidence = images.probabilities.max(axis=1)
+def _reliability(images: ScoredImages) -> list[ReliabilityBin]:
     right = images.labels == images.predicted
-    bins: list[dict[str, float | int | None]] = []
+    bins = []
     for number in range(CALIBRATION_BINS):
         inside = images.calibration_bin == number
-        count = int(inside.sum())
+        means = [float(values[inside].mean()) if inside.any() else None for values in (images.confidence, right)]
         bins.append(
-            {
-                "low": number / CALIBRATION_BINS,
-                "high": (number + 1) / CALIBRATION_BINS,
-                "count": count,
-                "confidence": float(confidence[inside].mean()) if count else None,
-                "accuracy": float(right[inside].mean()) if count else None,
-            }
+            ReliabilityBin(number / CALIBRATION_BINS, (number + 1) / CALIBRATION_BINS, int(inside.sum()), *means)
         )
     return bins

@@ -1,8 +1,8 @@
-"""How an evaluation lies in a run directory: one JSON of scores and one Parquet of predictions beside it."""
+"""Evaluations in a run directory: a JSON record of scores, and for a classifier a Parquet file of predictions."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,103 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from data_pipeline.disk import replace_through, replacing
+from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
+from data_pipeline.learned_images import SeenImages
+from trainer.metrics.classification import Scores, Trust
+from trainer.metrics.records import read_record, to_json, write_json
 
 OWN_TEST = "metrics.json"
-# How many cells a report shows.
+# Cells that a report shows.
 RIGHT_PER_TYPE = 2
 MOST_WRONG = 24
-# Column of uint8 bytes of HEAT_SIDE squared pixels, as grad_cam.py gives them; of shown cells only.
+# Column of heat maps, uint8 bytes of HEAT_SIDE squared pixels (see grad_cam.py); of shown cells only.
 HEAT = "heat"
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
 SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One evaluation as read from disk; predictions is None when its Parquet is gone or damaged."""
+class ScoredData:
+    """The real images that were scored."""
 
-    name: str
-    record: dict[str, Any]
-    predictions: pd.DataFrame | None
+    path: str  # folder or URL of the data set
+    content_hash: str
+    split: str  # with folds where not all were scored: test-folds0+1
+    domains: list[str]
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return Path(self.path).name
+
+
+@dataclass(frozen=True)
+class ScoredCheckpoint:
+    """The checkpoint whose network was scored; None: what a bank does not say of its generator's."""
+
+    file: str | None
+    step: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SeenRecord:
+    """Whether the scored images are new to what is scored."""
+
+    compared_with: int  # images that it, or what it began with, was trained on or chosen by
+    left_out: int  # images that were among them, or copies, or of their patients or slides
+    why: str
+    unchecked: list[str]  # what could not be compared, with the reason
+
+    @classmethod
+    def of(cls, seen: SeenImages) -> "SeenRecord":
+        """From the comparison."""
+        return cls(**seen.as_record())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every score names (contract C14); the record of each task adds its scores."""
+
+    dataset: ScoredData
+    checkpoint: ScoredCheckpoint
+    normalizer: dict[str, Any] | None  # what names the normaliser of the images; None: scored as they are
+    seen_images: SeenRecord
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """The temperature behind a classifier's probabilities."""
+
+    temperature: float
+    validation_images: int
+    remark: str  # why it was not fitted, or what is odd about it
+    uncalibrated: Trust  # of the probabilities without it
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluation(Evaluation):
+    """A classifier's scores on one split of one data set."""
+
+    cell_types: list[str]  # that the classifier knows
+    not_scored: dict[str, int]  # images of other types
+    scores: Scores
+    calibration: CalibrationRecord
+
+
+@dataclass(frozen=True)
+class SavedEvaluation:
+    """A classifier's evaluation as read from disk."""
+
+    name: str  # of the file, without suffix
+    record: ClassifierEvaluation
+    predictions: pd.DataFrame | None  # None when the Parquet file is missing or damaged
 
     @property
     def is_own_test(self) -> bool:
+        """Whether it is of the test split of the run's own data set."""
         return f"{self.name}.json" == OWN_TEST
 
 
@@ -51,7 +125,7 @@ def predictions_frame(
 
 
 def shown_cells(predictions: pd.DataFrame, cell_types: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows that a report shows: RIGHT_PER_TYPE right answers of each type, the MOST_WRONG surest wrong ones."""
+    """Rows that a report shows: RIGHT_PER_TYPE right answers of each type, the MOST_WRONG most confident wrong ones."""
     is_right = predictions["cell_type"] == predictions["predicted"]
     confidence = predictions[[f"{PROBABILITY}{cell_type}" for cell_type in cell_types]].max(axis=1)
     # An id is a hash: the first by id are a random draw, not the best ones.
@@ -60,68 +134,70 @@ def shown_cells(predictions: pd.DataFrame, cell_types: Sequence[str]) -> tuple[p
     return right, wrong.sort_values(["confidence", "id"], ascending=[False, True]).head(MOST_WRONG)
 
 
-def save_evaluation(run: Path, record: dict[str, Any], predictions: pd.DataFrame, own_test: bool) -> Path:
-    """Write one evaluation into run/evaluation and return the path of its JSON.
+def save_evaluation(run: Path, record: ClassifierEvaluation, predictions: pd.DataFrame, *, own_test: bool) -> Path:
+    """Write a classifier's evaluation into run/evaluation and return the path of its JSON; see `save_record`."""
+    content = to_json(record)
+    target = _free_path(run / "evaluation", content, own_test)
+    with replacing(target.with_suffix(".parquet")) as temporary:
+        predictions.to_parquet(temporary, index=False)
+    write_json(target, content)
+    return target
+
+
+def save_record(run: Path, content: Mapping[str, Any], *, own_test: bool) -> Path:
+    """Write a record's JSON, with at least "dataset" and "normalizer" of `Evaluation`, into run/evaluation.
 
     The run's own test split is metrics.json, any other <dataset>-<split>-<domains>.json. The same data scored
     again replaces its file; where a name is taken by other data (another content hash or normaliser), the
-    content hash, and then a number, is put behind it. Each file is renamed into place whole.
+    content hash, and then a number, is appended. Each file is renamed into place whole.
     """
-    target = _free_path(run / "evaluation", record, own_test)
-    with replacing(target.with_suffix(".parquet")) as temporary:
-        predictions.to_parquet(temporary, index=False)
-    _write_record(target, record)
+    target = _free_path(run / "evaluation", content, own_test)
+    write_json(target, content)
     return target
 
 
-def save_record(run: Path, record: dict[str, Any], own_test: bool) -> Path:
-    """As save_evaluation, for scores that are not of single images."""
-    target = _free_path(run / "evaluation", record, own_test)
-    _write_record(target, record)
-    return target
-
-
-def load_evaluations(run: Path) -> list[Evaluation]:
-    """All evaluations of a run: its own test split first, the others by name.
+def load_evaluations(run: Path) -> list[SavedEvaluation]:
+    """All evaluations of a classifier's run: its own test split first, the others by name.
 
     Raises UserError when a JSON cannot be read.
     """
     paths = sorted((run / "evaluation").glob("*.json"), key=lambda path: (path.name != OWN_TEST, path.name))
-    return [Evaluation(path.stem, _read_record(path), _read_predictions(path)) for path in paths]
+    return [
+        SavedEvaluation(path.stem, read_record(ClassifierEvaluation, path), _read_predictions(path)) for path in paths
+    ]
 
 
-def _free_path(folder: Path, record: dict[str, Any], own_test: bool) -> Path:
+def own_test_evaluation(run: Path) -> SavedEvaluation | None:
+    """The evaluation of the run's own test split; None before it is scored."""
+    return next((each for each in load_evaluations(run) if each.is_own_test), None)
+
+
+def _free_path(folder: Path, content: Mapping[str, Any], own_test: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    data = record["dataset"]
+    data = content["dataset"]
     words = [Path(data["path"]).name, data["split"], "+".join(data["domains"])]
     stem = "-".join(re.sub(r"[^A-Za-z0-9.+_]+", "_", word) or "all" for word in words)
-    first = [OWN_TEST.removesuffix(".json")] if own_test else []
-    names = [*first, stem, f"{stem}-{data['content_hash'][:12]}"]
+    names = [*([OWN_TEST.removesuffix(".json")] if own_test else []), stem, f"{stem}-{data['content_hash'][:12]}"]
     names += [f"{names[-1]}-{number}" for number in range(2, 1000)]
     for name in names:
         path = folder / f"{name}.json"
-        if not path.exists() or _data_of(_read_record(path)) == _data_of(record):
+        if not path.exists() or _scored(path) in (None, _scored_by(content)):
             return path
     raise UserError(f"{folder}: a thousand evaluations are named {stem}; move some away")
 
 
-def _data_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two evaluations scores of the same thing."""
-    data = record["dataset"]
-    return data["content_hash"], data["split"], tuple(data["domains"]), json.dumps(record["normalizer"])
+def _scored_by(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Equal for two evaluations of the same images prepared alike."""
+    data = content["dataset"]
+    return data["content_hash"], data["split"], tuple(data["domains"]), json.dumps(content["normalizer"])
 
 
-def _write_record(target: Path, record: dict[str, Any]) -> None:
-    replace_through(target, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _read_record(path: Path) -> dict[str, Any]:
+def _scored(path: Path) -> tuple[Any, ...] | None:
+    """`_scored_by` of a file; None where it is damaged."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        _data_of(record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not an evaluation ({error}); delete it or run evaluate.py again") from error
-    return dict(record)
+        return _scored_by(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_predictions(path: Path) -> pd.DataFrame | None:

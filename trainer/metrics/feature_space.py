@@ -1,9 +1,9 @@
-"""What distances between sets of images are measured in: Inception's features, or those of a classifier of cells."""
+"""Feature spaces for distances between sets of images: Inception's, or those of a classifier of cells."""
 
 from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from data_pipeline.errors import UserError
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
 
-if TYPE_CHECKING:
-    from trainer.tasks.classification.load import TrainedClassifier
-
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
     "frechet": ("FID", "Fréchet distance"),
@@ -26,13 +23,10 @@ _NAMES = {
 
 
 class FeatureSpace(nn.Module, ABC):
-    """Frozen network: images float32 [n, 3, H, W] in [-1, 1] -> features float32 [n, d], probabilities [n, k].
+    """Frozen network: images float32 [n, 3, H, W] in [-1, 1] -> features float32 [n, d], probabilities [n, k]."""
 
-    name: what the features are of. is_inception: whether scores in them may bear the published names.
-    """
-
-    name: str
-    is_inception: bool
+    name: str  # of the network, for reports
+    is_inception: bool  # only then scores have the published names
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +42,8 @@ class InceptionFeatures(FeatureSpace):
     """The Inception-v3 of the published FID, KID and inception score: d = 2,048 features, k = 1,008 classes.
 
     torch-fidelity's port of TensorFlow's network of 2015-12-05, with TensorFlow's resizing to 299 px; images are
-    rounded to 8 bits first. weights: that network's file (...inception-2015-12-05-6726825d.pth); None takes the
-    one in torch's cache, fetched when it is not there. UserError when there is no such file or it is another's.
+    rounded to 8 bits first. weights: that network's file (...inception-2015-12-05-6726825d.pth); default: the one in
+    torch's cache, downloaded if missing. UserError for a missing file, or one of another network.
     """
 
     name = "Inception"
@@ -61,7 +55,7 @@ class InceptionFeatures(FeatureSpace):
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run pickled code
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
-        except Exception as error:  # whatever a damaged or foreign file makes of the reader
+        except Exception as error:  # a damaged or foreign file raises errors of many kinds
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"{path}: not the weights of the Inception network of FID ({type(error).__name__}: {reason}): "
@@ -96,10 +90,10 @@ def _inception_weights(weights: Path | None) -> Path:
 
 
 class ClassifierFeatures(FeatureSpace):
-    """What a classifier of cells has just before its last layer, and its probabilities.
+    """The input of a classifier's last layer, and its probabilities.
 
     network: one of models.classifiers, images in [-1, 1] -> logits. name: of the network and its weights, short.
-    image_size: side of its images in pixels; others are resized (bilinear, antialiased).
+    image_size: pixels; images of other sizes are resized (bilinear, antialiased).
     """
 
     is_inception = False
@@ -109,12 +103,6 @@ class ClassifierFeatures(FeatureSpace):
         self.name = f"classifier {name}"
         self.image_size = image_size
         self.network = network.eval().requires_grad_(False)
-
-    @classmethod
-    def of(cls, trained: "TrainedClassifier") -> "ClassifierFeatures":
-        """Those of a trained run; the name is the model's and the first digits of its checkpoint's hash."""
-        name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         size = (self.image_size, self.image_size)

@@ -1,7 +1,7 @@
-"""How near a set of generated images is to a set of real ones, by the features of both."""
+"""How near a set of generated images is to a set of real ones, and how diverse, by the features of both."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from trainer.metrics.feature_space import FeatureSpace
 
 Floats = NDArray[np.float64]
 
+_ROUNDING = 1 + 1e-6  # a point on the very edge of a ball, such as the k-th neighbour itself, is inside
+
 
 @dataclass(frozen=True)
 class ImageFeatures:
@@ -26,51 +28,48 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
+class SetScore:
+    """One score of a set of images."""
+
+    value: float
+    deviation: float | None  # over subsets (kernel) or splits (inception); None: there is one value only
+
+
+@dataclass(frozen=True)
 class GenerationScores:
-    """Scores of generated images against real ones, in one feature space.
+    """Scores of generated images against real ones, in one feature space."""
 
-    frechet: squared distance of two Gaussians (FID). kernel: squared maximum mean discrepancy (KID), unbiased, so
-    below 0 at times. inception: of the generated images alone. A deviation is the standard deviation over subsets
-    (kernel) or splits (inception). names: what each of the three is called in this space.
-    real, generated: numbers of images. dimensions: of the features; with fewer images than these on either side
-    (`too_few`) covariances are singular and the Fréchet distance says more of the count than of the images.
-    """
-
-    names: dict[str, str]
-    frechet: float
-    kernel: float
-    kernel_deviation: float
-    inception: float
-    inception_deviation: float
-    real: int
+    # By their names in this space: squared Fréchet distance of two Gaussians (FID); kernel distance, an unbiased
+    # squared maximum mean discrepancy (KID), below 0 at times; inception score of the generated images alone.
+    scores: dict[str, SetScore]
+    real: int  # images
     generated: int
-    dimensions: int
+    dimensions: int  # of the features
+    kernel_subset: int  # images of each kind in one kernel distance
+
+    @property
+    def frechet(self) -> SetScore:
+        """The Fréchet distance."""
+        return next(iter(self.scores.values()))
+
+    @property
+    def kernel(self) -> SetScore:
+        """The kernel distance."""
+        return list(self.scores.values())[1]
+
+    @property
+    def inception(self) -> SetScore:
+        """The inception score."""
+        return list(self.scores.values())[2]
 
     @property
     def too_few(self) -> bool:
-        """Whether the Fréchet distance is of too few images to be compared with others'."""
+        """With fewer images than dimensions covariances are singular: the Fréchet distance depends on the count."""
         return min(self.real, self.generated) < self.dimensions
 
     def as_record(self) -> dict[str, Any]:
-        """Plain values for JSON, each score under its full name."""
-        return {
-            "scores": {
-                self.names["frechet"]: {"value": self.frechet, "deviation": None},
-                self.names["kernel"]: {"value": self.kernel, "deviation": self.kernel_deviation},
-                self.names["inception"]: {"value": self.inception, "deviation": self.inception_deviation},
-            },
-            "real": self.real,
-            "generated": self.generated,
-            "dimensions": self.dimensions,
-            "too_few": self.too_few,
-        }
-
-
-def score_generation(
-    space: FeatureSpace, real: Iterable[Tensor], generated: Iterable[Tensor], seed: int = 0
-) -> GenerationScores:
-    """Score batches of generated images against batches of real ones, each float32 [n, 3, H, W] in [-1, 1]."""
-    return compare(space, extract_features(space, real), extract_features(space, generated), seed)
+        """Plain values for JSON."""
+        return {**asdict(self), "too_few": self.too_few}
 
 
 @torch.no_grad()
@@ -87,20 +86,23 @@ def extract_features(space: FeatureSpace, batches: Iterable[Tensor]) -> ImageFea
     return ImageFeatures(torch.cat(features).numpy(), torch.cat(probabilities).numpy())
 
 
-def compare(space: FeatureSpace, real: ImageFeatures, generated: ImageFeatures, seed: int = 0) -> GenerationScores:
+def compare(
+    space: FeatureSpace, real: ImageFeatures, generated: ImageFeatures, seed: int = 0, kernel_subset: int = 1000
+) -> GenerationScores:
     """The scores of two sets whose features were taken in `space`. Deterministic in its arguments."""
-    kernel, kernel_deviation = kernel_distance(real.features, generated.features, seed=seed)
-    inception, inception_deviation = inception_score(generated.probabilities, seed=seed)
+    kernel_subset = min(kernel_subset, len(real.features), len(generated.features))
     return GenerationScores(
-        names={score: space.score_name(score) for score in ("frechet", "kernel", "inception")},
-        frechet=frechet_distance(real.features, generated.features),
-        kernel=kernel,
-        kernel_deviation=kernel_deviation,
-        inception=inception,
-        inception_deviation=inception_deviation,
+        {
+            space.score_name("frechet"): SetScore(frechet_distance(real.features, generated.features), None),
+            space.score_name("kernel"): SetScore(
+                *kernel_distance(real.features, generated.features, kernel_subset, seed=seed)
+            ),
+            space.score_name("inception"): SetScore(*inception_score(generated.probabilities, seed=seed)),
+        },
         real=len(real.features),
         generated=len(generated.features),
         dimensions=real.features.shape[1],
+        kernel_subset=kernel_subset,
     )
 
 
@@ -110,7 +112,7 @@ def frechet_distance(real: Floats, generated: Floats) -> float:
     |mean - mean'|^2 + Tr(C + C' - 2 (C C')^(1/2)): the FID (Heusel et al. 2017, equation 6) when the features are
     Inception's. Two images at least on either side.
     """
-    centre = real.mean(axis=0)  # the distance does not see it, rounding errors of the covariances do
+    centre = real.mean(axis=0)  # does not change the distance, but reduces rounding errors of the covariances
     identity = nn.Identity()
     identity.num_features = real.shape[1]  # type: ignore[assignment]  # how torchmetrics learns the dimensions
     metric = FrechetInceptionDistance(feature=identity)
@@ -125,8 +127,8 @@ def kernel_distance(
     """Squared maximum mean discrepancy of features [n, d] and [m, d]: its mean over random subsets, and deviation.
 
     Kernel (x y / d + 1)^3, unbiased estimate: the KID (Binkowski et al. 2018, section 4) when the features are
-    Inception's. Subsets are no larger than the smaller set; where both sets are one whole subset there is only one
-    way to draw it, and the deviation is 0. Two images at least on either side.
+    Inception's. Subsets are no larger than the smaller set; where a subset is the whole of both sets, it is drawn once
+    and the deviation is 0. Two images at least on either side.
     """
     size = min(subset_size, len(real), len(generated))
     if size < 2:
@@ -151,3 +153,49 @@ def inception_score(probabilities: Floats, splits: int = 10, seed: int = 0) -> t
     parts = np.array_split(probabilities[order], min(splits, len(probabilities)))
     scores = [np.exp(rel_entr(part, part.mean(axis=0)).sum(axis=1).mean()) for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
+
+
+@dataclass(frozen=True)
+class ManifoldScores:
+    """How two sets of features lie in each other; the manifold of a set: balls to each point's k-th neighbour.
+
+    Kynkäänniemi et al. 2019, equations 1-3; Naeem et al. 2020, equations 3-4.
+    """
+
+    precision: float  # share of generated images in the real manifold
+    recall: float  # share of real images in the generated manifold
+    density: float  # mean number of real balls that hold a generated image, over k; may exceed 1
+    coverage: float  # share of real balls that hold a generated image
+    neighbours: int  # k
+
+
+def compare_manifolds(real: Floats, generated: Floats, neighbours: int) -> ManifoldScores:
+    """Scores of features [n, d] and [m, d] with k = neighbours. ValueError unless both sets have more than k."""
+    if not 1 <= neighbours < min(len(real), len(generated)):
+        raise ValueError(
+            f"neighbours={neighbours}: needs more images than that: got {len(real)} real, {len(generated)} generated"
+        )
+    within_real = distances(generated, real) <= _radius(real, neighbours)  # [m, n]
+    within_generated = distances(real, generated) <= _radius(generated, neighbours)  # [n, m]
+    return ManifoldScores(
+        precision=float(within_real.any(axis=1).mean()),
+        recall=float(within_generated.any(axis=1).mean()),
+        density=float(within_real.sum(axis=1).mean() / neighbours),
+        coverage=float(within_real.any(axis=0).mean()),
+        neighbours=neighbours,
+    )
+
+
+def distances(points: Floats, others: Floats) -> Floats:
+    """Euclidean distances of two sets [n, d] and [m, d]: float64 [n, m]."""
+    fast = "use_mm_for_euclid_dist"  # equal points lie up to 1e-8 of their length apart
+    found: Floats = torch.cdist(torch.from_numpy(points), torch.from_numpy(others), compute_mode=fast).numpy()
+    return found
+
+
+def _radius(points: Floats, neighbours: int) -> Floats:
+    """Distance of each point to its k-th neighbour, itself not counted: float64 [n]."""
+    between = distances(points, points)
+    np.fill_diagonal(between, np.inf)
+    radius: Floats = np.partition(between, neighbours - 1, axis=1)[:, neighbours - 1]
+    return radius * _ROUNDING

@@ -31,7 +31,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 
 def density_structure(images: Tensor, others: Tensor) -> Tensor:
-    """Structural similarity of grey optical densities, float32 [n]: whether structure stayed, whatever the colour.
+    """Structural similarity of grey optical densities, float32 [n]: how much structure is kept, independent of colour.
 
     Density: mean over the channels of -log((I + 1) / 256), I in 0..255, as a share of the highest, log 256.
     """

@@ -1,10 +1,10 @@
-"""How different two images look: LPIPS where its network is at hand, else distances in a classifier's feature maps."""
+"""Perceptual distances of images: LPIPS where its weights are at hand, else in a classifier's feature maps."""
 
 import copy
 import pickle
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.randomness import permute
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
-
-if TYPE_CHECKING:
-    from trainer.tasks.classification.load import TrainedClassifier
+from trainer.metrics.feature_space import ClassifierFeatures
 
 Pairs = NDArray[np.int64]
 
@@ -31,12 +29,9 @@ _BATCH = 32
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """Frozen network: images and others, float32 [n, 3, H, W] in [-1, 1] -> distance of each pair, float32 [n].
+    """Frozen network: images and others, float32 [n, 3, H, W] in [-1, 1] -> distance of each pair, float32 [n]."""
 
-    name: what the distance is called in reports; only the published one is called LPIPS.
-    """
-
-    name: str
+    name: str  # in reports; only the published one is called LPIPS
 
     @abstractmethod
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -46,7 +41,7 @@ class PerceptualDistance(nn.Module, ABC):
 class LearnedPerceptualDistance(PerceptualDistance):
     """LPIPS v0.1 with AlexNet (Zhang et al. 2018). Images smaller than 64 px are enlarged to that (bilinear).
 
-    weights: torchvision's file of AlexNet. UserError when there is no such file, or it is another's.
+    weights: torchvision's file of AlexNet. UserError for a missing file, or one of another network.
     """
 
     name = "LPIPS"
@@ -78,24 +73,18 @@ class ClassifierPerceptualDistance(PerceptualDistance):
     """LPIPS's formula (Zhang et al. 2018, equation 1, all weights 1) in the feature maps of a classifier of cells.
 
     Maps of each stage, scaled to unit length at each place; squared differences, summed over channels, averaged
-    over places, summed over stages. network, name, image_size: as in feature_space.ClassifierFeatures.
+    over places, summed over stages.
     """
 
-    def __init__(self, network: nn.Module, name: str, image_size: int) -> None:
+    def __init__(self, classifier: ClassifierFeatures) -> None:
         super().__init__()
-        self.name = f"perceptual distance [classifier {name}]"
-        self.image_size = image_size
-        # A copy: whoever else runs the network would leave its maps here.
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.name = f"perceptual distance [{classifier.name}]"
+        self.image_size = classifier.image_size
+        # A copy: other users of the network would leave their maps here.
+        self.network = copy.deepcopy(classifier.network)
         self._maps: list[Tensor] = []
         for stage in _stages(self.network):
             stage.register_forward_hook(lambda _, __, output: self._maps.append(_unit_length(output)))
-
-    @classmethod
-    def of(cls, trained: "TrainedClassifier") -> "ClassifierPerceptualDistance":
-        """That of a trained run."""
-        name = f"{trained.config.model.name} {trained.checkpoint.digest[:8]}"
-        return cls(trained.layers, name, trained.config.data.image_size)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         pairs = zip(self._maps_of(images), self._maps_of(others), strict=True)
@@ -107,21 +96,21 @@ class ClassifierPerceptualDistance(PerceptualDistance):
         return list(self._maps)
 
 
-def perceptual_distance(weights: str | None, trained: "TrainedClassifier") -> PerceptualDistance:
-    """LPIPS by the file of AlexNet's weights, or the one in torch's cache; without either the classifier's distance.
+def perceptual_distance(weights: str | None, classifier: ClassifierFeatures) -> PerceptualDistance:
+    """LPIPS with the file of AlexNet's weights, or the one in torch's cache; without either the classifier's distance.
 
-    Nothing is fetched. UserError for a file that cannot be used.
+    Nothing is downloaded. UserError for a file that cannot be used.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _BACKBONE
     if weights is not None or cached.is_file():
         return LearnedPerceptualDistance(Path(weights or cached))
-    return ClassifierPerceptualDistance.of(trained)
+    return ClassifierPerceptualDistance(classifier)
 
 
 def keyed_pairs(key: int, count: int, rows: int, others: int | None = None) -> Pairs:
     """At most `count` different pairs of row and other row, int64 [k, 2], drawn by key.
 
-    With `others` None both are of one set of `rows` and never the same row; none where no pair can be made.
+    Without `others` both are of one set of `rows` and never the same row. Empty where there is no pair.
     """
     columns = rows - 1 if others is None else others
     total = rows * columns

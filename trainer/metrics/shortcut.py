@@ -1,10 +1,11 @@
-"""Whether generated images can be told from real ones by traces of how they were made: a shortcut for a classifier.
+"""Whether traces of their making distinguish generated images from real ones: a shortcut for a classifier.
 
-Gradient boosting on what upsampling, compression and colour leave behind; where it wins, a network trained on both
-kinds can learn what is generated instead of what is a lymphocyte, as soon as types have different shares of them.
+Gradient boosting on traces of upsampling, compression and colour. Where it succeeds, a network trained on both kinds
+can learn which images are generated instead of which are lymphocytes, if types have different shares of them.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.classification import score
 
 Floats = NDArray[np.float64]
@@ -25,13 +27,23 @@ _PERIOD = 8  # pixels: JPEG's blocks; also the steps of three doublings
 _BATCH = 64
 
 
-def detect_generated(real: Floats, real_groups: Sequence[str], generated: Floats, seed: int) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Detection:
+    """How well generated images are distinguished from real ones; 0.5 in both measures: not at all."""
+
+    real: int  # images
+    generated: int
+    folds: int
+    balanced_accuracy: Estimate
+    auroc: Estimate
+
+
+def detect_generated(real: Floats, real_groups: Sequence[str], generated: Floats, seed: int) -> Detection | None:
     """Cross-validated answers of gradient boosting to "real or generated?", scored; None where there are too few.
 
     real, generated: traces [n, t] and [m, t] of `traces`, about equally many. real_groups: patients of the real
-    ones, '' for its own; a group is in one fold; a generated image is a group of its own. Returns "count" {"real",
-    "generated"}, "folds", "balanced_accuracy" and "auroc", each as metrics.classification.score gives them, of 1
-    (0.5: not to be told apart). Needs two groups and ten images on either side.
+    ones, '' for its own; a group is in one fold; a generated image is a group of its own. Needs two groups and ten
+    images on either side.
     """
     groups = [name or f"real {row}" for row, name in enumerate(real_groups)]
     groups += [f"generated {row}" for row in range(len(generated))]
@@ -46,16 +58,11 @@ def detect_generated(real: Floats, real_groups: Sequence[str], generated: Floats
         model = HistGradientBoostingClassifier(max_iter=60, min_samples_leaf=5, max_features=0.2, random_state=seed)
         probabilities[test] = _both(model.fit(points[train], labels[train]), points[test])
     scores = score(probabilities, labels, groups, ("real", "generated"), seed=seed)
-    return {
-        "count": {"real": len(real), "generated": len(generated)},
-        "folds": folds,
-        "balanced_accuracy": scores["balanced_accuracy"],
-        "auroc": scores["auroc"],
-    }
+    return Detection(len(real), len(generated), folds, scores["balanced_accuracy"], scores["auroc"])
 
 
 def traces(images: Tensor) -> Floats:
-    """Of images float32 [n, 3, S, S] in [-1, 1] what the way they were made leaves behind: float64 [n, t].
+    """Traces of how images float32 [n, 3, S, S] in [-1, 1] were made: float64 [n, t].
 
     Mean and deviation of each channel; of the grey image's spectrum the mean and the highest log power in each cell
     of a grid over both frequencies (upsampling leaves peaks); mean absolute step between neighbouring columns, and
@@ -91,7 +98,7 @@ def _phases(steps: Tensor) -> Tensor:
 
 
 def _both(model: Any, points: Floats) -> Floats:
-    """Probabilities [n, 2] of a model that may have seen one of the two labels only."""
+    """Probabilities [n, 2] of a model whose training fold may hold one of the two labels only."""
     answers = np.zeros((len(points), 2))
     answers[:, model.classes_] = model.predict_proba(points)
     return answers

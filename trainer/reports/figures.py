@@ -1,4 +1,4 @@
-"""The report's drawings: matplotlib figures turned into inline SVG that takes its colours from the page."""
+"""Figures of reports: matplotlib drawings as inline SVG that takes its colours from the page."""
 
 import io
 import math
@@ -12,6 +12,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from trainer.metrics.classification import ReliabilityBin, Scores
+from trainer.metrics.selective import CoveragePoint
 
 # Stand-ins that `svg` replaces by the page's own colours, so that a figure is legible on light and on dark.
 INK, MUTED, LINE, PAPER = "#000001", "#000002", "#000003", "#000004"
@@ -75,27 +78,25 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
         return svg(drawing, "training")
 
 
-def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
+def per_type_bars(scores: Scores, name: str) -> Markup:
     """Figures 53 and 54: accuracy, sensitivity and specificity of each type with their intervals.
 
-    scores: what `trainer.metrics.classification.score` returned; name: unique in the page.
+    name: unique in the page.
     """
-    types = [cell_type for cell_type, row in scores["per_type"].items() if row["count"]]
+    types = {cell_type: row for cell_type, row in scores.per_type.items() if row.count}
     with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 4.3), layout="constrained")
         axes = drawing.subplots()
         axes.grid(axis="x", visible=False)
         for number, measure in enumerate(("accuracy", "sensitivity", "specificity")):
-            rows = [scores["per_type"][cell_type][measure] for cell_type in types]
+            estimates = [row[measure] for row in types.values()]
             places = np.arange(len(types)) + (number - 1) * 0.27
-            values = [np.nan if row["value"] is None else 100 * row["value"] for row in rows]
+            values = [np.nan if each.value is None else 100 * each.value for each in estimates]
             axes.bar(places, values, 0.24, color=SERIES[number], label=measure)
-            for place, row in zip(places, rows, strict=True):
-                if row["low"] is not None:
-                    axes.plot([place, place], [100 * row["low"], 100 * row["high"]], color=INK, linewidth=1.1)
-        counts = [scores["per_type"][cell_type]["count"] for cell_type in types]
-        names = [cell_type.replace(" ", "\n") for cell_type in types]
-        labels = [f"{name}\nn={count}" for name, count in zip(names, counts, strict=True)]
+            for place, each in zip(places, estimates, strict=True):
+                if each.low is not None and each.high is not None:
+                    axes.plot([place, place], [100 * each.low, 100 * each.high], color=INK, linewidth=1.1)
+        labels = ["{}\nn={}".format(cell_type.replace(" ", "\n"), row.count) for cell_type, row in types.items()]
         axes.set_xticks(range(len(types)), labels, fontsize=9)
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 100)
@@ -105,21 +106,21 @@ def per_type_bars(scores: Mapping[str, Any], name: str) -> Markup:
         return svg(drawing, f"types-{name}")
 
 
-def reliability_diagram(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]], name: str) -> Markup:
+def reliability_diagram(models: Sequence[tuple[str, Sequence[ReliabilityBin]]], name: str) -> Markup:
     """Accuracy against confidence, and the number of predictions, in the bins of the calibration error.
 
-    models: a label and the "reliability" of each, at most three.
+    models: a label and the bins of each, at most three.
     """
     with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 3.7), layout="constrained")
         accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
         accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
         for number, (label, bins) in enumerate(models):
-            points = [(row["confidence"], row["accuracy"]) for row in bins if row["count"]]
+            points = [(row.confidence, row.accuracy) for row in bins if row.count]
             accuracy.plot(*zip(*points, strict=True), color=SERIES[number], marker="o", markersize=5, label=label)
             width = 1 / len(bins) / len(models)
-            left = [row["low"] + (number + 0.5) * width for row in bins]
-            counts.bar(left, [row["count"] for row in bins], 0.86 * width, color=SERIES[number], label=label)
+            left = [row.low + (number + 0.5) * width for row in bins]
+            counts.bar(left, [row.count for row in bins], 0.86 * width, color=SERIES[number], label=label)
         accuracy.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="confidence", title="Accuracy at each confidence")
         accuracy.xaxis.set_major_formatter(PercentFormatter(1.0))
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -130,15 +131,11 @@ def reliability_diagram(models: Sequence[tuple[str, Sequence[Mapping[str, Any]]]
         return svg(drawing, f"reliability-{name}")
 
 
-def risk_coverage(curve: Sequence[Mapping[str, Any]], name: str) -> Markup:
-    """Accuracy of the surest answers against the share of images answered, and the confidence that this asks for.
-
-    curve: "selective" / "curve" of what `trainer.metrics.classification.score` returned.
-    """
-    share = [row["coverage"] for row in curve]
-    estimates = [row["accuracy"] for row in curve]
+def risk_coverage(curve: Sequence[CoveragePoint], name: str) -> Markup:
+    """Accuracy of the surest answers against the share of images answered, and the confidence that this needs."""
+    share = [point.coverage for point in curve]
     spread = [
-        (each["low"], each["high"], x) for each, x in zip(estimates, share, strict=True) if each["low"] is not None
+        (point.accuracy.low, point.accuracy.high, point.coverage) for point in curve if point.accuracy.low is not None
     ]
     with matplotlib.rc_context(STYLE):
         drawing = Drawing(figsize=(11, 3.7), layout="constrained")
@@ -146,10 +143,10 @@ def risk_coverage(curve: Sequence[Mapping[str, Any]], name: str) -> Markup:
         if spread:
             low, high, x = zip(*spread, strict=True)
             accuracy.fill_between(x, low, high, color=SERIES[0], alpha=0.2, linewidth=0, label="95 % interval")
-        accuracy.plot(share, [each["value"] for each in estimates], color=SERIES[0], label="accuracy")
+        accuracy.plot(share, [point.accuracy.value for point in curve], color=SERIES[0], label="accuracy")
         accuracy.set(title="Accuracy of the surest answers")
         accuracy.legend(loc="lower left")
-        confidence.plot(share, [row["confidence"] for row in curve], color=SERIES[1])
+        confidence.plot(share, [point.confidence for point in curve], color=SERIES[1])
         confidence.set(title="Least confidence that is answered", ylim=(0, 1.02))
         for axes in (accuracy, confidence):
             axes.set(xlim=(0, 1.02), xlabel="share of images answered")

@@ -5,7 +5,7 @@ A new kind of score is a new list of blocks: nothing here knows what a classifie
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,6 +20,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_ENVIRONMENT.filters["kind"] = lambda block: type(block).__name__.lower()  # which part of the template shows it
 
 
 @dataclass(frozen=True)
@@ -28,23 +29,20 @@ class Text:
 
     text: str
     warning: bool = False
-    kind: str = field(default="text", init=False)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number with its interval and, in small type, what it is of."""
+    """A headline number with its label and, in small type, its interval."""
 
     label: str
     value: str
     interval: str
-    kind: str = field(default="tile", init=False)
 
 
 @dataclass(frozen=True)
 class Tiles:
     tiles: Sequence[Tile]
-    kind: str = field(default="tiles", init=False)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class Facts:
     """Names and values, one a line."""
 
     rows: Sequence[tuple[str, str]]
-    kind: str = field(default="facts", init=False)
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,6 @@ class Figure:
     drawing: Markup
     caption: str
     beside: bool = False
-    kind: str = field(default="figure", init=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,6 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     matrix: bool = False  # square, shaded cells
-    kind: str = field(default="table", init=False)
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,6 @@ class Card:
 class Cards:
     caption: str
     cards: Sequence[Card]
-    kind: str = field(default="cards", init=False)
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,6 @@ class Links:
 
     caption: str
     links: Sequence[tuple[str, str]]
-    kind: str = field(default="links", init=False)
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,6 @@ class Folded:
 
     summary: str
     text: str
-    kind: str = field(default="folded", init=False)
 
 
 Block = Text | Tiles | Facts | Figure | Table | Cards | Links | Folded
@@ -139,6 +131,15 @@ def sheet_figure(path: Path, caption: str) -> Figure:
     encoded = base64.b64encode(path.read_bytes()).decode()
     picture = Markup('<img alt="{}" style="max-width:100%" src="data:image/png;base64,{}">').format(path.stem, encoded)
     return Figure(picture, caption, beside=True)
+
+
+def configuration_section(run: Path) -> Section:
+    """A run's config.yaml, folded away."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        return Section("Configuration", "config.yaml is missing from the run.", [])
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return Section("Configuration", "As resolved when the run started.", [Folded("config.yaml", text)])
 
 
 def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], sections: Sequence[Section]) -> Path:

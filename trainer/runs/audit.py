@@ -1,10 +1,9 @@
-"""Whether a classifier's scores rest on real, unseen images: records against catalogues and what it learned from."""
+"""Audit of a classifier's scores: are they of real, unseen images? Compares records, catalogues and training images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import LearnedImages, SeenImages
 from data_pipeline.lineage import normalization_needs_label
-from trainer.metrics.evaluation import PROBABILITY, Evaluation, load_evaluations
+from trainer.metrics.evaluation import PROBABILITY, ClassifierEvaluation, SavedEvaluation, load_evaluations
 from trainer.runs.provenance import learned_by_run
 
 _SEEN = "or its group was used to train or choose the classifier, or is a copy of what was"
@@ -22,10 +21,10 @@ _REMEDY = "do not use this score: remove the record and score the run again with
 
 
 def audit_run(folder: Path, here: Dataset | None, open_dataset: Callable[[str], Dataset]) -> list[Check]:
-    """Look up every image that the run's evaluation records hold a prediction of; a check for each record.
+    """Look up every image with a prediction in the run's evaluation records; a check for each record.
 
-    What the run and all that it began with learned from is its own to tell. here: a data set that is open already.
-    open_dataset: opens the one that a record names. UserError when there is no record, or one that cannot be read.
+    The run says itself what it, and all that it began with, learned from. here: a data set that is open already.
+    open_dataset: opens the one that a record names. UserError for no record, and for one that cannot be read.
     """
     evaluations = load_evaluations(folder)
     if not evaluations:
@@ -35,28 +34,28 @@ def audit_run(folder: Path, here: Dataset | None, open_dataset: Callable[[str], 
 
 
 def _check_evaluation(
-    evaluation: Evaluation, learned: LearnedImages, here: Dataset | None, open_dataset: Callable[[str], Dataset]
+    evaluation: SavedEvaluation, learned: LearnedImages, here: Dataset | None, open_dataset: Callable[[str], Dataset]
 ) -> Check:
     name = f"evaluation {evaluation.name}"
-    data, answers = evaluation.record["dataset"], evaluation.predictions
+    data, answers = evaluation.record.dataset, evaluation.predictions
     checked = (
-        f"predictions of {data['split']} images of {Path(data['path']).name}, each real and no copy of one of the "
+        f"predictions of {data.split} images of {data.name}, each real and no copy of one of the "
         f"{len(learned)} images that the run and what it began with were trained on or chosen by"
     )
     if answers is None:
         why = f"{evaluation.name}.parquet, its predictions, cannot be read: score the run again"
         return Check(name, checked, 0, unknown=why)
     try:
-        is_here = here is not None and data["content_hash"] == here.content_hash
-        dataset = here if here is not None and is_here else open_dataset(str(data["path"]))
+        is_here = here is not None and data.content_hash == here.content_hash
+        dataset = here if here is not None and is_here else open_dataset(data.path)
     except UserError as error:
         found = [f"{identity[:16]} {_SEEN}" for identity in learned.ids_among(answers)]
         return Check(name, checked, len(answers), tuple(found), _REMEDY, unknown=str(error))
-    if dataset.content_hash != data["content_hash"]:
-        why = f"{data['path']} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
+    if dataset.content_hash != data.content_hash:
+        why = f"{data.path} is another data set now (content {dataset.content_hash[:12]}): bring the scored one back"
         return Check(name, checked, len(answers), unknown=why)
     rows = {row.id: row for row in from_table(dataset.table) if row.kept}
-    # As the catalogue has them: a group that is forged in the record hides nothing.
+    # Groups are those of the catalogue: a group forged in the record hides nothing.
     seen = learned.seen_among(dataset, rows)
     try:
         found = _find(evaluation.record, answers, dataset, rows, seen)
@@ -71,15 +70,19 @@ def _check_evaluation(
 
 
 def _find(
-    record: dict[str, Any], answers: pd.DataFrame, dataset: Dataset, rows: Mapping[str, Sample], seen: SeenImages
+    record: ClassifierEvaluation,
+    answers: pd.DataFrame,
+    dataset: Dataset,
+    rows: Mapping[str, Sample],
+    seen: SeenImages,
 ) -> list[str]:
-    """What the catalogue contradicts in a record and its predictions.
+    """Contradictions between the catalogue, a record and its predictions.
 
-    rows: the kept ones of the data set, by id. seen: those of them that a record may say were left out.
+    rows: the data set's kept ones, by id. seen: images that a record may say were left out.
     """
     found = [f"{identity[:16]} is counted twice" for identity in answers["id"][answers["id"].duplicated()]]
-    splits, folds = _splits_of(record["dataset"]["split"])
-    domains, types = record["dataset"]["domains"], record["cell_types"]
+    splits, folds = _splits_of(record.dataset.split)
+    domains, types = record.dataset.domains, record.cell_types
     by_label = normalization_needs_label(dataset)
     for identity, label in zip(answers["id"], answers["cell_type"], strict=True):
         row = rows.get(identity)
@@ -89,7 +92,7 @@ def _find(
         wrong = []
         if row.origin == "synthetic":
             wrong.append("is synthetic")
-        if row.origin == "normalized" and record["normalizer"] is None:
+        if row.origin == "normalized" and record.normalizer is None:
             wrong.append("is normalised, and the record names no normaliser")
         if row.origin == "normalized" and by_label:
             wrong.append("was normalised by its label")
@@ -101,7 +104,7 @@ def _find(
             wrong.append(f"is {row.cell_type or 'unlabelled'}, not {label}")
         found += [f"{named(row)} {words}" for words in wrong]
     expected = dataset.samples(splits=splits, domains=domains, cell_types=types, folds=folds, columns=["id"])
-    left_out = list(seen.through) if record.get("seen_images", {}).get("left_out") else []
+    left_out = list(seen.through) if record.seen_images.left_out else []
     missing = ~expected["id"].isin(answers["id"]) & ~expected["id"].isin(left_out)
     if missing.any():
         found.append(
@@ -110,10 +113,10 @@ def _find(
     return found + _recount(record, answers)
 
 
-def _recount(record: dict[str, Any], answers: pd.DataFrame) -> list[str]:
-    """Count and confusion of the record, from the predictions beside it."""
-    found, scores, types = [], record["scores"], record["cell_types"]
-    for place, count in (("data set", record["dataset"]["count"]), ("scores", scores["count"])):
+def _recount(record: ClassifierEvaluation, answers: pd.DataFrame) -> list[str]:
+    """Contradictions of the record's counts and confusion with its predictions."""
+    found, scores, types = [], record.scores, record.cell_types
+    for place, count in (("data set", record.dataset.count), ("scores", scores.count)):
         if count != len(answers):
             found.append(f"the record's {place} says {count} images, there are predictions of {len(answers)}")
     number = {name: position for position, name in enumerate(types)}
@@ -121,16 +124,16 @@ def _recount(record: dict[str, Any], answers: pd.DataFrame) -> list[str]:
     confusion = np.zeros((len(types), len(types)), dtype=int)
     np.add.at(confusion, (truth, said), 1)
     probabilities = answers[[f"{PROBABILITY}{name}" for name in types]].to_numpy()
-    # They were rounded to float32: two may have become level.
+    # Rounding to float32 may have made two equal.
     if (probabilities[np.arange(len(said)), said] < probabilities.max(axis=1)).any():
         found.append("an answer is not the type of the highest probability beside it")
-    if confusion.tolist() != scores["confusion"]:
+    if confusion.tolist() != scores.confusion:
         found.append("the record's confusion is not that of its predictions")
     return found
 
 
 def _splits_of(words: str) -> tuple[list[str], list[int] | None]:
-    """Splits and folds of what a record calls its split: 'test', 'train+validation+test-folds0+1'."""
+    """Splits and folds of a record's split: 'test', 'train+validation+test-folds0+1'."""
     splits, _, folds = words.partition("-folds")
     names = splits.split("+")
     if not set(names) <= set(SPLITS):

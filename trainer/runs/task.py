@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
 from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.choices import Precision
@@ -18,6 +19,7 @@ from trainer.loop.fit import AfterEpoch, Selection
 from trainer.loop.forecast import Expectation
 from trainer.runs import registry
 from trainer.runs.config import RunConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_at_start
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -104,6 +106,10 @@ class Task(ABC, Generic[Config]):
         """False where `Session.build` gives None."""
         return True
 
+    def check_ranks(self, config: Config, ranks: int) -> None:
+        """UserError where so many ranks cannot share a step."""
+        return
+
     def planned_types(self, config: Config) -> int:
         """Number of cell types that a run is planned with, whatever its data set."""
         return len(config.data.cell_types or CELL_TYPES)
@@ -119,6 +125,13 @@ class Task(ABC, Generic[Config]):
     @abstractmethod
     def load(self, run: Path) -> Any:
         """What a run has learned. UserError for an unfinished one."""
+
+    def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
+        """Score a run; writes the record and the report. UserError for a task whose runs are not scored."""
+        raise UserError(
+            f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
+            "bank=DIR"
+        )
 
     @abstractmethod
     def write_report(self, run: Path) -> Path:

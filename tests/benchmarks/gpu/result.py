@@ -66,7 +66,7 @@ def _train(options: Options, topology: Topology, deadline: float, say: Callable[
         shutil.copyfile(file, Path(options.out) / file.name)
     scores = json.loads((run / "evaluation" / "metrics.json").read_text())
     portions = [entry for entry in read_records(run) if entry["kind"] == "epoch"]
-    accuracy = scores["scores"]["accuracy"]
+    accuracy = scores["scores"]["overall"]["accuracy"]
     return {
         "accuracy": accuracy["value"],
         "accuracy_low": accuracy["low"],

@@ -19,6 +19,8 @@ from trainer.runs.normalizers.learned import LearnedNormalizer
 
 FILE = "normalizer.pt"
 _FORMAT_VERSION = 2
+# What a damaged or foreign file raises.
+_DAMAGED = (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, ModelError, pickle.UnpicklingError)
 
 
 StainNormalizer = Reinhard | ReinhardDomain | Macenko | LearnedNormalizer
@@ -87,15 +89,6 @@ def load_bundle(path: Path) -> NormalizerBundle:
         facts["normalizer"] = _KINDS[facts.pop("kind")].from_state(facts["normalizer"])
         facts["learned"] = Selection(**facts["learned"])
         return NormalizerBundle(**facts)
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.UnpicklingError,
-        ModelError,
-    ) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a normaliser, or damaged ({reason}): normalise the data set again") from error

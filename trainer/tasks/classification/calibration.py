@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: one temperature for a classifier, fitted on validation images."""
+"""Calibrated probabilities: one temperature for a classifier, fitted on validation images."""
 
 import json
 import math
@@ -13,25 +13,21 @@ from data_pipeline.disk import checked, replace_through, with_checksum
 from data_pipeline.errors import UserError
 
 FILE = "calibration.json"
-# Fewer validation images tell too little of a classifier's confidence.
+# With fewer validation images no temperature is fitted.
 LEAST_IMAGES = 20
-# Naive Bayes counts dependent features as independent ones, and so is sure beyond measure: hence the upper bound.
+# The upper bound is for naive Bayes, which is overconfident: it takes dependent features for independent ones.
 BOUNDS = (0.1, 100.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a classifier's logits are divided by before the softmax (Guo et al. 2017, section 4.2).
+    """Temperature scaling (Guo et al. 2017, section 4.2)."""
 
-    temperature: above 1 for a classifier that was too sure, below 1 for one that was not sure enough. images: of the
-    validation split, on which it was fitted. remark: why it was not fitted, or what is odd about it; '' nothing.
-    checkpoint: digest of the one that it belongs to.
-    """
-
-    temperature: float = 1.0
-    images: int = 0
+    temperature: float = 1.0  # divides the logits before the softmax; above 1: the classifier was overconfident
+    images: int = 0  # validation images it was fitted on
+    # Why it was not fitted, or what is odd about it.
     remark: str = "not fitted: train_classifier.py, given the run's command again, fits it"
-    checkpoint: str = ""
+    checkpoint: str = ""  # digest of the checkpoint it was fitted for
 
 
 class Calibrated(nn.Module):
@@ -48,15 +44,15 @@ class Calibrated(nn.Module):
 
 
 def calibrated_probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Float64 [n, types] of logits [n, types]: in float64, so that no two types become level by rounding."""
+    """Softmax float64 [n, types] of logits [n, types]; in float64, so that rounding makes no two types equal."""
     return (logits.double() / temperature).softmax(dim=1)
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str) -> Calibration:
-    """The temperature of the least mean negative log likelihood. logits [n, types], labels int64 [n], on the CPU.
+    """The temperature with the least mean negative log likelihood. logits [n, types], labels int64 [n], on the CPU.
 
-    It stays 1, and the remark says why, where the images are fewer than LEAST_IMAGES, of one type, or all named
-    rightly: the likelihood would then only grow with confidence.
+    It stays 1, with a remark, for fewer than LEAST_IMAGES images, images of one type, and when all answers are right:
+    the likelihood then only grows with confidence.
     """
     images = len(labels)
 
@@ -68,20 +64,20 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str)
     if len(labels.unique()) < 2:
         return kept("all validation images are of one type")
     if bool((logits.argmax(dim=1) == labels).all()):
-        return kept(f"all {images} validation images are named rightly")
+        return kept(f"all answers to the {images} validation images are right")
     logits = logits.double()
-    # A type that naive Bayes holds for impossible stays so at any temperature.
+    # A probability of 0, as naive Bayes gives, stays 0 at any temperature.
     possible = logits.gather(1, labels[:, None])[:, 0].isfinite()
     logits, labels = logits[possible], labels[possible]
     if not len(labels):
-        return kept("no validation image is of a type that the classifier holds for possible")
+        return kept("no validation image is of a type with a probability above 0")
 
     def loss(log_temperature: float) -> float:
         return functional.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
     from scipy.optimize import minimize_scalar  # here: the training before it need not wait for it
 
-    # Convex in 1/temperature, so of one minimum in its logarithm.
+    # Convex in 1/temperature, so there is one minimum in its logarithm.
     low, high = (math.log(bound) for bound in BOUNDS)
     found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5}).x)
     nearest = min(BOUNDS, key=lambda bound: abs(math.log(bound / found)))
@@ -95,7 +91,7 @@ def save_calibration(run: Path, calibration: Calibration) -> None:
 
 
 def load_calibration(run: Path, checkpoint: str) -> Calibration:
-    """The run's, for the checkpoint of this digest; temperature 1 where none was fitted to it.
+    """The run's calibration for the checkpoint of this digest; temperature 1 where none was fitted to it.
 
     UserError where the file is damaged.
     """

@@ -1,13 +1,15 @@
 """Settings of a classifier's run."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from data_pipeline.dataset_config import AFFECTS_NOTHING, SeenChoice
 from models.classifiers.config import ClassifierConfig
 from trainer.learners.choices import NetworkChoices
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.loop.fit_config import FitConfig
+from trainer.metrics.measures import epoch_measures
+from trainer.runs.arguments import nearest
 from trainer.runs.config import RunConfig
 from trainer.runs.registry import check_algorithm
 
@@ -19,13 +21,18 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
     # The validation score that chooses the best checkpoint.
-    select_by: Literal["balanced_accuracy", "accuracy", "loss"] = "balanced_accuracy"
+    select_by: str = "balanced_accuracy"
     # Epochs without a better one after which training stops; null: no early stop.
     patience: int | None = field(default=None, metadata=AFFECTS_NOTHING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_algorithm("classification", self.algorithm, "train.algorithm")
+        if self.select_by not in epoch_measures():
+            raise ValueError(
+                f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
+                f"{nearest(self.select_by, epoch_measures())}"
+            )
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 

@@ -1,12 +1,14 @@
-"""Scoring a trained classifier on a data set, with the evidence kept beside the score (contract C14)."""
+"""Scoring a trained classifier on a data set; the predictions are kept beside the scores (contract C14)."""
 
+import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import distributed, nn
 from torch.nn import functional
 
@@ -17,7 +19,19 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
-from trainer.metrics.evaluation import HEAT, predictions_frame, shown_cells
+from trainer.loop.fit_config import FitConfig
+from trainer.metrics.classification import Scores, epoch_scores, score, trust
+from trainer.metrics.evaluation import (
+    HEAT,
+    CalibrationRecord,
+    ClassifierEvaluation,
+    ScoredCheckpoint,
+    ScoredData,
+    SeenRecord,
+    predictions_frame,
+    shown_cells,
+)
+from trainer.metrics.measures import epoch_measures
 from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
@@ -35,9 +49,9 @@ def scoring_stream(
     folds: Sequence[int] | None = None,
     left_out: Collection[str] = (),
 ) -> Stream:
-    """A stream that shows each image of the splits once, `batch` per process at a time; left_out: ids of those not.
+    """A stream of each image of the splits once, `batch` per process at a time; left_out: ids of images to skip.
 
-    UserError when there is none, or a synthetic one among them: those are never scored.
+    UserError for no image, and for synthetic images, which are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
     if (origins == "synthetic").any():
@@ -72,25 +86,20 @@ def predict_all(classifier: nn.Module, stream: Stream) -> torch.Tensor:
 
 
 def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]:
-    """`loss` (mean negative log likelihood), `accuracy` and `balanced_accuracy` on a stream's samples."""
-    probabilities = predict_all(classifier, stream).softmax(dim=1)
-    labels = torch.tensor(stream.labels)
-    correct = probabilities.argmax(dim=1) == labels
-    recalls = [correct[labels == label].double().mean() for label in labels.unique()]
-    return {
-        "loss": functional.nll_loss(probabilities.clamp_min(1e-12).log(), labels).item(),
-        "accuracy": correct.double().mean().item(),
-        "balanced_accuracy": torch.stack(recalls).mean().item(),
-    }
+    """The measures computed after each epoch, by their names there, on a stream's samples; NaN for NaN logits."""
+    probabilities = calibrated_probabilities(predict_all(classifier, stream), 1.0)
+    if not probabilities.isfinite().all():
+        return dict.fromkeys(epoch_measures(), math.nan)
+    return epoch_scores(probabilities.numpy(), np.array(stream.labels))
 
 
 class NormalizedClassifier(nn.Module):
-    """A classifier of normalised images, for raw ones: normaliser, resizing, classifier."""
+    """A classifier of normalised images that takes raw ones: normaliser, resizing, classifier."""
 
     def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
         super().__init__()
         self.classifier = classifier
-        # One of this module's own where it is one, to be moved and exported with it.
+        # A submodule where it is a network, so that it is moved and exported too.
         self.generator = getattr(normalizer.normalizer, "network", None)
         self._normalizer = normalizer
         self._image_size = image_size
@@ -103,6 +112,14 @@ class NormalizedClassifier(nn.Module):
             normalized = functional.interpolate(normalized, size, mode="bilinear", antialias=True)
         logits: torch.Tensor = self.classifier(normalized)
         return logits
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Images that go through the same network: those of some domains."""
+
+    network: nn.Module
+    config: StreamConfig
 
 
 def evaluate(
@@ -119,49 +136,24 @@ def evaluate(
     seen: SeenImages,
     normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Score real images of the types the classifier knows; count those it does not.
+) -> tuple[ClassifierEvaluation, pd.DataFrame]:
+    """Score real images of the types the classifier knows; count those of other types.
 
-    calibration: what makes its logits probabilities; the scores are of these, and `calibration` in the result holds
-    the calibration's own, of the probabilities without it too.
-    seen: what comparing the images with those that the classifier learned from gave; those it had seen are left out.
-    normalizer: what the classifier's training images went through; raw images of its source domain go
-    through it first.
-    Returns the evaluation as it is written to JSON, and one row of probabilities per image, on the first process with
-    the heat of the cells that a report shows (see trainer.tasks.classification.grad_cam).
+    calibration: its temperature turns logits into the probabilities that are scored. seen: its images are left out.
+    normalizer: of the classifier's training images; raw images of its source domain go through it first.
+    Returns the record, and one row of probabilities per image; on rank 0 with heat maps of cells that a report shows.
     """
-    # Here: training before it need not wait for torchmetrics.
-    from trainer.metrics.classification import score, trust
-
-    domains_here = set(dataset.samples(columns=["domain"])["domain"])
-    crop = {domain: share for domain, share in config.crop.items() if domain in domains_here}
-    config = replace(config, cell_types=None, crop=crop)
     everything = dataset.samples(
         splits=splits, domains=config.domains, folds=folds, columns=["id", "cell_type", "origin", "domain"]
     )
     everything = everything[~everything["id"].isin(list(seen.through))]
     _refuse_label_normalized(dataset, everything)
-    counts = everything["cell_type"].replace("", "unlabelled").value_counts()
-    not_scored = {name: int(count) for name, count in counts.items() if name not in cell_types}
-    raw = normalizer.source if normalizer is not None else None
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
-    passes: list[tuple[nn.Module, StreamConfig]] = []
-    if normalizer is not None and raw in here:
-        raw_images = replace(
-            config,
-            domains=[normalizer.source],
-            image_size=normalizer.image_size,
-            crop={normalizer.source: normalizer.crop},
-        )
-        passes.append((NormalizedClassifier(classifier, normalizer, config.image_size), raw_images))
-    plain = sorted(here - {raw})
-    if plain or not passes:
-        passes.append((classifier, replace(config, domains=plain or config.domains)))
-    tables, parts = [], []
-    for network, shown in passes:
-        stream = scoring_stream(
+    passes = _passes(classifier, dataset, config, here, normalizer)
+    streams = [
+        scoring_stream(
             dataset,
-            shown,
+            each.config,
             splits=splits,
             cell_types=cell_types,
             batch=batch,
@@ -169,64 +161,90 @@ def evaluate(
             folds=folds,
             left_out=seen.through,
         )
-        parts.append(predict_all(network, stream))
-        tables.append(stream.samples)
-    samples, logits = pd.concat(tables, ignore_index=True), torch.cat(parts)
-    answers = calibrated_probabilities(logits, calibration.temperature).numpy()
-    labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
-    groups = samples["group"].tolist()
+        for each in passes
+    ]
+    logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
+    samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
+    answers, scores, calibrated = _scores(samples, logits, cell_types, calibration)
+    other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
-    result = {
-        "dataset": {
-            "path": dataset.address,
-            "content_hash": dataset.content_hash,
-            "split": split,
-            "domains": sorted(samples["domain"].unique().tolist()),
-            "count": len(samples),
-        },
-        "checkpoint": {"file": checkpoint.path.name, "step": checkpoint.step, "sha256": checkpoint.digest},
-        "normalizer": _normalizer_of(dataset, samples, everything, normalizer),
-        "cell_types": list(cell_types),
-        "not_scored": not_scored,
-        "seen_images": seen.as_record(),
-        "scores": score(answers, labels, groups, cell_types),
-        "calibration": {
-            "temperature": calibration.temperature,
-            "validation_images": calibration.images,
-            "remark": calibration.remark,
-            "uncalibrated": trust(calibrated_probabilities(logits, 1.0).numpy(), labels, groups, cell_types),
-        },
-    }
+    record = ClassifierEvaluation(
+        ScoredData(dataset.address, dataset.content_hash, split, sorted(set(samples["domain"])), len(samples)),
+        ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest),
+        _normalizer_of(dataset, samples, everything, normalizer),
+        SeenRecord.of(seen),
+        list(cell_types),
+        {str(name): int(count) for name, count in other.value_counts().items()},
+        scores,
+        calibrated,
+    )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:
-        heat = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
-        frame[HEAT] = frame["id"].map(heat).astype(object)
-    return result, frame
+        frame[HEAT] = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
+    return record, frame
+
+
+def _scores(
+    samples: pd.DataFrame, logits: torch.Tensor, cell_types: Sequence[str], calibration: Calibration
+) -> tuple[NDArray[np.float64], Scores, CalibrationRecord]:
+    """Calibrated probabilities [n, types], their scores, and the trust in them and in uncalibrated ones."""
+    answers = calibrated_probabilities(logits, calibration.temperature).numpy()
+    labels = samples["cell_type"].map({name: number for number, name in enumerate(cell_types)}).to_numpy(np.int64)
+    truth = labels, samples["group"].tolist(), cell_types
+    uncalibrated = trust(calibrated_probabilities(logits, 1.0).numpy(), *truth)
+    record = CalibrationRecord(calibration.temperature, calibration.images, calibration.remark, uncalibrated)
+    return answers, score(answers, *truth), record
+
+
+def _passes(
+    classifier: nn.Module,
+    dataset: Dataset,
+    config: StreamConfig,
+    domains: set[str],
+    normalizer: NormalizerBundle | None,
+) -> list[_Pass]:
+    """Raw images of the normaliser's source domain through it, those of the other domains as they are."""
+    known = set(dataset.samples(columns=["domain"])["domain"])
+    crop = {domain: share for domain, share in config.crop.items() if domain in known}
+    config = replace(config, cell_types=None, crop=crop)
+    passes = []
+    if normalizer is not None and normalizer.source in domains:
+        raw = replace(
+            config,
+            domains=[normalizer.source],
+            image_size=normalizer.image_size,
+            crop={normalizer.source: normalizer.crop},
+        )
+        passes.append(_Pass(NormalizedClassifier(classifier, normalizer, config.image_size), raw))
+        domains = domains - {normalizer.source}
+    if domains or not passes:
+        passes.append(_Pass(classifier, replace(config, domains=sorted(domains) or config.domains)))
+    return passes
 
 
 def _heat_of_shown(
     frame: pd.DataFrame,
-    passes: Sequence[tuple[nn.Module, StreamConfig]],
+    passes: Sequence[_Pass],
     classifier: nn.Module,
     dataset: Dataset,
     cell_types: Sequence[str],
     topology: Topology,
     batch: int,
-) -> dict[str, bytes]:
-    """Id -> heat of the cells that a report shows; nothing for a network without feature maps."""
+) -> "pd.Series[Any]":
+    """Heat map of each row, None where a report does not show it or the network has no feature maps."""
     shown = pd.concat(shown_cells(frame, cell_types))
     heat: dict[str, bytes] = {}
-    for network, seen in passes:
-        domains = set(shown["domain"]) & set(seen.domains or shown["domain"])
+    for each in passes:
+        domains = set(shown["domain"]) & set(each.config.domains or shown["domain"])
         for domain in sorted(domains):
             try:
-                grad_cam = GradCam(network, classifier, seen.image_size, topology.device)
+                grad_cam = GradCam(each.network, classifier, each.config.image_size, topology.device)
             except UserError:
-                return {}
-            crop = seen.crop.get(domain, 1.0)
+                return frame["id"].map({}).astype(object)
+            crop = each.config.crop.get(domain, 1.0)
             stream = Stream(
                 dataset,
-                replace(seen, domains=[domain], crop={domain: crop}),
+                replace(each.config, domains=[domain], crop={domain: crop}),
                 splits=None,
                 cell_types=cell_types,
                 ids=shown.loc[shown["domain"] == domain, "id"].tolist(),
@@ -236,13 +254,13 @@ def _heat_of_shown(
             )
             _, rows, found = predict_with_heat(grad_cam, stream.read(), crop)
             heat |= dict(zip(stream.samples["id"].iloc[rows.numpy()], found, strict=True))
-    return heat
+    return frame["id"].map(heat).astype(object)
 
 
 def _normalizer_of(
     dataset: Dataset, samples: pd.DataFrame, everything: pd.DataFrame, normalizer: NormalizerBundle | None
 ) -> dict[str, Any] | None:
-    """What normalised the images that were scored: on the way to the classifier, or in the data set."""
+    """The normaliser of the scored images: on the way to the classifier, or in the data set."""
     if normalizer is not None and normalizer.source in set(samples["domain"]):
         return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
     if (everything["origin"] == "normalized").any():
@@ -256,3 +274,8 @@ def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
             f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
             "are never scored; score split=test, or a data set normalised by policy=to_a"
         )
+
+
+def scoring_batch(config: FitConfig) -> int:
+    """Images a rank scores at a time. Scoring keeps no gradients, so what training fits fits here."""
+    return config.micro_batch or min(config.global_batch, 128)

@@ -1,4 +1,4 @@
-"""A trained classifier as a file that runs without this project: ONNX, or torch's exported program."""
+"""Export of a trained classifier to a file that runs without this project: ONNX, or torch's exported program."""
 
 import contextlib
 import dataclasses
@@ -33,22 +33,21 @@ from trainer.tasks.classification.raw_classifier import (
     of_run,
 )
 
-# Real images on which the export is compared with the live model.
+# Images on which the export is compared with the live model.
 _CHECKED = 64
-# Of a probability. Runtimes sum in orders of their own.
+# Of a probability: runtimes sum in different orders.
 _TOLERANCE = 1e-4
 
 
 def export_classifier(
     trained: TrainedClassifier, dataset: Dataset | None, out: Path, form: Format, domain: str | None, card: Path
 ) -> dict[str, Any]:
-    """Write a run's classifier, its normaliser in it, to the folder `out`; what its model.json tells comes back.
+    """Write a run's classifier, with its normaliser, to the folder `out`; returns the content of its model.json.
 
-    The model takes `images` float32 [n, 3, S, S] in [-1, 1], RGB, and gives calibrated `probabilities` float32
-    [n, types].
-    domain: the stain of the images that it is for. It is compared with the live model first, on real test images of the
-    data set, or on rendered cells where there is none. card: the run's model card, which goes with it where there is
-    one. UserError for what cannot be exported, or differs; nothing is written then.
+    The model maps `images` float32 [n, 3, S, S] in [-1, 1], RGB, to calibrated `probabilities` float32 [n, types].
+    It is first compared with the live model on real test images of the data set, without one on rendered cells.
+    domain: the stain of the images that it is for. card: the run's model card, copied along where there is one.
+    UserError for a model that cannot be exported, or differs; nothing is written then.
     """
     if out.exists():
         raise UserError(f"{out}: there already: name another out=DIR, or remove it")
@@ -58,17 +57,17 @@ def export_classifier(
     aside.mkdir(parents=True)
     try:
         (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
-        told = _describe(trained, raw, aside, form)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
-        told["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(told), indent=1))
+        facts = _describe(trained, raw, aside, form)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
+        facts["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
         if card.exists():
             shutil.copyfile(card, aside / card.name)
         aside.rename(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return told
+    return facts
 
 
 class _Probabilities(nn.Module):
@@ -81,13 +80,13 @@ class _Probabilities(nn.Module):
 
 
 def _exported(raw: RawClassifier, form: Format) -> bytes:
-    """The model's file. Not written by the exporters themselves: torch's aborts the process where a disk is full."""
+    """The bytes of the model's file. The exporters do not write it: torch's aborts the process on a full disk."""
     side = raw.data.image_size
     example = torch.zeros(2, 3, side, side)
     shapes = {"images": {0: torch.export.Dim("n", min=1)}}
-    told = io.StringIO()  # the exporters tell of their steps
+    messages = io.StringIO()  # the exporters print their steps
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(told), torch.no_grad():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(messages), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(_Probabilities(raw.network).eval(), (example,), dynamic_shapes=shapes)
             if form == "torch_export":
@@ -101,9 +100,9 @@ def _exported(raw: RawClassifier, form: Format) -> bytes:
                 dynamo=True,
                 verbose=False,
             )
-            assert model is not None  # as dynamo's exporter says it
+            assert model is not None  # dynamo=True
             return bytes(model.model_proto.SerializeToString())
-    except Exception as error:  # each operator refuses in its own way
+    except Exception as error:  # operators raise errors of many kinds
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error
 
@@ -137,7 +136,7 @@ def _describe(trained: TrainedClassifier, raw: RawClassifier, folder: Path, form
 
 
 def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None) -> dict[str, Any]:
-    """The largest difference of a probability, and on which images. UserError where it is not one of rounding."""
+    """The largest difference of a probability, and on which images. UserError where rounding does not explain it."""
     batch = _rendered(live.data.image_size) if dataset is None else _real(live, dataset)
     answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
     difference = float((answers[0] - answers[1]).abs().max())
@@ -165,7 +164,7 @@ def _real(live: RawClassifier, dataset: Dataset) -> MicroBatch:
 
 
 def _rendered(side: int) -> MicroBatch:
-    """Phantom cells, the same each time: they say whether two models compute alike, nothing of their answers."""
+    """Phantom cells, the same each time: enough to compare two models, not to score them."""
     rows = np.arange(_CHECKED)
     cells = [
         render_cell(CELL_TYPES[row % len(CELL_TYPES)], STAINS[row % len(STAINS)], row, 0, side)

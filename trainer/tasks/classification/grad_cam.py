@@ -1,4 +1,4 @@
-"""Where in an image a classifier found its answer: Grad-CAM (Selvaraju et al. 2017, equations 1 and 2)."""
+"""Grad-CAM: where in an image a classifier found its answer (Selvaraju et al. 2017, equations 1 and 2)."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,23 +13,23 @@ from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
 
-# Side of the maps that are kept of each picture.
+# Side, in pixels, of the heat map that is stored for a picture.
 HEAT_SIDE = 32
-# The last map is what the answer is taken from, so its heat is the truest; below 4 pixels it shows no place.
+# The last feature map is nearest to the answer; below 4 pixels a side it shows no place.
 _LEAST_SIDE = 4
 
 
 class GradCam:
-    """A classifier that shows its work: images -> logits, and the heat of each image's likeliest type.
+    """A classifier with heat maps: images -> logits, and the heat of each image's most probable type.
 
-    The heat is taken at the last stage whose map has 4 pixels a side or more, at the widest where none has.
-    UserError for a network without maps: naive Bayes, a transformer, an exported model.
+    The heat is taken at the last stage whose map has 4 pixels a side or more, else at the one with the widest map.
+    UserError for a network without feature maps: naive Bayes, a transformer, an exported model.
     """
 
     def __init__(self, network: nn.Module, classifier: nn.Module | None, image_size: int, device: torch.device) -> None:
-        """network: images [n, 3, S, S] in [-1, 1] -> logits, with S image_size; classifier: the part that has stages.
+        """network: images [n, 3, S, S] in [-1, 1] -> logits, S image_size; classifier: its part that has stages.
 
-        Their parameters are frozen.
+        Freezes their parameters.
         """
         self._network = network.to(device).eval().requires_grad_(False)
         images = torch.zeros((1, 3, image_size, image_size), device=device)
@@ -49,9 +49,9 @@ class GradCam:
         self._stage = fine[-1] if fine else max(sides, key=lambda stage: sides[stage])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits float32 [n, types] and heat float32 [n, h, w] in [0, 1], the hottest place of an image being 1.
+        """Logits float32 [n, types] and heat float32 [n, h, w] in [0, 1], at most 1 in each image.
 
-        Heat is 0 everywhere where nothing in the map speaks for the type.
+        Heat is 0 everywhere where nothing in the map supports the type.
         """
         with _watch(self._stage) as seen, torch.enable_grad():
             logits: Tensor = self._network(images)
@@ -66,7 +66,7 @@ class GradCam:
 def predict_with_heat(
     grad_cam: GradCam, batches: Iterable[MicroBatch], crop: float
 ) -> tuple[Tensor, Tensor, list[bytes]]:
-    """Logits [n, types] and rows [n] of all images in `batches`, and each one's heat as `in_picture` gives it."""
+    """Logits [n, types], rows [n] and heat maps (see `in_picture`) of all images in `batches`."""
     parts = [(*grad_cam(batch.images), batch.rows) for batch in batches]
     if not parts:
         return torch.empty(0, 0), torch.empty(0, dtype=torch.int64), []
@@ -75,9 +75,9 @@ def predict_with_heat(
 
 
 def in_picture(heat: Tensor, crop: float) -> list[bytes]:
-    """Heat [n, h, w] in [0, 1] of the middle of pictures, as of the whole: uint8 of HEAT_SIDE squared pixels each.
+    """Heat maps of whole pictures, each uint8 bytes of HEAT_SIDE squared pixels, 0 outside the crop.
 
-    crop: the share of a picture's sides that the network saw.
+    heat: [n, h, w] in [0, 1], of their middles. crop: the share of a picture's sides that the network saw.
     """
     side = max(1, round(HEAT_SIDE * crop))
     small = functional.interpolate(heat[:, None], (side, side), mode="bilinear")[:, 0]
@@ -94,20 +94,20 @@ def _stages(classifier: nn.Module) -> list[nn.Module]:
     if isinstance(classifier, SENetGE):
         stages = [classifier.get_submodule(name) for name in classifier.stages]
         return stages if classifier.attention is None else [*stages, classifier.attention]
-    told: Any = getattr(classifier, "feature_info", [])  # of timm's models: a list of their stages' names
-    return [classifier.get_submodule(stage["module"]) for stage in told]
+    timm_stages: Any = getattr(classifier, "feature_info", [])  # of timm's models
+    return [classifier.get_submodule(stage["module"]) for stage in timm_stages]
 
 
 @contextmanager
 def _watch(stage: nn.Module) -> Iterator[list[Tensor]]:
-    """What the stage gives while the context lasts, each a leaf that a gradient can be taken at."""
+    """The stage's outputs while the context lasts, each a leaf with a gradient."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):
             return output
         seen.append(output.detach().requires_grad_())
-        return seen[-1].clone()  # later layers may write into it
+        return seen[-1].clone()  # later layers may change it in place
 
     handle = stage.register_forward_hook(keep)
     try:

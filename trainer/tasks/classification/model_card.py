@@ -1,4 +1,4 @@
-"""A run's model card: what the classifier is for and not for, what it learned from, how far it may be trusted."""
+"""A run's model card: what the classifier is for and not for, what it learned from, how far it can be trusted."""
 
 import shlex
 from collections import Counter
@@ -10,22 +10,22 @@ import yaml
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import replace_through
-from trainer.metrics.classification import OVERALL, format_estimate
-from trainer.metrics.evaluation import Evaluation, load_evaluations
+from trainer.metrics.classification import Scores
+from trainer.metrics.evaluation import CalibrationRecord, SavedEvaluation, load_evaluations
+from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
 from trainer.runs.run_directory import read_run_config
 from trainer.runs.training_data import read_training_data
 
 MODEL_CARD = "model_card.md"
-# Below these a type's score says little, and the card says so.
+# Below these the card warns that a type's score says little.
 FEW_TRAINING_IMAGES = 100
 FEW_TEST_IMAGES = 30
-# An interval wider than this, of 1, is named.
+# The card names sensitivities whose interval is wider than this share of 1.
 WIDE_INTERVAL = 0.1
-# Of config.yaml, what train_classifier.py adds to its arguments.
+# In config.yaml, but no argument of train_classifier.py.
 _FACTS = ("cell_types", "dataset_hash", "storage", "normalizer")
-_TYPE_MEASURES = ("sensitivity", "specificity", "precision", "f1", "auroc")
 _FRONT_MATTER = {
     "pipeline_tag": "image-classification",
     "tags": ["blood-smear", "single-cell", "hematology", "research-only"],
@@ -33,19 +33,19 @@ _FRONT_MATTER = {
 
 
 def write_model_card(run: Path) -> Path:
-    """Write run/model_card.md from config.yaml, training_data.json and the evaluations; return it.
+    """Write run/model_card.md from config.yaml, training_data.json and the evaluations; return its path.
 
-    UserError when the folder is no run of train_classifier.py, or one of these is damaged.
+    UserError when the folder is no run of train_classifier.py, or one of these files is damaged.
     """
-    config, told, evaluations = read_run_config(run), read_training_data(run), load_evaluations(run)
+    config, trained_on, evaluations = read_run_config(run), read_training_data(run), load_evaluations(run)
     parts = [
         f"---\n{yaml.safe_dump(_FRONT_MATTER, sort_keys=False)}---",
         f"# {run.resolve().name}",
-        _use(config, told),
-        _training_data(config, told),
+        _use(config, trained_on),
+        _training_data(config, trained_on),
         _training(config),
         *(_scores(evaluation) for evaluation in evaluations),
-        _limits(config, told, evaluations),
+        _limits(config, trained_on, evaluations),
         f"## To reproduce\n\nOn the data set of content {config['dataset_hash']}:\n\n```sh\n{command(config)}\n```",
     ]
     path = run / MODEL_CARD
@@ -54,23 +54,22 @@ def write_model_card(run: Path) -> Path:
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """The shell command of a run's config.yaml: every setting is an argument, whatever the defaults become."""
-    arguments = []
-    for name, value in config.items():
-        if name not in _FACTS:
-            entries = value.items() if isinstance(value, Mapping) else [("", value)]
-            arguments += [argument for key, entry in entries for argument in _arguments(f"{name}.{key}", entry)]
+    """The shell command of a run's config.yaml: every setting is an argument, so later defaults change nothing."""
+    settings = {name: value for name, value in config.items() if name not in _FACTS}
+    arguments = [f"{name}={written(value)}" for name, value in _settings(settings)]
     return " \\\n    ".join(["accelerate launch launchers/train_classifier.py", *map(shlex.quote, arguments)])
 
 
-def _arguments(name: str, value: Any) -> list[str]:
-    name = name.rstrip(".")
-    if isinstance(value, Mapping) and name != "data.crop":
-        return [argument for key, entry in value.items() for argument in _arguments(f"{name}.{key}", entry)]
-    return [f"{name}={written(value)}"]
+def _settings(values: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and name != "data.crop":  # one argument, a table
+            yield from _settings(value, f"{name}.")
+        else:
+            yield name, value
 
 
-def _use(config: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
+def _use(config: Mapping[str, Any], trained_on: Mapping[str, Any] | None) -> str:
     types = config["cell_types"]
     unknown = [name for name in CELL_TYPES if name not in types]
     lines = [
@@ -80,12 +79,12 @@ def _use(config: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
         "For research on images that show one cell, cut from stained blood smears. **Not a medical device**: not for "
         "diagnosis, nor for any decision about a patient. Not for whole slides or fields of view, other tissues, or "
         "stains, microscopes and magnifications that it was not scored on below.",
-        f"It knows {len(types)} types: {', '.join(types)}. Whatever else it is shown, it calls one of these"
+        f"It knows {len(types)} types: {', '.join(types)}. It names every image one of these"
         + (f"; of the types that this project names it does not know {', '.join(unknown)}." if unknown else "."),
     ]
-    if told is not None:
-        seen = [f"{domain} ({_scale(facts)})" for domain, facts in told["domains"].items()]
-        lines.append(f"Stains (domains) it has seen: {'; '.join(seen)}. Images enter at {_side(config)} px.")
+    if trained_on is not None:
+        seen = [f"{domain} ({_scale(facts)})" for domain, facts in trained_on["domains"].items()]
+        lines.append(f"Stains (domains) in training: {'; '.join(seen)}. Input images: {_side(config)} px.")
     if config["normalizer"] is not None:
         lines.append(f"Raw images of another stain go through `{config['normalizer']}`, beside this card, first.")
     return "\n\n".join(lines)
@@ -100,32 +99,29 @@ def _side(config: Mapping[str, Any]) -> int:
     return int(config["data"]["image_size"])
 
 
-def _training_data(config: Mapping[str, Any], told: Mapping[str, Any] | None) -> str:
+def _training_data(config: Mapping[str, Any], trained_on: Mapping[str, Any] | None) -> str:
     heading = "## Training data"
-    if told is None:
+    if trained_on is None:
         return f"{heading}\n\nData set of content {config['dataset_hash']}; nothing else of it was recorded."
-    sources = ", ".join(f"{source['name']} ({source['domain']})" for source in told["sources"])
-    ratio = "an unknown ratio" if told["ratio"] is None else "/".join(f"{share:g}" for share in told["ratio"])
+    sources = ", ".join(f"{source['name']} ({source['domain']})" for source in trained_on["sources"])
+    ratio = "an unknown ratio" if trained_on["ratio"] is None else "/".join(f"{s:g}" for s in trained_on["ratio"])
+    made_by = trained_on["made_by"]
     facts = [
-        ("data set", f"{told['data_set']}, content {told['content_hash']}"),
+        ("data set", f"{trained_on['data_set']}, content {trained_on['content_hash']}"),
         ("sources", sources or "not recorded"),
-        ("made by", told["made_by"] if isinstance(told["made_by"], str) else _flat_text(told["made_by"])),
-        ("stored as", _flat_text(told["stored"])),
+        ("made by", made_by if isinstance(made_by, str) else _flat_text(made_by)),
+        ("stored as", _flat_text(trained_on["stored"])),
         ("splits", f"by a hash of the patient or slide, training/validation/test {ratio}; near duplicates taken out"),
-        *((f"bank {bank['name']}", _flat_text(bank["made_by"])) for bank in told["banks"]),
-        *(
-            (f"domain {name}", f"{facts['images']} images in {facts['groups']} groups, of {facts['without_group']} "
-             "no patient or slide is known")
-            for name, facts in told["domains"].items()
-        ),
-    ]  # fmt: skip
+        *((f"bank {bank['name']}", _flat_text(bank["made_by"])) for bank in trained_on["banks"]),
+    ]
+    for name, domain in trained_on["domains"].items():
+        words = f"{domain['images']} images in {domain['groups']} groups, {domain['without_group']} without a known "
+        facts.append((f"domain {name}", f"{words}patient or slide"))
     rows = []
     for cell_type in config["cell_types"]:
-        counted = _counts(told, cell_type)
+        counted = _counts(trained_on, cell_type)
         training = [counted["train", origin] for origin in ("real", "normalized", "synthetic")]
-        held_out = [
-            sum(counted[split, origin] for origin in ("real", "normalized")) for split in ("validation", "test")
-        ]
+        held_out = [counted[split, "real"] + counted[split, "normalized"] for split in ("validation", "test")]
         rows.append([cell_type, *training, *held_out])
     head = ["images", "real", "normalised", "synthetic", "validation", "test"]
     totals = ["all", *(sum(int(row[column]) for row in rows) for column in range(1, len(head)))]
@@ -134,105 +130,115 @@ def _training_data(config: Mapping[str, Any], told: Mapping[str, Any] | None) ->
     )
 
 
-def _counts(told: Mapping[str, Any], cell_type: str) -> Counter[tuple[str, str]]:
+def _counts(trained_on: Mapping[str, Any], cell_type: str) -> Counter[tuple[str, str]]:
+    """(split, origin) -> images of the type."""
     counted: Counter[tuple[str, str]] = Counter()
-    for row in told["counts"]:
+    for row in trained_on["counts"]:
         if row["cell_type"] == cell_type:
             counted[row["split"], row["origin"]] += row["images"]
     return counted
 
 
 def _training(config: Mapping[str, Any]) -> str:
-    train, optimizer, data = config["train"], config["optimizer"], config["data"]
+    data = config["data"]
     facts = [
         ("model", _flat_text(config["model"])),
         ("initial weights", config["model"].get("weights") or "random"),
         ("images", f"{_side(config)} px, {data['sampling']} sampling, crop {data['crop'] or 'none'}"),
         ("augmentation", _flat_text(data["augment"])),
-        ("optimiser", _flat_text(optimizer)),
-        ("training", _flat_text(train)),
+        ("optimiser", _flat_text(config["optimizer"])),
+        ("training", _flat_text(config["train"])),
         ("seed", config["seed"]),
     ]
     return f"## Training\n\n{_facts(facts)}"
 
 
-def _scores(evaluation: Evaluation) -> str:
-    """One evaluation: what it is of (contract C14), scores over all types and of each, in per cent."""
-    record, scores = evaluation.record, evaluation.record["scores"]
-    which = "own test split" if evaluation.is_own_test else data_words(record)
-    overall = [[name.replace("_", " "), format_estimate(scores[name], brackets=True)] for name in OVERALL]
-    constant = _constant_answer(scores)
-    overall.append([f"accuracy of always answering {constant[0]}", f"{100 * constant[1]:.1f}"])
+def _scores(evaluation: SavedEvaluation) -> str:
+    """One evaluation: what it is of (contract C14), every measure over all types, and of each type."""
+    record, scores = evaluation.record, evaluation.record.scores
+    overall = [[each.label, each.format(scores[each.name], brackets=True)] for each in measures().values()]
+    cell_type, share = _constant_answer(scores)
+    overall.append([f"accuracy of always answering {cell_type}", f"{100 * share:.1f}"])
+    columns = shown("types")
     rows = [
-        [name, row["count"], row["groups"], *(format_estimate(row[key], brackets=True) for key in _TYPE_MEASURES)]
-        for name, row in scores["per_type"].items()
+        [name, row.count, row.groups, *(each.format(row[each.name], brackets=True) for each in columns)]
+        for name, row in scores.per_type.items()
     ]
     parts = [
-        f"## Scores: {which}",
+        f"## Scores: {'own test split' if evaluation.is_own_test else data_words(record)}",
         _facts(data_facts(record).rows),
-        "In per cent, with 95 % intervals over groups.",
+        "In per cent where no unit is named, with 95 % intervals over groups.",
         _table(["over all types", "score"], overall),
-        _table(["type", "images", "groups", *_TYPE_MEASURES], rows),
+        _table(["type", "images", "groups", *(_words(each) for each in columns)], rows),
+        "### Calibration",
+        _facts(_calibration(record.calibration)),
     ]
-    if isinstance(record.get("calibration"), Mapping):
-        parts += ["### Calibration", _facts(_flat(record["calibration"]))]
     return "\n\n".join(parts)
 
 
-def _constant_answer(scores: Mapping[str, Any]) -> tuple[str, float]:
+def _calibration(calibration: CalibrationRecord) -> list[tuple[str, Any]]:
+    before = {measures()[name]: estimate for name, estimate in calibration.uncalibrated.measures.items()}
+    return [
+        ("temperature", f"{calibration.temperature:.6g}"),
+        ("validation images", calibration.validation_images),
+        ("remark", calibration.remark),
+        *((f"uncalibrated: {each.label}", each.format(found, brackets=True)) for each, found in before.items()),
+    ]
+
+
+def _words(measure: Measure) -> str:
+    return measure.name.replace("_", " ")
+
+
+def _constant_answer(scores: Scores) -> tuple[str, float]:
     """The commonest type and its share of the images."""
-    name, row = max(scores["per_type"].items(), key=lambda item: int(item[1]["count"]))
-    return name, row["count"] / scores["count"]
+    name, row = max(scores.per_type.items(), key=lambda item: item[1].count)
+    return name, row.count / scores.count
 
 
-def _limits(config: Mapping[str, Any], told: Mapping[str, Any] | None, evaluations: Sequence[Evaluation]) -> str:
-    lines = []
-    if told is not None:
-        few = {
-            name: sum(n for (split, _), n in _counts(told, name).items() if split == "train")
-            for name in config["cell_types"]
-        }
-        lines += [
-            f"{name}: few training images, {count}." for name, count in few.items() if count < FEW_TRAINING_IMAGES
-        ]
-        made = [name for name in config["cell_types"] if _counts(told, name)["train", "synthetic"]]
-        if made:
-            lines.append(f"Generated images are among the training images of {', '.join(made)}; no score is on them.")
-        alone = sum(facts["without_group"] for facts in told["domains"].values())
-        if alone:
-            lines.append(
-                f"Of {alone} images no patient or slide is known: cells of one patient may lie on both sides of the "
-                "split, and scores on such images may be too good for new patients."
-            )
+def _limits(
+    config: Mapping[str, Any], trained_on: Mapping[str, Any] | None, evaluations: Sequence[SavedEvaluation]
+) -> str:
+    lines = [] if trained_on is None else [*_limits_of_data(config["cell_types"], trained_on)]
     if not any(evaluation.is_own_test for evaluation in evaluations):
         lines.append("The run's own test split has not been scored.")
     for evaluation in evaluations:
-        lines += [f"{_short(evaluation)}: {line}" for line in _limits_of(evaluation.record["scores"])]
-        unchecked = evaluation.record.get("seen_images", {}).get("unchecked", ())
-        lines += [f"{_short(evaluation)}: not checked whether all images are unseen: {line}." for line in unchecked]
+        name = "own test split" if evaluation.is_own_test else evaluation.name
+        lines += [f"{name}: {line}" for line in _limits_of_scores(evaluation.record.scores)]
+        unchecked = evaluation.record.seen_images.unchecked
+        lines += [f"{name}: not checked whether all images are unseen: {line}." for line in unchecked]
     listed = "\n".join(f"- {line}" for line in lines) or "None of those that this card looks for."
     return f"## Limits\n\n{listed}"
 
 
-def _short(evaluation: Evaluation) -> str:
-    return "own test split" if evaluation.is_own_test else evaluation.name
+def _limits_of_data(cell_types: Sequence[str], trained_on: Mapping[str, Any]) -> Iterable[str]:
+    counts = {name: _counts(trained_on, name) for name in cell_types}
+    for name, counted in counts.items():
+        count = sum(images for (split, _), images in counted.items() if split == "train")
+        if count < FEW_TRAINING_IMAGES:
+            yield f"{name}: few training images, {count}."
+    if made := [name for name, counted in counts.items() if counted["train", "synthetic"]]:
+        yield f"Generated images are among the training images of {', '.join(made)}; no score is on them."
+    if alone := sum(facts["without_group"] for facts in trained_on["domains"].values()):
+        yield (
+            f"Of {alone} images no patient or slide is known: cells of one patient may lie on both sides of the "
+            "split, and scores on such images may be too good for new patients."
+        )
 
 
-def _limits_of(scores: Mapping[str, Any]) -> Iterable[str]:
-    measured = {name: row for name, row in scores["per_type"].items() if row["count"]}
-    for name in scores["per_type"]:
-        if name not in measured:
-            yield f"no image of {name}: how well it is known was not measured, and it is not in the means."
-    few = [f"{name} ({row['count']})" for name, row in measured.items() if row["count"] < FEW_TEST_IMAGES]
-    if few:
+def _limits_of_scores(scores: Scores) -> Iterable[str]:
+    for name in scores.absent:
+        yield f"no image of {name}: how well it is known was not measured, and it is not in the means."
+    measured = {name: row for name, row in scores.per_type.items() if row.count}
+    if few := [f"{name} ({row.count})" for name, row in measured.items() if row.count < FEW_TEST_IMAGES]:
         yield f"scored on few images: {', '.join(few)}."
     wide, unknown = [], []
     for name, row in measured.items():
         sensitivity = row["sensitivity"]
-        if sensitivity["low"] is None:
+        if sensitivity.low is None or sensitivity.high is None:
             unknown.append(name)
-        elif sensitivity["high"] - sensitivity["low"] > WIDE_INTERVAL:
-            wide.append(f"{name} {format_estimate(sensitivity, brackets=True)}")
+        elif sensitivity.high - sensitivity.low > WIDE_INTERVAL:
+            wide.append(f"{name} {sensitivity.format(brackets=True)}")
     if wide:
         yield f"wide intervals of the sensitivity, over {100 * WIDE_INTERVAL:g} points: {', '.join(wide)}."
     if unknown:
@@ -245,26 +251,11 @@ def _limits_of(scores: Mapping[str, Any]) -> Iterable[str]:
         )
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
-    """Names and values of nested ones; an estimate as one value, in its own units, lists of mappings left out."""
-    rows: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{above}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
-            known = value["low"] is not None and value["high"] is not None
-            interval = f" [{value['low']:.4g}, {value['high']:.4g}]" if known else ""
-            rows.append((name, "-" if value["value"] is None else f"{value['value']:.4g}{interval}"))
-        elif isinstance(value, Mapping):
-            rows += _flat(value, f"{name}, ")
-        elif isinstance(value, float):
-            rows.append((name, f"{value:.6g}"))
-        elif not (isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)):
-            rows.append((name, str(value)))
-    return rows
-
-
 def _flat_text(values: Mapping[str, Any]) -> str:
-    return "; ".join(f"{name} {value}" for name, value in _flat(values) if value not in ("", "None"))
+    """'optimizer adam; learning rate 0.001': nested names joined by commas, empty values left out."""
+    flat = [(name.replace("_", " ").replace(".", ", "), value) for name, value in _settings(values)]
+    words = [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in flat]
+    return "; ".join(f"{name} {value}" for name, value in words if value not in ("", "None"))
 
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import hand_features
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.clock import StepClock
-from trainer.loop.fit import AfterEpoch
+from trainer.loop.fit import AfterEpoch, Selection
 from trainer.loop.log import RunLog
 from trainer.loop.progress import Progress, checkpoint_state
 from trainer.tasks.classification.evaluation import validation_scores
@@ -30,7 +30,7 @@ def fit_naive_bayes(
     held_out: Stream,
     *,
     steps: int,
-    select_by: str,
+    selection: Selection,
     run: Path,
     topology: Topology,
     fingerprint: Mapping[str, Any],
@@ -39,7 +39,7 @@ def fit_naive_bayes(
     """Fit by scikit-learn's GaussianNB to the first `steps` global batches of the stream, on any number of processes.
 
     The run then holds what `fit` leaves of one epoch: its record in metrics.jsonl and a checkpoint, the
-    best, with `select_by` of the scores on `held_out`. A fit that is cut off leaves no checkpoint and begins anew.
+    best, with the selection's score on `held_out`. A fit that is cut off leaves no checkpoint and begins anew.
     fingerprint, after_epoch: see `fit`.
     """
     classifier.to(topology.device).eval()
@@ -56,9 +56,9 @@ def fit_naive_bayes(
         log.record("epoch", steps, epoch=0, **numbers, **speed)
         log.say("fitted: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     if topology.rank == 0:
-        score = -validation["loss"] if select_by == "loss" else validation[select_by]
         learners = {"classifier": {"module": classifier.state_dict(), "average": None}}
-        state = checkpoint_state(learners, {}, Progress(steps, score, best_epoch=0), fingerprint)
+        progress = Progress(steps, selection.rank(validation), best_epoch=0)
+        state = checkpoint_state(learners, {}, progress, fingerprint)
         CheckpointStore(run / "checkpoints").save(steps, state, best=True)
     if distributed.is_initialized():
         distributed.barrier()

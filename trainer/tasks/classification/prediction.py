@@ -1,4 +1,4 @@
-"""Naming the cells of raw images: predictions, what could not be read, and a gallery, in one folder."""
+"""Predicting the types of raw images: predictions, unreadable files and a gallery, in one folder."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 from trainer.tasks.classification.raw_classifier import RawClassifier, load_raw_classifier
 
-# What a prediction leaves in its folder.
+# Files that a prediction writes.
 _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.html", "gallery-[0-9][0-9][0-9].html")
 
 
@@ -37,10 +37,10 @@ def predict_images(
     heatmaps: bool,
     topology: Topology,
 ) -> None:
-    """Name the cell in each image of `source`, an image or a folder; `out` holds this prediction alone afterwards.
+    """Predict the type of each image of `source`, an image or a folder; `out` then holds this prediction only.
 
     run, domain: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the gallery
-    shows where each answer was found. UserError where no image can be read, or `out` cannot be written to.
+    has heat maps. UserError where no image can be read, or `out` cannot be written to.
     """
     classifier = load_raw_classifier(run, domain)
     paths, left_out = _find(source)
@@ -63,7 +63,7 @@ def predict_images(
 
 
 def _find(source: Path) -> tuple[list[Path], dict[str, str]]:
-    """The images to name, and what was passed over, with the reason: what build_shards.py leaves out, too."""
+    """The images to classify, and the files skipped with the reason: those that build_shards.py skips too."""
     if not source.is_dir():
         try:
             problem = no_file(source)
@@ -90,7 +90,7 @@ def _predict(
     min_confidence: float | None,
     heatmaps: bool,
 ) -> pd.DataFrame:
-    """A row for each image that could be read: path, type, confidence, and what else predictions.csv has; heat."""
+    """A row for each readable image: the columns of predictions.csv, and heat."""
     grad_cam = None
     if heatmaps:
         grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
@@ -118,14 +118,14 @@ def _predict(
 
 @contextmanager
 def _in_place_of_earlier(out: Path) -> Iterator[Path]:
-    """A folder to write to, whose files take the place of all that an earlier prediction left in `out`, at the end.
+    """A folder whose files replace those of an earlier prediction in `out` at the end.
 
-    When writing fails the earlier prediction stays as it was. UserError when the folder cannot be written to.
+    On an error the earlier prediction stays as it was. UserError when the folder cannot be written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for cut_short in out.glob(f"{TEMPORARY_PREFIX}predictions-*"):
-            shutil.rmtree(cut_short)
+        for interrupted in out.glob(f"{TEMPORARY_PREFIX}predictions-*"):
+            shutil.rmtree(interrupted)
         with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}predictions-", dir=out) as folder:
             yield Path(folder)
             for pattern in _WRITTEN:

@@ -19,9 +19,8 @@ from data_pipeline.threads import thread_share
 from trainer.runs.normalizers.bundle import NormalizerBundle, normalized_domain
 from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
-from trainer.tasks.classification.evaluation import NormalizedClassifier
+from trainer.tasks.classification.evaluation import NormalizedClassifier, scoring_batch
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier, tell_if_uncalibrated
-from trainer.tasks.classification.task import scoring_batch
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -31,32 +30,25 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class RawClassifier:
-    """What raw images go through, and the network that names their types.
+    """A classifier, and how raw images are prepared for it."""
 
-    network: images float32 [n, 3, S, S] in [-1, 1] -> logits [n, types]. storage: the codec that images go through
-    first, as those that it learned from. data: S, and how they are decoded. crop: share of their sides that is kept.
-    batch: how many at a time. temperature: what calibrates the logits; the network divides them by it already.
-    classifier: the part of the network that names types, without normaliser and temperature; None of an export.
-    normalizer: what the images go through on the way to it. domain: their stain, where it is known.
-    """
-
-    network: nn.Module
+    network: nn.Module  # images float32 [n, 3, S, S] in [-1, 1] -> logits [n, types], divided by the temperature
     cell_types: tuple[str, ...]
-    storage: ShardSettings
-    data: StreamConfig
-    crop: float
-    batch: int
+    storage: ShardSettings  # codec that images go through first, as the training images did
+    data: StreamConfig  # S, and how images are decoded
+    crop: float  # share of the images' sides that is kept
+    batch: int  # images at a time
     temperature: float
-    classifier: nn.Module | None = None
-    normalizer: NormalizerBundle | None = None
-    domain: str | None = None
+    classifier: nn.Module | None = None  # the network without normaliser and temperature; None for an export
+    normalizer: NormalizerBundle | None = None  # in the network
+    domain: str | None = None  # stain of the images; None: not known
 
 
 def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
-    """A run's calibrated classifier for images of a stain, through its normaliser where that is made for the stain.
+    """A run's calibrated classifier for images of a stain, with its normaliser where that is made for the stain.
 
-    Without `domain` it is for the run's only one, or for all of several that are treated alike. UserError for a domain
-    that the run does not know, and for none where it makes a difference.
+    domain: default, the run's only one, or all of several that are prepared alike. UserError for a domain that the run
+    does not know, and for none where domains are prepared differently.
     """
     domain = resolve_domain(trained, domain)
     tell_if_uncalibrated(trained)
@@ -82,9 +74,9 @@ def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
 
 
 def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None:
-    """The stain of the images that a run's classifier is to name."""
+    """The stain of the images to classify; None: any."""
     known, normalizer, crop = set(trained.domains), trained.normalizer, trained.config.data.crop
-    if normalizer is not None:  # it learned from what the normaliser made, and names what it is made of
+    if normalizer is not None:  # its training images were normalised ones; it takes the raw ones of both stains
         known -= {normalized_domain(normalizer.source, normalizer.target)}
         known |= {normalizer.source, normalizer.target}
     if domain is not None:
@@ -102,53 +94,53 @@ def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None
 
 
 def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
-    """Of a run, or of a folder that export.py wrote, which is for one stain and needs no `domain`.
+    """The classifier of a run, or of a folder that export.py wrote, which is for one stain and needs no `domain`.
 
-    UserError for a folder that is neither, for an export that is damaged, or of another stain than `domain`.
+    UserError for a folder that is neither, and for an export that is damaged or for another stain than `domain`.
     """
     if not (folder / DESCRIPTION).exists():
         return of_run(load_classifier(folder), domain)
     try:
-        told = checked(json.loads((folder / DESCRIPTION).read_text()))
-        if told["format_version"] != FORMAT_VERSION:
+        facts = checked(json.loads((folder / DESCRIPTION).read_text()))
+        if facts["format_version"] != FORMAT_VERSION:
             raise UserError(
-                f"{folder}: exported in format {told['format_version']}, read is {FORMAT_VERSION}: export the run again"
+                f"{folder}: exported in format {facts['format_version']}, not {FORMAT_VERSION}: export the run again"
             )
-        if domain is not None and domain != told["domain"]:
+        if domain is not None and domain != facts["domain"]:
             raise UserError(
-                f"{folder}: exported for images of {told['domain'] or 'any stain'}, not {domain}: leave domain= out, "
+                f"{folder}: exported for images of {facts['domain'] or 'any stain'}, not {domain}: leave domain= out, "
                 "or export the run again with it"
             )
         return RawClassifier(
-            _load_network(folder, told),
-            tuple(told["cell_types"]),
-            ShardSettings(**told["storage"]),
-            StreamConfig(image_size=told["image_size"]),
-            told["crop"],
+            _load_network(folder, facts),
+            tuple(facts["cell_types"]),
+            ShardSettings(**facts["storage"]),
+            StreamConfig(image_size=facts["image_size"]),
+            facts["crop"],
             _BATCH,
-            told.get("temperature", 1.0),  # before there was calibration, none was told
-            domain=told["domain"],
+            facts["temperature"],
+            domain=facts["domain"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not an export, or damaged ({error}): export the run again") from error
 
 
-def _load_network(folder: Path, told: Mapping[str, Any]) -> nn.Module:
-    path = folder / MODEL_FILES[told["format"]]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != told["sha256"]:
+def _load_network(folder: Path, facts: Mapping[str, Any]) -> nn.Module:
+    path = folder / MODEL_FILES[facts["format"]]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
         raise ValueError(f"the bytes of {path.name} are not those that were written")
-    return _Logits(_OnnxModel(path) if told["format"] == "onnx" else torch.export.load(path).module())
+    return _Logits(_OnnxModel(path) if facts["format"] == "onnx" else torch.export.load(path).module())
 
 
 class _Logits(nn.Module):
-    """What the softmax of an exported model's probabilities came from, up to a constant of each image."""
+    """Logarithms of an exported model's probabilities: its logits, up to a constant for each image."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
 
     def train(self, mode: bool = True) -> "_Logits":
-        return self  # an exported program is as it was exported, and raises when it is told otherwise
+        return self  # an exported program has one mode, and raises on a change
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         probabilities: torch.Tensor = self._model(images)

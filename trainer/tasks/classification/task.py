@@ -20,17 +20,24 @@ from models.classifiers.architectures.naive_bayes import NaiveBayes
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import AfterEpoch, Selection
-from trainer.loop.fit_config import FitConfig
 from trainer.loop.forecast import Expectation, try_out
 from trainer.metrics.evaluation import save_evaluation
+from trainer.metrics.measures import epoch_measures
 from trainer.runs import registry
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.runs.training_data import save_training_data
 from trainer.tasks.classification.calibration import fit_temperature, save_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.evaluation import evaluate, predict_all, scoring_stream, validation_scores
+from trainer.tasks.classification.evaluation import (
+    evaluate,
+    predict_all,
+    scoring_batch,
+    scoring_stream,
+    validation_scores,
+)
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
 
 
@@ -45,7 +52,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
         select_by = config.train.select_by
-        self.selection = Selection(select_by, higher_is_better=select_by != "loss", patience=config.train.patience)
+        self.selection = Selection(select_by, epoch_measures()[select_by].higher_is_better, config.train.patience)
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
@@ -97,13 +104,13 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         """Fit naive Bayes in one pass over the training images."""
         from trainer.tasks.classification.naive_bayes import fit_naive_bayes
 
-        if self._unfitted is not None:
+        if self._unfitted is not None and self.selection is not None:
             fit_naive_bayes(
                 self._unfitted,
                 self.streams["train"],
                 self._validation[0],
                 steps=self.epoch_steps,
-                select_by=self.config.train.select_by,
+                selection=self.selection,
                 run=self._run,
                 topology=self.topology,
                 fingerprint=fingerprint,
@@ -194,6 +201,11 @@ class Classification(Task[ClassifierRunConfig]):
     def load(self, run: Path) -> TrainedClassifier:
         return load_classifier(run)
 
+    def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
+        from trainer.tasks.classification.scoring import score_run
+
+        score_run(run, config, topology)
+
     def write_report(self, run: Path) -> Path:
         from trainer.tasks.classification.report import write_run_report
 
@@ -236,8 +248,3 @@ def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
             "a classifier needs two at least; " + (way_out(dataset, ["train"]) or "see the counts in build_report.json")
         )
     return known
-
-
-def scoring_batch(config: FitConfig) -> int:
-    """Images a rank scores at a time. Scoring keeps no gradients, so what training fits fits here."""
-    return config.micro_batch or min(config.global_batch, 128)

@@ -137,6 +137,10 @@ class FewShot(Task[FewShotRunConfig]):
         data = data_of_run(config, dataset, learns_from_rich=True)
         return rich_stream(config, dataset, data, topology).batches_per_epoch
 
+    def check_ranks(self, config: FewShotRunConfig, ranks: int) -> None:
+        if episode_class(config.model).runs_episodes(config.model):
+            require_whole_episodes(config, ranks)
+
     def trains_in_steps(self, config: FewShotRunConfig) -> bool:
         return episode_class(config.model).learns_from_rich(config.model)
 

@@ -1,4 +1,4 @@
-"""Generated and real images side by side, real ones read as the generator read them, generated ones as if stored."""
+"""Reading of generated and real images: real ones as the generator read them, generated ones as if stored."""
 
 import dataclasses
 from collections.abc import Collection, Iterator
@@ -29,14 +29,13 @@ _BATCH = 64
 class ImageReader:
     """Reads a bank's images and the real images of a data set: uint8 [n, 3, size, size] on the CPU.
 
-    Real images are seen as the bank's generator saw them: its domains, its crop. left_out: ids of real images that are
-    left out.
+    Real images are read as the bank's generator read them: its domains, its crop.
     """
 
     bank: ImageBank
     dataset: Dataset
     topology: Topology
-    left_out: Collection[str] = ()
+    left_out: Collection[str] = ()  # ids of real images to skip
 
     @cached_property
     def config(self) -> StreamConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.metrics.nearest_image import Nearest, nearest_images
+from trainer.metrics.copies import Nearest, nearest_images
 from trainer.reports.sheets import draw_sheet
 from trainer.tasks.generation.images import to_intensity
 

@@ -1,4 +1,4 @@
-"""Making images of a wanted cell type: what every trained generator of cells can do, and filling a bank with it."""
+"""Drawing images of a cell type from a trained generator, and filling a bank with them."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,25 +22,21 @@ from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 
 class ImageSampler(Protocol):
-    """A trained generator of cells, one image for each (seed, cell type, index).
+    """A trained generator of cells, one image for each (seed, cell type, index)."""
 
-    cell_types: those it makes. image_size: side of its square images in pixels. latent_size: numbers that one image
-    follows from, beside its type. domain: the stain its images are filed under, that of most of its training images.
-    """
-
-    cell_types: tuple[str, ...]
-    image_size: int
-    latent_size: int
-    domain: str
+    cell_types: tuple[str, ...]  # that it makes
+    image_size: int  # side of its square images, pixels
+    latent_size: int  # length of the latent vector of one image
+    domain: str  # stain of its images: that of most of its training images
 
     def to(self, device: torch.device) -> "ImageSampler":
-        """The sampler itself, from now on on this device."""
+        """Move to a device; returns the sampler itself."""
         ...
 
     def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images float32 [n, 3, S, S] in [-1, 1] and their latents float32 [n, latent_size], on the sampler's device.
 
-        An image is a function of (seed, cell_type, index) and the weights alone, not of the others in the call.
+        An image is a function of (seed, cell_type, index) and the weights only, not of the other images in the call.
         """
         ...
 
@@ -50,7 +46,7 @@ class ImageSampler(Protocol):
 
 
 def load_sampler(run: Path) -> ImageSampler:
-    """What a run has learned to make, on the CPU. UserError for a folder that is no run of a generator of cells."""
+    """A run's trained generator, on the CPU. UserError for a folder that is no run of a generator of cells."""
     task = registry.task(str(read_run_config(run).get("kind")), str(run))
     if not task.makes_images:
         raise UserError(
@@ -63,10 +59,10 @@ def load_sampler(run: Path) -> ImageSampler:
 def synthesize(
     sampler: ImageSampler, config: SynthesizeConfig, topology: Topology, learned: LearnedImages
 ) -> ImageBank:
-    """Fill the bank of `config.bank` with `config.count` images of each type; the finished bank comes back.
+    """Fill the bank of `config.bank` with `config.count` images of each type; returns the finished bank.
 
-    learned: what the sampler learned from, which goes with the bank. Data-parallel over the processes, taken up where
-    it was killed. UserError for a type that the sampler does not make, and for a bank that holds anything else.
+    learned: the sampler's training images, saved with the bank. Data-parallel; an interrupted bank is resumed.
+    UserError for a type that the sampler does not make, and for a bank with other content.
     """
     unknown = [name for name in config.cell_types if name not in sampler.cell_types]
     if unknown:

@@ -1,4 +1,4 @@
-"""What is drawn from which generator, as plain typed values."""
+"""Settings of drawing images from a generator."""
 
 from dataclasses import dataclass, field
 
@@ -7,16 +7,12 @@ from data_pipeline.cell_types import in_our_words
 
 @dataclass(frozen=True)
 class SynthesizeConfig:
-    """What is drawn from which generator.
+    """Which images are drawn from which generator."""
 
-    run: of train_conditional_gan.py or train_few_shot_gan.py. bank: the folder of the image bank. cell_types: those
-    to be made, all that the run can make where it is empty. count: images of each type.
-    """
-
-    run: str | None = None
-    bank: str | None = None
-    cell_types: list[str] = field(default_factory=list)
-    count: int | None = None
+    run: str | None = None  # of train_conditional_gan.py or train_few_shot_gan.py
+    bank: str | None = None  # folder of the image bank
+    cell_types: list[str] = field(default_factory=list)  # empty: all that the run can make
+    count: int | None = None  # images of each type
     seed: int = 0
 
     def __post_init__(self) -> None:

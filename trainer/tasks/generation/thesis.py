@@ -1,165 +1,117 @@
-"""The thesis's tables 17-22 on generated images, with the scores of a bank in a row of their own."""
+"""The thesis's tables 17-22 on generated images, with a row for each evaluation of a bank."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from trainer.reports.page import Block, Cell, Section, Table, Text
+from trainer.metrics.bootstrap import Estimate
+from trainer.metrics.generation import SetScore
+from trainer.reports.page import Block, Cell, Section, Text
+from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
+from trainer.tasks.generation.records import BankEvaluation
 
-# Table 17, by the model's name in the thesis.
-TIMES = {
-    "AC-GAN": "11 h 12 min",
-    "CWGAN-GP": "13 h 10 min",
-    "InfoGAN": "12 h 33 min",
-    "DCGAN": "16 h 3 min",
-    "CGAN": "14 h 2 min",
-    "C-WGAN-GP": "9 h 13 min",
-}
-AGREEMENT = {  # table 18: precision, recall, F1
-    "AC-GAN": (93.98, 92.16, 93.55),
-    "CWGAN-GP": (87.23, 87.46, 88.74),
-    "InfoGAN": (91.66, 87.11, 87.46),
-    "DCGAN": (88.62, 88.90, 88.33),
-    "CGAN": (94.78, 92.33, 93.60),
-    "C-WGAN-GP": (97.93, 97.60, 97.15),
-}
-SETS = {  # table 19: FID, inception score, LPIPS
-    "AC-GAN": ("62.66", "13.32 ± 0.59", "0.28"),
-    "CWGAN-GP": ("72.48", "9.83 ± 0.25", "0.36"),
-    "InfoGAN": ("70.32", "9.91 ± 0.10", "0.33"),
-    "DCGAN": ("77.91", "8.44 ± 0.32", "0.43"),
-    "CGAN": ("71.33", "11.59 ± 0.62", "0.32"),
-    "C-WGAN-GP": ("57.82", "17.73 ± 0.11", "0.21"),
-}
-DISTANCES = {  # table 20: PSNR in dB, SSIM, L1 and L2 in per cent
-    "AC-GAN": (35.62, 0.9134, 12.94, 8.92),
-    "CWGAN-GP": (33.46, 0.8762, 13.26, 9.11),
-    "InfoGAN": (29.04, 0.9316, 10.91, 7.47),
-    "DCGAN": (30.83, 0.9232, 11.63, 8.32),
-    "CGAN": (29.99, 0.9461, 13.22, 8.11),
-    "C-WGAN-GP": (40.18, 0.9862, 6.91, 3.26),
-}
-FEW_SHOT = {  # table 21: FID, inception score, LPIPS
-    "FIGR": ("98.83", "15.77 ± 0.23", "0.6721"),
-    "FastGAN": ("67.33", "9.91 ± 0.10", "0.4517"),
-    "DiffAugment": ("102.27", "19.52 ± 0.58", "0.7783"),
-    "MineGAN": ("88.90", "12.32 ± 0.44", "0.6013"),
-    "C-WGAN-GP": ("70.36", "10.03 ± 0.27", "0.5934"),
-    "proposed": ("51.62", "3.16 ± 0.28", "0.2956"),
-}
-BUDGETS = {  # table 22: time, episodes, millions of parameters
-    "FIGR": ("19 h", "80,000", "11.5"),
-    "FastGAN": ("7 h 30 min", "45,000", "7.6"),
-    "DiffAugment": ("21 h 12 min", "850,000", "13.4"),
-    "MineGAN": ("17 h 13 min", "42,000", "10.2"),
-    "C-WGAN-GP": ("8 h 23 min", "40,000", "9.7"),
-    "proposed": ("5 h 11 min", "20,000", "5.8"),
-}
 _RARE = frozenset({"monoblast", "promyelocyte", "smudge cell"})  # the types of table 21
 
 
-def thesis_section(records: Sequence[Mapping[str, Any]]) -> Section:
-    """Tables 17-22, each with a row for each evaluation of the bank; what cannot be right is said."""
-    rare = [record for record in records if set(record["per_type"]) <= _RARE]
+def thesis_section(records: Sequence[BankEvaluation]) -> Section:
+    """Tables 17-22, each with a row for each evaluation of the bank, and what of them cannot be right."""
+    rare = [record for record in records if set(record.per_type) <= _RARE]
     moderate = [record for record in records if record not in rare]
-    blocks: list[Block] = [
-        Table("Table 17: training times.", ["", *TIMES], [[Cell("time"), *map(Cell, TIMES.values())]]),
-        _table_18(records),
-        _table_of_sets("Table 19: eight types, over all.", SETS, moderate),
-        Text(
-            "Inception scores here are of an unknown classifier: one of eight types gives 8 at the most, and yet six "
-            "of these are above it.",
-            warning=True,
-        ),
-        _table_20(records),
-        _table_of_sets("Table 21: monoblast, promyelocyte, smudge cell.", FEW_SHOT, rare),
-        Text("The proposed model's inception score, 3.16, is the lowest, though called the highest.", warning=True),
-        Table(
-            "Table 22: budgets of the few-shot models.",
-            ["", "time", "episodes", "parameters, millions"],
-            [[Cell(name), *map(Cell, values)] for name, values in BUDGETS.items()],
-        ),
-    ]
     intro = (
         "The thesis's numbers are of its own data and networks, and of a test whose images it does not name; ours "
         "stand below them, each under the name of what it was measured in."
     )
-    return Section("The thesis's tables 17-22", intro, blocks)
-
-
-def _table_18(records: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for name, (precision, recall, f1) in AGREEMENT.items():
-        impossible = f1 > (precision + recall) / 2 + 0.005
-        note = "above the mean of both" if impossible else ""
-        rows.append([Cell(name), Cell(f"{precision:.2f}"), Cell(f"{recall:.2f}"), Cell(f"{f1:.2f}", note)])
-    for record in records:
-        scores = record["type_agreement"]["generated"]
-        cells = [_percent(scores[measure]["value"]) for measure in ("precision", "sensitivity", "f1")]
-        rows.append([Cell(_name(record)), *cells])
-    caption = (
+    table_18 = (
         "Table 18: precision, recall and F1 of generated images' types, in per cent; ours by the independent "
         "classifier. A mean F1 cannot exceed the mean of precision and recall."
     )
-    return Table(caption, ["", "precision", "recall", "F1"], rows)
-
-
-def _table_of_sets(
-    caption: str, published: Mapping[str, tuple[str, ...]], records: Sequence[Mapping[str, Any]]
-) -> Table:
-    rows = [[Cell(name), *map(Cell, values)] for name, values in published.items()]
-    for record in records:
-        cells = [Cell("-")] * 2
-        if record["all"]["generation"] is not None:
-            frechet, _, inception = record["all"]["generation"]["scores"].items()
-            cells = [
-                Cell(f"{frechet[1]['value']:.2f}", _bare(frechet[0])),
-                Cell(f"{inception[1]['value']:.2f} ± {inception[1]['deviation']:.2f}", _bare(inception[0])),
-            ]
-        distance = record["all"]["perceptual"]["generated_to_real"]["mean"]
-        cells.append(Cell("-" if distance is None else f"{distance:.4f}", _bare(record["perceptual_distance"])))
-        rows.append([Cell(_name(record)), *cells])
-    return Table(caption, ["", "FID", "inception score", "LPIPS"], rows)
-
-
-def _table_20(records: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for name, (psnr, ssim, l1, l2) in DISTANCES.items():
-        implied = 100 * 10 ** (-psnr / 20)
-        cells = [
-            Cell(f"{psnr:.2f}", f"RMSE {implied:.1f} %"),
-            Cell(f"{ssim:.4f}"),
-            Cell(f"{l1:.2f}"),
-            Cell(f"{l2:.2f}"),
-        ]
-        rows.append([Cell(name), *cells])
-    for record in records:
-        values = {name: each["mean"] for name, each in record["all"]["nearest_real"]["generated"].items()}
-        ours = "-" if values["psnr"] is None else f"{values['psnr']:.2f}"
-        rows.append(
-            [
-                Cell(_name(record)),
-                Cell(ours),
-                Cell(f"{values['ssim']:.4f}"),
-                _percent(values["l1"]),
-                _percent(values["l2"]),
-            ]
-        )
-    caption = (
+    table_20 = (
         "Table 20: PSNR in dB, SSIM, L1 and L2 in per cent. Generated images have no true image: ours are to the "
         "nearest real training image of the type. An RMSE is never below the mean absolute difference, so PSNR and L1 "
         "of the thesis cannot be of the same images on one scale."
     )
-    return Table(caption, ["", "PSNR", "SSIM", "L1", "L2"], rows)
+    inception_note = (
+        "Inception scores here are of an unknown classifier: one of eight types gives 8 at the most, and yet six of "
+        "these are above it."
+    )
+    proposed_note = "The proposed model's inception score, 3.16, is the lowest, though called the highest."
+    blocks: list[Block] = [
+        beside_thesis("Table 17: training times.", _printed("17"), [], rows_of("17")),
+        beside_thesis(table_18, agreement_columns(), _ours(records), rows_of("18")),
+        beside_thesis("Table 19: eight types, over all.", set_columns("19"), _ours(moderate), rows_of("19")),
+        Text(inception_note, warning=True),
+        beside_thesis(table_20, distance_columns(), _ours(records), rows_of("20")),
+        beside_thesis("Table 21: monoblast, promyelocyte, smudge cell.", set_columns("21"), _ours(rare), rows_of("21")),
+        Text(proposed_note, warning=True),
+        beside_thesis("Table 22: budgets of the few-shot models.", _printed("22"), [], rows_of("22")),
+    ]
+    return Section("The thesis's tables 17-22", intro, blocks)
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    return f"this bank ({record['generator']['name']}; {record['feature_space']})"
+def agreement_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
+    """Table 18: does an independent classifier name the type asked for? suffix: of the columns' heads."""
+
+    def of(measure: str) -> Callable[[BankEvaluation], str]:
+        return lambda record: _number(type_agreement(record, measure).value, 100, 2)
+
+    measures = (("precision", "precision"), ("recall", "sensitivity"), ("F1", "f1"))
+    return [Column(f"{head}{suffix}", of(measure), "18", head) for head, measure in measures]
+
+
+def type_agreement(record: BankEvaluation, measure: str) -> Estimate:
+    """A classifier's score on the generated images of all types, with its interval."""
+    scores = record.type_agreement["generated"]
+    return Estimate(None) if scores is None else scores[measure]
+
+
+def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankEvaluation]]:
+    """Tables 19 and 21: Fréchet distance, inception score, perceptual distance. heads: default, the thesis's."""
+
+    def set_score(record: BankEvaluation, place: int) -> Cell:
+        found = record.all.generation
+        return Cell("-") if found is None else score_cell(*list(found.scores.items())[place])
+
+    def perceptual(record: BankEvaluation) -> Cell:
+        text = _number(record.all.perceptual["generated_to_real"].mean, 1, 4)
+        return Cell(text, _bare(record.perceptual_distance))
+
+    ours = (lambda record: set_score(record, 0), lambda record: set_score(record, 2), perceptual)
+    return [
+        Column(head, function, table, of)
+        for head, function, of in zip(heads or columns_of(table), ours, columns_of(table), strict=True)
+    ]
+
+
+def distance_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
+    """Table 20: distances to the nearest real training image of the type. suffix: of the columns' heads."""
+
+    def of(measure: str, factor: float, digits: int) -> Callable[[BankEvaluation], str]:
+        return lambda record: _number(record.all.nearest_real["generated"][measure].mean, factor, digits)
+
+    measures = (("PSNR", "", 1, 2), ("SSIM", "", 1, 4), ("L1", ", %", 100, 2), ("L2", ", %", 100, 2))
+    return [
+        Column(f"{name}{unit}{suffix}", of(name.lower(), factor, digits), "20", name)
+        for name, unit, factor, digits in measures
+    ]
+
+
+def score_cell(name: str, score: SetScore) -> Cell:
+    """A score of two sets of images, over its name."""
+    deviation = "" if score.deviation is None else f" ± {score.deviation:.2f}"
+    return Cell(f"{score.value:.2f}{deviation}", _bare(name))
+
+
+def _printed(table: str) -> list[Column[BankEvaluation]]:
+    """Columns of a table that shows the thesis's numbers alone."""
+    return [Column(head, lambda _: "", table) for head in columns_of(table)]
+
+
+def _ours(records: Sequence[BankEvaluation]) -> list[tuple[str, None, BankEvaluation]]:
+    return [(f"this bank ({each.generator.name}; {each.feature_space})", None, each) for each in records]
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return "-" if value is None else f"{factor * value:.{digits}f}"
 
 
 def _bare(score: str) -> str:
-    """'Fréchet distance' of 'Fréchet distance [classifier x]': what it is of stands at the head of the row."""
+    """'Fréchet distance' of 'Fréchet distance [classifier x]': the head of the row names the features."""
     return score.partition(" [")[0]
-
-
-def _percent(share: float | None) -> Cell:
-    return Cell("-" if share is None else f"{100 * share:.2f}")

@@ -1,26 +1,17 @@
 """The report of a stain run: scores beside the thesis's tables 14-16, losses (figure 40), cells (figures 41-46)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.errors import UserError
 from trainer.loop.log import read_records
-from trainer.metrics.evaluation import load_evaluations
+from trainer.metrics.evaluation import SeenRecord
 from trainer.reports import figures
 from trainer.reports.evaluation_section import seen_words
 from trainer.reports.page import Block, Cell, Facts, Figure, Folded, Section, Table, Text, sheet_figure, write_page
+from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
 
-# Tables 14 and 15 of the thesis: A is Barcelona, B Munich; CycleGAN, pix2pix, the thesis's own model.
-THESIS_FID = {
-    "A real - A generated": ("9.9732", "14.5771", "4.9834"),
-    "A real - A reconstructed": ("5.6637", "9.8405", "3.7155"),
-    "B real - B generated": ("11.7466", "13.5682", "4.2130"),
-    "B real - B reconstructed": ("6.4624", "8.3391", "3.7126"),
-}
-THESIS_SSIM = {
-    "A real - A reconstructed": ("0.9535", "0.9122", "0.9834"),
-    "B real - B reconstructed": ("0.9662", "0.9256", "0.9869"),
-}
-THESIS_INCEPTION = ("88.34", "85.67", "96.26")
 _LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "l1", "loss")
 
 
@@ -29,7 +20,7 @@ def write_stain_report(run: Path) -> Path:
 
     UserError where a file in run/evaluation is damaged.
     """
-    sections = [_scores(evaluation.record) for evaluation in load_evaluations(run)]
+    sections = [_scores(_read(path)) for path in sorted((run / "evaluation").glob("*.json"))]
     above: list[Block] = [] if sections else [Text("Not scored yet: launchers/evaluate.py run=...", warning=True)]
     sheets = [sheet_figure(path, path.stem.replace("-", " ")) for path in last_sheets(run)]
     settings = Folded("config.yaml", (run / "config.yaml").read_text(encoding="utf-8"))
@@ -42,6 +33,14 @@ def write_stain_report(run: Path) -> Path:
     return write_page(run / "report.html", f"Run {run.resolve().name}", subtitle, above, sections)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """An evaluation's record. UserError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({error}): run evaluate.py again, or remove it") from error
+
+
 def _scores(record: dict[str, Any]) -> Section:
     data = record["dataset"]
     facts = [
@@ -50,7 +49,7 @@ def _scores(record: dict[str, Any]) -> Section:
         ("split", f"{data['split']}, {data['count']} images of {' and '.join(data['domains'])}"),
         ("checkpoint", record["checkpoint"]["file"]),
         ("features", record["feature_space"]),
-        ("unseen", seen_words(record)),
+        ("unseen", seen_words(SeenRecord(**record["seen_images"]))),
     ]
     blocks: list[Block] = [Facts(facts)]
     for name, scores in record["directions"].items():
@@ -93,15 +92,16 @@ def _mean(values: dict[str, Any]) -> Cell:
 
 
 def _thesis() -> Table:
-    named = {f"FID {name}": values for name, values in THESIS_FID.items()}
-    named |= {f"SSIM {name}": values for name, values in THESIS_SSIM.items()}
-    named["inception score"] = THESIS_INCEPTION
+    columns: list[Column[None]] = [
+        Column(f"{words}{name}", lambda _: "", table, name)
+        for table, words in (("14", "FID "), ("15", ""), ("16", ""))
+        for name in columns_of(table)
+    ]
     caption = (
         "The thesis's tables 14-16, A Barcelona and B Munich. Inception scores near 90 are out of reach of cell "
         "images: take them for a misprint or another scale."
     )
-    rows = [[Cell(name), *map(Cell, values)] for name, values in named.items()]
-    return Table(caption, ["", "CycleGAN", "pix2pix", "W-CycleGAN-GP"], rows)
+    return beside_thesis(caption, columns, [], rows_of("14"))
 
 
 def _training(run: Path) -> Section:

@@ -22,6 +22,7 @@ from models.stain.build import Generator
 from models.stain.colour_statistics import ColourStatistics
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
+from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
@@ -95,6 +96,11 @@ class Stain(Task[StainRunConfig]):
 
     def load(self, run: Path) -> TrainedStainModel:
         return load_stain_model(run)
+
+    def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
+        from trainer.tasks.stain.scoring import score_run
+
+        score_run(run, config, topology)
 
     def write_report(self, run: Path) -> Path:
         return write_stain_report(run)

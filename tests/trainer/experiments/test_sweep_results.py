@@ -12,7 +12,6 @@ from torch import nn
 from data_pipeline.errors import UserError
 from models.classifiers.build import build_classifier
 from tests.sweep_folder import TINY, TYPES, add_answers, add_log, add_trial, answers, write_sweep
-from trainer.experiments.cost import multiply_accumulates
 from trainer.experiments.results import (
     Answers,
     arm_scores,
@@ -21,7 +20,7 @@ from trainer.experiments.results import (
     read_answers,
     read_trials,
 )
-from trainer.experiments.summary import summarize
+from trainer.experiments.summary import multiply_accumulates, summarize
 from trainer.metrics.bootstrap import all_right_lower_bound
 
 Numbers = npt.NDArray[np.int64]
@@ -53,21 +52,21 @@ def test_means_and_paired_differences_by_hand(tmp_path: Path) -> None:
         add_answers(add_trial(tmp_path, arm, seed), labels, np.array(predicted), groups)
     full, without = read_arm(tmp_path, "full"), read_arm(tmp_path, "without_ge")
     scores = arm_scores(full)
-    overall, basophil, platelet = scores["overall"], scores["per_type"]["basophil"], scores["per_type"]["platelet"]
-    assert overall["accuracy"]["value"] == pytest.approx((1 + 5 / 6) / 2)
-    assert overall["balanced_accuracy"]["value"] == pytest.approx((1 + 2.5 / 3) / 2)
-    assert overall["specificity"]["value"] == pytest.approx((1 + (1 + 3 / 4 + 1) / 3) / 2)
-    assert basophil["count"] == 2
-    assert basophil["sensitivity"]["value"] == pytest.approx((1 + 1 / 2) / 2)
-    assert basophil["precision"]["value"] == 1
-    assert platelet["precision"]["value"] == pytest.approx((1 + 2 / 3) / 2)
-    assert platelet["f1"]["value"] == pytest.approx((1 + 4 / 5) / 2)
-    assert platelet["accuracy"]["value"] == pytest.approx((1 + 5 / 6) / 2)
+    overall, basophil, platelet = scores.overall, scores.per_type["basophil"], scores.per_type["platelet"]
+    assert overall["accuracy"].value == pytest.approx((1 + 5 / 6) / 2)
+    assert overall["balanced_accuracy"].value == pytest.approx((1 + 2.5 / 3) / 2)
+    assert overall["specificity"].value == pytest.approx((1 + (1 + 3 / 4 + 1) / 3) / 2)
+    assert scores.images["basophil"] == 2
+    assert basophil["sensitivity"].value == pytest.approx((1 + 1 / 2) / 2)
+    assert basophil["precision"].value == 1
+    assert platelet["precision"].value == pytest.approx((1 + 2 / 3) / 2)
+    assert platelet["f1"].value == pytest.approx((1 + 4 / 5) / 2)
+    assert platelet["accuracy"].value == pytest.approx((1 + 5 / 6) / 2)
     apart = difference(without, full)
-    assert apart["paired_seeds"] == [0, 1]
-    assert apart["overall"]["accuracy"]["value"] == pytest.approx((-2 / 6 - 1 / 6) / 2)
-    assert apart["per_type"]["basophil"]["sensitivity"]["value"] == pytest.approx((-1 / 2 - 1 / 2) / 2)
-    assert apart["per_type"]["smudge cell"]["sensitivity"]["value"] == pytest.approx((-1 / 2 - 0) / 2)
+    assert apart.paired_seeds == [0, 1]
+    assert apart.overall["accuracy"].value == pytest.approx((-2 / 6 - 1 / 6) / 2)
+    assert apart.per_type["basophil"]["sensitivity"].value == pytest.approx((-1 / 2 - 1 / 2) / 2)
+    assert apart.per_type["smudge cell"]["sensitivity"].value == pytest.approx((-1 / 2 - 0) / 2)
 
 
 def plain_bootstrap(right: dict[str, Floats], kind: Numbers, groups: list[str]) -> dict[str, Floats]:
@@ -105,13 +104,13 @@ def test_intervals_equal_a_plain_bootstrap(tmp_path: Path) -> None:
     scores = arm_scores(read_arm(tmp_path, "full"))
     apart = difference(read_arm(tmp_path, "without_ge"), read_arm(tmp_path, "full"))
     found = {
-        "accuracy": scores["overall"]["accuracy"],
-        "basophil": scores["per_type"]["basophil"]["sensitivity"],
-        "difference": apart["overall"]["accuracy"],
+        "accuracy": scores.overall["accuracy"],
+        "basophil": scores.per_type["basophil"]["sensitivity"],
+        "difference": apart.overall["accuracy"],
     }
     for name, (low, high) in expected.items():
-        assert found[name]["low"] == pytest.approx(low, abs=0.012), name
-        assert found[name]["high"] == pytest.approx(min(high, 1.0), abs=0.012), name
+        assert found[name].low == pytest.approx(low, abs=0.012), name
+        assert found[name].high == pytest.approx(min(high, 1.0), abs=0.012), name
 
 
 def test_spread_over_seeds_is_that_of_their_mean() -> None:
@@ -132,8 +131,8 @@ def test_more_seeds_of_equal_answers_add_nothing_and_unlike_ones_widen(tmp_path:
     for arm, given in cases.items():
         for seed, predicted in enumerate(given):
             add_answers(add_trial(tmp_path, arm, seed), labels, predicted, groups)
-        accuracy = arm_scores(read_arm(tmp_path, arm))["overall"]["accuracy"]
-        widths[arm] = accuracy["high"] - accuracy["low"]
+        accuracy = arm_scores(read_arm(tmp_path, arm)).overall["accuracy"]
+        widths[arm] = accuracy.high - accuracy.low
     assert widths["one"] == pytest.approx(widths["equal"])
     assert widths["unlike"] > 1.5 * widths["one"]
 
@@ -150,10 +149,10 @@ def test_pairing_takes_out_what_both_arms_find_hard(tmp_path: Path) -> None:
     for arm, predicted in (("full", base), ("without_ge", worse)):
         add_answers(add_trial(tmp_path, arm, 0), labels, predicted, groups)
     full, without = read_arm(tmp_path, "full"), read_arm(tmp_path, "without_ge")
-    apart, alone = difference(without, full)["overall"]["accuracy"], arm_scores(full)["overall"]["accuracy"]
-    assert apart["value"] == pytest.approx(-12 / 120)
-    assert apart["high"] - apart["low"] < (alone["high"] - alone["low"]) / 2
-    assert apart["high"] < 0
+    apart, alone = difference(without, full).overall["accuracy"], arm_scores(full).overall["accuracy"]
+    assert apart.value == pytest.approx(-12 / 120)
+    assert apart.high - apart.low < (alone.high - alone.low) / 2
+    assert apart.high < 0
 
 
 def test_all_right_has_the_exact_bound(tmp_path: Path) -> None:
@@ -163,12 +162,10 @@ def test_all_right_has_the_exact_bound(tmp_path: Path) -> None:
     for seed in (0, 1):
         add_answers(add_trial(tmp_path, "full", seed), labels, labels, groups)
     scores = arm_scores(read_arm(tmp_path, "full"))
-    assert scores["per_type"]["platelet"]["sensitivity"] == {
-        "value": 1.0,
-        "low": pytest.approx(0.025 ** (1 / 8)),
-        "high": 1.0,
-    }
-    assert scores["overall"]["sensitivity"]["low"] == pytest.approx(all_right_lower_bound(np.array([8, 8, 8])))
+    sensitivity = scores.per_type["platelet"]["sensitivity"]
+    assert (sensitivity.value, sensitivity.high) == (1.0, 1.0)
+    assert sensitivity.low == pytest.approx(0.025 ** (1 / 8))
+    assert scores.overall["sensitivity"].low == pytest.approx(all_right_lower_bound(np.array([8, 8, 8])))
 
 
 def test_normalised_images_are_paired_with_their_raw_ones(tmp_path: Path) -> None:
@@ -181,7 +178,7 @@ def test_normalised_images_are_paired_with_their_raw_ones(tmp_path: Path) -> Non
             add_answers(run, labels, answers(labels, 0.8, seed + len(arm)), groups, normalized=normalized)
     full, without = read_arm(tmp_path, "full"), read_arm(tmp_path, "without_normalization")
     assert full.images == without.images
-    assert difference(without, full)["paired_seeds"] == [0, 1]
+    assert difference(without, full).paired_seeds == [0, 1]
 
 
 def test_arms_of_other_test_images_are_not_paired(tmp_path: Path) -> None:
@@ -198,10 +195,10 @@ def test_arms_of_other_test_images_are_not_paired(tmp_path: Path) -> None:
     for arm, count in (("original", 1), ("without_ge", 72), ("few_shot_only", 2)):
         with pytest.raises(ValueError, match=f"not paired: {count} test images"):
             difference(read_arm(tmp_path, arm), full)
-    arms = {arm["arm"]: arm for arm in summarize(tmp_path)["arms"]}
+    arms = {arm.arm: arm for arm in summarize(tmp_path).arms}
     assert next(iter(arms)) == "full"
-    assert arms["original"]["difference"] is None
-    assert "not paired: 1 test images" in arms["original"]["not_paired"]
+    assert arms["original"].difference is None
+    assert "not paired: 1 test images" in (arms["original"].not_paired or "")
 
 
 def test_seeds_that_do_not_match_are_not_paired_but_compared(tmp_path: Path) -> None:
@@ -217,14 +214,14 @@ def test_seeds_that_do_not_match_are_not_paired_but_compared(tmp_path: Path) -> 
     right = {key: float((predicted == labels).mean()) for key, predicted in given.items()}
     full = read_arm(tmp_path, "full")
     some = difference(read_arm(tmp_path, "without_ge"), full)
-    assert some["paired_seeds"] == [1, 2]
+    assert some.paired_seeds == [1, 2]
     expected = np.mean([right["without_ge", seed] - right["full", seed] for seed in (1, 2)])
-    assert some["overall"]["accuracy"]["value"] == pytest.approx(expected)
+    assert some.overall["accuracy"].value == pytest.approx(expected)
     none = difference(read_arm(tmp_path, "original"), full)
-    assert none["paired_seeds"] == []
+    assert none.paired_seeds == []
     apart = np.mean([right["original", seed] for seed in (7, 8)]) - np.mean([right["full", seed] for seed in (0, 1, 2)])
-    assert none["overall"]["accuracy"]["value"] == pytest.approx(apart)
-    assert none["overall"]["accuracy"]["low"] < apart < none["overall"]["accuracy"]["high"]
+    assert none.overall["accuracy"].value == pytest.approx(apart)
+    assert none.overall["accuracy"].low < apart < none.overall["accuracy"].high
 
 
 def test_trials_are_read_as_they_ended(tmp_path: Path) -> None:
@@ -243,7 +240,7 @@ def test_trials_are_read_as_they_ended(tmp_path: Path) -> None:
         file.write('{"trial": "original-se')  # just being written
     trials = read_trials(tmp_path)
     assert [(trial.trial, trial.counts) for trial in trials] == [("full-seed0", True), ("without_ge-seed0", False)]
-    assert summarize(tmp_path)["unfinished"] == ["original-seed1"]
+    assert summarize(tmp_path).unfinished == ["original-seed1"]
 
 
 def test_folders_that_are_no_sweep_are_one_line(tmp_path: Path) -> None:
@@ -257,7 +254,7 @@ def test_folders_that_are_no_sweep_are_one_line(tmp_path: Path) -> None:
             read_trials(tmp_path)
         assert "\n" not in str(caught.value)
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
-    with pytest.raises(UserError, match=r"sweep\.json: no \w+ in it"):
+    with pytest.raises(UserError, match=r"sweep\.json: damaged \(written by an older version\): remove it"):
         read_trials(tmp_path)
 
 
@@ -296,13 +293,13 @@ def test_cost_of_an_arm(tmp_path: Path) -> None:
         run = add_trial(tmp_path, "full", seed)
         add_log(run, [0.5, 0.7])
         add_answers(run, labels, labels, groups)
-    (arm,) = summarize(tmp_path)["arms"]
-    assert arm["cost"]["seconds"] == 110.0
-    assert arm["cost"]["images_per_second"] == pytest.approx((10 * 100 + 20 * 200) / 30)
-    assert arm["cost"]["epochs"] == 2
+    (arm,) = summarize(tmp_path).arms
+    assert arm.cost.seconds == 110.0
+    assert arm.cost.images_per_second == pytest.approx((10 * 100 + 20 * 200) / 30)
+    assert arm.cost.epochs == 2
     network = build_classifier(TINY, len(TYPES))
-    assert arm["cost"]["parameters"] == sum(parameter.numel() for parameter in network.parameters())
-    assert arm["cost"]["multiply_accumulates"] == multiply_accumulates(network, 16)
+    assert arm.cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert arm.cost.multiply_accumulates == multiply_accumulates(network, 16)
 
 
 def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
@@ -320,12 +317,12 @@ def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
             if status == "finished":
                 add_answers(run, labels, answers(labels, 0.8, seed), groups)
     summary = summarize(tmp_path)
-    places = [point["parameters"]["optimizer.learning_rate"] for point in summary["points"]]
+    places = [point.parameters["optimizer.learning_rate"] for point in summary.points]
     assert places == [0.01, 0.1, 0.001]
-    assert summary["points"][0]["metric"] == pytest.approx(0.82)  # the one that was stopped had no time
-    assert summary["points"][0]["seeds"] == [0, 1, 2]
-    (winner,) = summary["arms"]
-    assert winner["seeds"] == [0, 1]
-    assert winner["arm"] == "point1"
-    assert [trial["metric_epoch"] for trial in summary["trials"]] == [1] * 6
-    assert summary["not_begun"] == ["point0-seed2", "point2-seed1", "point2-seed2"]
+    assert summary.points[0].metric == pytest.approx(0.82)  # the one that was stopped had no time
+    assert summary.points[0].seeds == [0, 1, 2]
+    (winner,) = summary.arms
+    assert winner.seeds == [0, 1]
+    assert winner.arm == "point1"
+    assert [trial.metric_epoch for trial in summary.trials] == [1] * 6
+    assert summary.not_begun == ["point0-seed2", "point2-seed1", "point2-seed2"]

@@ -1,4 +1,4 @@
-"""What is scored, and in which features, as plain typed values."""
+"""Settings of an evaluation."""
 
 from dataclasses import dataclass
 from typing import Literal

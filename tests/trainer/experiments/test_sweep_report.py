@@ -11,18 +11,19 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.conftest import TINY_TYPES
 from tests.sweep_folder import ARMS, TYPES, add_answers, add_log, add_trial, answers, write_sweep
-from tests.trainer.test_ablation_arms import arms_of
+from tests.trainer.experiments.test_ablation_arms import arms_of
 from tests.trainer.test_report import Page
 from trainer.experiments.ablation import AblationConfig
 from trainer.experiments.sweep_report import write_sweep_report
 from trainer.experiments.sweep_sections import duration
-from trainer.experiments.sweep_thesis import published
+from trainer.metrics.evaluation import ClassifierEvaluation
+from trainer.reports.thesis_tables import sweep_number
 
 LABELS = np.tile(np.arange(3), 20)
 GROUPS = [f"lab/{group}" for group in range(20) for _ in range(3)]
 
 
-def finished(sweep: Path, arm: str, seed: int, share: float, **values: object) -> dict[str, object]:
+def finished(sweep: Path, arm: str, seed: int, share: float, **values: object) -> ClassifierEvaluation:
     """A finished trial with a share of right answers; its evaluation's record."""
     run = add_trial(sweep, arm, seed, **values)
     add_log(run, [share - 0.1, share])
@@ -53,7 +54,7 @@ def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
         "Arm few_shot_only has no finished trial yet: none has ended",
         "Arm conditional_only has no finished trial yet",
         "Trial without_normalization-seed1 does not count: stopped",
-        "Under way or cut off: few_shot_only-seed1",
+        "Under way or interrupted: few_shot_only-seed1",
         "Not begun: few_shot_only-seed0, conditional_only-seed0, conditional_only-seed1, original-seed1",
         "run=again seed=1",
         "interval of images only",
@@ -65,12 +66,12 @@ def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
     assert "compare figure 61" not in page.text
     scores = table(page, "arm", "seeds")
     assert [row[0] for row in scores[1:]] == ["Full", "Without ge", "Without normalization"]
-    accuracies = [records["full", seed]["scores"]["accuracy"]["value"] for seed in (0, 1)]  # type: ignore[index]
+    accuracies = [records["full", seed].scores["accuracy"].value for seed in (0, 1)]
     assert scores[1][2].startswith(f"{100 * np.mean(accuracies):.1f} ")
     assert scores[1][-3:] == ["98.4", "98.58", "98.21"]
     assert scores[2][-3:] == ["96.9", "-", "-"]
     apart = table(page, "arm", "paired seeds")
-    ours = [[records[arm, seed]["scores"]["accuracy"]["value"] for seed in (0, 1)]  # type: ignore[index]
+    ours = [[records[arm, seed].scores["accuracy"].value for seed in (0, 1)]
             for arm in ("without_ge", "full")]  # fmt: skip
     assert apart[1][2].startswith(f"{100 * (np.mean(ours[0]) - np.mean(ours[1])):+.1f} ")
     assert apart[1][-1] == "-1.5"
@@ -92,7 +93,8 @@ def test_tables_hold_the_numbers_of_the_page(tmp_path: Path) -> None:
     assert [(line["arm"], line["cell_type"]) for line in lines] == [
         (arm, name) for arm in ("full", "without_ge") for name in ("all", *TYPES)
     ]
-    assert results["without_result"] == results["unfinished"] == results["not_begun"] == []
+    assert results["without_result"] == {}
+    assert results["unfinished"] == results["not_begun"] == []
     without = results["arms"][1]
     row = lines[4]
     assert float(row["accuracy_low"]) == without["scores"]["overall"]["accuracy"]["low"]
@@ -146,7 +148,7 @@ def test_search_shows_the_winner_and_no_other_test_score(tmp_path: Path) -> None
     for number, (rate, share) in enumerate(((1e-4, 0.55), (1e-2, 0.95), (1e-3, 0.75))):
         parameters = {"optimizer.learning_rate": rate, "data.sampling": ("uniform", "class_balanced")[number % 2]}
         record = finished(tmp_path, f"point{number}", 0, share, parameters=parameters)
-        scores[rate] = record["scores"]["accuracy"]["value"]  # type: ignore[index]
+        scores[rate] = record.scores["accuracy"].value
     assert len(set(scores.values())) == 3
     stopped = add_trial(tmp_path, "point3", 0, status="stopped", parameters={"optimizer.learning_rate": 1.0})
     add_log(stopped, [0.2])
@@ -181,7 +183,7 @@ def test_report_before_anything_has_ended(tmp_path: Path) -> None:
         write_sweep(tmp_path / kind, kind=kind, **plan)
         page = Page(write_sweep_report(tmp_path / kind))
         page.assert_self_contained()
-        assert "none; 0 under way or cut off" in page.text
+        assert "none; 0 under way or interrupted" in page.text
         assert {"ablation": "full-seed0", "comparison": "vgg19-seed1", "search": "point1-seed1"}[kind] in page.text
     with pytest.raises(UserError, match="no sweep"):
         write_sweep_report(tmp_path)
@@ -191,8 +193,8 @@ def test_the_thesis_knows_its_own_arms(two_stains: Dataset) -> None:
     """A renamed arm would silently lose the number that it is compared with."""
     arms = arms_of(AblationConfig(per_type=1000, rare_types=list(TINY_TYPES[:1])), two_stains.root)
     assert tuple(arms) == ARMS
-    assert all(published("ablation", arm) for arm in arms)
-    assert published("ablation", "few_shot_only").accuracy == 95.0  # type: ignore[union-attr]
-    assert published("comparison", "seresnext50_32x4d").name == "SE-ResNeXt-50"  # type: ignore[union-attr]
-    assert published("comparison", "senet154") is None
+    assert all(sweep_number("ablation", arm, "accuracy") for arm in arms)
+    assert sweep_number("ablation", "few_shot_only", "accuracy") == "95.0"
+    assert sweep_number("comparison", "seresnext50_32x4d", "accuracy") == "95.9"
+    assert sweep_number("comparison", "senet154", "accuracy") == ""
     assert [duration(seconds) for seconds in (None, 44.6, 750, 28_980)] == ["-", "45 s", "12 min 30 s", "8 h 3 min"]

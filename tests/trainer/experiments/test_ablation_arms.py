@@ -1,7 +1,6 @@
 """If these fail, an arm of the ablation takes away something else than it says, or trains what another arm has."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from data_pipeline.ingest.build import build_dataset
 from data_pipeline.phantoms.folders import STAINS, render_phantoms
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
-from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer import test_conditional_training, test_few_shot_training, test_stain_training
 from trainer.experiments.ablation import AblationConfig, Arm, ablation_arms, choose_roles
+from trainer.experiments.launches import StagePlanner
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import Stage, in_order
 from trainer.runs.configuration import typed
@@ -31,18 +30,14 @@ from trainer.tasks.stain.config import StainRunConfig
 # The last of three types is the rare one.
 CONFIG = AblationConfig(rare_types=["lymphocyte"], per_type=60, conditional=["train.epochs=2"], few_shot=["shots=4"])
 FILLING = ["train_conditional_gan", "synthesize", "balance", "train_few_shot_gan", "synthesize", "balance"]
+PLANNER = StagePlanner(Path("sweep.yaml"), Resources(), in_store=False)
 CLASSIFIER = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1")
 # Table 6 of the thesis, times 0.63.
 THESIS_COUNTS = (771, 2229, 975, 1848, 3174, 16, 1627, 1956, 6769, 1474, 55, 9)
 
 
 def arms_of(config: AblationConfig, shards: Path) -> dict[str, Arm]:
-    return {arm.name: arm for arm in ablation_arms(config, shards, 1, compose)}
-
-
-@functools.cache  # most stages of most tests are alike
-def compose(what: str, launcher: str, arguments: tuple[str, ...]) -> Any:
-    return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
+    return {arm.name: arm for arm in ablation_arms(config, shards, PLANNER)}
 
 
 def stages_of(*arms: Arm) -> list[Stage]:
@@ -143,7 +138,7 @@ def test_each_other_arm_lacks_its_one_thing(two_stains: Dataset) -> None:
 
 
 def test_what_arms_share_is_one_stage_and_what_they_do_not_has_a_name_of_its_own(two_stains: Dataset) -> None:
-    arms = ablation_arms(CONFIG, two_stains.root, 1, compose)
+    arms = ablation_arms(CONFIG, two_stains.root, PLANNER)
     stages = stages_of(*arms)
     assert len(of_launcher(stages, "train_stain_gan")) == len(of_launcher(stages, "normalize_stains")) == 1
     assert len(stages) == 2 + 6 + 6 + 7 + 3
@@ -210,7 +205,7 @@ def test_a_data_set_that_an_arm_cannot_be_made_of_is_refused_before_anything_run
     two_stains: Dataset, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        ablation_arms(dataclasses.replace(CONFIG, **changes), two_stains.root, 1, compose)
+        ablation_arms(dataclasses.replace(CONFIG, **changes), two_stains.root, PLANNER)
     assert "\n" not in str(refused.value)
 
 
@@ -220,7 +215,7 @@ def test_without_a_second_stain_or_a_rare_type_there_is_nothing_to_take_away(tmp
     )
     build_dataset(tmp_path / "data", [SourceDeclaration("table", "phantom", table, "phantom")], progress=False)
     with pytest.raises(UserError, match=r"images of one stain only .* no stain normalisation to go without"):
-        ablation_arms(CONFIG, tmp_path / "data", 1, compose)
+        ablation_arms(CONFIG, tmp_path / "data", PLANNER)
     with pytest.raises(UserError, match="no cell type has fewer than 100 training images"):
         choose_roles(AblationConfig(), counted(basophil=100, eosinophil=150, lymphocyte=200), tmp_path)
     named = AblationConfig(moderate_types=["basophil", "eosinophil"], per_type=100)
@@ -276,7 +271,7 @@ def test_every_arm_runs_from_raw_images_to_a_scored_classifier(
         conditional=list(test_conditional_training.TINY),
         few_shot=[*test_few_shot_training.TINY[1:], *test_few_shot_training.SHORT],
     )
-    arms, root = ablation_arms(config, scarce_type, 1, compose), tmp_path / "stages"
+    arms, root = ablation_arms(config, scarce_type, PLANNER), tmp_path / "stages"
     for stage in stages_of(*arms):
         done = launch(stage.launcher, *stage.command(root, Resources())[2:])
         assert done.returncode == 0, f"{stage.name}: {done.stderr}"

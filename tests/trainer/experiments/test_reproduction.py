@@ -1,29 +1,20 @@
 """If these fail, the whole experiment compares other things than it says, or a laboratory's labels reach the other."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_pipeline.catalog import Dataset
-from launchers.ablate import LAUNCHER_CONFIGS
 from launchers.console import CONFIGS, read_config
 from tests.conftest import Launch
 from tests.launchers.test_launchers import assert_refused
 from trainer.experiments.ablation import AblationConfig
-from trainer.experiments.reproduction import (
-    SITE_ARMS,
-    Reproduction,
-    ReproductionConfig,
-    plan_reproduction,
-    read_preset,
-)
+from trainer.experiments.reproduction import SITE_ARMS, Reproduction, plan_reproduction
+from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
 from trainer.experiments.stages import Stage, in_order
-from trainer.tasks.evaluation_config import EvaluateConfig
+from trainer.runs.evaluation_config import EvaluateConfig
 
 PRESETS = ("phantom", "small", "thesis")
 ROLES = ("ablation.rare_types=[lymphocyte]", "ablation.per_type=60")
@@ -39,19 +30,10 @@ CONFIG = ReproductionConfig(
 )
 
 
-@functools.cache
-def composed(launcher: str, arguments: tuple[str, ...]) -> Any:
-    return read_config({**LAUNCHER_CONFIGS, "evaluate": EvaluateConfig}[launcher], launcher, arguments)
-
-
-def compose(launcher: str, arguments: Sequence[str]) -> Any:
-    return composed(launcher, tuple(arguments))
-
-
 @pytest.fixture(scope="module")
 def planned(two_stains: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Reproduction:
     folder = tmp_path_factory.mktemp("reproduction")
-    return plan_reproduction(CONFIG, Path("preset.yaml"), folder, two_stains.root, compose)
+    return plan_reproduction(CONFIG, Path("preset.yaml"), folder, two_stains.root)
 
 
 def behind(stage: Stage) -> list[Stage]:
@@ -109,7 +91,7 @@ def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(pl
     for training in planned.sites:
         if training.site == "both":
             continue
-        _, normalizes, generates, _ = SITE_ARMS[training.arm]
+        normalizes, generates = SITE_ARMS[training.arm].normalize, SITE_ARMS[training.arm].generate
         stages = behind(training.run)
         found.add((training.site, training.arm))
         shown = [stage for stage in stages if stage.launcher in ("train_classifier", "train_conditional_gan")]
@@ -118,7 +100,7 @@ def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(pl
             assert set(stage.settings["data"]["domains"]) == own[training.site][normalizes]
         assert normalizes == any(stage.launcher == "normalize_stains" for stage in stages)
         assert training.score is not None
-        told = compose("evaluate", training.score.arguments)
+        told = read_config(EvaluateConfig, "evaluate", training.score.arguments)
         assert (told.split, told.domain) == ("test", "violet" if training.site == "giemsa" else "giemsa")
     assert found == {(site, arm) for site in own for arm in SITE_ARMS}
     both = [training.arm for training in planned.sites if training.site == "both"]
@@ -144,7 +126,7 @@ def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduc
 
 def test_another_seed_adds_trainings_and_keeps_the_generators(planned: Reproduction) -> None:
     more = plan_reproduction(
-        dataclasses.replace(CONFIG, seeds=[0, 1]), planned.where, planned.folder, planned.dataset.root, compose
+        dataclasses.replace(CONFIG, seeds=[0, 1]), planned.where, planned.folder, planned.dataset.root
     )
     new = set(more.stages) - set(planned.stages)
     assert {stage.launcher for stage in new} == {"train_classifier", "evaluate"}

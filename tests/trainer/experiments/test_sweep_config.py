@@ -1,8 +1,6 @@
 """If these fail, a sweep trains other trials than its file says, or starts work that it must then give up."""
 
-import functools
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,6 @@ from hypothesis import strategies as st
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from launchers.ablate import LAUNCHER_CONFIGS
-from launchers.console import read_config
 from tests.launching import ROOT
 from trainer.experiments.resources import Resources
 from trainer.experiments.sweep import Sweep, plan_sweep
@@ -29,16 +25,8 @@ def search(**fields: Any) -> SweepConfig:
     return SweepConfig(kind="search", **fields)
 
 
-@functools.cache  # most stages of most tests are alike
-def composed(launcher: str, arguments: tuple[str, ...]) -> Any:
-    return read_config(LAUNCHER_CONFIGS[launcher], launcher, arguments)
-
-
 def plan(config: SweepConfig, folder: Path) -> Sweep:
-    def compose(launcher: str, arguments: Sequence[str]) -> Any:
-        return composed(launcher, tuple(arguments))
-
-    return plan_sweep(config, folder, compose, Path("a.yaml"))
+    return plan_sweep(config, folder, Path("a.yaml"))
 
 
 def written(folder: Path, **content: Any) -> Path:
