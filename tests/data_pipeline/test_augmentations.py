@@ -126,7 +126,7 @@ def test_every_draw_depends_on_seed_and_position_alone() -> None:
     ],
 )
 def test_a_preset_is_drawn_as_it_says(preset: str, active: list[str]) -> None:
-    settings = yaml.safe_load((ROOT / "configs/data/augment" / f"{preset}.yaml").read_text())
+    settings = yaml.safe_load((ROOT / "configs/data/augment" / f"{preset}.yaml").read_text()) or {}
     assert [each.name for each in AugmentConfig(**settings).operations] == active
 
 
