@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from launchers.ablate import LAUNCHER_CONFIGS as KINDS
 from launchers.console import CONFIGS
+from trainer.experiments.launches import LAUNCHER_CONFIGS as KINDS
 from trainer.runs.configuration import typed
+from trainer.runs.registry import algorithm_class
 
 TRAININGS = sorted(name for name in KINDS if name.startswith("train_"))
 # What says which network or algorithm a file is of.
@@ -50,7 +51,11 @@ def test_a_model_s_file_holds_what_differs_from_the_defaults(name: str) -> None:
     content = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
     found = [training for training in TRAININGS if fits(content, KINDS[training])]
     assert len(found) == 1, "each file is a model of one launcher"
+    own = content.pop("options", {})  # of the algorithm's file
     assert repeated(content, KINDS[found[0]], "model.") == []
+    if own:
+        defaults = algorithm_class(KINDS[found[0]].kind, content["algorithm"]).Options()
+        assert [key for key, value in own.items() if value == getattr(defaults, key)] == []
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "data/augment").glob("*.yaml")))
