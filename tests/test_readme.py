@@ -1,4 +1,4 @@
-"""If these fail, a command of the README does not do what it says there, or does not run at all."""
+"""If these fail, a command of a README does not do what it says there, does not run at all, or a link leads nowhere."""
 
 import importlib.util
 import re
@@ -21,7 +21,18 @@ from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
 from trainer.runs.evaluation_config import EvaluateConfig
 
-README = (ROOT / "README.md").read_text()
+USERS = "README.md"
+# Every README by its path; none of what is installed or made here.
+READMES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for pattern in ("README.md", "*/README.md", "*/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+    if not re.match(r"\.|(build|data|runs)/", path.relative_to(ROOT).as_posix())
+}
+# Folders whose README says what lives there, how to add to it and where to begin reading.
+FOLDERS = ("configs", "data_pipeline", "docker", "launchers", "models", "tests", "tests/benchmarks", "trainer")
+# What the worked examples write is not there.
+WALKS = "Worked examples"
 KINDS: dict[str, type] = {
     **LAUNCHER_CONFIGS,
     "balance": BalanceConfig,
@@ -60,17 +71,27 @@ TINY = {
     "plan": {"model": "senet_tiny_ge", "data.image_size": "32"},
 }
 # Sections whose commands are run, in this order, in one folder.
-RUN = ("Your images", "Training", "Scores and predictions", "Another laboratory's stain", "Types with few images")
+RUN = (
+    ("data_pipeline/README.md", "Your images"),
+    ("launchers/README.md", "Training"),
+    ("launchers/README.md", "Scores and predictions"),
+    ("launchers/README.md", "Another laboratory's stain"),
+    ("launchers/README.md", "Types with few images"),
+)
 # Other machines, several GPUs, files that only the reader has, or a second time what another line does.
 LEFT_OUT = ("--num_processes", "s3://", "rdzv", "sbatch", "docker", "export ", "table=raw", "split=all", "mkdir")
 
 
-def commands(section: str) -> list[str]:
-    """The lines of a section's code blocks, continued ones joined, without comments."""
-    text = README.split(f"## {section}\n", 1)[1]
-    text = re.split(r"^## ", text, maxsplit=1, flags=re.M)[0]
+def sections(readme: str) -> dict[str, str]:
+    """The text of each section of a README (`##`) by its title; what stands before the first one is under ""."""
+    parts = re.split(r"^## (.*)$", READMES[readme], flags=re.M)
+    return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def commands(readme: str, section: str) -> list[str]:
+    """The lines of a section's shell blocks, continued ones joined, without comments."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+    for block in re.findall(r"```sh\n(.*?)```", sections(readme)[section], flags=re.S):
         lines = block.replace("\\\n", " ").splitlines()
         found += [line.split(" #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     return found
@@ -86,11 +107,15 @@ def launched(command: str) -> tuple[str, list[str]] | None:
 
 
 def all_launches() -> Iterator[tuple[str, list[str]]]:
-    for section in re.findall(r"^## (.*)$", README, flags=re.M):
-        for command in commands(section):
-            found = launched(command)
-            if found is not None:
-                yield found
+    """Each launch of every README once."""
+    seen = set()
+    for readme in READMES:
+        for section in sections(readme):
+            for command in commands(readme, section) if section != WALKS else ():
+                found = launched(command)
+                if found is not None and "--help" not in found[1] and str(found) not in seen:
+                    seen.add(str(found))
+                    yield found
 
 
 LAUNCHES = list(all_launches())
@@ -119,13 +144,73 @@ def test_the_launcher_knows_every_argument(launcher: str, arguments: list[str]) 
         read_config(KINDS[launcher], launcher, arguments)
 
 
-def test_every_file_and_module_that_is_named_is_there() -> None:
-    named = re.findall(r"\b((?:configs|docker|tests|trainer|launchers)/[\w/]+\.(?:yaml|sh|py|json|png))", README)
-    assert len(named) > 20
-    assert [name for name in named if not (ROOT / name).exists()] == []
-    modules = re.findall(r"python -m (tests[\w.]+)", README)
-    assert modules
+def test_the_readme_for_users_is_short() -> None:
+    assert len(READMES[USERS].splitlines()) <= 250
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_says_what_lives_there_before_anything_else(folder: str) -> None:
+    start = READMES[f"{folder}/README.md"].split("\n## ", 1)[0]
+    places = [
+        start.find(f"**{words}.**") for words in ("What lives here", "How to add to it", "Where to begin reading")
+    ]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_file_and_module_that_is_named_is_there(readme: str) -> None:
+    """Files by their path from the project's root or from the README's folder, launchers also by their name alone."""
+    text = "".join(part for section, part in sections(readme).items() if section != WALKS)
+    named = re.findall(r"\b((?:configs|docker|tests|trainer|launchers)/[\w/]+\.(?:yaml|sh|py|json|png|txt))", text)
+    named += re.findall(r"`([\w/]+\.(?:sh|py))`", text)
+    places = (ROOT, (ROOT / readme).parent, ROOT / "launchers")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+    modules = re.findall(r"python -m (tests[\w.]+)", text)
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
+
+
+def test_files_and_modules_are_named_at_all() -> None:
+    """The patterns of the test above still find what they look for."""
+    text = "".join(READMES.values())
+    assert len(set(re.findall(r"tests/benchmarks/results/\w+\.json", text))) > 10
+    assert len(set(re.findall(r"python -m (tests[\w.]+)", text))) > 10
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may lead to in a page: its titles as GitHub and GitLab write them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), flags=re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_relative_link_leads_somewhere(readme: str) -> None:
+    """A reader who follows a link from one README finds the page, and the title on it."""
+    folder = (ROOT / readme).parent
+    for link in re.findall(r"\]\(([^)\s]+)\)", READMES[readme]):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        assert not path.startswith("/"), link
+        target = (folder / path).resolve() if path else ROOT / readme
+        assert target.exists(), link
+        if anchor:
+            page = target / "README.md" if target.is_dir() else target
+            assert anchor in anchors(page.read_text()), link
+        elif target.is_dir():
+            assert (target / "README.md").exists(), link
+
+
+def test_every_readme_is_reached_from_the_first() -> None:
+    reached, waiting = set(), [USERS]
+    while waiting:
+        readme = waiting.pop()
+        if readme in reached:
+            continue
+        reached.add(readme)
+        links = re.findall(r"\]\(([^)\s#]+README\.md)", READMES[readme])
+        waiting += [((ROOT / readme).parent / link).resolve().relative_to(ROOT).as_posix() for link in links]
+    assert set(READMES) - reached == set()
 
 
 def samples_of(real_images: Path, raw: Path, per_folder: int) -> None:
@@ -159,7 +244,7 @@ def run_tiny(command: str, folder: Path) -> None:
 def test_a_laboratory_s_way_runs_step_by_step(real_images: Path, tmp_path: Path) -> None:
     samples_of(real_images, tmp_path / "raw", 40)
     shutil.copytree(tmp_path / "raw/our_slides/monocyte", tmp_path / "raw/new_slide")
-    for command in commands("Your own slides, step by step"):
+    for command in commands(USERS, "Your own slides, step by step"):
         run_tiny(command, tmp_path)
     for made in ("runs/lab/report.html", "runs/lab2/model_card.md", "predictions/new_slide/predictions.csv"):
         assert (tmp_path / made).is_file()
@@ -171,8 +256,8 @@ def test_the_commands_of_the_other_sections_run(real_images: Path, tmp_path: Pat
     samples_of(real_images, tmp_path / "raw", 60)
     shutil.copytree(tmp_path / "raw/PBC_dataset_normal_DIB/monocyte", tmp_path / "slides/today")
     shutil.rmtree(tmp_path / "raw/our_slides")  # they are in the data set already
-    for section in RUN:
-        for command in commands(section):
+    for readme, section in RUN:
+        for command in commands(readme, section):
             if not any(words in command for words in (*LEFT_OUT, "our_slides")):
                 run_tiny(command, tmp_path)
     assert (tmp_path / "runs/balanced/report.html").is_file()

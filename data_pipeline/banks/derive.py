@@ -47,7 +47,6 @@ from data_pipeline.shards.made import Render, is_whole, make_shard, read_made_sh
 from data_pipeline.shards.store import CATALOG_FILE
 from data_pipeline.shards.writer import LAYOUT, PlannedShard, ShardSettings, plan_shards
 
-_RECIPE_ID = re.compile(r"[0-9a-f]{64}")
 # The location of an image in a row that has none.
 _NOWHERE: dict[str, Any] = {"shard": "", "key": "", "offset": None, "size": None, "crc32": None}
 _Shards = dict[str, dict[str, Any]]  # entries of shards by name, as in the metadata of a data set
@@ -90,7 +89,6 @@ def derive_dataset(
     # A rank that fails leaves the others at a barrier: the launcher of the ranks ends them.
     with build_lock(root) if rank == 0 else refusal_is_users(root):
         folder = root / SHARD_FOLDER
-        # The parent's location may have changed all the same.
         own = _own_shards(old) if old is not None and _made_shards_stand(old, recipe) else None
         written = 0
         if rank == 0:
@@ -150,7 +148,7 @@ def make_recipe(
     if len({row.id for row in made}) < len(made):
         raise ValueError("two templates share a recipe id")
     for row in made:
-        if not _RECIPE_ID.fullmatch(row.id) or not row.kept:
+        if not re.fullmatch(r"[0-9a-f]{64}", row.id) or not row.kept:
             raise ValueError(f"{row.path}: a template is kept and its id is 64 hexadecimal digits, not {row.id!r}")
     described = describe_attachments(attachments)
     made_with = [made_by, dataclasses.asdict(settings)]

@@ -1,20 +1,17 @@
 """From a ClassifierConfig to a network."""
 
 import bisect
-import difflib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from models.classifiers.architectures.timm import classifier_names, pretrained_config, pretrained_weights
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.naive_bayes import NaiveBayes
-from models.classifiers.senet_ge import SENetGE
-from models.classifiers.sequential_cnn import SequentialCNN
 from models.classifiers.weights import load_weights, read_weights
 from models.errors import ModelError
 
@@ -23,10 +20,10 @@ _USUAL_SIZE = 224
 
 
 class InputAdapter(nn.Module):
-    """A network that was made for other images, fed with ours: [n, 3, S, S] in [-1, 1].
+    """Gives images [n, 3, S, S] in [-1, 1] to a network that expects another normalisation.
 
-    mean, std: per channel, those of its own images in [0, 1]. least_size: smaller images are enlarged to this side.
-    The statistics are no part of the state dict.
+    mean, std: the network's, per channel, of images in [0, 1]. least_size: smaller images are enlarged to this side.
+    The statistics are not part of the state dict.
     """
 
     scale: Tensor
@@ -42,7 +39,7 @@ class InputAdapter(nn.Module):
         self.register_buffer("offset", (0.5 - means) / deviations, persistent=False)
 
     def adapted(self, images: Tensor) -> Tensor:
-        """Our images as the network's own."""
+        """Images as the network expects them."""
         if images.shape[-1] < self.least_size:
             images = functional.interpolate(images, (self.least_size, self.least_size), mode="bilinear")
         return images * self.scale + self.offset
@@ -60,15 +57,15 @@ def build_classifier(
 ) -> nn.Module:
     """The network: float images [n, 3, S, S] in [-1, 1] -> logits float [n, number_of_types].
 
-    Images are normalised with mean and deviation 0.5. image_size S is needed only by timm models of a fixed
-    input size (transformers); given, one too small for the network is refused. weights: to begin with, in place
-    of the file that `config.weights` names. The network's structure and the names in its state dict do not depend
-    on `config.weights`: to fill it from a checkpoint, build it with `dataclasses.replace(config, weights=None)`.
-    ModelError for whatever cannot be built or loaded.
+    image_size: needed by timm models of a fixed input size (transformers); if given, a size too small for the network
+    is refused. weights: used in place of the file that `config.weights` names. Structure and state dict names do not
+    depend on `config.weights`: to load a checkpoint, build with `dataclasses.replace(config, weights=None)`.
+    ModelError for anything that cannot be built or loaded.
     """
     if number_of_types < 1:
         raise ModelError(f"a classifier needs at least one cell type, not {number_of_types}")
-    network = create_network(config, number_of_types, image_size)
+    family = import_module(f"models.classifiers.architectures.{config.architecture}")
+    network: nn.Module = family.build(config, number_of_types, image_size)
     if image_size is not None:
         refuse_small_images(network, config, max(image_size, config.least_size))
     classifiers = classifier_names(config.timm_name) if config.architecture == "timm" else ("last_linear",)
@@ -86,25 +83,11 @@ def build_classifier(
     return network
 
 
-def create_network(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
-    """The bare network with fresh weights."""
-    if config.architecture == "timm":
-        return create_timm_model(config, number_of_types, image_size)
-    if config.architecture == "naive_bayes":
-        return NaiveBayes(number_of_types)
-    if config.architecture == "sequential":
-        return SequentialCNN(config, number_of_types)
-    try:
-        return SENetGE(config, number_of_types)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"model={config.name} cannot be built: {error}; change model.*") from error
-
-
 @torch.no_grad()
 def refuse_small_images(network: nn.Module, config: ClassifierConfig, image_size: int) -> None:
-    """ModelError for images that a network's convolutions and pooling leave nothing of (Inception's, below 75 px).
+    """ModelError for images that convolutions and pooling reduce to nothing (Inception's, below 75 px).
 
-    No model says its smallest image, so shapes alone are sent through, without memory or arithmetic.
+    No model tells its smallest image, so empty tensors are sent through on the meta device.
     """
     weights = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
 
@@ -123,61 +106,3 @@ def refuse_small_images(network: nn.Module, config: ClassifierConfig, image_size
             f"set data.image_size={smallest} or larger"
         )
     network.train()
-
-
-def pretrained_config(name: str) -> Any:
-    """timm's record of a model (mean, std, classifier, fixed_input_size). ModelError for an unknown name."""
-    import timm  # here: most runs need none of it
-
-    try:
-        default = timm.models.get_pretrained_cfg(name) if timm.is_model(name) else None
-    except RuntimeError:  # a known model with an unknown tag
-        default = None
-    if default is None:
-        bare = name.partition(".")[0]
-        known = timm.list_models() + timm.list_pretrained()
-        close = difflib.get_close_matches(name, known) or difflib.get_close_matches(bare, known, cutoff=0.4)
-        hint = f"; close to it: {', '.join(close)}" if close else ""
-        raise ModelError(f"model.timm_name={name}: timm {timm.__version__} has no such model{hint}")
-    return default
-
-
-def classifier_names(timm_name: str) -> tuple[str, ...]:
-    """The last layer's name in a timm model (two of them in distilled ones)."""
-    classifier = pretrained_config(timm_name).classifier
-    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
-
-
-def create_timm_model(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
-    """A timm model with fresh weights and `number_of_types` outputs."""
-    import timm
-
-    arguments: dict[str, Any] = {"num_classes": number_of_types}
-    if config.dropout > 0:
-        arguments["drop_rate"] = config.dropout
-    if pretrained_config(config.timm_name).fixed_input_size and image_size is not None:
-        arguments["img_size"] = image_size
-    try:
-        network: nn.Module = timm.create_model(config.timm_name, pretrained=False, **arguments)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        said = f"model.timm_name={config.timm_name} cannot be built with {arguments}"
-        raise ModelError(f"{said}: {' '.join(str(error).split())}") from error
-    return network
-
-
-def pretrained_weights(config: ClassifierConfig, image_size: int | None) -> dict[str, Tensor]:
-    """timm's pretrained weights of `config.timm_name`, downloaded or from its cache."""
-    import timm
-
-    if not config.timm_name:
-        raise ModelError("model.weights=pretrained needs model.timm_name, the timm model that they belong to")
-    default = pretrained_config(config.timm_name)
-    arguments: dict[str, Any] = {"img_size": image_size} if default.fixed_input_size and image_size is not None else {}
-    try:
-        # A network that cannot be reached shows itself by errors of several libraries, without a common base.
-        return dict(timm.create_model(config.timm_name, pretrained=True, **arguments).state_dict())
-    except Exception as error:
-        raise ModelError(
-            f"model.weights=pretrained: timm's weights of {config.timm_name} could not be fetched "
-            f"({type(error).__name__}); give model.weights a local file instead"
-        ) from error

@@ -1,7 +1,4 @@
-"""Gather-excite: gate every feature by the context around it (Hu, Shen, Albanie, Sun, Vedaldi, NeurIPS 2018).
-
-Thesis: section 3.7, figure 39.
-"""
+"""Gather-excite: a gate for every feature from the context around it (Hu et al., NeurIPS 2018; thesis, figure 39)."""
 
 import math
 
@@ -11,11 +8,10 @@ from torch import Tensor, nn
 
 
 class AverageGather(nn.Module):
-    """Mean over each position's surroundings; no parameters (paper, section 3.1, "GE-theta-minus").
+    """Mean over each position's neighbourhood; no parameters (paper, section 3.1, "GE-theta-minus").
 
-    float [n, C, H, W] -> [n, C, ceil(H/e), ceil(W/e)]; extent e = 0 is global: [n, C, 1, 1].
-    Output position u covers the input positions e*u - (e-1) .. e*u + (e-1) that lie inside the map
-    (section 2, the selection operator of an extent ratio e).
+    float [n, C, H, W] -> [n, C, ceil(H/e), ceil(W/e)]; extent e = 0 is global: [n, C, 1, 1]. Output position u covers
+    the input positions e*u - (e-1) .. e*u + (e-1) inside the map (section 2, extent ratio e).
     """
 
     def __init__(self, extent: int) -> None:
@@ -48,18 +44,17 @@ class StridedGather(nn.Sequential):
 class GlobalGather(nn.Module):
     """One depth-wise convolution as large as the map, with batch norm (paper, section 3.2, global extent).
 
-    float [n, C, H, W] -> [n, C, 1, 1]. The kernel is stored as [C, 1, k, k]. At H = W = k this is the paper's
-    operator. At any other size the kernel is resampled linearly to H x W and scaled by k*k / (H*W), so that
-    its response keeps its magnitude and one set of weights serves every image size. Resampling is a product
-    with fixed matrices, because the backward pass of torch's interpolation is not deterministic on CUDA.
-    Training needs a batch of two or more: batch norm sees one value per image and channel.
+    float [n, C, H, W] -> [n, C, 1, 1]. The kernel is stored as [C, 1, k, k]. At H = W = k this is the paper's operator.
+    At another size the kernel is resampled linearly to H x W and scaled by k*k / (H*W), so that one set of weights
+    serves every image size. Resampling is a product with fixed matrices: the backward pass of torch's interpolation is
+    not deterministic on CUDA. Training needs a batch of two or more: batch norm sees one value per image and channel.
     """
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel, kernel))
         self.norm = nn.BatchNorm2d(channels)
-        # A plain mean plus a little noise: the gate starts as squeeze's and learns where to look.
+        # A mean and a little noise: the gate starts like that of squeeze-and-excitation.
         nn.init.normal_(self.weight, mean=kernel**-2, std=0.5 * kernel**-2)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -76,10 +71,7 @@ class GlobalGather(nn.Module):
 
 
 def linear_resampling(source: int, target: int, device: torch.device) -> Tensor:
-    """Matrix float32 [target, source] that resamples a line of values linearly, pixel centres aligned.
-
-    Each row sums to 1; positions beyond the outermost centres take the outermost value.
-    """
+    """Matrix float32 [target, source] that resamples a line linearly, pixel centres aligned; each row sums to 1."""
     position = (torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (source / target) - 0.5
     position = position.clamp(0, source - 1)
     centres = torch.arange(source, device=device, dtype=torch.float32)
@@ -87,28 +79,15 @@ def linear_resampling(source: int, target: int, device: torch.device) -> Tensor:
 
 
 class GatherExcite(nn.Module):
-    """Multiply a feature map by a gate in (0, 1) that was computed from each feature's context.
+    """Multiplies a feature map by a gate in (0, 1): x * sigmoid(interpolate(G(x))) with gather G (paper, section 2).
 
-    float [n, C, H, W] -> the same shape, any H and W: x * sigmoid(interpolate(M(G(x)))) with gather G (paper,
-    section 2). M is the identity or, with `mlp`, two 1x1 convolutions with a ReLU between them and
-    C / reduction channels there ("GE-theta-plus", section 3). The gate spreads to H x W by nearest neighbour
-    as in the paper, which is deterministic on CUDA.
-
-    gather: "average" (parameter-free) or "depthwise" (learned). extent: 0 for the whole map, otherwise the
-    extent ratio e, a power of two for "depthwise". kernel: side of the stored kernel of a global depth-wise
-    gather. Average, global and mlp together are squeeze-and-excitation.
-    ValueError for an unknown gather or an impossible extent.
+    float [n, C, H, W] -> the same shape, any H and W. The gate is enlarged to H x W by nearest neighbour as in the
+    paper, which is deterministic on CUDA. gather: "average" (parameter-free) or "depthwise" (learned). extent: 0 for
+    the whole map, else the extent ratio e, a power of two for "depthwise". kernel: side of a global depth-wise
+    gather's kernel. ValueError for an unknown gather or an impossible extent.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        gather: str = "depthwise",
-        extent: int = 0,
-        mlp: bool = False,
-        reduction: int = 16,
-        kernel: int = 7,
-    ) -> None:
+    def __init__(self, channels: int, gather: str = "depthwise", extent: int = 0, kernel: int = 7) -> None:
         super().__init__()
         if gather not in ("average", "depthwise"):
             raise ValueError(f"gather-excite: gather {gather!r} is neither 'average' nor 'depthwise'")
@@ -123,15 +102,9 @@ class GatherExcite(nn.Module):
             self.gather = StridedGather(channels, extent)
         else:
             raise ValueError(f"gather-excite: a depth-wise gather needs an extent of 2, 4, 8, ..., not {extent}")
-        hidden = max(channels // reduction, 1)
-        self.mlp = (
-            nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1))
-            if mlp
-            else nn.Identity()
-        )
 
     def forward(self, features: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.mlp(self.gather(features)))
+        gate = torch.sigmoid(self.gather(features))
         if gate.shape[2:] != (1, 1):  # a global gate broadcasts
             gate = F.interpolate(gate, size=features.shape[2:], mode="nearest")
         return features * gate

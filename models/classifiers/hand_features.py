@@ -1,7 +1,6 @@
-"""Measurements of a stained cell that need no learning: colour, nucleus, cytoplasm, texture.
+"""Measurements of a stained cell without learning: colour, nucleus, cytoplasm, texture.
 
-All are the same for an image turned by quarters or mirrored, and lengths are shares of the image's side, so they
-mean the same at every image size.
+Mirrored images and quarter turns give the same values. Lengths are fractions of the image's side, at every image size.
 """
 
 import math
@@ -49,13 +48,12 @@ _TEXTURE_STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows, columns: each direct
 def hand_features(images: Tensor) -> Tensor:
     """Float images [n, 3, S, S] in [-1, 1] -> float64 [n, len(FEATURES)], finite for any image, on the same device.
 
-    S at least 2. Each image's row is its own alone; float64 keeps the order of a sum, which may change with the
-    number of images, out of every digit that counts.
+    S at least 2. A row depends on its image only: in float64 the order of a sum, which may change with n, does not
+    show.
     """
     images = images.double()
     lab = rgb_to_lab(images)
-    density = 256.0 / ((images[:, 0] + 1) * 127.5 + 1)
-    density = density.log()  # OD = -log((I + 1) / 256) of red light
+    density = (256.0 / ((images[:, 0] + 1) * 127.5 + 1)).log()  # OD = -log((I + 1) / 256) of red light
     nucleus = nucleus_of(density)
     band = _band_around(nucleus)
     columns = [
@@ -72,10 +70,10 @@ def hand_features(images: Tensor) -> Tensor:
 
 
 def nucleus_of(density: Tensor) -> Tensor:
-    """1 where a pixel belongs to a nucleus, else 0: optical density of red light float [n, H, W] -> the same shape.
+    """1 in a nucleus, else 0: optical density of red light float [n, H, W] -> the same shape.
 
-    Romanowsky stains make nuclei purple or blue, which absorbs red light; red cells let it pass. The threshold is
-    Otsu's (1979) of each image, the largest variance between the two sides, among `_CUTS` between its extremes.
+    Romanowsky stains make nuclei purple or blue, which absorbs red light; red cells let it pass. Each image has its
+    Otsu threshold (1979: largest variance between the two sides), one of `_CUTS` between its extremes.
     """
     low, high = density.amin((1, 2)), density.amax((1, 2))
     mean = density.mean((1, 2))
@@ -92,14 +90,14 @@ def nucleus_of(density: Tensor) -> Tensor:
 
 
 def _band_around(mask: Tensor) -> Tensor:
-    """The pixels within a sixteenth of the side of a mask [n, H, W], without the mask."""
+    """Pixels up to a sixteenth of the side away from a mask [n, H, W], without the mask."""
     radius = max(1, round(mask.shape[-1] / 16))
     grown = functional.max_pool2d(mask[:, None], 2 * radius + 1, stride=1, padding=radius)
     return grown[:, 0] - mask
 
 
 def _mean_and_deviation(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Of values [n, H, W] where the mask is 1: two of [n], 0 where the mask is empty."""
+    """Mean and standard deviation [n] of values [n, H, W] where the mask is 1; 0 for an empty mask."""
     count = mask.sum((1, 2)).clamp_min(1)
     mean = (values * mask).sum((1, 2)) / count
     variance = ((values - mean[:, None, None]).square() * mask).sum((1, 2)) / count
@@ -107,7 +105,7 @@ def _mean_and_deviation(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shape(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Area, circularity, elongation and fullness [n] of masks [n, S, S]; see FEATURES; all 0 of an empty one."""
+    """Area, circularity, elongation and fullness [n] of masks [n, S, S], see FEATURES; 0 for an empty mask."""
     side = mask.shape[-1]
     area = mask.mean((1, 2))
     framed = functional.pad(mask, (1, 1, 1, 1))
@@ -130,13 +128,13 @@ def _shape(mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def co_occurrence(lightness: Tensor) -> Tensor:
-    """How often two grey levels are neighbours: lightness float [n, S, S] in [0, 100] -> shares float64 [n, 8, 8].
+    """Frequencies of pairs of grey levels: lightness float [n, S, S] in [0, 100] -> float64 [n, 8, 8], symmetric.
 
-    Eight equal levels; neighbours a thirty-second of the side away in eight directions, so the matrix is symmetric.
+    Eight equal levels; pairs are a thirty-second of the side apart, in eight directions.
     """
     levels = (lightness * (_GREY_LEVELS / 100)).floor().clamp(0, _GREY_LEVELS - 1)
     numbers = torch.arange(_GREY_LEVELS, device=levels.device).view(1, -1, 1, 1)
-    # Products of zeros and ones summed in float32 are whole numbers below 2^24: exact in any order.
+    # Sums of zeros and ones in float32 are exact integers below 2^24, in any order.
     is_level = (levels[:, None] == numbers).float()
     height, width = levels.shape[1:]
     distance = max(1, round(width / 32))
@@ -159,7 +157,7 @@ def _texture(shares: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     single = shares.sum(2)
     mean = single @ levels
     variance = (single * (levels - mean[:, None]).square()).sum(1)
-    # One level alone is as good as perfectly correlated; scikit-image says the same.
+    # A single level counts as perfectly correlated, as in scikit-image.
     flat = variance < 1e-12
     correlation = 1 - contrast / (2 * variance).masked_fill(flat, 1.0)
     energy = shares.square().sum((1, 2)).sqrt()

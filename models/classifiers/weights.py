@@ -1,4 +1,4 @@
-"""Weights from a file into a network, with every misfit named."""
+"""Weights from a file into a network; a misfit is an error that names the parts."""
 
 import pickle
 from collections.abc import Collection, Mapping
@@ -13,10 +13,10 @@ from models.errors import ModelError
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name to tensor, on the CPU, from a .safetensors file or one of torch.save, never running pickled code.
+    """A state dict on the CPU from a .safetensors or torch.save file; no pickled code is run.
 
-    A torch file may hold the state dict itself or have it under "state_dict" or "model".
-    ModelError when the file is absent, damaged or something else.
+    A torch file may hold the state dict itself or have it under "state_dict" or "model". ModelError if the file is
+    missing, damaged or something else.
     """
     if not path.is_file():
         raise ModelError(f"model.weights={path}: no such file; give a .safetensors, .pt or .pth file")
@@ -45,12 +45,11 @@ def load_weights(
     classifiers: Collection[str] = (),
     optional: Collection[str] = (),
 ) -> None:
-    """Copy `weights` into `network`, all or nothing but for two kinds of part.
+    """Copies all `weights` into `network`, with two exceptions.
 
-    classifiers: names of last layers; one of another number of types keeps its fresh values, as does one
-    that is absent from `weights`. optional: names of parts that keep theirs when `weights`
-    know nothing of them.
-    ModelError, naming `source` and the keys, for anything else that is missing, unknown or of another shape.
+    classifiers: names of last layers; one that is missing in `weights`, or has another number of types there, keeps its
+    fresh values. optional: names of parts that keep theirs if `weights` have nothing of them. ModelError, naming
+    `source` and the keys, for anything else that is missing, unknown or of another shape.
     """
     own = network.state_dict()
     found = dict(weights)
@@ -63,7 +62,7 @@ def load_weights(
     for part in optional:
         if not any(name.startswith(f"{part}.") for name in found):
             found.update({name: value for name, value in own.items() if name.startswith(f"{part}.")})
-    for name, value in own.items():  # absent from files made before torch 0.4.1, as some of timm's are
+    for name, value in own.items():  # missing in files from before torch 0.4.1, as some of timm's are
         if name.endswith(".num_batches_tracked"):
             found.setdefault(name, value)
     misfits = {

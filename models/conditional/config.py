@@ -1,4 +1,4 @@
-"""What a conditional generator, its critic and its classifier are (groups `generator`, `critic`, `classifier`)."""
+"""Configurations of the networks of section 3.5 (groups `generator`, `critic`, `classifier`)."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -11,23 +11,20 @@ Norm = Literal["batch", "none"]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator of table 10. norm: "batch" joins the statistics of all images of a call."""
+    """The generator of table 10."""
 
     width: int = 64  # channels of every layer but the last
-    latent_size: int = 128  # normal numbers that an image follows from, beside its type
+    latent_size: int = 128  # normal numbers of one image, beside its type
     blocks: list[int] = field(default_factory=lambda: [2, 4, 2])  # residual blocks at S/4, at S/2 and at S
-    norm: Norm = "none"
+    norm: Norm = "none"  # "batch" takes statistics over all images of a call
 
     def __post_init__(self) -> None:
-        check_choices(self, "generator")
-        for name in ("width", "latent_size"):
-            check_at_least_one(self, "generator", name)
-        _check_blocks(self, "generator")
+        _check(self, "generator", "width", "latent_size")
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The discriminator of table 11. Its penalty is defined for each image by itself: no batch norm under it."""
+    """The critic of table 11. Its gradient penalty is defined per image: no batch norm with it."""
 
     group: ClassVar[str] = "critic"
 
@@ -37,21 +34,21 @@ class CriticConfig:
     norm: Norm = "none"
 
     def __post_init__(self) -> None:
-        check_choices(self, self.group)
-        for name in ("width", "hidden"):
-            check_at_least_one(self, self.group, name)
-        _check_blocks(self, self.group)
+        _check(self, self.group, "width", "hidden")
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(CriticConfig):
-    """The classifier of table 12: the discriminator's layers, with one output for each type."""
+    """The classifier of table 12: the critic's layers, with one output for each type."""
 
     group: ClassVar[str] = "classifier"
 
 
-def _check_blocks(config: Any, group: str) -> None:
-    """ModelError unless `blocks` counts the residual blocks of three sizes, some of them at least."""
+def _check(config: Any, group: str, *counts: str) -> None:
+    """ModelError for an unknown choice, a count below 1, or blocks that are not three counts, at least one above 0."""
+    check_choices(config, group)
+    for name in counts:
+        check_at_least_one(config, group, name)
     blocks = list(config.blocks)
     if len(blocks) != 3 or min(blocks) < 0 or not any(blocks):
-        raise ModelError(f"{group}.blocks={blocks}: give three counts that are not all 0, [2, 4, 2] say")
+        raise ModelError(f"{group}.blocks={blocks}: give three counts that are not all 0, [2, 4, 2] for example")

@@ -1,4 +1,4 @@
-"""What the few-shot networks are, as plain typed values (groups `generator`, `encoder`, `discriminator`)."""
+"""Configurations of the few-shot networks (groups `generator`, `encoder`, `discriminator`)."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ SMALLEST_IMAGE = 32  # three halvings leave the discriminator a 4x4 map
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """A generator with skip-layer excitation (thesis, section 3.6, figures 31, 32): 5.9 M parameters by default."""
+    """The generator with skip-layer excitation (thesis, section 3.6, figures 31, 32): 5.9 M parameters by default."""
 
     width: int = 32  # channels of the 128-pixel level; see `channels_at`
-    latent_size: int = 128  # noise numbers of one image
+    latent_size: int = 128  # normal numbers of one image
     skip_excitation: bool = True
-    upsample: Upsampling = "transposed"  # "nearest" and a 3x3 convolution leaves no checkerboard
+    upsample: Upsampling = "transposed"  # "nearest": repeated pixels and a 3x3 convolution, without a checkerboard
 
     def __post_init__(self) -> None:
         check_choices(self, "generator")
@@ -31,9 +31,9 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The encoder of an image into a feature vector (thesis, section 3.6, figure 33)."""
+    """The encoder of images into feature vectors (thesis, section 3.6, figure 33)."""
 
-    width: int = 32  # channels of the first residual block; they double with each
+    width: int = 32  # channels of the first residual block, doubled by each further one
     feature_size: int = 128
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class EncoderConfig:
 class DiscriminatorConfig:
     """The discriminator (thesis, section 3.6, figure 34)."""
 
-    width: int = 32  # channels of the first convolution; they double with each halving of the image
-    spectral_norm: bool = True  # of the three pairs of convolutions; a gradient penalty takes its place
+    width: int = 32  # channels of the first convolution, doubled with each halving of the image
+    spectral_norm: bool = True  # of the three pairs of convolutions; false with a gradient penalty
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "discriminator", "width")

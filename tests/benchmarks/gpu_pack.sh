@@ -36,9 +36,14 @@ platforms+=(--platform manylinux2014_x86_64)
 
 rm -rf "$out"/part-* "$out"/packed
 mkdir -p "$out"/packed/wheels
+# The product's versions, and of what only other loaders need the versions of their environment.
 "$python" - > "$out"/constraints.txt <<'PY'
 import tomllib
-print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["tool"]["uv"]["constraint-dependencies"]))
+with open("tests/benchmarks/peers/requirements.txt") as file:
+    pins = dict(line.strip().split("==") for line in file if "==" in line)
+with open("pyproject.toml", "rb") as file:
+    pins |= dict(pin.split("==") for pin in tomllib.load(file)["tool"]["uv"]["constraint-dependencies"])
+print("\n".join(f"{name}=={version}" for name, version in sorted(pins.items())))
 PY
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
   "${platforms[@]}" --constraint "$out"/constraints.txt --dest "$out"/packed/wheels "${packages[@]}"

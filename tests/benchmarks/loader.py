@@ -1,6 +1,8 @@
 """How fast images reach the network: this project's stream, its own ceilings, and other loaders.
 
-usage: uv run --group peers python tests/benchmarks/loader.py images=PATH out=FILE.json [key=value ...]
+usage: build/peers/bin/python tests/benchmarks/loader.py images=PATH out=FILE.json [key=value ...]
+  (the environment with the other loaders, which tests/benchmarks/README.md tells how to make; those that are not
+  installed are left out, and the result says so)
   images=PATH             a folder per class (PBC_dataset_normal_DIB, say)
   out=FILE.json           where the numbers are written
   measure=all             or loading, or training, alone

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import torch
 import yaml
@@ -35,9 +35,7 @@ from tests.benchmarks.real_loops import some_steps
 from trainer.experiments.machine import describe_machine
 from trainer.learners.topology import join_processes
 from trainer.runs.configuration import typed
-from trainer.tasks.conditional.config import ConditionalModelConfig
-from trainer.tasks.few_shot.config import FewShotModelConfig
-from trainer.tasks.stain.config import StainModelConfig
+from trainer.runs.registry import algorithm_names
 
 # What these were made for; all others take their launcher's.
 _IMAGE_SIZES = {"senet_small_ge": 96, "senet_tiny_ge": 64}
@@ -49,9 +47,9 @@ _LEFT_OUT = {
     "diff_augment": "learns in its adaptation alone",
 }
 _GAN_LAUNCHERS = {
-    "train_stain_gan": StainModelConfig,
-    "train_conditional_gan": ConditionalModelConfig,
-    "train_few_shot_gan": FewShotModelConfig,
+    "train_stain_gan": "stain",
+    "train_conditional_gan": "conditional",
+    "train_few_shot_gan": "few_shot",
 }
 # Phantoms are as many of each type: which are rare has to be said.
 _RARE = "rare_types=[myeloblast]"
@@ -114,8 +112,7 @@ def launcher_of(path: Path) -> str:
     content = yaml.safe_load(path.read_text())
     if "architecture" in content:
         return "train_classifier"
-    algorithms = {name: get_args(get_type_hints(kind)["algorithm"]) for name, kind in _GAN_LAUNCHERS.items()}
-    return next(name for name, known in algorithms.items() if content["algorithm"] in known)
+    return next(name for name, task in _GAN_LAUNCHERS.items() if content["algorithm"] in algorithm_names(task))
 
 
 def overrides_of(name: str, launcher: str, dataset: Path, run: Path) -> list[str]:

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from data_pipeline.stream.stream import Topology
-from models.conditional.build import build_critic
 from models.conditional.config import CriticConfig
+from models.conditional.networks import build_critic
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from models.stain.build import build_critic as build_stain_critic
 from models.stain.config import CriticConfig as StainCriticConfig

@@ -9,12 +9,11 @@ import timm
 import torch
 import torch.nn.functional as F
 import yaml
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from models.classifiers.architectures.senet import SENetGE, pool_to_grid
 from models.classifiers.build import InputAdapter, build_classifier
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.senet_ge import SENetGE, pool_to_grid
 from models.errors import ModelError
 
 ALL_CONFIGS = sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
@@ -34,10 +33,7 @@ MICRO = ClassifierConfig(
 
 
 def read_config(path: Path, **changes: Any) -> ClassifierConfig:
-    merged = OmegaConf.merge(OmegaConf.structured(ClassifierConfig), OmegaConf.load(path), changes)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, ClassifierConfig)
-    return config
+    return ClassifierConfig(**yaml.safe_load(path.read_text()) | changes)
 
 
 def randomised(network: nn.Module) -> nn.Module:

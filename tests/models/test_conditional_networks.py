@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.conditional.build import build_classifier, build_critic, build_generator
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
-from models.conditional.critic import Critic
-from models.conditional.of_each_type import OfEachType
+from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])

@@ -6,11 +6,15 @@ from torch import nn
 
 from models.errors import ModelError
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
-from models.few_shot.decoder import FeatureDecoder
-from models.few_shot.discriminator import Discriminator
-from models.few_shot.encoder import Encoder
-from models.few_shot.generator import Generator, SkipLayerExcitation, skips
-from models.few_shot.miner import Miner
+from models.few_shot.networks import (
+    Discriminator,
+    Encoder,
+    FeatureDecoder,
+    Generator,
+    Miner,
+    SkipLayerExcitation,
+    skips,
+)
 
 
 def images(count: int, size: int) -> torch.Tensor:

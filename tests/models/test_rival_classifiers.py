@@ -14,10 +14,10 @@ from skimage.feature import graycomatrix, graycoprops
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.classifiers.architectures.sequential import SequentialCNN
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from models.classifiers.hand_features import FEATURES, hand_features
-from models.classifiers.sequential_cnn import SequentialCNN
 from models.errors import ModelError
 from models.stain.cielab import rgb_to_lab
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
@@ -364,10 +365,14 @@ def test_the_outer_rate_grows_where_there_are_fewer_steps() -> None:
     [
         (lambda: InnerLoopConfig(rounds=0), r"model\.inner\.rounds=0"),
         (lambda: InnerLoopConfig(betas=[0.5]), r"model\.inner\.betas"),
-        (lambda: FewShotModelConfig(algorithm="fast_gan", meta=False), r"model\.meta=false"),
         (lambda: FewShotModelConfig(rate_for_steps=0), r"model\.rate_for_steps=0"),
     ],
 )
 def test_values_that_cannot_be_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_algorithm_that_is_not_meta_trained_does_not_go_without() -> None:
+    with pytest.raises(UserError, match=r"model\.meta=false: fast_gan is not meta-trained"):
+        episode_class(FewShotModelConfig(algorithm="fast_gan", meta=False))

@@ -15,8 +15,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import FEATURES, hand_features
-from models.classifiers.naive_bayes import NaiveBayes
 from tests.conftest import TINY_TYPES, Launch
 from trainer.loop.log import read_records
 from trainer.runs.training import train

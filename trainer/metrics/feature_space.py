@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from data_pipeline.errors import UserError
+from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
-from models.classifiers.senet_ge import SENetGE
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {

@@ -13,12 +13,13 @@ import torch
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
-from models.errors import ModelError
 from trainer.runs.normalizers.classical import Macenko, Reinhard, ReinhardDomain
 from trainer.runs.normalizers.learned import LearnedNormalizer
 
 FILE = "normalizer.pt"
 _FORMAT_VERSION = 2
+# What a damaged or foreign file raises.
+_DAMAGED = (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 StainNormalizer = Reinhard | ReinhardDomain | Macenko | LearnedNormalizer
@@ -87,15 +88,6 @@ def load_bundle(path: Path) -> NormalizerBundle:
         facts["normalizer"] = _KINDS[facts.pop("kind")].from_state(facts["normalizer"])
         facts["learned"] = Selection(**facts["learned"])
         return NormalizerBundle(**facts)
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.UnpicklingError,
-        ModelError,
-    ) as error:
+    except _DAMAGED as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a normaliser, or damaged ({reason}): normalise the data set again") from error

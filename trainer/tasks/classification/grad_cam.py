@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
+from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
-from models.classifiers.senet_ge import SENetGE
 
 # Side, in pixels, of the heat map that is stored for a picture.
 HEAT_SIDE = 32

@@ -9,9 +9,9 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards.writer import ShardSettings
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.naive_bayes import NaiveBayes
 from models.errors import ModelError
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
 from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle

@@ -14,8 +14,8 @@ from torch import distributed
 from torch.nn import functional
 
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.hand_features import hand_features
-from models.classifiers.naive_bayes import NaiveBayes
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.clock import StepClock
 from trainer.loop.fit import AfterEpoch, Selection

@@ -16,7 +16,7 @@ from data_pipeline.ingest.split_check import way_out
 from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.naive_bayes import NaiveBayes
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import AfterEpoch, Selection

@@ -12,8 +12,7 @@ from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal
 from data_pipeline.stream.stream import MicroBatch
-from models.conditional.build import build_classifier, build_critic, build_generator
-from models.conditional.of_each_type import OfEachType
+from models.conditional.networks import OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Adversarial, Batches

@@ -15,8 +15,7 @@ from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, normal, uniform
 from models.errors import ModelError
-from models.few_shot.discriminator import Discriminator
-from models.few_shot.generator import Generator
+from models.few_shot.networks import Discriminator, Generator
 from trainer.learners.average import RunningAverage
 from trainer.learners.choices import Precision
 from trainer.learners.learner import Setting, Terms, add, frozen_weights

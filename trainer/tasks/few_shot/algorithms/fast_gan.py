@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.few_shot.decoder import FeatureDecoder
-from models.few_shot.discriminator import Discriminator
+from models.few_shot.networks import Discriminator, FeatureDecoder
 from trainer.learners import losses
 from trainer.learners.learner import Terms
 from trainer.runs.registry import registered

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.few_shot.encoder import Encoder
+from models.few_shot.networks import Encoder
 from trainer.learners import losses
 from trainer.learners.learner import Terms
 from trainer.runs.registry import registered

@@ -8,8 +8,7 @@ from torch import nn
 from data_pipeline.device import to_device
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
-from models.few_shot.generator import Generator
-from models.few_shot.miner import Miner
+from models.few_shot.networks import Generator, Miner
 from trainer.learners import losses
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Adversarial, Algorithm, Batches

@@ -1,7 +1,7 @@
-"""SENet-154-GE and its relatives: a squeeze-and-excitation network with gather-excite on top.
+"""SENet with gather-excite on top (thesis, section 3.7, figures 36-39): SENet-154-GE and smaller ones.
 
-Thesis: section 3.7, figures 36-39. The trunk is timm's SENet under timm's names, so that weights of
-`legacy_senet154` fit; its widths, which timm fixes, are arguments.
+The trunk is timm's SENet under timm's names, so that weights of `legacy_senet154` fit; its widths, which timm fixes,
+are arguments.
 """
 
 from collections import OrderedDict
@@ -14,13 +14,21 @@ from torch.utils.checkpoint import checkpoint
 from models.classifiers.config import ClassifierConfig
 from models.classifiers.gather_excite import GatherExcite
 from models.classifiers.squeeze_excite import SEBottleneck, SEModule
+from models.errors import ModelError
+
+
+def build(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
+    try:
+        return SENetGE(config, number_of_types)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"model={config.name} cannot be built: {error}; change model.*") from error
 
 
 class SEBasicBlock(nn.Module):
     """Two 3x3 convolutions, squeeze-and-excitation, shortcut (ResNet's basic block with SE).
 
-    float [n, in_channels, H, W] -> [n, width, ceil(H/stride), ceil(W/stride)]. Unlike timm's SEResNetBlock it
-    has no ReLU between the last batch norm and SE: a residual may be negative, and may start at zero.
+    float [n, in_channels, H, W] -> [n, width, ceil(H/stride), ceil(W/stride)]. Unlike timm's SEResNetBlock, there is
+    no ReLU between the last batch norm and SE: a residual may be negative, and may start at zero.
     """
 
     expansion = 1
@@ -51,10 +59,7 @@ class SEBasicBlock(nn.Module):
         return out
 
 
-BLOCKS: dict[str, type[SEBottleneck] | type[SEBasicBlock]] = {
-    "bottleneck": SEBottleneck,
-    "basic": SEBasicBlock,
-}
+BLOCKS: dict[str, type[SEBottleneck] | type[SEBasicBlock]] = {"bottleneck": SEBottleneck, "basic": SEBasicBlock}
 
 
 def make_stem(widths: tuple[int, ...], kernel: int) -> nn.Sequential:
@@ -72,21 +77,20 @@ def make_stem(widths: tuple[int, ...], kernel: int) -> nn.Sequential:
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, kind: str) -> nn.Sequential:
-    """Projection of a shortcut to a block's output; `kind` says how it downsamples when stride is 2."""
+    """Projection of a shortcut to a block's output; `kind`: how it downsamples if stride is 2, "conv3" or "average"."""
     norm = nn.BatchNorm2d(out_channels)
-    if stride == 1 or kind == "conv1":
-        return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), norm)
-    if kind == "conv3":
+    if stride > 1 and kind == "conv3":
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False), norm)
-    pool = nn.AvgPool2d(stride, stride=stride, ceil_mode=True, count_include_pad=False)
-    return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), norm)
+    projection = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    if stride == 1:
+        return nn.Sequential(projection, norm)
+    return nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False), projection, norm)
 
 
 def pool_to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average-pool float [n, C, H, W] to [n, C, *grid].
 
-    A whole ratio is taken as plain pooling: adaptive pooling, which serves every other ratio, has a backward
-    pass that is not deterministic on CUDA.
+    Plain pooling where the ratio is whole: the backward pass of adaptive pooling is not deterministic on CUDA.
     """
     height, width = features.shape[2:]
     if height % grid[0] == 0 and width % grid[1] == 0:
@@ -95,12 +99,11 @@ def pool_to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class AttentionFusion(nn.Module):
-    """The upper half of figure 38: first and last feature map in, attended last feature map out.
+    """The upper half of figure 38: first [n, C_1, H_1, W_1] and last map [n, C, H, W] -> Y, float [n, C, H, W].
 
-    first: float [n, C_1, H_1, W_1], the stem's output F1 before pooling; last: float [n, C, H, W], F_L.
-    Returns Y, float [n, C, H, W]. F1' = F1 pooled to F_L's grid and projected to C channels;
-    S = SE(F1' * F_L); E = GE(F_L); A = S + E; Y is A + F_L (sum), A * F_L (product) or a 1x1 convolution of
-    both with batch norm (concatenate).
+    F1 is the stem's output before pooling, F1' = F1 pooled to the size of the last map F_L and projected to C channels.
+    S = SE(F1' * F_L); E = GE(F_L); A = S + E. Y is A + F_L (sum), A * F_L (product) or a 1x1 convolution of both
+    with batch norm (concatenate).
     """
 
     def __init__(self, first_channels: int, channels: int, config: ClassifierConfig) -> None:
@@ -108,9 +111,7 @@ class AttentionFusion(nn.Module):
         self.project = nn.Conv2d(first_channels, channels, 1, bias=False)
         self.project_norm = nn.BatchNorm2d(channels)
         self.squeeze_excite = SEModule(channels, reduction=config.reduction)
-        self.gather_excite = GatherExcite(
-            channels, config.ge_gather, config.ge_extent, config.ge_mlp, config.reduction, config.ge_kernel
-        )
+        self.gather_excite = GatherExcite(channels, config.ge_gather, config.ge_extent, config.ge_kernel)
         self.fusion = config.fusion
         if self.fusion == "concatenate":
             self.merge = nn.Sequential(nn.Conv2d(2 * channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
@@ -126,18 +127,22 @@ class AttentionFusion(nn.Module):
         return merged
 
 
+# The batch norm that closes a branch.
+CLOSING_NORMS: dict[type[nn.Module], str] = {SEBottleneck: "bn3", SEBasicBlock: "bn2", AttentionFusion: "project_norm"}
+
+
 class SENetGE(nn.Module):
     """SENet with (`config.ge`) or without gather-excite: float [n, 3, S, S] -> logits [n, number_of_types].
 
-    With the defaults and without gather-excite it is timm's legacy_senet154, weight for weight.
-    Training needs a batch of two or more where a gather is global (see GlobalGather).
+    With the defaults and without gather-excite it is timm's legacy_senet154, weight for weight. With a global gather,
+    training needs a batch of two or more (see GlobalGather).
     """
 
     def __init__(self, config: ClassifierConfig, number_of_types: int) -> None:
         super().__init__()
         block = BLOCKS[config.block]
         self.layer0 = make_stem(config.stem_widths, config.stem_kernel)
-        # timm's pooling: the frame it saves by ceil_mode was the original Caffe network's
+        # ceil_mode as in timm's network, which follows the original one in Caffe
         self.pool0 = nn.MaxPool2d(3, stride=2, ceil_mode=True) if config.stem_pool else nn.Identity()
         channels = config.stem_widths[-1]
         self.stages: list[str] = []
@@ -157,27 +162,18 @@ class SENetGE(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.last_linear = nn.Linear(channels, number_of_types)
         self._checkpoints_blocks = False
-        self._initialise(config.zero_init)
-
-    def _initialise(self, zero_init: bool) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if zero_init:
-            for module in self.modules():
-                if isinstance(module, SEBottleneck):
-                    nn.init.zeros_(module.bn3.weight)
-                elif isinstance(module, SEBasicBlock):
-                    nn.init.zeros_(module.bn2.weight)
-                elif isinstance(module, AttentionFusion):
-                    nn.init.zeros_(module.project_norm.weight)
+            elif config.zero_init and type(module) in CLOSING_NORMS:
+                nn.init.zeros_(module.get_parameter(f"{CLOSING_NORMS[type(module)]}.weight"))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks keep no activations and compute them again in the backward pass; timm's name for it."""
+        """Whether blocks recompute their activations in the backward pass (timm's name for it)."""
         self._checkpoints_blocks = enable
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier's mean is taken of: Y of figure 38, float [n, C, H, W]."""
+        """Y of figure 38, float [n, C, H, W]; the last layer sees its mean over H and W."""
         first = self.layer0(images)
         last: Tensor = self.pool0(first)
         for stage in self.stages:

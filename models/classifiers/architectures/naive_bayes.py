@@ -5,15 +5,20 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.hand_features import FEATURES, hand_features
+
+
+def build(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
+    return NaiveBayes(number_of_types)
 
 
 class NaiveBayes(nn.Module):
     """Each type's features are independent normal variables: p(type | x) ~ p(type) * prod_f N(x_f; mean, variance).
 
-    float [n, 3, S, S] in [-1, 1] -> log posterior float32 [n, number_of_types], whose softmax is the posterior.
-    Its parameters are float64, and no gradient moves them: means and variances [types, features] and log_priors
-    [types]. Fresh, it knows nothing: every type is as likely.
+    float [n, 3, S, S] in [-1, 1] -> log posterior float32 [n, number_of_types]; its softmax is the posterior.
+    Parameters are float64 without gradients: means and variances [types, features], log_priors [types]. Before it is
+    fitted, every type has the same probability.
     """
 
     def __init__(self, number_of_types: int) -> None:
@@ -24,10 +29,10 @@ class NaiveBayes(nn.Module):
         self.log_priors = _fitted(torch.full((number_of_types,), -math.log(number_of_types)))
 
     def log_posterior(self, features: Tensor) -> Tensor:
-        """Of features float64 [n, len(FEATURES)]: float64 [n, number_of_types], logarithms of probabilities."""
+        """Features float64 [n, len(FEATURES)] -> log probabilities float64 [n, number_of_types]."""
         distance = (features[:, None] - self.means).square() / self.variances
         log_likelihood = -0.5 * (distance + (2 * math.pi * self.variances).log()).sum(2)
-        # Likelihoods of many features are far apart: only in float64 is a difference of them worth a digit.
+        # Sums over many features are large: their differences need float64.
         return (self.log_priors + log_likelihood).log_softmax(1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,28 +1,28 @@
-"""A sequential CNN: layer after layer, nothing beside. The plain rival among the thesis's classifiers (figure 52)."""
+"""A sequential CNN, the plain rival among the thesis's classifiers (figure 52)."""
 
 from torch import Tensor, nn
 
 from models.classifiers.config import ClassifierConfig
 
 
+def build(config: ClassifierConfig, number_of_types: int, image_size: int | None) -> nn.Module:
+    return SequentialCNN(config, number_of_types)
+
+
 def make_stage(in_channels: int, width: int, convolutions: int) -> nn.Sequential:
     """3x3 convolutions with batch norm and ReLU, then 2x2 max pooling: [n, C, H, W] -> [n, width, H // 2, W // 2]."""
     modules: list[nn.Module] = []
-    for position in range(convolutions):
-        channels = in_channels if position == 0 else width
-        modules += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        ]
+    for channels in (in_channels, *[width] * (convolutions - 1)):
+        convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        modules += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
     return nn.Sequential(*modules, nn.MaxPool2d(2))
 
 
 class SequentialCNN(nn.Module):
     """Stages of `config.layers` convolutions, mean over the map, dense layer with ReLU, dropout, last layer.
 
-    float [n, 3, S, S] -> logits [n, number_of_types], S at least 2 ** stages. Its features go by the names
-    of timm's models (`forward_features`, `forward_head`, `feature_info`), so that images can be compared in them.
+    float [n, 3, S, S] -> logits [n, number_of_types], S at least 2 ** stages. Its features have the names of timm's
+    models (`forward_features`, `forward_head`, `feature_info`), so that images can be compared in them.
     """
 
     def __init__(self, config: ClassifierConfig, number_of_types: int) -> None:
@@ -44,7 +44,7 @@ class SequentialCNN(nn.Module):
         return maps
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [n, number_of_types] of the last stage's map, or what the last layer sees, [n, C]."""
+        """Logits [n, number_of_types] from the last stage's map; pre_logits: the last layer's input [n, C] instead."""
         features: Tensor = self.dropout(self.dense(maps.mean((2, 3))))
         return features if pre_logits else self.last_linear(features)
 
