@@ -55,10 +55,10 @@ def test_rivals_differ_from_the_proposed_model_in_the_model_alone(planned: Repro
         proposed, rival = (planned.models[kind][each].run for each in (next(iter(planned.models[kind])), name))
         assert proposed.inputs == rival.inputs
         for section in ("data", "train"):
-            assert proposed.settings[section] == rival.settings[section]
-        assert proposed.settings["model"]["algorithm"] != rival.settings["model"]["algorithm"]
-    without = planned.models["few_shot"]["without_meta"].run.settings["model"]
-    assert not without["meta"]
+            assert getattr(proposed.settings, section) == getattr(rival.settings, section)
+        assert proposed.settings.model.algorithm != rival.settings.model.algorithm
+    without = planned.models["few_shot"]["without_meta"].run.settings.model
+    assert not without.meta
 
 
 def test_the_proposed_models_are_those_whose_images_the_full_method_learns_from(planned: Reproduction) -> None:
@@ -97,7 +97,7 @@ def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(pl
         shown = [stage for stage in stages if stage.launcher in ("train_classifier", "train_conditional_gan")]
         assert len(shown) == 1 + generates
         for stage in shown:
-            assert set(stage.settings["data"]["domains"]) == own[training.site][normalizes]
+            assert set(stage.settings.data.domains) == own[training.site][normalizes]
         assert normalizes == any(stage.launcher == "normalize_stains" for stage in stages)
         assert training.score is not None
         told = read_config(EvaluateConfig, "evaluate", training.score.arguments)
