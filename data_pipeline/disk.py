@@ -43,10 +43,9 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_through(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on disk."""
-    with naming(path), path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with naming(path):
+        path.write_bytes(content)
+        sync(path)
 
 
 def replace_through(path: Path, content: bytes) -> None:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from data_pipeline.errors import UserError
-from launchers.ablate import LAUNCHER_CONFIGS as KINDS
 from launchers.console import CONFIGS
+from trainer.experiments.launches import LAUNCHER_CONFIGS as KINDS
 from trainer.runs.configuration import typed
 from trainer.runs.registry import algorithm_class
 

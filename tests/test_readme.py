@@ -1,7 +1,6 @@
 """If these fail, a command of a README does not do what it says there, does not run at all, or a link leads nowhere."""
 
 import importlib.util
-import os
 import re
 import shlex
 import shutil
@@ -14,10 +13,8 @@ from typing import Any
 import pytest
 
 from data_pipeline.banks.balance_config import BalanceConfig
-from data_pipeline.catalog import Dataset
 from launchers import audit, build_shards, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
-from tests.data_pipeline.raw_images import write_image
 from tests.launching import ROOT
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.reproduction_config import read_preset
@@ -264,54 +261,3 @@ def test_the_commands_of_the_other_sections_run(real_images: Path, tmp_path: Pat
             if not any(words in command for words in (*LEFT_OUT, "our_slides")):
                 run_tiny(command, tmp_path)
     assert (tmp_path / "runs/balanced/report.html").is_file()
-
-
-# What a walk leaves behind: a file, and words in it.
-LEFT = {
-    "Add a GAN": ("runs/hinge_gan/report.html", "hinge_gan"),
-    "Add a measure": ("runs/miss_rate/report.html", "Mean miss rate"),
-    "Add a raw layout": ("data/clinic/dataset.json", "clinic"),
-    "Add an augmentation": ("runs/exposure/config.yaml", "underexposure: 0.3"),
-}
-
-
-def walks() -> dict[str, str]:
-    """The text of each worked example by its title."""
-    parts = re.split(r"^### (.*)$", sections("trainer/README.md")[WALKS], flags=re.M)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def test_every_worked_example_is_walked() -> None:
-    assert list(walks()) == list(LEFT)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("walk", LEFT)
-def test_a_newcomer_s_walk_leads_where_it_says(walk: str, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    """Its files, written into a copy of the project that is not edited otherwise, and its commands."""
-    for folder in ("configs", "data_pipeline", "launchers", "models", "trainer"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    text = walks()[walk]
-    files = re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", text, flags=re.S)
-    assert files
-    for name, content in files:
-        assert not (tmp_path / name).exists(), name
-        (tmp_path / name).write_text(content)
-    for number, name in enumerate(("s1/basophil_1.png", "s1/monocyte_2.png", "s2/basophil_3.png", "s2/monocyte_4.png")):
-        write_image(tmp_path / "raw/clinic" / name, number)
-    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            found = launched(line)
-            assert found is not None, line
-            arguments = [argument.replace("runs/quickstart/dataset", str(tiny_dataset.root)) for argument in found[1]]
-            done = subprocess.run(
-                [sys.executable, f"launchers/{found[0]}.py", *arguments],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
-    name, words = LEFT[walk]
-    assert words in (tmp_path / name).read_text()

@@ -194,7 +194,7 @@ def test_the_settings_of_a_launch_are_those_that_the_thesis_names() -> None:
         (["data.domains=[purple]"], "no domain 'purple' here"),
         (["model.critic.norm=batch"], "gradient penalty of c_wgan_gp"),
         (["model.critic_steps=0"], "model.critic_steps=0: must be at least 1"),
-        (["model.options.penalty=-1"], "model.options: penalty=-1: must be at least 0"),
+        (["model.options.penalty=-1"], "model.options: penalty=-1.0: must be at least 0"),
         (["samples_per_type=0"], "samples_per_type=0: must be at least 1"),
         (["data.order=windowed"], "needs data.order=global"),
     ],
@@ -227,7 +227,8 @@ def test_a_wrong_run_is_refused_in_one_line(tiny_dataset: Dataset, launch: Launc
     del content["checksum"]
 
     def refused(message: str, **changes: Any) -> None:
-        kept = {name: value for name, value in (content | changes).items() if value is not None}
+        gone = {name for name, value in changes.items() if value is None}
+        kept = {name: value for name, value in (content | changes).items() if name not in gone}
         (run / "config.yaml").write_text(yaml.safe_dump(kept))
         with pytest.raises(UserError, match=message):
             load_conditional_model(run)

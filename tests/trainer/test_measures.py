@@ -74,6 +74,8 @@ def test_a_measure_is_one_new_file(tiny_dataset: Dataset, tmp_path: Path) -> Non
     assert f"| Share of mistakes | {100 * overall['mistakes']['value']:.1f} [" in (run / "model_card.md").read_text()
     page = Page(run / "report.html")
     assert "Share of mistakes" in page.text
+    (types,) = [each for each in page.tables if each[0][0] == "type"]
+    assert "mistakes" not in types[0]  # it is of all types together
     (epoch_table,) = [each for each in page.tables if each[0][0] == "epoch"]
     assert "validation mistakes" in epoch_table[0]
     assert epoch_table[2][:2] == ["best mistakes on validation", str(worst["epoch"])]

@@ -1,7 +1,6 @@
 """If these fail, a model is handed on with other numbers than were measured, or without what limits it."""
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import yaml
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
+from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES
@@ -27,6 +27,7 @@ from trainer.metrics.evaluation import (
     save_evaluation,
 )
 from trainer.metrics.measures import measures, shown
+from trainer.runs.record import RunRecord
 from trainer.runs.training_data import save_training_data
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.model_card import command, write_model_card
@@ -52,9 +53,10 @@ def configured(*arguments: str) -> ClassifierRunConfig:
 
 
 def write_config(run: Path, dataset: Dataset, config: ClassifierRunConfig) -> None:
-    facts = {"cell_types": list(TYPES), "dataset_hash": dataset.content_hash, "storage": {}, "normalizer": None}
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    (run / "config.yaml").write_text(yaml.safe_dump(values | facts, sort_keys=False))
+    record = RunRecord(
+        config, "classification", TYPES, dataset.content_hash, ShardSettings(), domain="", normalizer=None
+    )
+    record.write(run)
 
 
 def evaluate(run: Path, dataset: Dataset, split: str, own: bool, **more: Any) -> ClassifierEvaluation:
@@ -153,7 +155,7 @@ def test_the_command_gives_the_same_configuration_again(tiny_dataset: Dataset, t
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, crop={"giemsa": 0.7}), run="my runs/a")
     write_config(tmp_path, tiny_dataset, config)
-    told = command(yaml.safe_load((tmp_path / "config.yaml").read_text()))
+    told = command(config)
     assert told in write_model_card(tmp_path).read_text()
     launcher, *arguments = shlex.split(told.replace("\\\n", " "))[2:]
     assert launcher == "launchers/train_classifier.py"

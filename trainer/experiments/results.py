@@ -236,7 +236,7 @@ def _scores(
     answers: Answers, values: dict[str, Floats], draws: dict[str, Floats], differences: bool = False
 ) -> ArmScores:
     """values [1 + C] and draws [B, 1 + C] by measure as estimates."""
-    of_types = [measure.name for measure in shown("sweeps") if "types" in measure.shown]
+    of_types = [measure.name for measure in shown("sweeps") if measure in shown("types")]
     confusions = np.sum([images.confusions for images in answers.scored], axis=0)
     overall, per_type = estimates(shown("sweeps"), values, draws, confusions, differences)
     counts = answers.scored[0].confusions.sum(axis=(0, 2))

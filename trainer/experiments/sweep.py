@@ -7,7 +7,6 @@ directory, trials/NAME.ended.json how it ended. stages/ holds what trials share,
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from data_pipeline.catalog import Dataset
-from data_pipeline.disk import replace_through
+from data_pipeline.disk import file_lock, replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, root_of
 from trainer.experiments.ablation import Arm, ablation_arms
@@ -176,11 +177,11 @@ def describe_sweep(sweep: Sweep) -> list[str]:
 def opened(sweep: Sweep) -> Iterator[None]:
     """Lock the sweep's folder for this process. UserError if another process has it."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    with (sweep.folder / "sweep.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{sweep.folder}: another ablate.py is at work there: let it end, or stop it") from error
+    try:
+        lock = file_lock(sweep.folder / "sweep.lock", blocking=False).acquire()
+    except Timeout as error:
+        raise UserError(f"{sweep.folder}: another ablate.py is at work there: let it end, or stop it") from error
+    with lock:
         record = SweepRecord(
             name=sweep.config.name,
             kind=str(sweep.config.kind),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.disk import TEMPORARY_PREFIX, write_through
+from data_pipeline.disk import TEMPORARY_PREFIX, file_lock, write_through
 from data_pipeline.errors import UserError
 from trainer.experiments.launch_server import launch_server
 from trainer.experiments.resources import Resources
@@ -249,10 +249,8 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
             report(_scores(read_epochs(trial.run)[-1]) if first else {})
 
     trial.run.parent.mkdir(parents=True, exist_ok=True)
-    with trial.run.with_name(f"{trial.run.name}.lock").open("w") as lock:
-        if first:
-            # The process of an earlier attempt, whose node or driver died, may still run.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    # The process of an earlier attempt, whose node or driver died, may still run.
+    with file_lock(trial.run.with_name(f"{trial.run.name}.lock")) if first else nullcontext():
         if distributed.is_initialized():
             distributed.barrier()
         train(trial.config, topology, after_epoch)

@@ -86,8 +86,9 @@ def measures() -> dict[str, Measure]:
 
 
 def shown(place: Place) -> list[Measure]:
-    """The measures that a place shows."""
-    return [measure for measure in measures().values() if place in measure.shown]
+    """The measures that a place shows; in "types" those that are taken of each type."""
+    chosen = [measure for measure in measures().values() if place in measure.shown]
+    return [measure for measure in chosen if place != "types" or measure.of_types is not None]
 
 
 def epoch_measures() -> dict[str, Measure]:

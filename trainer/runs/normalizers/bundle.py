@@ -13,14 +13,13 @@ import torch
 from data_pipeline.catalog import Dataset
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
-from models.errors import ModelError
 from trainer.runs.normalizers.classical import Macenko, Reinhard, ReinhardDomain
 from trainer.runs.normalizers.learned import LearnedNormalizer
 
 FILE = "normalizer.pt"
 _FORMAT_VERSION = 2
 # What a damaged or foreign file raises.
-_DAMAGED = (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, ModelError, pickle.UnpicklingError)
+_DAMAGED = (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 StainNormalizer = Reinhard | ReinhardDomain | Macenko | LearnedNormalizer

@@ -1,5 +1,6 @@
 """A run's model card: what the classifier is for and not for, what it learned from, how far it can be trusted."""
 
+import dataclasses
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,11 @@ from trainer.metrics.evaluation import CalibrationRecord, SavedEvaluation, load_
 from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
-from trainer.runs.run_directory import read_run_config
+from trainer.runs.record import RunRecord
 from trainer.runs.training_data import read_training_data
+from trainer.tasks.classification.config import ClassifierRunConfig
+
+Made = RunRecord[ClassifierRunConfig]
 
 MODEL_CARD = "model_card.md"
 # Below these the card warns that a type's score says little.
@@ -24,8 +28,6 @@ FEW_TRAINING_IMAGES = 100
 FEW_TEST_IMAGES = 30
 # The card names sensitivities whose interval is wider than this share of 1.
 WIDE_INTERVAL = 0.1
-# In config.yaml, but no argument of train_classifier.py.
-_FACTS = ("cell_types", "dataset_hash", "storage", "normalizer")
 _FRONT_MATTER = {
     "pipeline_tag": "image-classification",
     "tags": ["blood-smear", "single-cell", "hematology", "research-only"],
@@ -37,26 +39,26 @@ def write_model_card(run: Path) -> Path:
 
     UserError when the folder is no run of train_classifier.py, or one of these files is damaged.
     """
-    config, trained_on, evaluations = read_run_config(run), read_training_data(run), load_evaluations(run)
+    made: Made = RunRecord.read(run, ClassifierRunConfig.kind)
+    trained_on, evaluations = read_training_data(run), load_evaluations(run)
     parts = [
         f"---\n{yaml.safe_dump(_FRONT_MATTER, sort_keys=False)}---",
         f"# {run.resolve().name}",
-        _use(config, trained_on),
-        _training_data(config, trained_on),
-        _training(config),
+        _use(made, trained_on),
+        _training_data(made, trained_on),
+        _training(made.config),
         *(_scores(evaluation) for evaluation in evaluations),
-        _limits(config, trained_on, evaluations),
-        f"## To reproduce\n\nOn the data set of content {config['dataset_hash']}:\n\n```sh\n{command(config)}\n```",
+        _limits(made.cell_types, trained_on, evaluations),
+        f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n{command(made.config)}\n```",
     ]
     path = run / MODEL_CARD
     replace_through(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
     return path
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """The shell command of a run's config.yaml: every setting is an argument, so later defaults change nothing."""
-    settings = {name: value for name, value in config.items() if name not in _FACTS}
-    arguments = [f"{name}={written(value)}" for name, value in _settings(settings)]
+def command(config: ClassifierRunConfig) -> str:
+    """The shell command of a run: every setting is an argument, so later defaults change nothing."""
+    arguments = [f"{name}={written(value)}" for name, value in _settings(dataclasses.asdict(config))]
     return " \\\n    ".join(["accelerate launch launchers/train_classifier.py", *map(shlex.quote, arguments)])
 
 
@@ -69,11 +71,11 @@ def _settings(values: Mapping[str, Any], above: str = "") -> Iterable[tuple[str,
             yield name, value
 
 
-def _use(config: Mapping[str, Any], trained_on: Mapping[str, Any] | None) -> str:
-    types = config["cell_types"]
+def _use(made: Made, trained_on: Mapping[str, Any] | None) -> str:
+    types = made.cell_types
     unknown = [name for name in CELL_TYPES if name not in types]
     lines = [
-        f"`{config['model']['name']}`, a classifier of single white and red blood cells and platelets, trained with "
+        f"`{made.config.model.name}`, a classifier of single white and red blood cells and platelets, trained with "
         "HemaForge.",
         "## Use",
         "For research on images that show one cell, cut from stained blood smears. **Not a medical device**: not for "
@@ -82,11 +84,12 @@ def _use(config: Mapping[str, Any], trained_on: Mapping[str, Any] | None) -> str
         f"It knows {len(types)} types: {', '.join(types)}. It names every image one of these"
         + (f"; of the types that this project names it does not know {', '.join(unknown)}." if unknown else "."),
     ]
+    side = made.config.data.image_size
     if trained_on is not None:
         seen = [f"{domain} ({_scale(facts)})" for domain, facts in trained_on["domains"].items()]
-        lines.append(f"Stains (domains) in training: {'; '.join(seen)}. Input images: {_side(config)} px.")
-    if config["normalizer"] is not None:
-        lines.append(f"Raw images of another stain go through `{config['normalizer']}`, beside this card, first.")
+        lines.append(f"Stains (domains) in training: {'; '.join(seen)}. Images enter at {side} px.")
+    if made.normalizer is not None:
+        lines.append(f"Raw images of another stain go through `{made.normalizer}`, beside this card, first.")
     return "\n\n".join(lines)
 
 
@@ -95,14 +98,10 @@ def _scale(facts: Mapping[str, Any]) -> str:
     return f"{', '.join(f'{scale:g}' for scale in scales)} µm per raw pixel" if scales else "magnification not recorded"
 
 
-def _side(config: Mapping[str, Any]) -> int:
-    return int(config["data"]["image_size"])
-
-
-def _training_data(config: Mapping[str, Any], trained_on: Mapping[str, Any] | None) -> str:
+def _training_data(made: Made, trained_on: Mapping[str, Any] | None) -> str:
     heading = "## Training data"
     if trained_on is None:
-        return f"{heading}\n\nData set of content {config['dataset_hash']}; nothing else of it was recorded."
+        return f"{heading}\n\nData set of content {made.dataset_hash}; nothing else of it was recorded."
     sources = ", ".join(f"{source['name']} ({source['domain']})" for source in trained_on["sources"])
     ratio = "an unknown ratio" if trained_on["ratio"] is None else "/".join(f"{s:g}" for s in trained_on["ratio"])
     made_by = trained_on["made_by"]
@@ -117,17 +116,16 @@ def _training_data(config: Mapping[str, Any], trained_on: Mapping[str, Any] | No
     for name, domain in trained_on["domains"].items():
         words = f"{domain['images']} images in {domain['groups']} groups, {domain['without_group']} without a known "
         facts.append((f"domain {name}", f"{words}patient or slide"))
-    rows = []
-    for cell_type in config["cell_types"]:
+    images: dict[str, list[int]] = {}
+    for cell_type in made.cell_types:
         counted = _counts(trained_on, cell_type)
         training = [counted["train", origin] for origin in ("real", "normalized", "synthetic")]
         held_out = [counted[split, "real"] + counted[split, "normalized"] for split in ("validation", "test")]
-        rows.append([cell_type, *training, *held_out])
+        images[cell_type] = [*training, *held_out]
     head = ["images", "real", "normalised", "synthetic", "validation", "test"]
-    totals = ["all", *(sum(int(row[column]) for row in rows) for column in range(1, len(head)))]
-    return "\n\n".join(
-        [heading, _facts(facts), "Training images by origin, and held-out ones:", _table(head, [*rows, totals])]
-    )
+    totals = ["all", *map(sum, zip(*images.values(), strict=True))]
+    rows = [*([name, *counts] for name, counts in images.items()), totals]
+    return "\n\n".join([heading, _facts(facts), "Training images by origin, and held-out ones:", _table(head, rows)])
 
 
 def _counts(trained_on: Mapping[str, Any], cell_type: str) -> Counter[tuple[str, str]]:
@@ -139,16 +137,16 @@ def _counts(trained_on: Mapping[str, Any], cell_type: str) -> Counter[tuple[str,
     return counted
 
 
-def _training(config: Mapping[str, Any]) -> str:
-    data = config["data"]
+def _training(config: ClassifierRunConfig) -> str:
+    data = config.data
     facts = [
-        ("model", _flat_text(config["model"])),
-        ("initial weights", config["model"].get("weights") or "random"),
-        ("images", f"{_side(config)} px, {data['sampling']} sampling, crop {data['crop'] or 'none'}"),
-        ("augmentation", _flat_text(data["augment"])),
-        ("optimiser", _flat_text(config["optimizer"])),
-        ("training", _flat_text(config["train"])),
-        ("seed", config["seed"]),
+        ("model", _flat_text(dataclasses.asdict(config.model))),
+        ("initial weights", config.model.weights or "random"),
+        ("images", f"{data.image_size} px, {data.sampling} sampling, crop {data.crop or 'none'}"),
+        ("augmentation", _flat_text(dataclasses.asdict(config)["data"]["augment"])),
+        ("optimiser", _flat_text(dataclasses.asdict(config.optimizer))),
+        ("training", _flat_text(dataclasses.asdict(config.train))),
+        ("seed", config.seed),
     ]
     return f"## Training\n\n{_facts(facts)}"
 
@@ -197,9 +195,9 @@ def _constant_answer(scores: Scores) -> tuple[str, float]:
 
 
 def _limits(
-    config: Mapping[str, Any], trained_on: Mapping[str, Any] | None, evaluations: Sequence[SavedEvaluation]
+    cell_types: Sequence[str], trained_on: Mapping[str, Any] | None, evaluations: Sequence[SavedEvaluation]
 ) -> str:
-    lines = [] if trained_on is None else [*_limits_of_data(config["cell_types"], trained_on)]
+    lines = [] if trained_on is None else [*_limits_of_data(cell_types, trained_on)]
     if not any(evaluation.is_own_test for evaluation in evaluations):
         lines.append("The run's own test split has not been scored.")
     for evaluation in evaluations:
@@ -252,10 +250,9 @@ def _limits_of_scores(scores: Scores) -> Iterable[str]:
 
 
 def _flat_text(values: Mapping[str, Any]) -> str:
-    """'optimizer adam; learning rate 0.001': nested names joined by commas, empty values left out."""
+    """'name adamw; learning rate 0.001': values as arguments have them, empty ones left out."""
     flat = [(name.replace("_", " ").replace(".", ", "), value) for name, value in _settings(values)]
-    words = [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in flat]
-    return "; ".join(f"{name} {value}" for name, value in words if value not in ("", "None"))
+    return "; ".join(f"{name} {written(value)}" for name, value in flat if value not in ("", None))
 
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> str:
