@@ -102,12 +102,12 @@ def test_an_episode_learns_in_half_precision(algorithm: str, precision: Precisio
     shown = itertools.repeat((next(noise(topology.device)).images, np.arange(BATCH)))
     sides = {"generators": episode._generators, "discriminators": episode._discriminators}
     for number, overflowing in enumerate([None, *sides] if precision == "fp16" else [None]):
-        before = {side: weights_of(learner.networks) for side, learner in sides.items()}
-        hook = overflow(sides[overflowing].networks) if overflowing else None
+        before = {side: weights_of(learner.module) for side, learner in sides.items()}
+        hook = overflow(sides[overflowing].module) if overflowing else None
         terms = episode.run_round(shown, key=7, number=number, rounds=4)
         assert all(torch.isfinite(term) for term in terms.values())
         for side, learner in sides.items():
-            assert torch.equal(weights_of(learner.networks), before[side]) == (side == overflowing), side
+            assert torch.equal(weights_of(learner.module), before[side]) == (side == overflowing), side
         if hook is not None:
             hook.remove()
 

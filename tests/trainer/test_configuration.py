@@ -58,7 +58,7 @@ def test_the_thesis_preset_learns_by_the_optimiser_that_the_thesis_names() -> No
 @pytest.fixture
 def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """configs/run.yaml, with Barcelona's images cropped."""
-    monkeypatch.setattr("launchers.console.CONFIGS", tmp_path)
+    monkeypatch.setattr("trainer.runs.composition.CONFIGS", tmp_path)
     file = tmp_path / "run.yaml"
     file.write_text("data:\n  crop:\n    barcelona: 0.8\n")
     return file
