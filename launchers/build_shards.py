@@ -5,7 +5,7 @@ usage:
       shards=DIR           the data set: a folder, or a URL in a store, s3://bucket/prefix (credentials and endpoint
                            are those of ~/.aws and the environment: AWS_ENDPOINT_URL, AWS_PROFILE, ...)
     sources (remembered by the data set; run again with one more to add it)
-{layouts}
+      {layouts}
     options
       labels=MAPPING       a CSV label,cell_type for other label names (sources with name=)
       group=auto|folder|none   of {group_by_folder}: whether sub-folders (TYPE/PATIENT/image) name patients or
@@ -160,15 +160,5 @@ def _settings(config: BuildOptions, root: Root) -> ShardSettings | None:
     return ShardSettings(**{**remembered, **asked})
 
 
-def documentation() -> str:
-    """What --help prints: this module's docstring with a line for each raw layout."""
-    lines = [
-        f"      {layout.usage + (' name=N domain=D' if not layout.public else ''):<36} {layout.help}"
-        for layout in layouts().values()
-    ]
-    grouped = " and ".join(layout.keyword for layout in layouts().values() if layout.group_by_folder)
-    return (__doc__ or "").replace("{layouts}", "\n".join(lines)).replace("{group_by_folder}", grouped)
-
-
 if __name__ == "__main__":
-    launch(main, documentation())
+    launch(main, __doc__)

@@ -99,8 +99,25 @@ def _augmentations() -> str:
     return augmentation_help()
 
 
+def _layouts() -> str:
+    from data_pipeline.sources import layouts
+
+    return "\n".join(
+        f"{layout.usage + (' name=N domain=D' if not layout.public else ''):<36} {layout.help}"
+        for layout in layouts().values()
+    )
+
+
+def _grouped_by_folder() -> str:
+    from data_pipeline.sources import layouts
+
+    return " and ".join(layout.keyword for layout in layouts().values() if layout.group_by_folder)
+
+
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
+    "layouts": _layouts,
+    "group_by_folder": _grouped_by_folder,
     "augmentations": _augmentations,
     "select_by": lambda: ", ".join(epoch_measures()),
     **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
