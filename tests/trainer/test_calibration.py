@@ -50,10 +50,10 @@ def test_the_temperature_that_labels_were_drawn_at_is_found(true: float) -> None
         for by in (1.0, found.temperature)
     )
     assert after["accuracy"] == before["accuracy"]
-    assert after["calibration_error"]["value"] < 0.03
+    assert after["calibration_error"].value < 0.03
     if true != 1:
-        assert after["calibration_error"]["value"] < before["calibration_error"]["value"] - 0.05
-        assert after["negative_log_likelihood"]["value"] < before["negative_log_likelihood"]["value"]
+        assert after["calibration_error"].value < before["calibration_error"].value - 0.05
+        assert after["negative_log_likelihood"].value < before["negative_log_likelihood"].value
 
 
 def test_without_evidence_the_temperature_stays_one() -> None:

@@ -93,7 +93,7 @@ def test_its_run_is_like_any_other_and_tells_types_apart(finished: Finished) -> 
         assert record[name] > 0
     assert finished.epochs == [True]
     scores = json.loads((finished.run / "evaluation/metrics.json").read_text())["scores"]
-    assert scores["balanced_accuracy"]["value"] > 0.6  # of three types
+    assert scores["overall"]["balanced_accuracy"]["value"] > 0.6  # of three types
     assert "naive_bayes" in (finished.run / "report.html").read_text()
 
 
