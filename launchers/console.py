@@ -83,12 +83,12 @@ def models_of(task: str) -> str:
 
     A file's algorithm is the name of a file in its task's algorithms/; a file without an algorithm is a classifier's.
     """
-    tasks = {path.stem: path.parents[1].name for path in TASKS.glob("*/algorithms/*.py")}
+    own = {path.stem for path in (TASKS / task / "algorithms").glob("*.py")}
     names = []
     for path in sorted((CONFIGS / "model").glob("*.yaml")):
         # Not parsed as YAML, which would take longer than all the rest of --help.
         algorithm = re.search(r"^algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if task == (tasks.get(algorithm[1]) if algorithm else "classification"):
+        if algorithm[1] in own if algorithm else task == "classification":
             names.append(path.stem)
     return ", ".join(names)
 

@@ -23,6 +23,8 @@ Class = TypeVar("Class", bound=type[Any])
 
 def task(kind: str, where: str = "") -> "Task[Any]":
     """The task of a run's `kind`. UserError, naming `where`, for an unknown kind."""
+    if kind in ("", "None"):
+        raise UserError(f"{where}: written by an older version, or by no launcher that trains: train again")
     if not (_TASKS / kind / "task.py").exists():
         kinds = ", ".join(sorted(path.parent.name for path in _TASKS.glob("*/task.py")))
         raise UserError(f"{where}: no kind of run is called {kind!r}; there are {kinds}")
