@@ -132,7 +132,7 @@ def test_killed_before_any_step_on_disk_the_old_or_the_new_data_set_is_whole(cha
         return killed, change.check()
 
     # Coarsely through the writing of shards, then one by one through the commit and the collecting.
-    last = next(step for step in range(1, 2000, 9) if not kill_at(step)[0])
+    last = next(step for step in range(1, 2000, 17) if not kill_at(step)[0])
     assert files_below(change.root) == change.new
     seen = []
     for step in range(max(1, last - 26), last):

@@ -95,7 +95,7 @@ def test_killed_anywhere_only_what_is_missing_is_made(
         in_between += first > 0 and 0 < again < shards
         if not killed:
             break
-        step += 4
+        step += 8
     assert step > 5 * shards
     assert in_between > 3
 
