@@ -110,7 +110,7 @@ def run(options: Options) -> dict[str, Any]:
 def launcher_of(path: Path) -> str:
     """The launcher whose model a file of configs/model/ describes."""
     content = yaml.safe_load(path.read_text())
-    if "architecture" in content:
+    if "algorithm" not in content:
         return "train_classifier"
     return next(name for name, task in _GAN_LAUNCHERS.items() if content["algorithm"] in algorithm_names(task))
 

@@ -12,7 +12,6 @@ from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.runs.registry import algorithm_class
-from trainer.runs.report import write_report
 from trainer.runs.task import Session, Task
 from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
 from trainer.tasks.conditional.load import ConditionalSampler, load_conditional_model
@@ -81,6 +80,8 @@ class Conditional(Task[ConditionalRunConfig]):
         return load_conditional_model(run)
 
     def write_report(self, run: Path) -> Path:
+        from trainer.runs.report import write_report  # here: the first step need not wait for it
+
         return write_report(run)
 
 

@@ -17,7 +17,6 @@ from trainer.learners.learner import Setting
 from trainer.learners.topology import leave_processes
 from trainer.loop.algorithm import Algorithm
 from trainer.runs.config import fingerprint
-from trainer.runs.report import write_report
 from trainer.runs.task import Session, Task
 from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
 from trainer.tasks.few_shot.config import FewShotRunConfig
@@ -97,7 +96,7 @@ class FewShotSession(Session[FewShotRunConfig]):
         leave_processes()
         for cell_type in self._data.rare[self.topology.rank :: self.topology.world_size]:
             self._adaptation(cell_type).run(self._learned(), self.precision, self._adapted_with, self._sheets)
-        write_report(Path(str(self.config.run)))  # by every rank: the last one shows all types
+        TASK.write_report(Path(str(self.config.run)))  # by every rank: the last one shows all types
 
     def _learned(self) -> dict[str, nn.Module]:
         """All networks, with the averaged weights of those that have learned and keep an average."""
@@ -161,6 +160,8 @@ class FewShot(Task[FewShotRunConfig]):
         return load_few_shot_model(run)
 
     def write_report(self, run: Path) -> Path:
+        from trainer.runs.report import write_report  # here: the first step need not wait for it
+
         return write_report(run)
 
 

@@ -28,7 +28,6 @@ from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
 from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.load import TrainedStainModel, load_stain_model
-from trainer.tasks.stain.report import write_stain_report
 from trainer.tasks.stain.sheets import StainSheets
 
 
@@ -103,6 +102,8 @@ class Stain(Task[StainRunConfig]):
         score_run(run, config, topology)
 
     def write_report(self, run: Path) -> Path:
+        from trainer.tasks.stain.report import write_stain_report  # here: the first step need not wait for it
+
         return write_stain_report(run)
 
 
