@@ -5,8 +5,6 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 _ROWS_AT_ONCE = 65_536
 # From here on, sorting by more keys is faster than comparing all rows that share one of few.
@@ -67,6 +65,10 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
 
     hashes: uint8 [n, bytes], bytes a multiple of 8.
     """
+    # Here: a training need not wait for SciPy.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     if not len(hashes):
         return np.empty(0, np.int64)
     # Equal rows become one: a thousand blank images would make half a million pairs.
