@@ -1,5 +1,6 @@
 """What all tests share: a tiny data set, the launchers as a user starts them, the real images where they are."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,16 @@ settings.load_profile("steady")
 
 Launch = Callable[..., Finished]
 Start = Callable[..., Launched]
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a test, or DeepSpeed in it, puts into the environment is nothing to the next."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def test_shards_of_a_derivation_that_was_given_up_do_not_count(
     parent: Dataset, normaliser: Path, killer: Killer, tmp_path: Path
 ) -> None:
     root = tmp_path / "derived"
-    assert killer.derive(root, 25, "g1")
+    assert killer.derive(root, 50, "g1")
     assert any(path.name.startswith(".made-") for path in (root / "shards").iterdir())
     killer.rendered()
     killer.derive(root, None, "g2")

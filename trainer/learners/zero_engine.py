@@ -202,8 +202,9 @@ def _import_deepspeed(device: torch.device) -> ModuleType:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # Its exchange through shared memory would be compiled first, and sums in another order than gloo does.
     __compatible_ops__["deepspeed_shm_comm"] = False
-    if not distributed.is_initialized():  # this process is alone
+    if "RANK" not in os.environ:  # this process is alone
         os.environ.setdefault("LOCAL_RANK", "0")
+    if not distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     return deepspeed

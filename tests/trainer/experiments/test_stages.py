@@ -58,8 +58,18 @@ CLASSIFIER = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """Settings of a launcher of the test's own."""
+
+    number: int = 0
+
+
+NONE = Number()
+
+
 def stage_of(name: str, launcher: str, arguments: tuple[str, ...], inputs: Inputs, output: str) -> Stage:
-    settings = dataclasses.asdict(read_config(LAUNCHER_CONFIGS[launcher], launcher, later_wins(arguments)))
+    settings = read_config(LAUNCHER_CONFIGS[launcher], launcher, later_wins(arguments))
     return Stage(name, launcher, arguments, inputs, output, settings)
 
 
@@ -86,7 +96,7 @@ def raw_table(two_stains: Dataset) -> Path:
 def built(raw_table: Path) -> Stage:
     """A stage that needs no network and so starts quickly."""
     arguments = (f"table={raw_table}", "name=phantom", "domain=phantom", "workers=1")
-    return Stage("built data", "build_shards", arguments, {}, "shards", {})
+    return Stage("built data", "build_shards", arguments, {}, "shards", NONE)
 
 
 def start(stage: Stage, root: Path) -> BaseProcess:
@@ -247,7 +257,7 @@ def test_a_launcher_is_started_as_by_hand(
     launchers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     (launchers / "telling.py").write_text(_TELLING)
-    stage, root = Stage("telling", "telling", (ending, "name=Größe 2"), {}, None, {}), tmp_path / "stages"
+    stage, root = Stage("telling", "telling", (ending, "name=Größe 2"), {}, None, NONE), tmp_path / "stages"
     for number in range(2):  # the second time from another folder, in another environment
         monkeypatch.setenv("VALUE", str(number))
         monkeypatch.chdir(launchers if number else tmp_path)
@@ -269,8 +279,8 @@ def test_a_launcher_is_started_as_by_hand(
 def test_stages_share_what_was_imported_and_nothing_else(launchers: Path, tmp_path: Path) -> None:
     (launchers / "balance.py").write_text("import sys; print('data_pipeline.banks.balance' in sys.modules)")
     (launchers / "marking.py").write_text("import sys; print(hasattr(sys, 'mark')); sys.mark = 1")
-    balancing = Stage("balancing", "balance", (), {}, None, {})
-    marking = [Stage("marking", "marking", (f"number={number}",), {}, None, {"number": number}) for number in range(2)]
+    balancing = Stage("balancing", "balance", (), {}, None, NONE)
+    marking = [Stage("marking", "marking", (f"number={number}",), {}, None, Number(number)) for number in range(2)]
     for stage in (balancing, *marking):
         run_stage(stage, tmp_path, ONE)
     assert [printed(stage, tmp_path) for stage in (balancing, *marking)] == [["True"], ["False"], ["False"]]
@@ -291,7 +301,7 @@ def run_in(launchers: Path, stage: Stage, root: Path) -> None:
 def test_a_launcher_ends_with_its_runner_its_server_or_alone(launchers: Path, tmp_path: Path) -> None:
     """Whichever is killed: the lock is free when the launcher is gone, and the stage is not done."""
     (launchers / "sleeping.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
-    stage = Stage("sleeping", "sleeping", (), {}, None, {})
+    stage = Stage("sleeping", "sleeping", (), {}, None, NONE)
 
     for killed in ("runner", "server", "launcher"):
         root = tmp_path / killed

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.dataset_config import DatasetConfig
+from data_pipeline.dataset_config import AFFECTS_NOTHING, DatasetConfig
 
 # to_a: images of b take the stain of a. to_b: the reverse. thesis: of each cell type, the domain with fewer images
 # takes the stain of the other; in the training split only, as it needs the label.
@@ -23,4 +23,4 @@ class NormalizeConfig(DatasetConfig):
     image_size: int | None = None  # pixels, of the normalised images; null is 256, for method=
     crop: dict[str, float] = field(default_factory=dict)  # as data.crop, for method=
     fit_images: int = 500  # most images of each domain that method= is fitted on
-    batch: int = 64  # images on the device at a time
+    batch: int = field(default=64, metadata=AFFECTS_NOTHING)  # images on the device at a time
