@@ -15,14 +15,14 @@ class Check:
 
     name: str
     checked: str  # what was checked, in words that follow the count
-    count: int  # of how many
-    found: tuple[str, ...] = ()  # each thing that is wrong, ids by their first 16 digits
+    count: int  # how many were checked
+    found: tuple[str, ...] = ()  # one text for each thing that is wrong; ids are cut to 16 digits
     remedy: str = ""  # what to do about it
     unknown: str = ""  # why it could not be checked, '' if it was
 
     @property
     def status(self) -> str:
-        """ok, found or unchecked."""
+        """'ok', 'found' (something is wrong) or 'unchecked'."""
         if self.found:
             return "found"
         return "unchecked" if self.unknown else "ok"

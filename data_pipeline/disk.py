@@ -81,13 +81,13 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a file to its name when its content is on disk."""
+    """Flush the temporary file to disk, then rename it to `path`."""
     sync(temporary)
     os.replace(temporary, path)
 
 
 def remove_abandoned(path: Path) -> bool:
-    """Remove a file unless another process or thread has locked it or the system refuses; whether it is gone."""
+    """Remove a file unless it is locked or the system refuses; returns whether it is gone."""
     try:
         with file_lock(path, blocking=False):
             path.unlink(missing_ok=True)

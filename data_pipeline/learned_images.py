@@ -89,7 +89,7 @@ class LearnedImages:
         return cls(table, unknown, synthetic)
 
     def through(self, ancestor: str) -> LearnedImages:
-        """The table for whatever was made from `ancestor`, a name that a user recognises."""
+        """The same table, for a model or data set made from `ancestor` (its name, for messages)."""
 
         def name(inner: str) -> str:
             return f"{ancestor}, from {inner}" if inner else ancestor

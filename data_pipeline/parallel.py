@@ -39,7 +39,7 @@ class Work:
 
     workers: int = 1  # processes or threads of this machine
     progress: bool = True  # whether progress is shown
-    map_tasks: TaskMap | None = None  # runs all tasks instead of this machine's workers
+    map_tasks: TaskMap | None = None  # runs all tasks in place of this machine's workers; None: the workers
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield function(task) in the order of the tasks."""

@@ -41,7 +41,7 @@ class Division:
 
     compute: int  # threads of torch, BLAS and the like
     decode: int  # threads of DALI
-    overlap: bool  # whether both run at once; else each waits for the other, and both may use all threads
+    overlap: bool  # whether both run at once; if not, they take turns and each may use all threads
 
 
 def thread_share() -> ThreadShare:

@@ -117,7 +117,7 @@ class Recipe:
     settings: ShardSettings
     attachments: dict[str, dict[str, Any]]  # as in the metadata
     files: Mapping[str, Path]  # the attachments' own files
-    plan: str  # hash of all of it, wherever parent and data set lie
+    plan: str  # hash of all of it; does not depend on the folders of parent and data set
 
     def referred(self) -> _Shards:
         """The parent's entries of the shards with kept rows."""

@@ -32,7 +32,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 128 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """What decoding a file tells."""
+    """Result of decoding a raw file."""
 
     width: int | None
     height: int | None
@@ -62,7 +62,7 @@ def inspect_image(raw: bytes) -> ImageFacts:
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
-    """HASH_BYTES bytes that differ in few bits between similar pictures."""
+    """Perceptual hash (pHash) of HASH_BYTES bytes: similar pictures have a small Hamming distance."""
     return np.packbits(imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()).tobytes()
 
 

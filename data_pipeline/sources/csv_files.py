@@ -22,8 +22,8 @@ class CsvFile:
     """Content of a CSV file."""
 
     rows: list[tuple[int, dict[str, str]]]  # line number, values by column, stripped
-    columns: list[str]  # asked-for names as they were asked for, others as the file has them
-    warnings: list[str]  # how the file was read
+    columns: list[str]  # requested columns by their requested names, others as in the file
+    warnings: list[str]  # how the file was interpreted
 
 
 def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] = ()) -> CsvFile:

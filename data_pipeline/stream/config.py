@@ -18,14 +18,14 @@ class StreamConfig:
     # global: any sample anywhere (local disks). windowed: shards in sequence, `window` samples shuffled at a time
     # (network stores). null: windowed where shards lie in a store and the sampling is uniform, else global.
     order: Literal["global", "windowed"] | None = None
-    window: int = 4096  # samples
+    window: int = 4096  # size of the shuffle window in samples, with order: windowed
     # uniform: every image once an epoch. class_balanced: every cell type equally often.
     sampling: Literal["uniform", "class_balanced"] = "uniform"
-    threads: int | None = field(default=None, metadata=AFFECTS_NOTHING)  # of DALI, at most; null: threads.py decides
-    prefetch: int = field(default=2, metadata=AFFECTS_NOTHING)  # batches ahead, where decoding has threads of its own
+    threads: int | None = field(default=None, metadata=AFFECTS_NOTHING)  # of DALI, at most; null: see threads.py
+    prefetch: int = field(default=2, metadata=AFFECTS_NOTHING)  # batches decoded ahead, if decoding has its own threads
     deterministic: bool = False  # the same pixels on every run of one GPU kind
-    # Domain -> fraction of each side that is kept, in the middle, before resizing; cells of two domains come to one
-    # scale by it. Domains not named keep all, and so do generated images: their generator was shown that scale.
+    # Domain -> fraction of each side that a central crop keeps, before resizing. It brings cells of two domains to one
+    # scale. Other domains are not cropped, nor are generated images: their generator learned from cropped images.
     crop: dict[str, float] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -42,7 +42,7 @@ class StreamConfig:
 
 
 def default_order(config: StreamConfig, in_store: bool) -> Literal["global", "windowed"]:
-    """What data.order=null means; `in_store`: shards lie in an object store."""
+    """The order that data.order=null stands for. in_store: the shards are in an object store."""
     return "windowed" if in_store and config.sampling == "uniform" else "global"
 
 

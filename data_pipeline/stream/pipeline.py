@@ -29,10 +29,10 @@ Tag = TypeVar("Tag")
 class GraphConfig:
     """What the graph does to an image."""
 
-    data: StreamConfig  # image_size, threads, prefetch and deterministic count
+    data: StreamConfig  # only image_size, threads, prefetch and deterministic are used
     batch_size: int  # most images of one batch
     operations: tuple[Augmentation, ...] = ()  # active augmentations, in their order
-    crop: bool = False  # whether any image is cut to its middle before it is resized
+    crop: bool = False  # whether images get a central crop before they are resized
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _THREADS = 4
 class ReadAhead:
     """A few daemon threads that fetch the shards of the next `depth` batches, in the order in which they are needed.
 
-    They fill at most a fraction of the cache. A shard that cannot be fetched is an error when it is read.
+    They use only a part of the cache. A failed fetch is ignored here; the error is raised when the shard is read.
     """
 
     def __init__(

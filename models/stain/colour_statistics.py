@@ -32,7 +32,7 @@ class ColourStatistics:
         return cls(each.mean.mean(0, keepdim=True), each.deviation.mean(0, keepdim=True))
 
     def as_lists(self) -> dict[str, list[float]]:
-        """Plain values for JSON, of one image (n = 1)."""
+        """Mean and deviation as lists of three numbers, for JSON; only for n = 1."""
         return {"mean": self.mean.flatten().tolist(), "deviation": self.deviation.flatten().tolist()}
 
 

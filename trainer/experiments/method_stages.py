@@ -44,7 +44,7 @@ class MethodStages:
     few_shot: Sequence[str]  # of train_few_shot_gan.py
 
     def normalized(self, parent: Root, stain_to: str, stain_from: str) -> Stage:
-        """All images in one stain."""
+        """The stage that translates all images into one stain."""
         run = self.stain_run(parent, stain_to, stain_from)
         inputs = {"shards": parent, "run": run}
         return self.planner.stage("normalized data", "normalize_stains", self.normalize, inputs, "out")
@@ -63,7 +63,7 @@ class MethodStages:
         return self.balanced(filled, (rare,), f"balanced data{suffix}")
 
     def filled(self, parent: Stage | Root, suffix: str = "") -> Stage:
-        """Data in which C-WGAN-GP has brought the moderate types to their number."""
+        """Data in which the moderate types are filled up to `per_type` images by C-WGAN-GP."""
         moderate = self.bank(self.conditional_run(parent, self.roles.moderate, f"C-WGAN-GP{suffix}"))
         return self.balanced(parent, (moderate,), f"filled data{suffix}")
 

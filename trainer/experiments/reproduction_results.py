@@ -53,7 +53,7 @@ class ModelResult:
 
     @property
     def feature_space(self) -> str:
-        """Of the distances between sets."""
+        """Name of the feature space in which distances between image sets are computed."""
         return str(self.record["feature_space"] if isinstance(self.record, dict) else self.record.feature_space)
 
 

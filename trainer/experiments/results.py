@@ -76,7 +76,7 @@ class Answers:
 
     seeds: tuple[int, ...]
     cell_types: tuple[str, ...]
-    images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); a normalised image has its raw image's id
+    images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); id: of the raw image, if normalised
     scored: tuple[ScoredImages, ...]  # answers of each seed; groups sorted by name
 
     def of_seeds(self, seeds: Sequence[int]) -> "Answers":
@@ -91,7 +91,7 @@ class ArmScores:
     overall: dict[str, Estimate]  # measure -> over all types
     per_type: dict[str, dict[str, Estimate]]  # type -> measure -> against the rest
     images: dict[str, int]  # type -> test images
-    paired_seeds: list[int] = field(default_factory=list)  # of a difference; empty: no seed in common
+    paired_seeds: list[int] = field(default_factory=list)  # of a difference: the seeds that both arms have; empty: none
 
 
 def read_plan(sweep: Path) -> SweepRecord:
@@ -167,7 +167,7 @@ def _answers_of(trial: Trial) -> Answers:
 
 
 def resampled(answers: Answers) -> dict[str, Floats]:
-    """Each measure [B, S, 1 + C] of each seed on groups drawn with replacement: over all types, then of each.
+    """Bootstrap values of each measure, [B resamples, S seeds, 1 + C]: over all types, then of each of the C types.
 
     Two arms with the same test images get the same groups in each resample.
     """
@@ -182,10 +182,10 @@ def resampled(answers: Answers) -> dict[str, Floats]:
 
 
 def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
-    """The mean [B, ...] over seeds drawn with replacement from draws [B, S, ...].
+    """Mean over seeds, [B, ...], of draws [B, S, ...]; for each resample the S seeds are drawn with replacement.
 
-    A resample of S seeds has (S - 1) / S of the variance of S fresh ones: its distance from the mean of all is widened
-    to correct for it. purpose: another number draws other seeds.
+    A mean over S resampled seeds has only (S - 1) / S of the variance of a mean over S new seeds. Its distance from the
+    mean of all seeds is enlarged to correct for this. purpose: another number gives other random draws.
     """
     count, seeds = draws.shape[:2]
     mean = draws.mean(axis=1)
@@ -197,13 +197,13 @@ def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
 
 
 def arm_scores(answers: Answers) -> ArmScores:
-    """Mean over seeds and 95 % interval of each measure."""
+    """Scores of one arm: the mean of each measure over the arm's seeds, with its 95 % interval."""
     draws = {name: np.clip(over_seeds(each), *measures()[name].bounds) for name, each in resampled(answers).items()}
     return _scores(answers, _points(answers), draws)
 
 
 def difference(arm: Answers, reference: Answers) -> ArmScores:
-    """Arm minus reference on the same test images, and on the same seeds if they have some in common.
+    """Scores of `arm` minus scores of `reference`, on the same test images and, if any are shared, on the same seeds.
 
     Raises ValueError, with the reason, if their test images or types differ.
     """

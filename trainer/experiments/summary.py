@@ -44,7 +44,7 @@ CONVENTION = (
 
 @dataclass(frozen=True)
 class ArmData(ScoredData):
-    """The images that an arm's scores are of (contract C14)."""
+    """The images that an arm is scored on (contract C14)."""
 
     groups: int
     normalizer: Any  # None: none
@@ -71,8 +71,8 @@ class ArmResult:
     seeds: list[int]
     data: ArmData
     scores: ArmScores
-    difference: ArmScores | None  # from the reference; None for the reference itself and if they are not paired
-    not_paired: str | None  # why they are not
+    difference: ArmScores | None  # from the reference; None: it is the reference, or see not_paired
+    not_paired: str | None  # why there is no difference
     cost: Cost
 
 
@@ -84,7 +84,7 @@ class Point:
     trials: list[str]
     seeds: list[int]
     finished: int
-    metric: float  # mean over the finished trials, or over all if none is; stopped ones had less time
+    metric: float  # mean over the finished trials; over all if none finished (stopped ones trained less)
 
 
 @dataclass(frozen=True)

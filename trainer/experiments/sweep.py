@@ -53,7 +53,7 @@ class Sweep:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 hex of all that decides its results."""
+        """SHA-256 (hex) of all that affects the results: kind, trials, and a search's rules for stopping trials."""
         trials = sorted(trial.content_hash for trial in self.trials)
         rules = [getattr(self.config, name) for name in _RULES] if self.config.kind == "search" else []
         return hashlib.sha256(json.dumps([self.config.kind, rules, trials]).encode()).hexdigest()
@@ -65,7 +65,7 @@ class Sweep:
 
     @property
     def stages_to_run(self) -> list[Stage]:
-        """The stages that a trial waits for."""
+        """The stages that are not done and whose output a trial still needs."""
         waiting = {trial.arm for trial in self.to_run}
         datasets = [arm.dataset for arm in self.arms if arm.name in waiting]
         return in_order((dataset for dataset in datasets if isinstance(dataset, Stage)), self.stages_folder)
@@ -84,7 +84,7 @@ class Sweep:
         ]
 
     def command(self, trial: PlannedTrial) -> str:
-        """A shell line that does a trial again, in another run directory."""
+        """The shell command that repeats a trial in another run directory."""
         return trial.command(self.config.resources_per_trial, self.folder / "replays" / trial.name)
 
 

@@ -46,17 +46,17 @@ class SweepConfig:
     kind: Literal["ablation", "comparison", "search"] | None = None
     shards: str | None = None  # the data set
     fixed: list[str] = field(default_factory=list)  # arguments of train_classifier.py for every trial
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # each training runs with each
-    metric: str = "validation_balanced_accuracy"  # of the measures computed after each epoch
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every training is repeated once with each seed
+    metric: str = "validation_balanced_accuracy"  # one of the measures that are computed after each epoch
     mode: Literal["max", "min"] = "max"  # which end of the metric is better
-    resources_per_trial: Resources = field(default_factory=Resources)  # of a stage, too
+    resources_per_trial: Resources = field(default_factory=Resources)  # also of each stage
     max_concurrent_trials: int | None = None  # null: as many as fit
     ablation: AblationConfig = field(default_factory=AblationConfig)  # ablation: how its arms are made
     arms: list[str] | None = None  # ablation: only these
     models: list[str] = field(default_factory=list)  # comparison: files of configs/model
     model_settings: dict[str, list[str]] = field(default_factory=dict)  # model -> arguments over those of `fixed`
     space: dict[str, Any] = field(default_factory=dict)  # search: see above
-    trials: int = 1  # search: draws; every point of the grids gets the same ones
+    trials: int = 1  # search: number of random draws; each draw is combined with every point of the grids
     scheduler: Literal["none", "asha"] = "none"
     grace_epochs: int = 1
     reduction: int = 3

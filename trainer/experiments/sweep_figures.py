@@ -24,15 +24,18 @@ _LOGARITHMIC_FROM = 50.0
 
 @dataclass(frozen=True)
 class Bars:
-    """What is drawn of one arm."""
+    """One arm of a figure: its title and the values to draw."""
 
     title: str
-    estimates: Mapping[str, Estimate]  # by measure
-    published: Mapping[str, float] = field(default_factory=dict)  # the thesis's, per cent
+    estimates: Mapping[str, Estimate]  # measure -> value with interval
+    published: Mapping[str, float] = field(default_factory=dict)  # measure -> value in the thesis, per cent
 
 
 def arm_bars(arms: Sequence[Bars], name: str) -> Markup:
-    """Figures 52 and 58: accuracy, mean sensitivity and mean specificity of each arm, intervals, thesis as diamonds."""
+    """Figures 52 and 58: accuracy, mean sensitivity and mean specificity of each arm, as bars with intervals.
+
+    Diamonds show the thesis's values. name: prefix of the SVG's ids.
+    """
     with _drawing(4.6) as drawing:
         axes = drawing.subplots()
         for number, measure in enumerate(SHOWN):
@@ -50,7 +53,11 @@ def arm_bars(arms: Sequence[Bars], name: str) -> Markup:
 
 
 def arm_differences(arms: Sequence[Bars], reference: str, name: str) -> Markup:
-    """Each arm's differences from the reference, in percentage points, with intervals."""
+    """Draw each arm's difference from the reference arm, in percentage points, with intervals; returns SVG.
+
+    arms: their estimates are already differences. reference: title of the reference arm, for the axis. name: prefix of
+    the SVG's ids, unique in the page.
+    """
     with _drawing(1.3 + 0.62 * len(arms)) as drawing:
         axes = drawing.subplots()
         axes.grid(axis="y", visible=False)
@@ -89,7 +96,7 @@ def type_bars(reference: ArmResult, arm: ArmResult, name: str) -> Markup:
 def parameter_scatter(trials: Sequence[TrialResult], best: Sequence[str], metric: str, name: str) -> Markup:
     """The metric of each trial over each parameter that was searched; trials of the best point in colour.
 
-    trials: those with a metric. best: names of the best point's.
+    trials: only those that have a metric. best: names of the trials of the best point.
     """
     parameters = varied_parameters(trials)
     columns = min(3, len(parameters))
@@ -108,7 +115,7 @@ def parameter_scatter(trials: Sequence[TrialResult], best: Sequence[str], metric
 
 
 def metric_curves(curves: Mapping[str, Sequence[tuple[int, float]]], best: str, metric: str, name: str) -> Markup:
-    """The metric over the epochs of every trial of a search, one in colour. curves: trial -> (epoch, value)."""
+    """The metric over the epochs of every trial of a search; `best` in colour. curves: trial -> [(epoch, value)]."""
     with _drawing(4) as drawing:
         axes = drawing.subplots()
         for trial, points in curves.items():

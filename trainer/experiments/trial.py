@@ -57,7 +57,7 @@ class Ending:
     """How a trial ended: the record beside its run directory."""
 
     status: Status
-    seconds: float  # of all its epochs, however often it was interrupted
+    seconds: float  # over all its epochs, also those before an interruption
     epochs: int
     dataset_hash: str | None
     line: str | None = None  # what went wrong

@@ -7,9 +7,9 @@ from torch import nn
 
 
 class RunningAverage:
-    """Exponential moving average of a network's weights and buffers, for scoring. What is no float is copied.
+    """Exponential moving average of a network's weights and buffers, for scoring. Integer buffers are copied.
 
-    Step for step it is timm's ModelEmaV3 with its warm-up, without the time that importing timm takes.
+    The same as timm's ModelEmaV3 with warm-up; reimplemented because importing timm is slow.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -18,8 +18,8 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Average in the network's weights after its step number `step`, counted from 1."""
-        # The warm-up: at first the average of few steps, not mostly of the initial weights.
+        """Update the average with the network's weights after optimizer step `step`, counted from 1."""
+        # Warm-up: a smaller decay at first, so that the initial weights do not dominate the average.
         decay = min(self._decay, 1 - step ** (-2 / 3))
         averages, values = [], []
         for average, value in zip(self.module.state_dict().values(), network.state_dict().values(), strict=True):

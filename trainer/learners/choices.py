@@ -8,7 +8,7 @@ from data_pipeline.dataset_config import AFFECTS_NOTHING
 PrecisionChoice = Literal["auto", "fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16"]
 EngineChoice = Literal["auto", "ddp", "zero1", "zero2"]
-# `alone` is no choice of a run: it moves a network whose numbers nobody keeps, to see what memory that takes.
+# `alone` is for rehearsals only: steps on fake tensors that measure memory.
 EngineName = Literal["ddp", "zero1", "zero2", "alone"]
 # What a change of an image is measured by: see `gradient_penalty`.
 PenaltyMetric = Literal["euclidean", "root_mean_square"]
@@ -22,7 +22,7 @@ class NetworkChoices:
 
     # Recompute activations in the backward pass (Chen et al. 2016): less memory, about a third more time.
     checkpoint_activations: bool = field(default=False, metadata=AFFECTS_NOTHING)
-    # torch.compile; never for a network of which gradients of gradients are taken.
+    # torch.compile; not for networks that are differentiated twice (gradient penalties).
     compile: bool = field(default=False, metadata=AFFECTS_NOTHING)
     # The channels-last memory format for convolutions.
     channels_last: bool = field(default=False, metadata=AFFECTS_NOTHING)

@@ -1,4 +1,4 @@
-"""What makes a learner's network data-parallel: the processes' gradients joined, its precision, its loss scale."""
+"""What makes a learner's network data-parallel: gradient averaging over ranks, precision, loss scaling."""
 
 import math
 from collections.abc import Mapping
@@ -14,47 +14,47 @@ from trainer.learners.topology import autocast
 
 
 class Engine(Protocol):
-    """A network and its optimiser, alike on all processes.
+    """A data-parallel network and its optimiser; weights are equal on all ranks.
 
-    network: the network as losses go through it. It computes in the engine's precision; the bare one does so inside
-    `autocast()` only, or penalties would be taken in half precision (contract C10).
+    network: the wrapped network, for losses; it computes in the engine's precision. The bare network computes in that
+    precision inside `autocast()` only, so that gradient penalties stay in fp32 (contract C10).
     """
 
     network: nn.Module
 
     @property
     def loss_scale(self) -> float | None:
-        """What fp16 losses are multiplied by; None in other precisions. May wait for the device."""
+        """Loss scale of fp16; None in other precisions. May synchronize with the device."""
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which forward passes run in the engine's precision."""
 
     def part_of_step(self, last: bool) -> AbstractContextManager[None]:
-        """The context for one part's forward and backward pass; only the `last` need join the processes."""
+        """Context for the passes of one micro-batch; gradients are reduced over ranks in the `last` one only."""
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add a loss's gradient to the step's; averaged over the processes."""
+        """Accumulate a loss's gradient; averaged over ranks."""
 
     def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
-        """Make these, by parameter's name, the step's gradient; averaged over the processes."""
+        """Set the gradient, by parameter name; averaged over ranks."""
 
     def step(self, learning_rate: float) -> torch.Tensor:
-        """Move the weights along the gradient, which is then cleared; its L2 norm before clipping (scalar)."""
+        """One optimizer step, then clear the gradient; returns the gradient's L2 norm before clipping (scalar)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """`optimizer` and `scaler`, whole, in torch's form for both: any engine takes up any other's.
+        """The complete states `optimizer` and `scaler` in torch's format, which every engine can load.
 
-        To be called on all processes together.
+        A collective call, on all ranks.
         """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up a saved state, when the network has its weights again; on all processes together."""
+        """Restore a saved state, after the network's weights; a collective call, on all ranks."""
 
 
 def make_engine(
     name: EngineName, module: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, clip_norm: float | None
 ) -> Engine:
-    """The engine of that name. module: on this process's device, as is what the optimizer moves.
+    """Create an engine. module: on this process's device; so are the optimizer's parameters.
 
     clip_norm: largest L2 norm of the whole gradient; None clips nothing.
     """
@@ -62,7 +62,7 @@ def make_engine(
         return AcceleratedEngine(module, optimizer, precision, clip_norm)
     if name == "alone":
         return LoneEngine(module, optimizer, precision, clip_norm)
-    # Imported only where it is asked for: DeepSpeed takes seconds to load.
+    # Imported only if needed: DeepSpeed takes seconds to load.
     from trainer.learners.zero_engine import ZeroEngine
 
     return ZeroEngine(module, optimizer, precision, clip_norm, stage=1 if name == "zero1" else 2)
@@ -127,7 +127,7 @@ class AcceleratedEngine:
 
 
 class LoneEngine:
-    """The bare network in this process alone, half precision without a loss scale: for steps that are thrown away."""
+    """One process, no loss scaling in half precision: for rehearsal steps, whose results are discarded."""
 
     loss_scale = None
 

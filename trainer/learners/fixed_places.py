@@ -15,7 +15,7 @@ _CHUNK = 8
 def make_in_fixed_places(
     make: Callable[[torch.Tensor], torch.Tensor], numbers: torch.Tensor, indices: npt.NDArray[np.int64]
 ) -> torch.Tensor:
-    """`make` of latents [n, z], n >= 1: [n, ...]; the same latent at the same index gives the same bits.
+    """Images `make(latents)` of latents [n, z], n >= 1: [n, ...]; bit-identical for the same latent at the same index.
 
     make: from latents [8, z] to as many images, by networks in evaluation mode. indices: int64 [n].
     """

@@ -1,4 +1,4 @@
-"""A learner: one network that learns, with everything that is its own (contract C8)."""
+"""A learner: one network with its optimizer, schedule, engine and running average (contract C8)."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,10 +34,10 @@ class Parts(Protocol[Part_co]):
 
 @dataclass(frozen=True)
 class Setting:
-    """How the learners of a run learn.
+    """Settings that all learners of a run share.
 
-    total_steps: steps of the run, for schedules. global_batch: images of one batch over all ranks. engine: `alone` is
-    that of a rehearsal.
+    total_steps: steps of the run, for schedules. global_batch: images of one batch over all ranks. engine: `alone`
+    for rehearsals.
     """
 
     precision: Precision
@@ -192,7 +192,7 @@ class Learner:
 
 @contextmanager
 def frozen(learners: Iterable[Learner]) -> Iterator[None]:
-    """While another learner moves: gradients pass through these networks, and their weights get none."""
+    """Context for another learner's step: gradients flow through these networks, but not to their weights."""
     with ExitStack() as stack:
         for learner in learners:
             stack.enter_context(frozen_weights(learner.module))
@@ -201,7 +201,7 @@ def frozen(learners: Iterable[Learner]) -> Iterator[None]:
 
 @contextmanager
 def frozen_weights(network: nn.Module) -> Iterator[None]:
-    """The network's trainable weights require no gradient inside."""
+    """Context in which the network's weights do not require gradients."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)

@@ -14,7 +14,7 @@ Critic = Callable[[torch.Tensor], torch.Tensor]
 
 
 def score(patch_map: torch.Tensor) -> torch.Tensor:
-    """A critic's score of each image: the mean over its patch map [n, 1, h, w]; where it has one score [n], that."""
+    """A critic's score of each image, [n]: the mean of its patch map [n, 1, h, w], or its single score [n]."""
     return patch_map.float().reshape(len(patch_map), -1).mean(dim=1)
 
 
@@ -59,7 +59,7 @@ def gradient_penalty(
 
 
 def cycle_consistency(image: torch.Tensor, reconstructed: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference between an image and itself gone there and back (eq. 20-22)."""
+    """Mean absolute difference of an image and its reconstruction after both translations (eq. 20-22)."""
     return _mean_absolute(image, reconstructed)
 
 
@@ -96,18 +96,19 @@ def classification(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruction(image: torch.Tensor, generated: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference to a known answer: pix2pix's L1 (Isola et al. 2017, eq. 3), a student's lesson.
+    """Mean absolute difference to a known target: pix2pix's L1 (Isola et al. 2017, eq. 3); a student to its teacher.
 
-    Also the few-shot encoder's loss: its input against one of its two reconstructions (eq. 41, 42).
+    Also the few-shot encoder's loss: the input image against one of its two reconstructions (eq. 41, 42).
     """
     return _mean_absolute(image, generated)
 
 
 def relativistic_average(preferred: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """How far `preferred` is from looking more real than the mean of `other`, and the reverse, from logits [n] each.
+    """Relativistic average GAN loss of logits [n] each: `preferred` should look more real than `other` on average.
 
-    The discriminator prefers real images (eq. 35, 36), the generator its own (eq. 38, 39). Those equations give the
-    generator log(1 - D(real)), which leads nowhere unless D is relative: so it is (Jolicoeur-Martineau 2018, eq. 7).
+    preferred: real images for the discriminator (eq. 35, 36), generated ones for the generator (eq. 38, 39). Those
+    equations have a term log(1 - D(real)) for the generator, which has no gradient with an ordinary D. D is therefore
+    relativistic (Jolicoeur-Martineau 2018, eq. 7).
     """
     preferred, other = preferred.float(), other.float()
     return functional.softplus(other.mean() - preferred) + functional.softplus(other - preferred.mean())
@@ -122,8 +123,8 @@ def mode_seeking(
 ) -> torch.Tensor:
     """The reciprocal of (distance of two images / distance of their noise) (eq. 44; Mao et al. 2019, eq. 4).
 
-    Images [n, 3, H, W], noise [n, z]; distances are mean absolute differences. The ratio itself, minimised, would
-    reward one image for all noise.
+    Images [n, 3, H, W], noise [n, z]; distances are mean absolute differences. Minimising the ratio
+    itself would reward mode collapse: one image for all noise.
     """
     ratio = _mean_absolute(first, second) / _mean_absolute(first_noise, second_noise)
     return 1 / (ratio + _MODE_SEEKING_FLOOR)

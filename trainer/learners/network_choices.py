@@ -1,4 +1,4 @@
-"""Choices of how a network computes, none of which changes what it computes: memory or speed for something else."""
+"""Options that trade memory against speed and do not change a network's function."""
 
 import importlib.util
 import os
@@ -13,8 +13,8 @@ from data_pipeline.errors import UserError
 
 
 def checkpoint_activations(network: nn.Module) -> None:
-    """Have a network checkpoint its blocks, the way timm's networks do. UserError where it cannot."""
-    # In a network that is fed by an adapter, the network itself.
+    """Turn on activation checkpointing (timm's `set_grad_checkpointing`). UserError if the network has none."""
+    # The network may be wrapped in an adapter.
     for module in (network, *network.children()):
         try:
             module.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -29,13 +29,13 @@ def checkpoint_activations(network: nn.Module) -> None:
 
 @contextmanager
 def resting_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norms see batches without noting their statistics: those that a backward pass computes again."""
+    """Freeze the running statistics of batch norms while a backward pass recomputes activations."""
     norms = [
         (module, module.momentum, module.num_batches_tracked)
         for module in network.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
-    # They must still take part, or the second computation would keep fewer tensors than the first.
+    # They stay in training mode, or the recomputation would save fewer tensors than the first forward pass.
     for norm, _, _ in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:

@@ -6,13 +6,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How a learner's weights move.
+    """Optimizer and learning-rate schedule of a learner.
 
-    learning_rate: its peak. schedule: `cosine` to zero, `linear` to zero in the second half, or
-    `constant`; `warmup` is the share of all steps over which it rises from zero first.
-    weight_decay: spares biases and normalisation. momentum is SGD's; betas are Adam's.
-    clip_norm: largest L2 norm of the whole gradient; null clips nothing.
-    average_decay: of the exponential moving average of the weights that is scored; 0 keeps none.
+    learning_rate: the peak. schedule: `cosine` to zero, `linear` to zero in the second half, or
+    `constant`. warmup: share of all steps in which the rate first rises from zero.
+    weight_decay: not for biases and normalisation layers. momentum: for SGD. betas: for Adam.
+    clip_norm: largest L2 norm of the whole gradient; null: no clipping.
+    average_decay: decay of the exponential moving average of the weights, which is scored; 0: no average.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"

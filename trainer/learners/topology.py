@@ -73,13 +73,13 @@ def _take_threads(on_gpu: bool) -> str:
 
 
 def leave_processes() -> None:
-    """Part from the other processes at the end of the work."""
+    """Destroy the process group at the end of the work; no-op for one process."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 def gather_images(images: torch.Tensor, positions: npt.NDArray[np.int64]) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-    """The images [n, 3, H, W] of all processes, and their positions in the global order, sorted by them.
+    """Gather the images [n, 3, H, W] of all ranks and their positions in the global order, sorted by position.
 
     Processes hold slices of a global batch that differ by a few images at most.
     """

@@ -82,7 +82,7 @@ class Stateless:
 
 
 class Adversarial(Stateless, ABC, Generic[Part]):
-    """A critic moves `critic_steps` times, each on a global batch of its own; the others once, on its last batch.
+    """The critic makes `critic_steps` steps, each on a new global batch; then the others make one, on the last batch.
 
     Part: what one micro-batch of all streams is: a MicroBatch, or a pair of them.
     """
@@ -99,7 +99,7 @@ class Adversarial(Stateless, ABC, Generic[Part]):
 
     @abstractmethod
     def moves(self) -> dict[str, Callable[[Part], Terms]]:
-        """What each learner minimises, by its name, in the order of moves; the critic first."""
+        """Learner's name -> function that gives its loss terms; in the order of the steps, the critic first."""
 
     @abstractmethod
     def _parts(self, batches: Batches) -> list[Part]:

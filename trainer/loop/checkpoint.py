@@ -117,7 +117,7 @@ class CheckpointStore:
 
 
 def require_the_same_everywhere(checkpoint: Checkpoint | None, directory: Path) -> None:
-    """UserError where processes found different checkpoints: each would go on from a step of its own."""
+    """UserError if ranks found different checkpoints, as they would then resume from different steps."""
     if not distributed.is_initialized():
         return
     mine = (socket.gethostname(), "no checkpoint" if checkpoint is None else checkpoint.path.name)

@@ -7,7 +7,7 @@ from data_pipeline.stream.stream import MicroBatch
 
 
 class StepClock:
-    """Times the loop: how fast, and what share of the time the loop waited for data."""
+    """Measures images per second, and the share of time that the loop waits for data."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -20,7 +20,7 @@ class StepClock:
         self._waited = self._lap_waited = 0.0
 
     def waiting(self, batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
-        """The same batches, the time spent waiting for each counted."""
+        """Yield the batches; measure the time that the loop waits for each."""
         iterator = iter(batches)
         while True:
             before = time.perf_counter()

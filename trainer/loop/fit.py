@@ -36,26 +36,26 @@ AfterEpoch = Callable[[bool], None]
 class Selection:
     """How the best checkpoint is chosen and when training stops early."""
 
-    score: str  # a validation score of an epoch's end
+    score: str  # name of a validation score that is computed after each epoch
     higher_is_better: bool = True
     patience: int | None = None  # epochs without improvement before the stop; None: no early stop
 
     def rank(self, scores: Mapping[str, float]) -> float:
-        """The score, so that higher is better."""
+        """The score, negated if lower is better."""
         return scores[self.score] if self.higher_is_better else -scores[self.score]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one training is: the run, its length, and what happens at its epochs' ends."""
+    """Settings of one training: the run, its length, and the callbacks at the end of each epoch."""
 
     run: Path
     config: FitConfig
     setting: Setting
     epoch_steps: int
-    fingerprint: Mapping[str, Any]  # settings that a checkpoint to resume from must have been made with
-    score_epoch: Callable[[int], dict[str, float]]  # of the step; on every rank, with the same scores on all
-    selection: Selection | None = None  # None: no best checkpoint
+    fingerprint: Mapping[str, Any]  # settings; a checkpoint can only be resumed with equal ones
+    score_epoch: Callable[[int], dict[str, float]]  # step -> validation scores, equal on all ranks
+    selection: Selection | None = None  # None: no best checkpoint is kept
     after_epoch: AfterEpoch | None = None  # called when an epoch's record and checkpoint are written
     expectation: Expectation = field(default_factory=Expectation)
     description: str = "training"

@@ -1,4 +1,4 @@
-"""What a training will take, told in its first minute: from its first steps, or from a trial where these are slow."""
+"""Forecast of a training's duration in its first minute, from its first steps or, if these are slow, from a trial."""
 
 import copy
 import math
@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 DAY = 24 * 3600.0
-# Steps are measured for so long; one that takes longer than _SLOW is told at once, the first one too.
+# Steps are measured for _MEASURED_SECONDS. A step longer than _SLOW is reported at once, even the first one.
 _MEASURED_SECONDS, _SLOW = 10.0, 15.0
-_TRIAL_IMAGES = 2  # batch norm takes no mean of one
+_TRIAL_IMAGES = 2  # batch norm needs more than one value per channel
 
 
 @dataclass(frozen=True)
 class Expectation:
     """What is known of a training before its first step.
 
-    step_seconds: what `try_out` makes of a step; None where nothing was tried. advice: told where it takes more than a
-    day, from the seconds that are left.
+    step_seconds: seconds per step as estimated by `try_out`; None: no estimate. advice: remaining seconds -> a sentence
+    that is printed if the training takes more than a day.
     """
 
     step_seconds: float | None = None
@@ -29,7 +29,7 @@ class Expectation:
 
 
 class Forecast:
-    """Tells once what the rest of a training takes, and earlier, by a trial, where its steps are slow.
+    """Prints the remaining time of a training once, from its first steps; earlier, from a trial, if steps are slow.
 
     The first step is not counted: it allocates memory and chooses algorithms.
     """
@@ -44,7 +44,7 @@ class Forecast:
         may_end_early: bool,
         say: Callable[[str], None],
     ) -> None:
-        """step: that the training goes on from. say: takes the line."""
+        """step: the step that the training starts from. say: prints a line."""
         self._step, self._total_steps, self._epoch_steps = step, total_steps, epoch_steps
         self._advice, self._say = expectation.advice, say
         self._resumed, self._may_end_early = step > 0, may_end_early
@@ -57,7 +57,7 @@ class Forecast:
         self._mark = time.perf_counter()
 
     def step_done(self) -> None:
-        """To be called after each step."""
+        """Call after each step."""
         self._step += 1
         if self._told:
             return
@@ -74,7 +74,7 @@ class Forecast:
             self._tell(self._seconds / self._steps, f"measured over {steps}{scored}")
 
     def epoch_done(self) -> None:
-        """To be called when an epoch's scoring and saving is over."""
+        """Call after the scoring and saving of an epoch."""
         if not self._told:
             self._scoring = self._lap()
 
@@ -106,7 +106,7 @@ class Forecast:
 
 
 def try_out(network: nn.Module, image_size: int, images: int) -> float:
-    """Seconds for forward and backward pass of so many images on the CPU, from a trial on a few; changes no state."""
+    """Estimate the seconds of a forward and backward pass of `images` images on the CPU, from a trial on a few."""
     with torch.random.fork_rng(devices=[]):
         tried = copy.deepcopy(network).train()
         pixels = torch.randn(_TRIAL_IMAGES, 3, image_size, image_size)
@@ -121,7 +121,7 @@ def try_out(network: nn.Module, image_size: int, images: int) -> float:
 
 
 def span(seconds: float) -> str:
-    """A length of time for people."""
+    """A duration as text, such as '12 min'."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     if seconds < 90 * 60:

@@ -14,10 +14,10 @@ _SHOWN = ("loss", "critic", "adversarial", "cycle")
 
 
 class RunLog:
-    """The log of one run; only the first process keeps one (`enabled`), on the others every call is empty.
+    """The log of one run, on rank 0 (`enabled`); on other ranks every method is a no-op.
 
-    Opened at the step a run goes on from: records of later steps are cut away, so that no step
-    stands in the log twice however often the run was killed.
+    It is opened at the step that the run starts or resumes from. Records of later steps are removed, so that no step
+    is in the log twice, however often the run was killed.
     """
 
     def __init__(self, run: Path, *, step: int, total_steps: int, enabled: bool, description: str) -> None:
@@ -39,7 +39,7 @@ class RunLog:
         self._bar = progress_bar(total_steps, description, "step", initial=step)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one more step in the progress bar."""
         if self._enabled:
             self._bar.update()
 
@@ -57,7 +57,7 @@ class RunLog:
             self._bar.set_postfix({**shown, "images_per_second": f"{values['images_per_second']:.0f}"})
 
     def say(self, text: str) -> None:
-        """A line for the person who watches, above the bar."""
+        """Print a line above the progress bar, on stderr."""
         if self._enabled:
             self._bar.write(text, file=sys.stderr)
 

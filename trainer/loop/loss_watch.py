@@ -4,11 +4,10 @@ import torch
 
 
 class LossWatch:
-    """Notices the first loss that is not finite, without making the host wait for the device each step.
+    """Detects the first non-finite loss or gradient norm, without a device synchronization in each step.
 
-    The step number is noted on the device and copied to the host in passing; it is read a step or
-    two later, when the copy has arrived anyway. Under fp16 an overflowing gradient is the loss
-    scale's business, so only the loss counts there.
+    The step number is recorded on the device and copied to the host asynchronously; it is read a step or
+    two later. Under fp16 only the loss is checked, because the loss scaler handles gradients that overflow.
     """
 
     def __init__(self, device: torch.device, *, gradients_may_overflow: bool) -> None:
@@ -19,7 +18,7 @@ class LossWatch:
         self._loss_only = gradients_may_overflow
 
     def see(self, step: int, loss: torch.Tensor, gradient_norm: torch.Tensor) -> int | None:
-        """Note one step's loss; returns the first bad step once known."""
+        """Record one step; returns the first non-finite step as soon as it is known, else None."""
         bad = ~torch.isfinite(loss)
         if not self._loss_only:
             bad = bad | ~torch.isfinite(gradient_norm)
@@ -35,6 +34,6 @@ class LossWatch:
         return known if known >= 0 else None
 
     def finish(self) -> int | None:
-        """Wait for the device; returns the first bad step, or None."""
+        """Synchronize with the device; returns the first non-finite step, or None."""
         bad = int(self._first_bad)
         return bad if bad >= 0 else None

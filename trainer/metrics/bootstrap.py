@@ -80,7 +80,7 @@ class ScoredImages:
 
     @cached_property
     def rankings(self) -> list[Ranking]:
-        """Of each type."""
+        """A `Ranking` for each type."""
         return [self._ranking(kind) for kind in range(self.probabilities.shape[1])]
 
     def _ranking(self, kind: int) -> Ranking:
@@ -101,7 +101,7 @@ class ScoredImages:
         return Resamples(self, np.ones((self.number_of_groups, 1)))
 
     def resamples(self, count: int, seed: int) -> Iterator["Resamples"]:
-        """`count` resamples over groups, in parts."""
+        """Yield `count` bootstrap resamples over groups, RESAMPLES_AT_ONCE at a time."""
         for weights in group_weights(self.number_of_groups, count, seed):
             yield Resamples(self, weights)
 
@@ -132,7 +132,7 @@ class Resamples:
 
 
 def group_weights(number_of_groups: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """Yield [groups, b] draws of each group for b resamples at a time, `resamples` in all."""
+    """Yield weights [groups, b], how often each group is drawn, for b resamples at a time, `resamples` in all."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, RESAMPLES_AT_ONCE):
         width = min(RESAMPLES_AT_ONCE, resamples - start)
@@ -161,7 +161,7 @@ def all_right_lower_bound(groups: NDArray[np.generic], confidence: float = 0.975
 
 
 def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
-    """Percentiles of the draws; for a proportion of 0 or 1 in all of them, the exact bound for `trials`."""
+    """95 % interval: percentiles of the draws; the exact binomial bound for `trials` if all draws are 0, or all 1."""
     draws = draws[~np.isnan(draws)]
     if draws.size and np.ptp(draws) > 1e-12:
         low, high = np.percentile(draws, [2.5, 97.5])

@@ -29,7 +29,7 @@ class TypeScores:
     """Scores of one cell type against the rest."""
 
     count: int  # images of the type
-    groups: int  # groups that hold one
+    groups: int  # groups with an image of the type
     measures: dict[str, Estimate]  # empty estimates for a type without an image
 
     def __getitem__(self, measure: str) -> Estimate:
@@ -64,14 +64,14 @@ class Scores:
     groups: int  # patients or slides
     interval: IntervalMethod
     overall: dict[str, Estimate]  # every measure over all types
-    per_type: dict[str, TypeScores]  # those measures that are taken of each type
+    per_type: dict[str, TypeScores]  # the measures that are defined per type
     confusion: list[list[int]]  # [C][C], true type in rows
     reliability: list[ReliabilityBin]  # bins of the calibration error
     selective: Selective
 
     @property
     def absent(self) -> list[str]:
-        """Types without an image: without scores, and not in the means."""
+        """Types without an image: they have no scores and are left out of the means."""
         return [cell_type for cell_type, row in self.per_type.items() if not row.count]
 
     def __getitem__(self, measure: str) -> Estimate:
@@ -80,7 +80,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Trust:
-    """How far probabilities can be trusted."""
+    """Calibration scores of predicted probabilities."""
 
     measures: dict[str, Estimate]  # the calibration error and the negative log likelihood
     reliability: list[ReliabilityBin]
@@ -127,7 +127,7 @@ def score(
 
 
 def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], cell_types: Sequence[str]) -> Trust:
-    """The calibration error, likelihood and bins of what `score` gives."""
+    """Only the calibration part of `score`: calibration error, negative log likelihood and reliability bins."""
     images = scored_images(probabilities, labels, groups, len(cell_types))
     chosen = [measures()[name] for name in TRUST]
     found, _ = estimates(chosen, *_points_and_draws(images, chosen, 1000, 0), images.confusions)
@@ -135,7 +135,7 @@ def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], c
 
 
 def epoch_scores(probabilities: Probabilities, labels: Labels) -> dict[str, float]:
-    """The measures computed after each epoch, by their names there, without intervals.
+    """The measures computed after each epoch, by `Measure.epoch_name`, without intervals.
 
     probabilities [n, C], labels int [n]. ValueError for a measure that has no value on these images.
     """
@@ -154,10 +154,11 @@ def estimates(
     confusions: Floats,
     differences: bool = False,
 ) -> tuple[dict[str, Estimate], dict[str, list[Estimate]]]:
-    """Each measure over all types, and of each of the C types.
+    """Estimates of each measure: measure -> over all types, and measure -> list of the C types.
 
-    points [1 + C] and draws [B, 1 + C] by measure, draws None for no intervals; confusions [groups, C, C].
-    differences: the values are differences of two classifiers, which have no exact bounds.
+    points: measure -> values [1 + C]. draws: measure -> resampled values [B, 1 + C]; None: no intervals. confusions:
+    [groups, C, C]. differences: the values are differences of two classifiers; the exact binomial bound, which replaces
+    the bootstrap where every answer is right or wrong, is then not used.
     """
     groups, total = _groups_behind(confusions), float(len(confusions))
     overall, of_types = {}, {}

@@ -39,18 +39,18 @@ def turned(images: Tensor, turn: int) -> Tensor:
 
 
 def thumbnails(images: Tensor) -> Tensor:
-    """Images float32 [n, 3, S, S] in [-1, 1] at 32 px, float64, scaled so that distances are of intensity.
+    """Images float32 [n, 3, S, S] in [-1, 1] at 32 px, float64, scaled to root mean square distances.
 
     The Euclidean distance of two, flattened, is the root mean square difference of the images at that size, as a
-    share of the full range. There sharp images and blurred ones are equally smooth: at their own size a blurred
-    image is nearer to everything, and would pass for a copy. Turning a thumbnail is as good as turning the image.
+    share of the full range. Thumbnails of sharp and of blurred images are equally smooth; at full size a blurred image
+    is nearer to all images and would look like a copy. A turned thumbnail equals the thumbnail of the turned image.
     """
     small = functional.adaptive_avg_pool2d(images.double(), min(_THUMBNAIL, images.shape[-1]))
     return small / 2 / small[0].numel() ** 0.5
 
 
 def nearest(points: Floats, references: Iterable[Floats]) -> Nearest:
-    """The nearest reference of each point [n, d]; references: of the same m images, [m, d] for each of their turns."""
+    """The nearest reference of each point [n, d]. references: [m, d] of the same m images, once for each turn."""
     best = np.full(len(points), np.inf)
     row, turn = np.zeros(len(points), dtype=np.int64), np.zeros(len(points), dtype=np.int64)
     for number, reference in enumerate(references):
@@ -63,7 +63,7 @@ def nearest(points: Floats, references: Iterable[Floats]) -> Nearest:
 
 
 def nearest_images(images: Tensor, found: Nearest) -> Tensor:
-    """The nearest ones themselves, from the references `images` [m, 3, S, S], as they were turned: [n, 3, S, S]."""
+    """The nearest reference images [n, 3, S, S], turned as they were found; images: all references [m, 3, S, S]."""
     chosen = images[torch.from_numpy(found.row)]
     together = [turned(chosen[number : number + 1], int(turn)) for number, turn in enumerate(found.turn)]
     return torch.cat(together) if together else chosen
@@ -94,11 +94,11 @@ class Memorization:
 
     suspicious: float  # share of generated images nearer than the threshold; without copies about `quantile`
     quantile: float
-    generated: int  # images
+    generated: int  # number of generated images
     held_out: int
     threshold: float | None = None  # the `quantile` of the held-out distances
-    # Of the Mann-Whitney test: below 0 where generated images lie nearer than held-out ones; below -3 they are copies
-    # more or less (Meehan et al. 2020, section 4.1).
+    # z of the Mann-Whitney test. Below 0: generated images are nearer to training images than held-out ones. Below -3:
+    # clear copying (Meehan et al. 2020, section 4.1).
     z: float | None = None
     generated_median: float | None = None  # distance
     held_out_median: float | None = None

@@ -33,19 +33,19 @@ class ScoredData:
 
     path: str  # folder or URL of the data set
     content_hash: str
-    split: str  # with folds where not all were scored: test-folds0+1
+    split: str  # with the folds if only some were scored, as in test-folds0+1
     domains: list[str]
     count: int
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         return Path(self.path).name
 
 
 @dataclass(frozen=True)
 class ScoredCheckpoint:
-    """The checkpoint whose network was scored; None: what a bank does not say of its generator's."""
+    """The checkpoint that was scored; a field is None if a bank does not record it for its generator."""
 
     file: str | None
     step: int | None
@@ -54,10 +54,10 @@ class ScoredCheckpoint:
 
 @dataclass(frozen=True)
 class SeenRecord:
-    """Whether the scored images are new to what is scored."""
+    """Comparison of the scored images with the images that the model has seen."""
 
-    compared_with: int  # images that it, or what it began with, was trained on or chosen by
-    left_out: int  # images that were among them, or copies, or of their patients or slides
+    compared_with: int  # images that the model, or its initial weights, was trained on or selected by
+    left_out: int  # seen images: the same, near duplicates, or of the same patient or slide
     why: str
     unchecked: list[str]  # what could not be compared, with the reason
 
@@ -69,30 +69,30 @@ class SeenRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every score names (contract C14); the record of each task adds its scores."""
+    """What every evaluation record states (contract C14); each task adds its scores in a subclass."""
 
     dataset: ScoredData
     checkpoint: ScoredCheckpoint
-    normalizer: dict[str, Any] | None  # what names the normaliser of the images; None: scored as they are
+    normalizer: dict[str, Any] | None  # description of the normaliser of the images; None: not normalised
     seen_images: SeenRecord
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """The temperature behind a classifier's probabilities."""
+    """The temperature that calibrates a classifier's probabilities."""
 
     temperature: float
     validation_images: int
-    remark: str  # why it was not fitted, or what is odd about it
-    uncalibrated: Trust  # of the probabilities without it
+    remark: str  # why it was not fitted, or a warning about the fit
+    uncalibrated: Trust  # scores of the probabilities at temperature 1
 
 
 @dataclass(frozen=True)
 class ClassifierEvaluation(Evaluation):
     """A classifier's scores on one split of one data set."""
 
-    cell_types: list[str]  # that the classifier knows
-    not_scored: dict[str, int]  # images of other types
+    cell_types: list[str]  # types that the classifier can predict
+    not_scored: dict[str, int]  # other type -> number of its images
     scores: Scores
     calibration: CalibrationRecord
 
@@ -107,7 +107,7 @@ class SavedEvaluation:
 
     @property
     def is_own_test(self) -> bool:
-        """Whether it is of the test split of the run's own data set."""
+        """Whether it evaluates the test split of the run's own data set."""
         return f"{self.name}.json" == OWN_TEST
 
 

@@ -157,7 +157,7 @@ def inception_score(probabilities: Floats, splits: int = 10, seed: int = 0) -> t
 
 @dataclass(frozen=True)
 class ManifoldScores:
-    """How two sets of features lie in each other; the manifold of a set: balls to each point's k-th neighbour.
+    """Overlap of two sets of features. A set's manifold is the union of balls, one per point, up to its k-th neighbour.
 
     Kynkäänniemi et al. 2019, equations 1-3; Naeem et al. 2020, equations 3-4.
     """

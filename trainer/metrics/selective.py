@@ -13,7 +13,7 @@ HEADLINE_COVERAGES = (0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class CoveragePoint:
-    """The surest answers to a share of the images."""
+    """A point of the risk-coverage curve: only the most confident answers count."""
 
     coverage: float  # share of the images answered
     confidence: float  # least confidence among them
@@ -22,10 +22,10 @@ class CoveragePoint:
 
 @dataclass(frozen=True)
 class Selective:
-    """How right the surest answers are, the others left to a person."""
+    """Accuracy of the most confident answers, if a person decides the other images."""
 
-    risk_coverage_area: Estimate  # mean over the images of the share of wrong answers among those as sure or surer
-    accuracy_at_coverage: dict[str, Estimate]  # of the surest 80, 90 and 95 % of the images
+    risk_coverage_area: Estimate  # mean over images of the error rate among images of equal or higher confidence
+    accuracy_at_coverage: dict[str, Estimate]  # accuracy of the most confident 80, 90 and 95 % of the images
     curve: list[CoveragePoint]  # one for each of COVERAGES
 
 

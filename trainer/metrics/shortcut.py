@@ -29,21 +29,21 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Detection:
-    """How well generated images are distinguished from real ones; 0.5 in both measures: not at all."""
+    """How well a classifier distinguishes generated from real images; 0.5 in both measures is chance."""
 
-    real: int  # images
-    generated: int
-    folds: int
+    real: int  # number of real images
+    generated: int  # number of generated images
+    folds: int  # of the cross-validation
     balanced_accuracy: Estimate
     auroc: Estimate
 
 
 def detect_generated(real: Floats, real_groups: Sequence[str], generated: Floats, seed: int) -> Detection | None:
-    """Cross-validated answers of gradient boosting to "real or generated?", scored; None where there are too few.
+    """Score gradient boosting at "real or generated?" by cross-validation; None if there are too few images.
 
-    real, generated: traces [n, t] and [m, t] of `traces`, about equally many. real_groups: patients of the real
-    ones, '' for its own; a group is in one fold; a generated image is a group of its own. Needs two groups and ten
-    images on either side.
+    real, generated: features [n, t] and [m, t] from `traces`, n and m about equal. real_groups: patient of each real
+    image, '' for a group of its own; a group is never divided between folds. Each generated image is a group of its
+    own. Needs two groups and ten images on each side.
     """
     groups = [name or f"real {row}" for row, name in enumerate(real_groups)]
     groups += [f"generated {row}" for row in range(len(generated))]

@@ -28,7 +28,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclasses.dataclass(frozen=True)
 class PlanRequest:
-    """What the planning process is config."""
+    """Input of the planning process."""
 
     task: str  # folder of trainer/tasks
     settings: dict[str, Any]  # plain values of the task's configuration
@@ -41,7 +41,8 @@ def with_found_micro_batch(config: Config, topology: Topology) -> Config:
 
     config: of a launcher that trains, or a subclass of it. Call it on every rank, before the training starts. All ranks
     get what fits the one with the least memory. A resumed run keeps its micro-batch: batch norm averages over a
-    micro-batch, so another one is another training. UserError if not even one image fits, or nothing can be planned.
+    micro-batch, so another size would change the training. UserError if not even one image fits, or nothing can be
+    planned.
     """
     if not config.train.find_micro_batch:
         return config

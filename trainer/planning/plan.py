@@ -32,10 +32,10 @@ class MemoryPlan:
     processes: int
     gpu_memory: int
     micro_batches: MicroBatches  # as configured
-    bytes_by_kind: dict[str, int]  # with these
-    largest: MicroBatches | None  # that fit; None: none does
+    bytes_by_kind: dict[str, int]  # kind of memory -> bytes, with these micro-batches
+    largest: MicroBatches | None  # largest micro-batches that fit; None: none fits, or none searched
     episode: bool  # images come in whole episodes, which no micro-batch divides
-    batches: int  # global batches of a step, over all streams
+    batches: int  # global batches that one step takes, over all streams
 
     @property
     def needed(self) -> int:

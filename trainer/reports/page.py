@@ -47,7 +47,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values, one a line."""
+    """A list of `name: value` rows, one per line."""
 
     rows: Sequence[tuple[str, str]]
 

@@ -15,7 +15,7 @@ from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 
 
 def learned_at_start(run: Path, dataset: Dataset, compute: Callable[[], LearnedImages]) -> LearnedImages:
-    """What a run that is about to train learns from; of one that has begun on this data set, what it wrote then."""
+    """The images that a run trains on: of a resumed run from its file, else from `compute`."""
     begun = CheckpointStore(run / "checkpoints").latest() is not None and (run / FILE).exists()
     if begun and read_run_config(run).get("dataset_hash") == dataset.content_hash:
         return LearnedImages.load(run / FILE)
@@ -35,9 +35,9 @@ def learned_by_weights(weights: str | None) -> LearnedImages:
 
 
 def learned_by_run(run: Path) -> LearnedImages:
-    """What a run wrote when it began; without that file, what its data set says where it lies.
+    """The images that a run was trained on: from the file that it saved at its start, else from its data set.
 
-    UserError where the folder is no run.
+    UserError if the folder is no run.
     """
     if (run / FILE).exists():
         return LearnedImages.load(run / FILE)

@@ -23,9 +23,9 @@ class RunRecord(Generic[Config]):
     kind: str
     cell_types: tuple[str, ...]
     dataset_hash: str
-    storage: ShardSettings  # how the data set's images are stored; raw images go the same way before prediction
+    storage: ShardSettings  # codec and size of stored images; raw images get them, too, before prediction
     domain: str  # stain of generated images; empty for other tasks
-    normalizer: str | None  # file in the run: what raw images of its source domain go through first; None: nothing
+    normalizer: str | None  # file of the normaliser in the run, for raw images; None: not normalised
 
     def write(self, run: Path) -> None:
         facts = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "config"}
@@ -37,7 +37,7 @@ class RunRecord(Generic[Config]):
 
     @classmethod
     def read(cls, run: Path, kind: str | None = None) -> "RunRecord[Any]":
-        """UserError where the folder holds no run, or one of another kind than `kind`."""
+        """Read a run's config.yaml. UserError if the folder holds no run, or one of another kind than `kind`."""
         path, content = run / CONFIG_FILE, read_run_config(run)
         found = str(content.pop("kind", ""))
         if kind is not None and found != kind:

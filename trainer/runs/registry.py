@@ -64,4 +64,4 @@ def read_options(kind: str, name: str, values: Mapping[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of an algorithm without settings of its own."""
+    """Options of an algorithm that has no settings."""

@@ -36,11 +36,11 @@ class Session(ABC, Generic[Config]):
     epoch_steps: int
     selection: Selection | None = None
     domain: str = ""  # stain of generated images
-    normalizer: str | None = None  # file in the run: what raw images go through first
+    normalizer: str | None = None  # file of the normaliser in the run, for raw images
 
     @functools.cached_property
     def learned(self) -> LearnedImages:
-        """The images that the run learns from and is chosen by; of a run that resumes, what it wrote at its start."""
+        """The images that the run is trained on or selected by; a resumed run reads the table saved at its start."""
         compute = functools.partial(registry.task(self.config.kind).learned, self.config, self.dataset, self.cell_types)
         return learned_at_start(Path(str(self.config.run)), self.dataset, compute)
 
@@ -51,7 +51,7 @@ class Session(ABC, Generic[Config]):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a checkpoint depends on beside the settings."""
+        """Facts that a checkpoint depends on in addition to the settings."""
         types = ",".join(self.cell_types)
         return {"data set": self.dataset.content_hash, "cell types": types, "precision": self.precision}
 
@@ -61,9 +61,9 @@ class Session(ABC, Generic[Config]):
 
     @abstractmethod
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm | None:
-        """The algorithm with its networks; None where nothing is trained in steps (see `fit_at_once`).
+        """The algorithm with its networks; None if the model is not trained in steps (see `fit_at_once`).
 
-        fresh: there is no checkpoint whose weights will replace theirs.
+        fresh: the run starts without a checkpoint, so that initial weights are needed.
         """
 
     def expectation(self) -> Expectation:
@@ -71,7 +71,7 @@ class Session(ABC, Generic[Config]):
         return Expectation()
 
     def fit_at_once(self, fingerprint: Mapping[str, Any], after_epoch: AfterEpoch | None) -> None:
-        """The training of what is not trained in steps."""
+        """Train a model that is not trained in steps, such as naive Bayes."""
         return
 
     def score_epoch(self, step: int) -> dict[str, float]:

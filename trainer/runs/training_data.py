@@ -49,7 +49,7 @@ def save_training_data(run: Path, dataset: Dataset, config: StreamConfig) -> Non
 
 
 def read_training_data(run: Path) -> dict[str, Any] | None:
-    """What was set down; None for a run that has none. UserError when it is damaged."""
+    """The content of run/training_data.json; None if there is no such file. UserError if it is damaged."""
     path = run / FILE
     if not path.exists():
         return None

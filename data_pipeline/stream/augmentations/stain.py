@@ -33,11 +33,11 @@ class Stain(Augmentation):
 
     dye_amount: float = 0.0  # standard deviation of the log amount of each dye
     channel_gain: float = 0.0  # standard deviation of the diagonal of a random 3x3 matrix around the identity
-    channel_mixing: float = 0.0  # standard deviation of its other elements
+    channel_mixing: float = 0.0  # standard deviation of that matrix's off-diagonal elements
     density_offset: float = 0.0  # standard deviation of a constant added to each channel's density
     stain_probability: float = 1.0  # fraction of the images that are changed
 
-    bytes_per_value: ClassVar[int] = 4 + 4 + 2 + 4  # densities in float32 twice and in 16 bits, intensities
+    bytes_per_value: ClassVar[int] = 4 + 4 + 2 + 4  # float32 densities twice, 16-bit densities, float32 intensities
 
     def __post_init__(self) -> None:
         if not 0 <= self.stain_probability <= 1:

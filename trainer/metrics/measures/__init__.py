@@ -36,13 +36,15 @@ class Measure:
     bounds: tuple[float, float] = (0.0, 1.0)
     # A share of images. Where it is 0 or 1 in all resamples it has an exact binomial bound.
     proportion: bool = False
-    # Which groups a type's value depends on: with the type, with any other, with either answer, all. An interval of a
-    # type needs two.
+    # Which groups a type's value depends on. type: those with images of the type. rest: those with images of other
+    # types. both: the fewer of these two. answers: those with predictions of the type, else as `type`. all: all groups.
+    # An interval needs two groups.
     rests_on: Literal["type", "rest", "both", "answers", "all"] = "type"
-    # Resampled values are larger on average than the value: their spread is taken around the value.
+    # Resampling biases the value upwards: the resampled values are shifted so that their mean is the value.
     centred: bool = False
-    # Beside the evaluation file and the model card, which hold every measure. headline: above a report and in its table
-    # of evaluations. types: in the tables of types. sweeps: in the tables of sweeps, resampled for every trial.
+    # Where it is shown, beside the evaluation file and the model card, which hold every measure. headline: above a
+    # report and in its table of evaluations. types: in tables per type. sweeps: in tables of sweeps, where it is
+    # resampled for every trial.
     shown: frozenset[Place] = EVERYWHERE
 
     def values(self, answers: Resamples) -> Floats:

@@ -27,10 +27,10 @@ class TrainedClassifier:
     """A run's best network, on the CPU in evaluation mode, and what it was made from.
 
     dataset_hash: content hash of the data set that it was trained on.
-    storage: how the images of that data set are stored; raw images go the same way before prediction.
-    normalizer: what raw images of its source domain go through first; None where it learned from raw ones.
-    calibration: what its logits become probabilities by; the network itself knows nothing of it.
-    domains: of the images that it learned from; none where the run does not tell.
+    storage: codec and size of the stored images of that data set; raw images get them, too, before prediction.
+    normalizer: for raw images of its source domain; None if the classifier learned from raw images.
+    calibration: temperature that turns logits into probabilities; not part of the network.
+    domains: of the training images; empty if the run does not record them.
     """
 
     network: nn.Module
@@ -50,7 +50,7 @@ class TrainedClassifier:
 
     @property
     def layers(self) -> nn.Module:
-        """The network, for what its layers see in an image. UserError where it has none."""
+        """The network, for features of its layers. UserError for naive Bayes, which has no layers."""
         if isinstance(self.network, NaiveBayes):
             raise UserError(
                 f"{self.config.run}: {self.config.model.name} has no layers whose features could be compared: give a "

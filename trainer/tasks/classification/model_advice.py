@@ -1,4 +1,4 @@
-"""Which model a machine trains in a day, by counted operations: for whoever began with one that it cannot."""
+"""Which model this machine can train in a day, by counted operations, if the chosen one takes longer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,17 +21,17 @@ _SMALL_IMAGES = 96
 
 @dataclass(frozen=True)
 class Choice:
-    """arguments: that choose it on the command line. seconds: that it would take."""
+    """A model that could be trained instead. arguments: that select it. seconds: estimated training time."""
 
     arguments: str
     seconds: float
 
 
 def advise_model(config: ClassifierConfig, types: int, image_size: int, seconds: float) -> str:
-    """A sentence on what to train in place of a model that takes so many seconds: what takes a day at most.
+    """A sentence that proposes a model that trains within a day, in place of `config`, which takes `seconds`.
 
-    Of several the largest, and before all others of the thesis's kind. Time is taken to grow with the operations of a
-    forward pass, the same share of a training step in all of them.
+    The largest of several; SENets, the thesis's kind, before all others. The training time is assumed to be
+    proportional to the operations of a forward pass.
     """
     per_operation = seconds / count_operations(config, types, image_size)
     models = list(trained_models())

@@ -67,7 +67,7 @@ def fit_naive_bayes(
 
 
 def take_fit(classifier: NaiveBayes, fitted: GaussianNB) -> None:
-    """Copy a fit's numbers into the network. A type without an image in it gets probability 0 ever after."""
+    """Copy scikit-learn's fit into the network. A type without an image in the fit always gets probability 0."""
     classifier.means.copy_(torch.from_numpy(fitted.theta_))
     classifier.variances.copy_(torch.from_numpy(fitted.var_))
     classifier.log_priors.copy_(torch.from_numpy(fitted.class_prior_).log())

@@ -34,13 +34,13 @@ class RawClassifier:
 
     network: nn.Module  # images float32 [n, 3, S, S] in [-1, 1] -> logits [n, types], divided by the temperature
     cell_types: tuple[str, ...]
-    storage: ShardSettings  # codec that images go through first, as the training images did
-    data: StreamConfig  # S, and how images are decoded
+    storage: ShardSettings  # codec and size that images are first stored with, as the training images were
+    data: StreamConfig  # image size S, and how images are decoded
     crop: float  # share of the images' sides that is kept
     batch: int  # images at a time
     temperature: float
     classifier: nn.Module | None = None  # the network without normaliser and temperature; None for an export
-    normalizer: NormalizerBundle | None = None  # in the network
+    normalizer: NormalizerBundle | None = None  # the one that is part of `network`
     domain: str | None = None  # stain of the images; None: not known
 
 

@@ -123,7 +123,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             return validation_scores(self._classifier.average, self._validation[0])
 
     def expectation(self) -> Expectation:
-        """Measured on a CPU, where the first step may take minutes."""
+        """On a CPU, where a step may take minutes: seconds per step, estimated by `try_out`. Empty on a GPU."""
         if self.topology.device.type != "cpu" or self.topology.rank != 0:
             return Expectation()
         from trainer.tasks.classification.model_advice import advise_model

@@ -21,7 +21,7 @@ from trainer.tasks.conditional.config import ConditionalModelConfig, Conditional
 
 
 class Judged(NamedTuple):
-    """What a critic's loss follows from, n images of each kind."""
+    """Inputs of a critic's loss: n real and n generated images."""
 
     real: MicroBatch
     generated: torch.Tensor  # float32 [n, 3, S, S] in [-1, 1]
@@ -31,7 +31,7 @@ class Judged(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What a generator's loss follows from."""
+    """Inputs of a generator's loss."""
 
     images: torch.Tensor  # float32 [n, 3, S, S] in [-1, 1], with their graph
     conditions: torch.Tensor  # int64 [n]
@@ -101,12 +101,12 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
 
     @classmethod
     def conditions_of(cls, state: Mapping[str, Any], types: int) -> list[int]:
-        """What the generator is told for each type. state: the algorithm's, `state_dict()`."""
+        """The condition that the generator receives for each type. state: the algorithm's `state_dict()`."""
         return list(range(types))
 
     @property
     def conditions(self) -> list[int]:
-        """What the generator is told for each type, now."""
+        """The condition that the generator receives for each type, in the present state."""
         return self.conditions_of(self.state_dict(), self._types)
 
     def moves(self) -> dict[str, Callable[[MicroBatch], Terms]]:

@@ -64,8 +64,8 @@ class FewShotModelConfig:
     inner: InnerLoopConfig = field(default_factory=InnerLoopConfig)
     # Of the training on the rich types: the outer loop of meta-training, or a plain training.
     optimizer: OptimizerConfig = field(default_factory=_adam)
-    # Steps that the optimizer's learning rate is meant for. A shorter training takes a rate larger in proportion, up
-    # to that of the inner loop; null takes it as it is.
+    # Number of steps that the optimizer's learning rate is meant for. In a shorter training the rate is larger in
+    # proportion, at most that of the inner loop. null: the rate does not change.
     rate_for_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -87,9 +87,10 @@ class FewShotModelConfig:
 class AdaptationConfig:
     """How a rare type is adapted to. train.checkpoint_every and train.log_every count rounds there."""
 
-    # Budget of each rare type, one batch for each move, so that algorithms whose rounds differ see as many images.
+    # Training images shown for each rare type, one batch per optimizer step. It is counted in images, so that
+    # algorithms with different rounds see equally many.
     images: int = 80_000
-    average_decay: float = 0.99  # of the moving average of the weights that makes images; 0: no average
+    average_decay: float = 0.99  # of the moving average of the weights, which generates the images; 0: no average
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -115,9 +116,8 @@ class FewShotRunConfig(RunConfig):
     # Images of an episode and of a batch of the adaptation, or fewer where a rare type has fewer. A step of the outer
     # loop runs as many episodes as train.global_batch holds.
     shots: int = 8
-    sheet_columns: int = field(
-        default=8, metadata=AFFECTS_NOTHING
-    )  # training images of each rare type on a sample sheet
+    # Training images of each rare type on a sample sheet.
+    sheet_columns: int = field(default=8, metadata=AFFECTS_NOTHING)
     model: FewShotModelConfig = field(default_factory=FewShotModelConfig)
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig, metadata={"affects": "adaptation"})
 

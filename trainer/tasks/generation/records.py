@@ -14,11 +14,11 @@ from trainer.metrics.shortcut import Detection
 
 @dataclass(frozen=True)
 class Summary:
-    """A measure over images or pairs; equal images, whose PSNR is infinite, are left out of mean and deviation."""
+    """Mean and deviation of a measure over images or pairs, infinite values (the PSNR of equal images) left out."""
 
     mean: float | None  # None without a finite value
     deviation: float | None
-    count: int  # of all values
+    count: int  # all values, infinite ones included
 
     @classmethod
     def of(cls, values: Floats) -> "Summary":
@@ -42,8 +42,8 @@ class Shortcut:
     """Whether real training images and generated ones can be told apart at one size; None: too few images."""
 
     image_size: int
-    as_stored: Detection | None  # as the data set stores both: what a classifier sees that learns from both
-    same_way: Detection | None  # the real images too brought to the bank's size and stored again
+    as_stored: Detection | None  # both as stored in the data set: what a classifier trained on both receives
+    same_way: Detection | None  # after the real images, too, are resized to the bank's size and encoded again
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class BankData:
 
 @dataclass(frozen=True)
 class Generator:
-    """What made the generated images; its checkpoint is that of the evaluation."""
+    """The generator of the images; its checkpoint is BankEvaluation.checkpoint."""
 
     name: str | None
     dataset_hash: str | None  # of its training data
     seed: int | None
-    learned_from_this_data_set: bool  # or from one it is derived from
+    learned_from_this_data_set: bool  # or from a data set that this one is derived from
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class JudgeRecord:
 
 @dataclass(frozen=True)
 class BankEvaluation(Evaluation):
-    """Everything scored of a bank; `dataset` holds the real images, test ones to compare with."""
+    """All scores of a bank; `dataset` describes the real images, whose test split is compared with."""
 
     bank: BankData
     generator: Generator
@@ -105,7 +105,7 @@ class BankEvaluation(Evaluation):
     neighbours: int
     quantile: float
     seed: int
-    type_agreement: dict[str, Scores | None]  # generated, test: answers of the classifier (table 18)
+    type_agreement: dict[str, Scores | None]  # generated, test -> the classifier's scores (table 18)
     all: BankScores
     per_type: dict[str, BankScores]
 

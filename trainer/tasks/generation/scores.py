@@ -45,8 +45,8 @@ class ScoringSettings:
 
     neighbours: int = 5  # k of precision, recall, density, coverage
     quantile: float = 0.05  # of held-out images' distances; a generated image below it is suspiciously near
-    pairs: int = 300  # most pairs of a mean perceptual distance
-    shortcut_images: int = 500  # most of each type and kind that the detector of generated images learns from
+    pairs: int = 300  # most pairs that a mean perceptual distance is taken over
+    shortcut_images: int = 500  # most real images, and most generated ones, per type for the shortcut detector
     seed: int = 0
 
 
@@ -58,7 +58,7 @@ class Judge:
     name: str  # of the model
     cell_types: tuple[str, ...]
     crop: Mapping[str, float]  # of its training images, by domain
-    normalized_domain: str | None  # whose raw images it learned from after normalisation
+    normalized_domain: str | None  # domain whose raw images were normalised before it learned from them; None: none
     dataset_hash: str  # of its training data
     checkpoint: ScoredCheckpoint
     features: ClassifierFeatures
@@ -68,7 +68,7 @@ class Judge:
 class Judges:
     """The networks that score images, on one device."""
 
-    space: FeatureSpace  # of the distances between sets
+    space: FeatureSpace  # for distances between image sets (FID, ...) and nearest training images
     classifier: Judge
     perceptual: PerceptualDistance
 
@@ -78,7 +78,7 @@ class TypeImages:
     """The images of one type, uint8 [n, 3, S, S] on the CPU."""
 
     cell_type: str
-    rows: Integers  # of the generated ones in the bank
+    rows: Integers  # rows of the generated images in the bank
     generated: torch.Tensor
     train: torch.Tensor
     test: torch.Tensor
@@ -89,17 +89,17 @@ class TypeResult:
     """Scores of one type, and what the scores over all types are computed from."""
 
     scores: BankScores
-    features: dict[str, ImageFeatures]  # of SIDES that have images
-    probabilities: dict[str, Floats]  # [n, types] of the independent classifier, of the same
-    nearest_real: dict[str, dict[str, Floats]]  # the same -> measure -> [n]
+    features: dict[str, ImageFeatures]  # side -> its features, for those of SIDES that have images
+    probabilities: dict[str, Floats]  # side -> [n, types], from the independent classifier
+    nearest_real: dict[str, dict[str, Floats]]  # side -> measure -> [n]
     distance: dict[str, Floats]  # pixels, features -> [n] of generated images to the nearest training image
-    pairs: dict[str, Pairs]  # the nearest of them
+    pairs: dict[str, Pairs]  # pixels, features -> the nearest pairs of generated and training image
 
 
 def score_type(
     images: TypeImages, judges: Judges, settings: ScoringSettings, shortcut: Sequence[Shortcut]
 ) -> TypeResult:
-    """All scores of one type. A side without images has none: no test image, no FID."""
+    """All scores of one type. A score is missing or None if a side has no images: no FID without test images."""
     sets = {name: some for name, some in (("generated", images.generated), ("test", images.test)) if len(some)}
     features = {name: _features(judges.space, some) for name, some in sets.items()}
     answers = {name: _features(judges.classifier.features, some).probabilities for name, some in sets.items()}
@@ -131,8 +131,8 @@ def score_all(
 ) -> BankScores:
     """The scores over all types.
 
-    Distances of sets: of as many images of a type on either side, so that types mix alike. Perceptual distances: the
-    mean over the types.
+    Distances between sets use the same number of images of each type on both sides, so that the mixture of types is
+    equal. Perceptual distances are means over the types.
     """
     parts = [each.scores for each in results]
     generation, manifold = compare_sets(judges.space, _matched(results), settings)
@@ -161,7 +161,10 @@ def score_all(
 def compare_sets(
     space: FeatureSpace, features: Mapping[str, ImageFeatures], settings: ScoringSettings
 ) -> tuple[GenerationScores | None, ManifoldScores | None]:
-    """Generated against test images; None where there are fewer than two, or no more than `neighbours`, on a side."""
+    """Compare generated with test images.
+
+    None without two images on each side; no manifold scores without more than `neighbours` images on each side.
+    """
     fewest = min(len(features[name].features) if name in features else 0 for name in SIDES)
     if fewest < 2:
         return None, None

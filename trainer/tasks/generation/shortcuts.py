@@ -13,9 +13,10 @@ from trainer.tasks.generation.scores import ScoringSettings, TypeImages
 
 
 class Shortcuts:
-    """Detects generated images among real training images, in each type and over all, at several sizes.
+    """Detects generated images among real training images: for each type and for all types, at several image sizes.
 
-    As many real images as generated ones of each type, so that types mix alike over all. See records.Shortcut.
+    Each type has as many real as generated images, so that both sides have the same mixture of types. See
+    records.Shortcut.
     """
 
     def __init__(self, reader: ImageReader, sizes: Sequence[int], settings: ScoringSettings) -> None:
@@ -25,7 +26,7 @@ class Shortcuts:
         self._found: dict[int, list[tuple[list[str], dict[str, Floats]]]] = {size: [] for size in sizes}
 
     def of_type(self, images: TypeImages) -> list[Shortcut]:
-        """One record for each size."""
+        """Add a cell type, and return its detection record for each image size."""
         samples, seed = self._reader.real_samples("train", images.cell_type), self._settings.seed
         count = min(len(samples), len(images.generated), self._settings.shortcut_images)
         chosen = [
@@ -45,7 +46,7 @@ class Shortcuts:
         return [self._detect(size, parts[-1:]) for size, parts in self._found.items()]
 
     def over_all(self) -> list[Shortcut]:
-        """The same over all types so far."""
+        """Detection records over all types added so far, one for each image size."""
         return [self._detect(size, parts) for size, parts in self._found.items()]
 
     def _detect(self, size: int, parts: Sequence[tuple[list[str], dict[str, Floats]]]) -> Shortcut:

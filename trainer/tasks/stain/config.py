@@ -31,7 +31,7 @@ class StainModelConfig:
     options: dict[str, Any] = field(default_factory=dict)  # the algorithm's own settings: `Options` in its file
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    critic_steps: int = 1  # critics' moves for each of the generators', where the algorithm has a choice
+    critic_steps: int = 1  # optimizer steps of the critics per step of the generators, if the algorithm uses it
     generator_optimizer: OptimizerConfig = field(default_factory=_adam)
     critic_optimizer: OptimizerConfig = field(default_factory=_adam)
 
@@ -46,11 +46,12 @@ class StainRunConfig(RunConfig):
     """Settings of a run between two stains."""
 
     kind: ClassVar[str] = "stain"
-    # The two domains; a is the one whose stain the others take. null: the data set's two, a the one with more images.
+    # The two domains; images of b are normalised to the stain of a. null: the two domains of the data set, a the one
+    # with more images.
     a: str | None = None
     b: str | None = None
-    # cell_type: both domains show the same types in the same order, so that no type is rewarded for turning into
-    # another. none: images as they come, unlabelled ones too.
+    # cell_type: batches of both domains have the same types in the same order, so that a generator does not learn to
+    # change the type. none: images in random order, unlabelled ones too.
     matching: Literal["cell_type", "none"] = "cell_type"
     # Domain -> folds to learn from, in place of its training split (for cross-fits).
     folds: dict[str, list[int]] = field(default_factory=dict)

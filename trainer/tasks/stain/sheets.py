@@ -27,7 +27,7 @@ class StainSheets:
 
     @torch.no_grad()
     def draw(self, generators: nn.Module, device: torch.device, step: int) -> None:
-        """Write `step-<n>-<from>-to-<to>.png` for both directions; generators: the algorithm's module."""
+        """Write `step-<n>-<from>-to-<to>.png` for both directions; generators: module of the learner `generators`."""
         generators.eval()
         to_a, to_b = algorithm_class("stain", self._config.model.algorithm).into_domains(generators)
         a, b = str(self._config.a), str(self._config.b)

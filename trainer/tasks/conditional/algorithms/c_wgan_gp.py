@@ -16,7 +16,7 @@ from trainer.tasks.conditional.config import ConditionalRunConfig
 
 @dataclass(frozen=True)
 class ClassifierOptions(PenaltyOptions):
-    """Also lambda, the weight of the classifier in what the generator minimises, linear between two steps."""
+    """PenaltyOptions, and lambda (weight of the generator's classification loss) at the first and the last step."""
 
     classification_first: float = 0.1
     classification_last: float = 1.0
@@ -26,8 +26,8 @@ class ClassifierOptions(PenaltyOptions):
 class ClassifierWganGp(ConditionalWganGp):
     """The classifier learns from real images; the generator minimises -D(G(z, C)) + lambda CE(C(G(z, C)), C).
 
-    The critic knows no types. lambda rises over the run: a classifier that has learned little yet would lead the
-    generator to images that are none.
+    The critic is not conditioned on the type. lambda rises linearly over the run, because a classifier
+    early in its training would push the generator towards unrealistic images.
     """
 
     Options = ClassifierOptions

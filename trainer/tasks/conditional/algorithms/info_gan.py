@@ -24,10 +24,10 @@ _MEMORY = 0.99
 
 @registered
 class InfoGan(ConditionalGan):
-    """Generator and discriminator want the code recovered from the image: eq. 6, lambda 1, Q the class outputs.
+    """Generator and discriminator also maximise a bound on the information of code and image: eq. 6, lambda 1.
 
-    No label takes part in that. Labels of the real images only tell afterwards which code stands for which
-    type: Q's answers on them are counted in a table, which is the algorithm's state.
+    Q is the discriminator's class outputs. The training uses no labels. Labels of real images only show which code
+    stands for which type: Q's answers on them are counted in a table, which is the algorithm's state.
     """
 
     critic_sees_types = False

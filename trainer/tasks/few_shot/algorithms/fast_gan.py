@@ -26,7 +26,7 @@ class FastGanOptions:
 
 @registered
 class FastGan(Episode):
-    """Noise to images against a hinge loss, from scratch; a decoder must tell what the discriminator has seen."""
+    """FastGAN, trained from scratch: hinge loss, and a decoder that reconstructs images from discriminator features."""
 
     Options = FastGanOptions
     discriminators = ("discriminator", "decoder")

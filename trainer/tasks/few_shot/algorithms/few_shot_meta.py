@@ -16,7 +16,7 @@ from trainer.tasks.few_shot.reptile import MetaTrained
 
 @dataclass(frozen=True)
 class FewShotMetaOptions:
-    """The weights of eq. 44 beside the adversarial term."""
+    """Weights of the terms of eq. 44; the adversarial term has weight 1."""
 
     encoder: float = 1.0
     mode_seeking: float = 1.0
@@ -35,7 +35,7 @@ class FewShotMeta(MetaTrained):
 
     @classmethod
     def latent_size(cls, model: FewShotModelConfig) -> int:
-        """Its noise, and the feature vector of the image that it is made after."""
+        """Size of the noise plus size of the input image's feature vector."""
         return model.generator.latent_size + model.encoder.feature_size
 
     @classmethod
@@ -43,7 +43,7 @@ class FewShotMeta(MetaTrained):
         return super()._build_networks(model, image_size) | {"encoder": Encoder(model.encoder, image_size)}
 
     def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
-        """Equations 34-36."""
+        """The relativistic average loss, mean over both generated images (thesis, equations 34-36)."""
         with torch.no_grad():
             _, made = self._reconstruct(images, draw)
         real, *generated = judge(self.networks["discriminator"], images, *made)
@@ -51,7 +51,7 @@ class FewShotMeta(MetaTrained):
         return {"discriminator": (1.0, torch.stack(both).mean(dim=0))}
 
     def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
-        """Equations 37-42 and the mode-seeking term of equation 44."""
+        """Adversarial and encoder terms (thesis, equations 37-42) and the mode-seeking term (equation 44)."""
         noise, made = self._reconstruct(images, draw)
         real, *generated = judge(self.networks["discriminator"], images, *made)
         both = [losses.relativistic_average(logits, real) for logits in generated]

@@ -15,7 +15,7 @@ from trainer.tasks.few_shot.reptile import MetaTrained
 
 @dataclass(frozen=True)
 class PenaltyOptions:
-    """Of the gradient penalty."""
+    """Weight and metric of the gradient penalty."""
 
     penalty: float = 10.0
     penalty_metric: PenaltyMetric = "euclidean"

@@ -20,7 +20,7 @@ from trainer.tasks.few_shot.episode import Draw, Shown, judge
 
 @registered
 class MineGan(Figr):
-    """A Wasserstein GAN whose noise goes through a miner; for the first half of the rounds the generator rests."""
+    """A Wasserstein GAN whose noise passes through a miner; the generator is frozen in the first half of the rounds."""
 
     generators = makers = ("miner", "generator")
     meta_trained = False

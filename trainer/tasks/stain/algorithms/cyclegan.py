@@ -17,14 +17,14 @@ from trainer.tasks.stain.image_pool import ImagePool
 
 @dataclass(frozen=True)
 class PoolOptions(CycleOptions):
-    """Also of the pool."""
+    """CycleOptions, and the size of the image pool."""
 
     pool_size: int = 50  # generated images kept of each domain
 
 
 @registered
 class CycleGan(CycleGanBase):
-    """Discriminators learn 1 for real and 0 for generated patches; generators want 1 for theirs."""
+    """Least-squares GAN: discriminators target 1 for real and 0 for generated patches, generators 1 for their own."""
 
     Options = PoolOptions
 

@@ -19,9 +19,9 @@ from trainer.tasks.stain.load import load_stain_model
 
 @dataclass(frozen=True)
 class StudentOptions:
-    """What is imitated."""
+    """Settings of the student."""
 
-    teacher: str | None = None  # directory of a run of train_stain_gan.py
+    teacher: str | None = None  # the run that the student imitates: directory of a run of train_stain_gan.py
 
 
 @registered

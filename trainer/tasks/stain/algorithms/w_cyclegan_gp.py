@@ -15,7 +15,7 @@ from trainer.tasks.stain.algorithm import CycleGanBase, CycleOptions, Pair
 
 @dataclass(frozen=True)
 class WassersteinOptions(CycleOptions):
-    """Also of the critics' penalty (eq. 28, 30)."""
+    """CycleOptions, and weight and metric of the critics' gradient penalty (eq. 28, 30)."""
 
     penalty: float = 10.0
     penalty_metric: PenaltyMetric = "root_mean_square"
