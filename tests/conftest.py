@@ -13,13 +13,15 @@ from data_pipeline.ingest.build import build_dataset
 from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
+from tests.examples import examples
+from tests.examples import examples
 from tests.launching import ROOT, Finished, Launched, start_server
 from tests.s3_server import S3Server
 
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
 
 # The time of one example, or of drawing it, says nothing on a busy machine.
-settings.register_profile("steady", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("steady", examples(50), suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 Launch = Callable[..., Finished]

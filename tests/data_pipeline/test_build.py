@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.catalog import Dataset, Sample, content_hash, from_table
@@ -21,6 +21,7 @@ from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import LAYOUT, ShardSettings, index_name
 from data_pipeline.sources import SourceDeclaration
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, write_classes, write_image
+from tests.examples import examples
 from tests.forged_catalog import forge
 
 SMALL = ShardSettings(max_samples=8)
@@ -148,7 +149,7 @@ changes = st.lists(
 )
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(st.lists(changes, min_size=1, max_size=3))
 def test_any_history_of_changes_ends_where_a_fresh_build_ends(
     tmp_path_factory: pytest.TempPathFactory, history: list[list[tuple[str, int, int]]]

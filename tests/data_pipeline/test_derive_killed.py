@@ -125,7 +125,7 @@ def test_another_recipe_takes_the_place_of_the_old_whole(
         assert found.attachment_path("normalizer.bin").read_bytes() == normaliser_of
         killer.derive(root, None, "g2")
         assert files_below(root) == whole, f"killed at step {step}"
-        step += 7
+        step += 14
     assert seen == {"old", "new"}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,6 +21,7 @@ from data_pipeline.ingest.file_names import on_disk, printable
 from data_pipeline.ingest.images import inspect_image
 from data_pipeline.shards.verify import verify_dataset
 from tests.data_pipeline.raw_images import encoded, files_below, folder_source, picture, write_classes
+from tests.examples import examples
 
 
 def build(root: Path, raw: Path, **options: Any) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def test_names_that_are_no_text_are_shown_escaped_and_their_images_are_kept(tmp_
         unique=True,
     )
 )
-@settings(max_examples=20)
+@examples(20)
 def test_every_file_name_has_one_printable_form_that_leads_back_to_it(
     tmp_path_factory: pytest.TempPathFactory, names: list[bytes]
 ) -> None:
@@ -153,7 +154,7 @@ def test_every_file_name_has_one_printable_form_that_leads_back_to_it(
     names=st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4, unique=True),
     contents=st.lists(st.sampled_from([b"", b"text", encoded(0)[:-99], encoded(1, "PNG"), encoded(2)]), min_size=4),
 )
-@settings(max_examples=10)
+@examples(10)
 def test_no_name_and_no_content_ends_a_build(
     tmp_path_factory: pytest.TempPathFactory, names: list[bytes], contents: list[bytes]
 ) -> None:

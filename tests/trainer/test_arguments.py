@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_pipeline.errors import UserError
@@ -18,6 +18,7 @@ from launchers.plan import PlanConfig
 from launchers.predict import PredictConfig
 from launchers.reproduce import ReproduceConfig
 from launchers.train_classifier import QuickstartConfig
+from tests.examples import examples
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
 from trainer.experiments.resources import Resources
@@ -48,7 +49,7 @@ ODD = (
 TEXTS = st.sampled_from(ODD) | st.text(st.characters(exclude_characters="\0"))
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(text=TEXTS)
 def test_text_comes_back_as_it_is_written_for_every_key_of_every_launcher(text: str) -> None:
     for kind, key, hint in TEXT_FIELDS:
@@ -57,7 +58,7 @@ def test_text_comes_back_as_it_is_written_for_every_key_of_every_launcher(text: 
         assert value == (None if text == "null" and without_none(hint)[1] else text)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(texts=st.lists(TEXTS), shares=st.dictionaries(TEXTS, st.floats(0, 1)))
 @example(texts=["null"], shares={})
 def test_lists_and_tables_come_back(texts: list[str], shares: dict[str, float]) -> None:
@@ -68,7 +69,7 @@ def test_lists_and_tables_come_back(texts: list[str], shares: dict[str, float]) 
     assert read_text(dict[str, list[str]], written(lists), "key") == lists
 
 
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(text=TEXTS)
 def test_any_text_is_a_value_or_one_line(text: str) -> None:
     for hint in {str(hint): hint for _, _, hint in FIELDS}.values():
@@ -83,7 +84,7 @@ def test_any_text_is_a_value_or_one_line(text: str) -> None:
             continue
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(name=st.sampled_from(sorted(KINDS)), data=st.data(), text=TEXTS)
 def test_every_launcher_takes_any_text_or_says_in_one_line_why_not(name: str, data: st.DataObject, text: str) -> None:
     """The whole way, with the files of configs/."""
