@@ -14,7 +14,6 @@ from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from tests.examples import examples
-from tests.examples import examples
 from tests.launching import ROOT, Finished, Launched, start_server
 from tests.s3_server import S3Server
 
