@@ -40,8 +40,9 @@ class RunRecord(Generic[Config]):
         """Read a run's config.yaml. UserError if the folder holds no run, or one of another kind than `kind`."""
         path, content = run / CONFIG_FILE, read_run_config(run)
         found = str(content.pop("kind", ""))
-        if kind is not None and found != kind:
+        if kind is not None and found and found != kind:
             raise UserError(f"{run}: not a run of {registry.task(kind).launcher}: give the folder of one")
+        task = registry.task(found, str(path))
         try:
             facts = {
                 "cell_types": tuple(content.pop("cell_types")),
@@ -50,5 +51,5 @@ class RunRecord(Generic[Config]):
             }
         except (KeyError, TypeError) as error:
             raise UserError(f"{path}: written by an older version, or damaged ({error}): train again") from error
-        config = typed(registry.task(found, str(path)).config, content, str(path))
+        config = typed(task.config, content, str(path))
         return cls(config=config, kind=found, **facts)
