@@ -41,17 +41,24 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_through(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk."""
-    with naming(path):
-        path.write_bytes(content)
-        sync(path)
-
-
 def replace_through(path: Path, content: bytes) -> None:
     """Replace a file atomically (`replacing`)."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def create_through(path: Path, content: bytes) -> bool:
+    """Create a file atomically; False, and no change, where there is one already."""
+    with aside(path) as temporary:
+        temporary.write_bytes(content)
+        sync(temporary)
+        try:
+            os.link(temporary, path)  # unlike a rename, refused if the name is taken
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+    return True
 
 
 @contextmanager
@@ -60,8 +67,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Temporary files that killed processes left for this path are removed first.
     """
-    for left in path.parent.glob(f"{TEMPORARY_PREFIX}*-{glob.escape(path.name)}"):
-        remove_abandoned(left)
+    remove_leftovers(path.parent, path.name)
     with aside(path) as temporary:
         yield temporary
         put_in_place(temporary, path)
@@ -84,6 +90,13 @@ def put_in_place(temporary: Path, path: Path) -> None:
     """Flush the temporary file to disk, then rename it to `path`."""
     sync(temporary)
     os.replace(temporary, path)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files that killed processes left in a folder, for the file `name` or for any."""
+    for left in folder.glob(f"{TEMPORARY_PREFIX}*" if name is None else f"{TEMPORARY_PREFIX}*-{glob.escape(name)}"):
+        if left.is_file():
+            remove_abandoned(left)
 
 
 def remove_abandoned(path: Path) -> bool:

@@ -11,6 +11,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.images import ImageFacts, inspect_image
 from data_pipeline.parallel import Work
 
+_GONE = "gone since the folder was listed"
+
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
@@ -25,9 +27,12 @@ def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> 
     """Id ('' for a path that is no file) and facts of each file, in order.
 
     known: facts of ids that were decoded before; such files are only hashed. A path that is no file (a pipe, a broken
-    link) has a problem. UserError for files that the system refuses to read, and for a file that changes meanwhile.
+    link) has a problem. UserError for files that the system refuses to read, for one that changes meanwhile, and for
+    one that a node of the cluster does not see.
     """
     found = list(work.map_images(_identify, paths, "reading images", in_threads=True))
+    if work.map_tasks is not None:
+        _refuse_unseen([path for path, file in zip(paths, found, strict=True) if file.problem == _GONE])
     _refuse_unread([(path, file.refusal) for path, file in zip(paths, found, strict=True) if file.refusal])
     new = {file.id: path for file, path in zip(found, paths, strict=True) if file.id and file.id not in known}
     decoded = work.map_images(_inspect, list(new.items()), "decoding images")
@@ -42,7 +47,7 @@ def no_file(path: Path) -> str:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
-        return "a link to nothing" if path.is_symlink() else "gone since the folder was listed"
+        return "a link to nothing" if path.is_symlink() else _GONE
     # Reading a pipe would wait forever for its writer, and a device has no end.
     kinds = ("socket", stat.S_ISSOCK), ("pipe", stat.S_ISFIFO), ("folder", stat.S_ISDIR), ("device", stat.S_ISCHR)
     return "" if stat.S_ISREG(mode) else f"a {next((kind for kind, is_it in kinds if is_it(mode)), 'device')}, no file"
@@ -65,9 +70,19 @@ def _identify(path: Path) -> _Identity:
         problem = no_file(path)
         return _Identity(problem=problem) if problem else _Identity(hashlib.sha256(path.read_bytes()).hexdigest())
     except FileNotFoundError:
-        return _Identity(problem="gone since the folder was listed")
+        return _Identity(problem=_GONE)
     except OSError as error:
         return _Identity(refusal=str(error.strerror))
+
+
+def _refuse_unseen(gone: Sequence[Path]) -> None:
+    """UserError for files that another node did not find, and this one sees."""
+    here = [path for path in gone if path.exists()]
+    if here:
+        raise UserError(
+            f"{here[0]}: a node of the cluster does not see this file, nor {len(here) - 1} more: the raw images must "
+            "lie on a file system that all nodes see, at the same path"
+        )
 
 
 def _refuse_unread(refused: Sequence[tuple[Path, str]]) -> None:

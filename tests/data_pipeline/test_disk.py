@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.disk import checked, naming, replace_through, replacing, with_checksum
+from data_pipeline.disk import (
+    aside,
+    checked,
+    create_through,
+    naming,
+    remove_leftovers,
+    replace_through,
+    replacing,
+    with_checksum,
+)
 
 
 def _killed_while_writing(path: Path) -> None:
@@ -77,3 +86,25 @@ def test_a_record_that_was_changed_is_noticed() -> None:
     for changed in ({**written, "images": 31}, {**written, "checksum": "0" * 64}, {**written, "more": 1}):
         with pytest.raises(ValueError, match="checksum"):
             checked(changed)
+
+
+def test_of_two_who_create_a_file_the_first_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "ended.json"
+    assert create_through(path, b"first")
+    assert not create_through(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["ended.json"]
+
+
+def test_what_was_left_of_a_file_that_is_there_goes_too(tmp_path: Path) -> None:
+    """A process that is killed between its file's link and the end of the temporary one leaves both."""
+    path = tmp_path / "ended.json"
+    child = os.fork()
+    if child == 0:
+        with aside(path) as temporary:
+            os.link(temporary, path)
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert len(os.listdir(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["ended.json"]

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import Timeout
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.disk import file_lock, replace_through
+from data_pipeline.disk import file_lock, remove_leftovers, replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, root_of
 from trainer.experiments.ablation import Arm, ablation_arms
@@ -182,6 +182,7 @@ def opened(sweep: Sweep) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"{sweep.folder}: another ablate.py is at work there: let it end, or stop it") from error
     with lock:
+        remove_leftovers(sweep.folder / TRIALS_FOLDER)
         record = SweepRecord(
             name=sweep.config.name,
             kind=str(sweep.config.kind),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipeline.disk import TEMPORARY_PREFIX, file_lock, write_through
+from data_pipeline.disk import create_through, file_lock
 from data_pipeline.errors import UserError
 from trainer.experiments.launch_server import launch_server
 from trainer.experiments.resources import Resources
@@ -105,14 +105,8 @@ def write_ending(run: Path, status: Status, line: str | None = None, *, mistake:
     seconds = sum(record["seconds"] for record in epochs)
     ending = Ending(status, seconds, len(epochs), dataset_hash, line, mistake)
     run.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-{os.getpid()}")
-    write_through(written, json.dumps(vars(ending)).encode())
-    try:
-        os.link(written, path)  # unlike a rename, refused if the name is taken
-    except FileExistsError:
+    if not create_through(path, json.dumps(vars(ending)).encode()):
         ending = Ending(**json.loads(path.read_text()))
-    finally:
-        written.unlink()
     return ending
 
 
