@@ -40,8 +40,9 @@ class RunRecord(Generic[Config]):
         """Read a run's config.yaml. UserError if the folder holds no run, or one of another kind than `kind`."""
         path, content = run / CONFIG_FILE, read_run_config(run)
         found = str(content.pop("kind", ""))
-        if kind is not None and found and found != kind:
-            raise UserError(f"{run}: not a run of {registry.task(kind).launcher}: give the folder of one")
+        if kind is not None and found != kind:
+            older = "" if found else ", or one of an older version"
+            raise UserError(f"{run}: not a run of {registry.task(kind).launcher}{older}: give the folder of one")
         task = registry.task(found, str(path))
         try:
             facts = {
