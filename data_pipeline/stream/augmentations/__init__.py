@@ -4,6 +4,7 @@ The graph decodes, resizes to the network's input, lets every active operation c
 and normalises. What an operation draws is a function of (seed, its name, position in the global order) alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
@@ -17,7 +18,7 @@ import numpy.typing as npt
 Parameters = dict[str, npt.NDArray[Any]]
 
 
-class Augmentation:
+class Augmentation(ABC):
     """One operation: a frozen dataclass of its settings, with its two halves as methods.
 
     Its fields become keys `data.augment.<field>`, so no two operations share a field name. Their defaults leave
@@ -30,16 +31,16 @@ class Augmentation:
     bytes_per_value: ClassVar[int] = 0  # memory of intermediate results, per pixel and channel of the network's input
 
     @property
+    @abstractmethod
     def active(self) -> bool:
         """Whether these settings change any image; an inactive operation costs nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, key: int, positions: npt.NDArray[np.int64], image_size: int) -> Parameters:
         """Random parameters of the samples at these positions, drawn by `data_pipeline.randomness` under `key`.
 
         Arrays [n, ...]; their names are the same for every batch.
         """
-        raise NotImplementedError
 
     def resize_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments for the graph's `fn.resize`. `given`: a DALI data node for each parameter."""
