@@ -187,8 +187,8 @@ class Episode(ABC):
     def training_on_rich(
         cls, config: FewShotRunConfig, networks: Mapping[str, nn.Module], setting: Setting
     ) -> Algorithm:
-        """What trains these networks on the rich types before the adaptation."""
-        raise NotImplementedError
+        """Trains these networks on the rich types. Algorithms whose `learns_from_rich` can be true define it."""
+        raise NotImplementedError(f"{cls.__name__} learns nothing before the adaptation")
 
     @property
     def networks(self) -> dict[str, nn.Module]:
