@@ -1,7 +1,7 @@
 """Predict the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [views=8]
+  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [views=8] [min_confidence=0.9] [heatmaps=true]
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
                     run=[A,B,C]: runs that answer together, by the mean of their probabilities; image sizes, crops,
                     normalisers and training data may differ, the cell types may not

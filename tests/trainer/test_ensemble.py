@@ -25,9 +25,16 @@ from trainer.learners.choices import VIEWS
 from trainer.metrics.evaluation import ClassifierEvaluation
 from trainer.metrics.records import read_record
 from trainer.runs.training import train
-from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration, save_calibration
+from trainer.tasks.classification.calibration import (
+    FILE,
+    Calibration,
+    fit_temperature,
+    load_calibration,
+    save_calibration,
+)
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.ensemble import Ensemble
+from trainer.tasks.classification.evaluation import predict_all, scoring_stream
 from trainer.tasks.classification.load import load_classifier
 from trainer.tasks.classification.views import EachView, Views, views_of
 
@@ -94,7 +101,17 @@ def test_a_training_fits_a_temperature_for_each_number_of_views(runs: list[Path]
     assert [each.views for each in fitted] == list(VIEWS)
     assert {each.images for each in fitted} == {len(tiny_dataset.samples(["validation"]))}
     assert trained.calibration == fitted[0]
-    assert len({each.temperature for each in fitted}) == len(VIEWS)
+    stream = scoring_stream(
+        tiny_dataset,
+        trained.config.data,
+        splits=["validation"],
+        cell_types=trained.cell_types,
+        batch=12,
+        topology=Topology(),
+    )
+    answers = predict_all(Views(trained.network, 8), stream)
+    expected = fit_temperature(answers, torch.tensor(stream.labels), "").temperature
+    assert fitted[-1].temperature == pytest.approx(expected, rel=1e-3)
     torch.testing.assert_close(
         EachView(trained.network, 8)(images_of(2)).exp().mean(dim=1), Views(trained.network, 8)(images_of(2)).exp()
     )

@@ -137,9 +137,8 @@ def _describe(ensemble: Ensemble, raw: RawClassifier, folder: Path, form: Format
         "crop": raw.crop,
         "storage": dataclasses.asdict(raw.storage),
         "views": ensemble.views,
-        **members[0],
+        **(members[0] if len(members) == 1 else {"members": members}),
         "temperature": raw.temperature,
-        "members": members if len(members) > 1 else [],
     }
 
 
