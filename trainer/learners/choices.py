@@ -1,7 +1,7 @@
 """Choices that configurations name and other modules act on."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from data_pipeline.dataset_config import AFFECTS_NOTHING
 
@@ -14,6 +14,9 @@ EngineName = Literal["ddp", "zero1", "zero2", "alone"]
 PenaltyMetric = Literal["euclidean", "root_mean_square"]
 # Of a file that export.py writes.
 Format = Literal["onnx", "torch_export"]
+# Of an image that a classifier answers for: 2, mirrored; 4, upside down too; 8, turned by a quarter too.
+ViewCount = Literal[1, 2, 4, 8]
+VIEWS: tuple[int, ...] = get_args(ViewCount)
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,14 @@ def data_words(record: ClassifierEvaluation) -> str:
     data = record.dataset
     word = "domain" if len(data.domains) == 1 else "domains"
     normalised = "" if record.normalizer is None else f", normalised by {_normalizer(record)}"
-    return (
-        f"{data.name}, {data.split} split, {word} {', '.join(data.domains) or 'all'}, {data.count} images{normalised}"
-    )
+    views = f", {record.views} views of each" if record.views > 1 else ""
+    domains = ", ".join(data.domains) or "all"
+    return f"{data.name}, {data.split} split, {word} {domains}, {data.count} images{views}{normalised}"
 
 
 def data_facts(record: ClassifierEvaluation) -> Facts:
     """The lines that name an evaluation's data, checkpoint and normaliser."""
-    data, checkpoint, scores, calibration = record.dataset, record.checkpoint, record.scores, record.calibration
+    data, scores, calibration = record.dataset, record.scores, record.calibration
     fitted = calibration.remark or f"fitted on {calibration.validation_images} validation images"
     rows = [
         ("data set", f"{data.path} (content {data.content_hash[:12]})"),
@@ -47,8 +47,10 @@ def data_facts(record: ClassifierEvaluation) -> Facts:
     if record.not_scored:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record.not_scored.items())
         rows.append(("not scored", f"{left}: not among the model's types"))
+    scored = [(f"member {each.run}", each.checkpoint) for each in record.members] or [("checkpoint", record.checkpoint)]
+    rows += [(name, f"{each.file}, step {each.step} (SHA-256 {each.sha256[:12]})") for name, each in scored]
     rows += [
-        ("checkpoint", f"{checkpoint.file}, step {checkpoint.step} (SHA-256 {checkpoint.sha256[:12]})"),
+        ("views of each image", str(record.views)),
         ("normaliser", _normalizer(record)),
         ("intervals", f"{scores.interval.method}; {scores.interval.resamples} resamples"),
         ("temperature", f"{calibration.temperature:.3f}, {fitted}"),

@@ -42,8 +42,8 @@ class GradCam:
                 sides[stage] = seen[0].shape[3]
         if not sides:
             raise UserError(
-                "this classifier has no feature maps to show where it looked (an export, naive Bayes and transformers "
-                "have none): give the run of a convolutional network, or leave heatmaps= out"
+                "this classifier has no feature maps to show where it looked (several runs or views, an export, naive "
+                "Bayes and transformers have none): give one run of a convolutional network, or leave heatmaps= out"
             )
         fine = [stage for stage, side in sides.items() if side >= _LEAST_SIDE]
         self._stage = fine[-1] if fine else max(sides, key=lambda stage: sides[stage])

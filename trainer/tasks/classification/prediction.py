@@ -28,21 +28,22 @@ _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.htm
 
 
 def predict_images(
-    run: Path,
+    runs: Sequence[Path],
     source: Path,
     out: Path,
     *,
     domain: str | None,
+    views: int,
     min_confidence: float | None,
     heatmaps: bool,
     topology: Topology,
 ) -> None:
     """Predict the type of each image of `source`, an image or a folder; `out` then holds this prediction only.
 
-    run, domain: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the gallery
-    has heat maps. UserError where no image can be read, or `out` cannot be written to.
+    runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the
+    gallery has heat maps. UserError where no image can be read, or `out` cannot be written to.
     """
-    classifier = load_raw_classifier(run, domain)
+    classifier = load_raw_classifier(runs, domain, views)
     paths, left_out = _find(source)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     frame = _predict(classifier, stream, paths, topology, min_confidence=min_confidence, heatmaps=heatmaps)

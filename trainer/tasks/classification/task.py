@@ -17,6 +17,7 @@ from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_m
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.naive_bayes import NaiveBayes
+from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import AfterEpoch, Selection
@@ -29,16 +30,17 @@ from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.runs.training_data import save_training_data
-from trainer.tasks.classification.calibration import fit_temperature, save_calibration
+from trainer.tasks.classification.calibration import fit_temperature, load_calibration, save_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.ensemble import Ensemble, scoring_batch
 from trainer.tasks.classification.evaluation import (
     evaluate,
     predict_all,
-    scoring_batch,
     scoring_stream,
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.views import EachView, mean_log_probabilities
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
@@ -137,15 +139,11 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         """Calibrate on validation images, score the best checkpoint on test images."""
         trained = self._calibrated(load_classifier(self._run))
         result, frame = evaluate(
-            trained.network.to(self.topology.device),
-            trained.checkpoint,
+            Ensemble((trained,)),
             self.dataset,
             self.config.data,
             splits=["test"],
-            cell_types=self.cell_types,
-            batch=scoring_batch(self.config.train),
             topology=self.topology,
-            calibration=trained.calibration,
             seen=self._test[1],
         )
         if self.topology.rank == 0:
@@ -157,15 +155,24 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             write_model_card(self._run)
 
     def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
-        """With a temperature fitted to the best checkpoint on validation images, which the run keeps."""
-        if trained.calibration.checkpoint == trained.checkpoint.digest:
+        """With temperatures fitted to the best checkpoint on validation images, one for each number of views.
+
+        The run keeps them; one that is there is not fitted again.
+        """
+        digest = trained.checkpoint.digest
+        fitted = [load_calibration(self._run, digest, count) for count in VIEWS]
+        if all(each.checkpoint == digest for each in fitted):
             return trained
         stream, _ = self._validation
-        logits = predict_all(trained.network.to(self.topology.device), stream)
-        calibration = fit_temperature(logits, torch.tensor(stream.labels), trained.checkpoint.digest)
+        each_view = predict_all(EachView(trained.network.to(self.topology.device), VIEWS[-1]), stream)
+        labels = torch.tensor(stream.labels)
+        for index, count in enumerate(VIEWS):
+            if fitted[index].checkpoint != digest:
+                answers = mean_log_probabilities(each_view[:, :count])
+                fitted[index] = fit_temperature(answers, labels, digest, count)
         if self.topology.rank == 0:
-            save_calibration(self._run, calibration)
-        return dataclasses.replace(trained, calibration=calibration)
+            save_calibration(self._run, *fitted)
+        return dataclasses.replace(trained, calibration=fitted[0])
 
 
 class Classification(Task[ClassifierRunConfig]):
@@ -202,9 +209,9 @@ class Classification(Task[ClassifierRunConfig]):
         return load_classifier(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
-        from trainer.tasks.classification.scoring import score_run
+        from trainer.tasks.classification.scoring import score_runs
 
-        score_run(run, config, topology)
+        score_runs(config.runs, config.folder, config, topology)
 
     def write_report(self, run: Path) -> Path:
         from trainer.tasks.classification.report import write_run_report
