@@ -1,9 +1,11 @@
 """Predict the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [min_confidence=0.9] [heatmaps=true]
-      run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote
-      images=PATH   an image, or a folder of images at any depth
+  python launchers/predict.py images=PATH out=DIR [run=DIR] [domain=NAME] [min_confidence=0.9] [heatmaps=true]
+      run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
+                    Without it (or run=shipped) the small classifier that comes with the installation
+      images=PATH   an image, or a folder of images at any depth; or a folder of fields with boxes in the layout of
+                    Pascal VOC (Annotations/*.xml), whose white cells are cut out as build_shards.py fields= does
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
                     gallery.html, unreadable.csv if a file is no image, and passed_over.csv if there are files that are
                     hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
@@ -19,6 +21,7 @@ usage:
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
+  python launchers/predict.py images=raw/BCCD out=predictions/bccd
 """
 
 import os
@@ -29,6 +32,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.runs.run_directory import require_classifier
+from trainer.runs.shipped import run_or_shipped
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class PredictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
-    if not (config.run and config.images and config.out):
-        raise UserError("predict.py needs run=DIR images=PATH out=DIR")
-    run, images, out = Path(config.run), Path(config.images), Path(config.out)
+    if not (config.images and config.out):
+        raise UserError("predict.py needs images=PATH and out=DIR")
+    run, images, out = run_or_shipped(config.run), Path(config.images), Path(config.out)
     require_classifier(run)
     if not os.path.lexists(images):
         raise UserError(f"{images}: no such file or folder")

@@ -37,7 +37,13 @@ def field_of(path: str) -> str:
     return split_region(path)[0]
 
 
-@raw_layout("bccd", "BCCD as downloaded: the white cells of its fields", public=True, group_of=field_of)
+@raw_layout(
+    "bccd",
+    "BCCD as downloaded: the white cells of its fields",
+    public=True,
+    licence="MIT. Shenggan, and the first authors of the data, cosmicad and akshaylamba: BCCD Dataset",
+    group_of=field_of,
+)
 @raw_layout("fields", "Pascal VOC boxes (Annotations/*.xml) of cells in fields", group_of=field_of)
 def survey(declaration: SourceDeclaration) -> Survey:
     """The white cells of all fields. Group: the field.
@@ -135,8 +141,11 @@ def _read_annotation(path: Path, field: str) -> list[Cell]:
         width, height = (int(root.findtext(f"size/{side}", "")) for side in ("width", "height"))
         cells = []
         for box in root.iter("object"):
-            edges = [round(float(box.findtext(f"bndbox/{edge}", ""))) for edge in ("xmin", "ymin", "xmax", "ymax")]
-            cells.append(Cell(field, box.findtext("name", "").strip(), square_round(*edges, width, height)))
+            left, top, right, bottom = (
+                round(float(box.findtext(f"bndbox/{edge}", ""))) for edge in ("xmin", "ymin", "xmax", "ymax")
+            )
+            square = square_round(left, top, right, bottom, width, height)
+            cells.append(Cell(field, box.findtext("name", "").strip(), square))
     except (ElementTree.ParseError, ValueError, OverflowError, OSError) as error:
         raise UserError(f"{path}: not an annotation in Pascal VOC's format ({error}); mend or remove it") from None
     return cells

@@ -13,7 +13,7 @@ EngineName = Literal["ddp", "zero1", "zero2", "alone"]
 # What a change of an image is measured by: see `gradient_penalty`.
 PenaltyMetric = Literal["euclidean", "root_mean_square"]
 # Of a file that export.py writes.
-Format = Literal["onnx", "torch_export"]
+Format = Literal["onnx", "torch_export", "safetensors"]
 
 
 @dataclass(frozen=True)
