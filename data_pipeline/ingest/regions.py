@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_FRAGMENT = re.compile(r"#xywh=([0-9]+),([0-9]+),([0-9]+),([0-9]+)$")
+_FRAGMENT = re.compile(r"#xywh=([0-9]+),([0-9]+),([0-9]+),([0-9]+)\Z")
 
 
 @dataclass(frozen=True, slots=True)

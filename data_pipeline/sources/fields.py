@@ -17,7 +17,7 @@ from data_pipeline.sources.labels import cell_type_of, refuse_unknown
 # The longer side of a box, as a part of its image's side. Barcelona's cells fill 0.3 (lymphocytes) to 0.5 (monocytes)
 # of their images. Most fields of BCCD are too low (480 pixels) for less than 0.5.
 CELL_SHARE = 0.5
-TYPES_FILE = "types.csv"
+FIELDS_FOLDER, TYPES_FILE = "JPEGImages", "types.csv"
 
 _WHITE_CELL = frozenset({"wbc", "white cell", "white blood cell", "leukocyte", "leucocyte"})
 _NO_WHITE_CELL = frozenset({"rbc", "red cell", "red blood cell", "erythrocyte", "platelet", "platelets", "thrombocyte"})
@@ -54,6 +54,8 @@ def survey(declaration: SourceDeclaration) -> Survey:
     """
     cells, warnings = find_cells(declaration.root, declaration.labels)
     named = _types(declaration.root)
+    if lost := named.keys() - {PurePosixPath(cell.field).name for cell in cells}:
+        warnings.append(f"{TYPES_FILE} names {len(lost)} field(s) without a white cell here ({shown(min(lost))}, ...)")
     unnamed = Counter(cell.field for cell in cells if _is_unnamed(cell, declaration.labels))
     images: list[RawImage] = []
     unknown: list[str] = []
@@ -86,10 +88,10 @@ def find_cells(root: Path, labels: Mapping[str, str]) -> tuple[list[Cell], list[
     """The boxes of all fields, sorted by path, but for red cells and platelets that `labels` does not name.
 
     Returns warnings for boxes without area, fields without a box and annotations without a field. UserError for a
-    folder without images or cells, and for an annotation that cannot be read.
+    folder without images or cells, for two fields of one name, and for an annotation that cannot be read.
     """
     images, others = list_images(root)
-    by_stem = {PurePosixPath(path).stem: path for path in images if not is_hidden(path)}
+    by_stem = _fields_by_stem(root, [path for path in images if not is_hidden(path)])
     annotations = [path for path in others if path.lower().endswith(".xml") and not is_hidden(path)]
     cells: list[Cell] = []
     empty, lost = 0, []
@@ -133,6 +135,16 @@ def square_round(left: int, top: int, right: int, bottom: int, width: int, heigh
 def _is_unnamed(cell: Cell, labels: Mapping[str, str]) -> bool:
     """Whether the box says only that this is a white cell."""
     return cell.name not in labels and plain(cell.name) in _WHITE_CELL
+
+
+def _fields_by_stem(root: Path, images: list[str]) -> dict[str, str]:
+    """Images by their names without suffix: those below a folder JPEGImages, where there is one (masks lie beside)."""
+    by_stem: dict[str, str] = {}
+    for path in [path for path in images if FIELDS_FOLDER in PurePosixPath(path).parts[:-1]] or images:
+        other = by_stem.setdefault(PurePosixPath(path).stem, path)
+        if other != path:
+            raise UserError(f"{root}: '{shown(other)}' and '{shown(path)}' have the same name: rename one of them")
+    return by_stem
 
 
 def _read_annotation(path: Path, field: str) -> list[Cell]:

@@ -159,6 +159,8 @@ def test_what_is_wrong_in_annotations_is_said_and_costs_no_other_cell(fields: Pa
         "1 annotation(s) without a field",
     ):
         assert said in warnings
+    (fields / "SegmentationClass").mkdir()
+    (fields / "SegmentationClass" / "f04.png").write_bytes(b"a mask of the same name, as Pascal VOC has them")
     build_dataset(tmp_path / "data", [source(fields)], progress=False)
     reasons = {row.path: row.reason for row in rows_of(tmp_path / "data") if not row.kept}
     assert list(reasons.values()) == ["unreadable: the region reaches past the picture of 160x120 pixels"]

@@ -271,8 +271,8 @@ def _licences(model: ClassifierConfig, trained_on: Mapping[str, Any] | None) -> 
     sources = {} if trained_on is None else {source["kind"]: source["name"] for source in trained_on["sources"]}
     known = {kind: layouts()[kind].licence for kind in sources if kind in layouts()}
     lines = [f"Images of {sources[kind]}: {licence}" for kind, licence in known.items() if licence]
-    # A file is named after timm's model where it holds the weights of timm.
-    if model.timm_name and model.weights in ("pretrained", f"{model.timm_name}.safetensors"):
+    # A file that is named after timm's model holds its weights.
+    if model.timm_name and model.weights and Path(model.weights).stem in ("pretrained", model.timm_name):
         licence = pretrained_config(model.timm_name).license or "licence not stated"
         lines.append(f"Weights that the training began with: ImageNet weights of timm's {model.timm_name}, {licence}.")
     listed = "\n".join(f"- {line}" for line in lines)
