@@ -1,13 +1,15 @@
 """Predict the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [views=8] [min_confidence=0.9] [heatmaps=true]
+  python launchers/predict.py images=PATH out=DIR [run=DIR] [domain=NAME] [views=8] [min_confidence=0.9]
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
                     run=[A,B,C]: runs that answer together, by the mean of their probabilities; image sizes, crops,
-                    normalisers and training data may differ, the cell types may not
+                    normalisers and training data may differ, the cell types may not.
+                    Without it (or run=shipped) the small classifier that comes with the installation
       views=1       answers for so many views of each image, and takes their mean: 2, it and its mirror image; 4, both
                     upside down too; 8, all turned by a quarter too. It takes as many times as long
-      images=PATH   an image, or a folder of images at any depth
+      images=PATH   an image, or a folder of images at any depth; or a folder of fields with boxes in the layout of
+                    Pascal VOC (Annotations/*.xml), whose white cells are cut out as build_shards.py fields= does
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
                     gallery.html, unreadable.csv if a file is no image, and passed_over.csv if there are files that are
                     hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
@@ -24,6 +26,7 @@ usage:
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
+  python launchers/predict.py images=raw/BCCD out=predictions/bccd
 """
 
 import os
@@ -36,6 +39,7 @@ from launchers.console import launch, read_config
 from trainer.learners.choices import ViewCount
 from trainer.runs.arguments import one_or_more
 from trainer.runs.run_directory import require_classifier
+from trainer.runs.shipped import run_or_shipped
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class PredictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
-    if not (config.run and config.images and config.out):
-        raise UserError("predict.py needs run=DIR images=PATH out=DIR")
-    runs, images, out = one_or_more(config.run, "run"), Path(config.images), Path(config.out)
+    if not (config.images and config.out):
+        raise UserError("predict.py needs images=PATH and out=DIR")
+    runs = [str(run_or_shipped(run)) for run in one_or_more(config.run or "shipped", "run")]
+    images, out = Path(config.images), Path(config.out)
     for run in runs:
         require_classifier(Path(run))
     if not os.path.lexists(images):

@@ -113,7 +113,7 @@ def test_names_in_the_state_dict_do_not_depend_on_the_weights_field(tmp_path: Pa
 
 @pytest.mark.parametrize("config", [SMALL, TIMM], ids=["senet", "timm"])
 def test_last_layer_of_another_number_of_types_starts_at_zero(config: ClassifierConfig, tmp_path: Path) -> None:
-    """Weights of an eight-type model start a twelve-type one: all but the last layer is taken, and that says nothing."""
+    """Weights of an eight-type model start a twelve-type one: all but the last layer is taken, and it says nothing."""
     source = build_classifier(config, 8)
     path = write(source, tmp_path / "eight.safetensors")
     loaded = build_classifier(with_weights(config, path), 12).state_dict()

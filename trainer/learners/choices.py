@@ -13,7 +13,7 @@ EngineName = Literal["ddp", "zero1", "zero2", "alone"]
 # What a change of an image is measured by: see `gradient_penalty`.
 PenaltyMetric = Literal["euclidean", "root_mean_square"]
 # Of a file that export.py writes.
-Format = Literal["onnx", "torch_export"]
+Format = Literal["onnx", "torch_export", "safetensors"]
 # Of an image that a classifier answers for: 2, mirrored; 4, upside down too; 8, turned by a quarter too.
 ViewCount = Literal[1, 2, 4, 8]
 VIEWS: tuple[int, ...] = get_args(ViewCount)

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,31 @@ def export_classifier(
     domain: the stain of the images that it is for. A run's model card is copied along, those of several are numbered.
     UserError for a model that cannot be exported, or differs; nothing is written then.
     """
+    raw = of_ensemble(ensemble, domain)
+    with written_aside(out) as aside:
+        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
+        facts = _describe(ensemble, raw, aside, form)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
+        facts["checked"] = compare(raw, load_raw_classifier([aside], None), dataset, _TOLERANCE)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
+        _copy_model_cards(ensemble, aside)
+    return facts
+
+
+@contextlib.contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A new folder that becomes `out` at the end; on an error nothing is left. UserError if `out` is there already."""
     if out.exists():
         raise UserError(f"{out}: there already: name another out=DIR, or remove it")
-    raw = of_ensemble(ensemble, domain)
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
-        facts = _describe(ensemble, raw, aside, form)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
-        facts["checked"] = _compare(raw, load_raw_classifier([aside], None), dataset)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
-        _copy_model_cards(ensemble, aside)
+        yield aside
         aside.rename(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return facts
 
 
 class _Probabilities(nn.Module):
@@ -150,12 +158,12 @@ def _copy_model_cards(ensemble: Ensemble, folder: Path) -> None:
             shutil.copyfile(card, folder / name)
 
 
-def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None) -> dict[str, Any]:
-    """The largest difference of a probability, and on which images. UserError where rounding does not explain it."""
+def compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None, tolerance: float) -> dict[str, Any]:
+    """The largest difference of a probability, and on which images. UserError if it is more than `tolerance`."""
     batch = _rendered(live.data.image_size) if dataset is None else _real(live, dataset)
     answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
     difference = float((answers[0] - answers[1]).abs().max())
-    if not difference <= _TOLERANCE:
+    if not difference <= tolerance:
         raise UserError(
             f"the exported model differs from the live one by {difference:.2g} on a probability: take the other format"
         )
