@@ -21,6 +21,9 @@ from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.(pt|safetensors)")
+# Of EfficientNet-Lite0's 3.4 million weights, 0.2 million lie in smaller tensors. Stored as they are, they reduce the
+# largest difference of a probability from 0.045 to 0.005, and add 5 % to the file.
+_LARGE = 20_000
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ class CheckpointStore:
     def save_weights(self, step: int, learner: str, weights: Mapping[str, torch.Tensor]) -> Checkpoint:
         """Write the weights of one learner's network as the best checkpoint: for use, not to resume from.
 
-        Matrices and kernels are in half precision. Vectors keep theirs: variances of batch norms may be too small for
-        it.
+        Large tensors are in half precision. Those below _LARGE elements keep theirs: variances of batch norms may be
+        too small for it, and errors of the first layers grow in all others.
         """
         stored = {
-            name: (value.half() if value.is_floating_point() and value.ndim > 1 else value).contiguous()
+            name: (value.half() if value.is_floating_point() and value.numel() >= _LARGE else value).contiguous()
             for name, value in weights.items()
         }
         content = safetensors_bytes(stored, {"learner": learner})
