@@ -49,8 +49,8 @@ def load_weights(
 
     classifiers: names of last layers; one that is missing in `weights`, or has another number of types there, starts at
     zero: every type is then equally probable, and the errors of a random layer do not spoil the trunk (timm's random
-    one gave EfficientNet-Lite0 a first loss of 6.4, where 8 types by chance are 2.1). optional: names of parts that keep
-    theirs if `weights` have nothing of them. ModelError, naming `source` and the keys, for anything else that is
+    one gave EfficientNet-Lite0 a first loss of 6.4, where 8 types by chance are 2.1). optional: names of parts that
+    keep theirs if `weights` have nothing of them. ModelError, naming `source` and the keys, for anything else that is
     missing, unknown or of another shape.
     """
     own = network.state_dict()
