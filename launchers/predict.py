@@ -5,7 +5,7 @@ usage:
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
                     run=[A,B,C]: runs that answer together, by the mean of their probabilities; image sizes, crops,
                     normalisers and training data may differ, the cell types may not.
-                    Without it (or run=shipped) the small classifier that comes with the installation
+                    Without it (or run=shipped) the classifier that comes with the installation, if one does
       views=1       answers for so many views of each image, and takes their mean: 2, it and its mirror image; 4, both
                     upside down too; 8, all turned by a quarter too. It takes as many times as long
       images=PATH   an image, or a folder of images at any depth; or a folder of fields with boxes in the layout of
@@ -14,8 +14,7 @@ usage:
                     gallery.html, unreadable.csv if a file is no image, and passed_over.csv if there are files that are
                     hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
                     by the temperature that train_classifier.py fitted on validation images for this number of
-                    views. Bytes of a file name
-                    that are not text are written as \\xe4
+                    views. Bytes of a file name that are not text are written as \\xe4
       domain=NAME   the images' stain, one of the run's training data; default: its only one. A classifier of
                     normalised images applies its normaliser to images of the stain that it is made for; the crop
                     of the domain in training (data.crop) is applied too
@@ -26,7 +25,7 @@ usage:
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
-  python launchers/predict.py images=raw/BCCD out=predictions/bccd
+  python launchers/predict.py run=runs/small images=raw/BCCD out=predictions/bccd
 """
 
 import os
@@ -63,10 +62,10 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
     if not (config.images and config.out):
         raise UserError("predict.py needs images=PATH and out=DIR")
-    runs = [str(run_or_shipped(run)) for run in one_or_more(config.run or "shipped", "run")]
+    runs = [run_or_shipped(run) for run in one_or_more(config.run or "shipped", "run")]
     images, out = Path(config.images), Path(config.out)
     for run in runs:
-        require_classifier(Path(run))
+        require_classifier(run)
     if not os.path.lexists(images):
         raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
     if topology.world_size > 1:
         raise UserError("predict.py is one process: start it with python, not with several processes")
     predict_images(
-        [Path(run) for run in runs],
+        runs,
         images,
         out,
         domain=config.domain,

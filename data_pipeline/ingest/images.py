@@ -45,10 +45,9 @@ class ImageFacts:
 def decode_rgb(raw: bytes, region: Region | None = None) -> Image.Image:
     """Decode a file (JPEG, PNG, TIFF, BMP, WebP, GIF) to 8-bit RGB in sRGB, upright, without alpha channel.
 
-    region: the part that is wanted; None for the whole picture.
-
-    More than 8 bits per channel are scaled by their range (`to_eight_bits`). UnreadableImage for anything that is not
-    one whole picture: a truncated file raises and is never padded; and for a region that reaches past the picture.
+    region: the part that is wanted; None for the whole picture. More than 8 bits per channel are scaled by their range
+    (`to_eight_bits`). UnreadableImage for anything that is not one whole picture: a truncated file raises and is never
+    padded; and for a region that reaches past the picture.
     """
     return _decode(raw, region)[0]
 

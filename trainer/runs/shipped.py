@@ -1,4 +1,4 @@
-"""The classifier that comes with the installation."""
+"""The classifier that comes with the installation, if one does."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from trainer.runs.run_directory import CONFIG_FILE
 SHIPPED = Path(__file__).resolve().parents[1] / "tasks" / "classification" / "shipped"
 
 
-def run_or_shipped(run: str | None) -> Path:
-    """The folder that `run=` names; that of the shipped classifier for 'shipped' or none. UserError where it lacks."""
-    if run not in (None, "", "shipped"):
-        return Path(str(run))
+def run_or_shipped(run: str) -> Path:
+    """The folder that `run=` names; for 'shipped' that of the shipped classifier. UserError where none is shipped."""
+    if run != "shipped":
+        return Path(run)
     if not (SHIPPED / CONFIG_FILE).exists():
         raise UserError("no classifier is shipped with this version: give run=DIR of train_classifier.py or export.py")
     return SHIPPED
