@@ -20,6 +20,8 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
 
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
+    # Epochs at the start in which only the last layer learns. Batch norms' running statistics change all the same.
+    frozen_epochs: int = 0
     # The validation score that chooses the best checkpoint.
     select_by: str = "balanced_accuracy"
     # Epochs without a better one after which training stops; null: no early stop.
@@ -33,6 +35,8 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
                 f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
                 f"{nearest(self.select_by, epoch_measures())}"
             )
+        if not 0 <= self.frozen_epochs < self.epochs:
+            raise ValueError(f"train.frozen_epochs={self.frozen_epochs}: must be at least 0 and below train.epochs")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 

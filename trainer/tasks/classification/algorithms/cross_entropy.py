@@ -19,8 +19,15 @@ class CrossEntropy(Stateless):
     """One labelled global batch, one step."""
 
     def __init__(self, network: nn.Module, config: ClassifierRunConfig, setting: Setting) -> None:
-        choices = config.train.network_choices
-        self._classifier = Learner("classifier", network, config.optimizer, setting, choices=choices)
+        fit = config.train
+        self._classifier = Learner(
+            "classifier",
+            network,
+            config.optimizer,
+            setting,
+            frozen_steps=setting.total_steps * fit.frozen_epochs // fit.epochs,
+            choices=fit.network_choices,
+        )
         self.learners = {"classifier": self._classifier}
         self.takes = {"train": 1}
         self._label_smoothing = config.train.label_smoothing
