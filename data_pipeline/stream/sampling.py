@@ -4,7 +4,6 @@ An order says which row of the sample table stands at position p of epoch e. Pos
 takes its part of a global batch afterwards (`rank_slice`), so the world size never changes the order.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -119,51 +118,39 @@ class ClassBalancedOrder:
 class DomainBalancedOrder:
     """Every class equally often, and within a class every domain, as far as no image is repeated too often.
 
-    An epoch has as many positions as there are rows, in a new random order each epoch. An image is drawn
-    `most_repeats` times an epoch at most; what a domain of few images leaves goes to the class's other domains, what a
-    class leaves to the other classes. Images of one class and domain are drawn equally often: none again before all
-    were shown.
+    An image is drawn at most `most_repeats` times as often as the others of its class: a domain of few images is then
+    drawn less often. An epoch is about as long as the table, in a new random order each time. Of one class and domain,
+    no image is drawn again before all were.
     """
 
     def __init__(self, labels: npt.ArrayLike, domains: npt.ArrayLike, seed: int, most_repeats: float) -> None:
         """`labels`, `domains`: class and domain of each row. `most_repeats`: at least 1."""
         labels, domains = np.asarray(labels), np.asarray(domains)
-        self.epoch_size = len(labels)
+        classes = np.unique(labels)
         self._seed = seed
-        cells = [
-            [np.flatnonzero((labels == label) & (domains == domain)) for domain in np.unique(domains[labels == label])]
-            for label in np.unique(labels)
-        ]
-        limits = [np.array([len(members) * most_repeats for members in of_class]) for of_class in cells]
-        of_classes = even_shares(np.array([limit.sum() for limit in limits]), self.epoch_size)
-        draws = np.concatenate([even_shares(limit, total) for limit, total in zip(limits, of_classes, strict=True)])
-        self._members = list(itertools.chain.from_iterable(cells))
-        # Of one class and domain: positions in an epoch, whole numbers with the same sum.
-        self._ends = np.rint(draws.cumsum()).astype(np.int64)
+        self._members: list[Rows] = []  # rows of each class and domain
+        counts: list[float] = []  # their draws in an epoch
+        for label in classes:
+            of_class = labels == label
+            members = [np.flatnonzero(of_class & (domains == domain)) for domain in np.unique(domains[of_class])]
+            sizes = np.array(list(map(len, members)))
+            weights = np.minimum(sizes.max(), most_repeats * sizes)
+            self._members += members
+            counts += (len(labels) / len(classes) * weights / weights.sum()).tolist()
+        self._counts = np.maximum(1, np.rint(counts)).astype(np.int64)
+        self._ends = self._counts.cumsum()
+        self.epoch_size = int(self._ends[-1])
 
     def rows(self, epoch: int, positions: Rows) -> Rows:
         places = permute(derive_key(self._seed, "domain order", epoch), positions, self.epoch_size)
         chosen = np.searchsorted(self._ends, places, side="right")
-        starts, counts = np.concatenate([[0], self._ends[:-1]]), np.diff(self._ends, prepend=0)
-        turns = epoch * counts[chosen] + places - starts[chosen]
+        # How often the class and domain was drawn before, in this order.
+        turns = (epoch + 1) * self._counts[chosen] + places - self._ends[chosen]
         result = np.empty_like(positions)
         for cell in np.unique(chosen):
             members, inside = self._members[cell], chosen == cell
             result[inside] = members[_walk(self._seed, "domain walk", int(cell), turns[inside], len(members))]
         return result
-
-
-def even_shares(limits: npt.NDArray[np.float64], total: float) -> npt.NDArray[np.float64]:
-    """Parts of `total` as equal as can be, none above its limit: float64, same shape. `limits` sum to `total` or more.
-
-    A part is its limit, or the level that all parts without a limit share (water-filling).
-    """
-    ascending = np.sort(limits)
-    filled = np.concatenate([[0.0], ascending.cumsum()[:-1]])
-    levels = (total - filled) / np.arange(len(limits), 0, -1)
-    # The first part that its limit does not bind sets the level.
-    free = levels <= ascending
-    return limits if not free.any() else np.minimum(limits, levels[free.argmax()])
 
 
 def _walk(seed: int, purpose: str, number: int, turns: Rows, size: int) -> Rows:

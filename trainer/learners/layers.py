@@ -1,5 +1,7 @@
 """The order of a network's layers, for learning rates that differ by layer."""
 
+from typing import Any
+
 from torch import nn
 
 from data_pipeline.errors import UserError
@@ -12,12 +14,13 @@ def layer_depths(network: nn.Module) -> dict[nn.Parameter, int]:
     depth 0. A transformer's stages are its blocks. UserError for a network without it.
     """
     for module in (network, *network.children()):  # the network may be wrapped in an adapter
-        if not hasattr(module, "group_matcher"):
+        matcher: Any = getattr(module, "group_matcher", None)
+        if matcher is None:
             continue
         # Imported only if needed: timm takes seconds to load.
         from timm.models import group_parameters
 
-        stages: dict[str, int] = group_parameters(module, module.group_matcher(coarse=True), reverse=True)
+        stages: dict[str, int] = group_parameters(module, matcher(coarse=True), reverse=True)
         last = max(stages.values())
         if last > 0:
             weights = dict(module.named_parameters())
