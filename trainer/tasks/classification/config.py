@@ -56,3 +56,8 @@ class ClassifierRunConfig(RunConfig):
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.norm == "frozen" and self.model.weights is None:
+            raise ValueError("model.norm=frozen keeps the running statistics of initial weights: give model.weights")
