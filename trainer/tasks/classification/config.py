@@ -20,6 +20,9 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
 
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
+    # alpha of mixup's and cutmix's Beta(alpha, alpha), see mixing.py; 0: off. Both: each for half of the images.
+    mixup: float = 0.0
+    cutmix: float = 0.0
     # Epochs at the start in which only the last layer learns. Batch norms' running statistics change all the same.
     frozen_epochs: int = 0
     # The validation score that chooses the best checkpoint.
@@ -35,6 +38,9 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
                 f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
                 f"{nearest(self.select_by, epoch_measures())}"
             )
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be above 0, or 0 for none")
         if not 0 <= self.frozen_epochs < self.epochs:
             raise ValueError(f"train.frozen_epochs={self.frozen_epochs}: must be at least 0 and below train.epochs")
         if self.patience is not None and self.patience < 1:
