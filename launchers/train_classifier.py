@@ -18,8 +18,12 @@ usage:
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
       train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
-      optimizer.learning_rate=0.001   optimizer.layer_decay=0.75   train.frozen_epochs=1   for pretrained weights:
-                            earlier layers learn more slowly; in the first epochs only the last layer learns
+      optimizer.learning_rate=0.001
+      optimizer=pretrained    learning rate and average for pretrained weights
+      optimizer.layer_decay=0.75   earlier layers learn more slowly: each stage at 0.75 of the next one's rate
+      train.frozen_epochs=1   epochs in which only the last layer learns
+      model.norm=group        group norm in place of batch norm; frozen: batch norm with the initial statistics
+      train.mixup=0.2   train.cutmix=1.0   mix pairs of images and their labels
       data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 

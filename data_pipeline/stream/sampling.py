@@ -137,7 +137,7 @@ class DomainBalancedOrder:
             weights = np.minimum(sizes.max(), most_repeats * sizes)
             self._members += members
             counts += (len(labels) / len(classes) * weights / weights.sum()).tolist()
-        self._counts = np.maximum(1, np.rint(counts)).astype(np.int64)
+        self._counts = np.ceil(counts).astype(np.int64)
         self._ends = self._counts.cumsum()
         self.epoch_size = int(self._ends[-1])
 

@@ -79,7 +79,7 @@ class Learner:
         *,
         moves: int = 1,
         frozen_steps: int = 0,
-        choices: NetworkChoices = NetworkChoices(),
+        choices: NetworkChoices = NetworkChoices(channels_last=False),
     ) -> None:
         """moves: optimizer steps for each step of the run. choices: how the network computes.
 
@@ -95,7 +95,10 @@ class Learner:
         if choices.compile:
             require_compiler(self.device)
         self.module = on_device(module, self.device)
-        if choices.channels_last:
+        channels_last = choices.channels_last
+        if channels_last is None:
+            channels_last = self.device.type == "cpu" and not setting.rehearsal
+        if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
         self._recomputes = choices.checkpoint_activations
         by_layer = config.layer_decay < 1 or frozen_steps > 0
