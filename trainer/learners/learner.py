@@ -97,7 +97,7 @@ class Learner:
         self.module = on_device(module, self.device)
         channels_last = choices.channels_last
         if channels_last is None:
-            channels_last = self.device.type == "cpu" and not setting.rehearsal
+            channels_last = self.device.type == "cpu" and setting.engine == "ddp"
         if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
         self._recomputes = choices.checkpoint_activations
