@@ -11,6 +11,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
+from tests.trainer.test_network_choices import SENET
 from trainer.learners.layers import layer_depths
 from trainer.learners.learner import Learner, Setting
 from trainer.learners.optimizer import group_rates
@@ -18,17 +19,6 @@ from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
 from trainer.tasks.classification.config import ClassifierFitConfig, ClassifierRunConfig
 
-SENET = ClassifierConfig(
-    timm_name="",
-    block="basic",
-    layers=(2, 2),
-    widths=(8, 16),
-    groups=1,
-    reduction=4,
-    stem_widths=(8,),
-    shortcut="average",
-    ge_kernel=4,
-)
 TIMM = ClassifierConfig(architecture="timm", timm_name="test_efficientnet", dropout=0.0)
 VIT = ClassifierConfig(architecture="timm", timm_name="test_vit", dropout=0.0)
 PLAIN = OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.0, weight_decay=0.0, warmup=0.0, schedule="constant")

@@ -8,7 +8,8 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream.sampling import rank_slice
 from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.build import build_classifier
-from tests.trainer.test_layer_rates import PLAIN, SENET
+from tests.trainer.test_layer_rates import PLAIN
+from tests.trainer.test_network_choices import SENET
 from trainer.learners.learner import Setting
 from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
 from trainer.tasks.classification.config import ClassifierFitConfig, ClassifierRunConfig
