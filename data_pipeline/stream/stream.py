@@ -26,6 +26,7 @@ from data_pipeline.stream.pipeline import GraphConfig, GraphInputs, run_graph
 from data_pipeline.stream.read_ahead import ReadAhead
 from data_pipeline.stream.sampling import (
     ClassBalancedOrder,
+    DomainBalancedOrder,
     GlobalBatches,
     Order,
     Rows,
@@ -207,11 +208,13 @@ class Stream:
     def _make_order(self, epoch_size: int | None) -> Order:
         if not self.training:
             return SequentialOrder(len(self.samples))
+        if self.config.sampling != "uniform" and self.config.order == "windowed":
+            raise UserError(
+                f"data.sampling={self.config.sampling} draws from all shards at once and needs data.order=global"
+            )
+        if self.config.sampling == "domain_balanced":
+            return DomainBalancedOrder(self.labels, self.samples["domain"], self._seed, self.config.most_repeats)
         if self.config.sampling == "class_balanced":
-            if self.config.order == "windowed":
-                raise UserError(
-                    "data.sampling=class_balanced draws from all shards at once and needs data.order=global"
-                )
             if epoch_size is not None:
                 self._require_every_type()
                 # Whole batches: no draw is dropped with a tail, so a type's images stay even over epochs too.

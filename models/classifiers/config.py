@@ -28,6 +28,9 @@ class ClassifierConfig:
     # None, "pretrained" (timm's, downloaded), a .safetensors / .pt / .pth file, or a run of train_classifier.py
     weights: str | None = None
     dropout: float = 0.2  # before the last layer
+    # Normalisation layers. None: the network's own. "group": group norm in the place of each batch norm. "frozen":
+    # batch norms use the running statistics of the initial weights, in training too.
+    norm: Literal["group", "frozen"] | None = None
 
     # The trunk ("senet", "sequential"): one entry of layers and widths per stage, each stage at half the resolution.
     # "bottleneck": SENet-154's, out = 4 * width; "basic": two 3x3 convolutions, out = width

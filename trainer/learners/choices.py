@@ -27,5 +27,6 @@ class NetworkChoices:
     checkpoint_activations: bool = field(default=False, metadata=AFFECTS_NOTHING)
     # torch.compile; not for networks that are differentiated twice (gradient penalties).
     compile: bool = field(default=False, metadata=AFFECTS_NOTHING)
-    # The channels-last memory format for convolutions.
-    channels_last: bool = field(default=False, metadata=AFFECTS_NOTHING)
+    # The channels-last memory format for convolutions. null: on a CPU, where they are faster by it, except under ZeRO,
+    # which does not broadcast such weights over gloo; on a GPU it makes grouped ones slower, such as SENet-154's.
+    channels_last: bool | None = field(default=None, metadata=AFFECTS_NOTHING)
