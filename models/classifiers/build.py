@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from models.classifiers.architectures.timm import classifier_names, pretrained_config, pretrained_weights
+from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.architectures.timm import (
+    classifier_names,
+    converted,
+    feature_size,
+    pretrained_config,
+    pretrained_weights,
+)
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.weights import load_weights, read_weights
+from models.classifiers.weights import bare_names, load_weights, read_weights
 from models.errors import ModelError
 
 # Every classifier takes images of this side in pixels.
@@ -68,18 +75,24 @@ def build_classifier(
     network: nn.Module = family.build(config, number_of_types, image_size)
     if image_size is not None:
         refuse_small_images(network, config, max(image_size, config.least_size))
-    classifiers = classifier_names(config.timm_name) if config.architecture == "timm" else ("last_linear",)
+    is_timm = config.architecture in ("timm", "frozen")
+    classifiers = classifier_names(config.timm_name) if is_timm else ("last_linear",)
     if config.weights == "pretrained":
         weights = pretrained_weights(config, image_size)
-        load_weights(network, weights, f"timm {config.timm_name}", classifiers, ("attention",))
     elif config.weights is not None:
-        weights = read_weights(Path(config.weights)) if weights is None else weights
-        if all(name.startswith("network.") for name in weights):  # saved with its input adapter
-            weights = {name.removeprefix("network."): value for name, value in weights.items()}
-        load_weights(network, weights, config.weights, classifiers, ("attention",))
+        weights = bare_names(read_weights(Path(config.weights)) if weights is None else weights)
+        if is_timm:
+            weights = converted(network, weights)
+    if config.architecture == "frozen" and weights is not None:  # a file has the last layer too
+        weights = {name: value for name, value in weights.items() if name.rpartition(".")[0] not in classifiers}
+    if weights is not None:
+        load_weights(network, weights, str(config.weights), classifiers, ("attention",))
     if config.timm_name:
         default = pretrained_config(config.timm_name)
-        network = InputAdapter(network, default.mean, default.std, config.least_size)
+        adapter = InputAdapter(network, default.mean, default.std, config.least_size)
+        if config.architecture == "frozen":
+            return FrozenClassifier(adapter, feature_size(network), config, number_of_types)
+        return adapter
     return network
 
 
