@@ -71,13 +71,14 @@ def fit_at_once(
         taken = [_take(classifier, each, topology, clock, log) for each in training]
         features, labels = (np.concatenate(parts) for parts in zip(*taken, strict=True))
         validation_features, truth = _take(classifier, held_out, topology, clock)
-        _fit(classifier, features, labels, (validation_features, truth), config, log)
+        chosen = _fit(classifier, features, labels, (validation_features, truth), config)
         classifier.to(topology.device)
         numbers = {f"train_{name}": value for name, value in _training_scores(classifier, features, labels).items()}
         probabilities = _logits(classifier, validation_features).softmax(dim=1)
         validation = epoch_scores(probabilities.numpy(), truth)
         numbers |= {f"validation_{name}": value for name, value in validation.items()}
-        log.record("epoch", steps, epoch=0, **numbers, **clock.epoch())
+        log.record("epoch", steps, epoch=0, **numbers, **chosen, **clock.epoch())
+        numbers |= chosen
         log.say("fitted: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers.items()))
     if topology.rank == 0:
         learners = {"classifier": {"module": classifier.state_dict(), "average": None}}
@@ -132,25 +133,21 @@ def _fit(
     labels: NDArray[np.int64],
     held_out: tuple[NDArray[Any], NDArray[np.int64]],
     config: ClassifierRunConfig,
-    log: RunLog,
-) -> None:
+) -> dict[str, float]:
+    """Fit the classifier; returns the settings that were chosen on the held-out images, by name."""
     if isinstance(classifier, NaiveBayes):
         types = len(classifier.log_priors)
         take_fit(classifier, GaussianNB().partial_fit(features, labels, classes=range(types)))
-    elif isinstance(classifier, FrozenClassifier):
-        types = classifier.types
-        balanced = config.data.sampling == "class_balanced"
-        fitted = choose_head(
-            config.model.head,
-            features,
-            labels,
-            types,
-            validation=held_out,
-            weights=balanced_weights(labels, types) if balanced else None,
-            select_by=config.train.select_by,
-        )
-        classifier.head = fitted.head
-        log.say(f"{config.model.head} head: setting {fitted.setting:g}, chosen by {fitted.chosen_by}")
+        return {}
+    if not isinstance(classifier, FrozenClassifier):
+        raise TypeError(f"{type(classifier).__name__}: no fit of it is known")
+    kind, types = config.model.head, classifier.types
+    balanced = config.data.sampling == "class_balanced"
+    weights = balanced_weights(labels, types) if balanced else None
+    select_by = config.train.select_by
+    fitted = choose_head(kind, features, labels, types, validation=held_out, weights=weights, select_by=select_by)
+    classifier.head = fitted.head
+    return {{"linear": "l2", "nearest": "neighbours"}[kind]: fitted.setting}
 
 
 def _take(
