@@ -30,8 +30,8 @@ class ClassifierConfig:
     weights: str | None = None
     dropout: float = 0.2  # before the last layer
 
-    # "frozen" only. linear: logistic regression; nearest: k nearest neighbours. The l2 penalty, or k, is chosen by
-    # train.select_by on validation images.
+    # "frozen" only. linear: logistic regression; nearest: k nearest neighbours. The l2 penalty, or k, has the
+    # lowest log loss on validation images.
     head: Literal["linear", "nearest"] = "linear"
     # Features of each training image: 1: of the image as it is; more: of so many augmented copies less one, too.
     views: int = 1

@@ -144,8 +144,7 @@ def _fit(
     kind, types = config.model.head, classifier.types
     balanced = config.data.sampling == "class_balanced"
     weights = balanced_weights(labels, types) if balanced else None
-    select_by = config.train.select_by
-    fitted = choose_head(kind, features, labels, types, validation=held_out, weights=weights, select_by=select_by)
+    fitted = choose_head(kind, features, labels, types, validation=held_out, weights=weights)
     classifier.head = fitted.head
     return {{"linear": "l2", "nearest": "neighbours"}[kind]: fitted.setting}
 
