@@ -51,8 +51,7 @@ class FeatureBank:
     def write(self, features: Features) -> None:
         """Replace the bank atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(self.path), replacing(self.path) as temporary:
-            with zarr.storage.ZipStore(temporary, mode="w") as store:
-                group = zarr.create_group(store, zarr_format=3, attributes=self._facts)
-                group.create_array("values", data=features.values, chunks=(1024, features.values.shape[1]))
-                group.create_array("rows", data=features.rows)
+        with naming(self.path), replacing(self.path) as temporary, zarr.storage.ZipStore(temporary, mode="w") as store:
+            group = zarr.create_group(store, zarr_format=3, attributes=self._facts)
+            group.create_array("values", data=features.values, chunks=(1024, features.values.shape[1]))
+            group.create_array("rows", data=features.rows)
