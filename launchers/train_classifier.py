@@ -8,7 +8,8 @@ usage:
       cache=DIR             keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100        gigabytes that they take at most; those used longest ago make room
       run=DIR               where the run is written; the same command goes on after a stop
-      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; one of
+      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; frozen fits a
+                            head (model.head=linear or nearest) to its features, without training it; one of
                             {models:classification}
       model.weights=RUN     begins with another run's weights, those of a file, or timm's (pretrained)
       seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of

@@ -15,8 +15,8 @@ from models.errors import ModelError
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict on the CPU from a .safetensors or torch.save file; no pickled code is run.
 
-    A torch file may hold the state dict itself or have it under "state_dict" or "model". ModelError if the file is
-    missing, damaged or something else.
+    A torch file may hold the state dict itself or have it under "state_dict", "model" or "teacher" (DINOv2, DinoBloom).
+    ModelError if the file is missing, damaged or something else.
     """
     if not path.is_file():
         raise ModelError(f"model.weights={path}: no such file; give a .safetensors, .pt or .pth file")
@@ -30,12 +30,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"model.weights={path}: not a readable safetensors file or torch state dict "
             f"({type(error).__name__}); give another file"
         ) from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "teacher"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ModelError(f"model.weights={path}: holds no state dict (names to tensors); give another file")
     return dict(content)
+
+
+def bare_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under their network's own names.
+
+    Without the `backbone.` of DINOv2, DinoBloom and frozen features, whose other parts are left out, and without the
+    `network.` of an input adapter.
+    """
+    for prefix, others in (("backbone.", True), ("network.", False)):
+        inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if inside and (others or len(inside) == len(weights)):
+            weights = inside
+    return dict(weights)
 
 
 def load_weights(

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
+from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
 
@@ -91,6 +92,8 @@ def _stages(classifier: nn.Module) -> list[nn.Module]:
     """The stages of one of the project's classifiers, first to last."""
     if isinstance(classifier, InputAdapter):
         return _stages(classifier.network)
+    if isinstance(classifier, FrozenClassifier):
+        return _stages(classifier.backbone)
     if isinstance(classifier, SENetGE):
         stages = [classifier.get_submodule(name) for name in classifier.stages]
         return stages if classifier.attention is None else [*stages, classifier.attention]

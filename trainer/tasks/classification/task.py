@@ -16,7 +16,8 @@ from data_pipeline.ingest.split_check import way_out
 from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.architectures.naive_bayes import NaiveBayes
+from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.fitted import FittedClassifier
 from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
@@ -95,7 +96,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         # A run that resumes has its own weights, wherever those that it began with are now.
         model = config.model if fresh else dataclasses.replace(config.model, weights=None)
         network = build_network(model, len(self.cell_types), config.data.image_size)
-        if isinstance(network, NaiveBayes):
+        if isinstance(network, FittedClassifier):
             self._unfitted = network if fresh else None
             return None
         algorithm: Algorithm = registry.algorithm_class(config.kind, config.train.algorithm)(network, config, setting)
@@ -103,21 +104,32 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         return algorithm
 
     def fit_at_once(self, fingerprint: Mapping[str, Any], after_epoch: AfterEpoch | None) -> None:
-        """Fit naive Bayes in one pass over the training images."""
-        from trainer.tasks.classification.naive_bayes import fit_naive_bayes
+        """Fit a classifier that is not trained in steps: naive Bayes, a head on frozen features."""
+        from trainer.tasks.classification.fitting import Pass, fit_at_once, frozen_passes
 
-        if self._unfitted is not None and self.selection is not None:
-            fit_naive_bayes(
-                self._unfitted,
-                self.streams["train"],
-                self._validation[0],
-                steps=self.epoch_steps,
-                selection=self.selection,
-                run=self._run,
-                topology=self.topology,
-                fingerprint=fingerprint,
-                after_epoch=after_epoch,
-            )
+        network, config, held_out = self._unfitted, self.config, self._validation[0]
+        if network is None or self.selection is None:
+            return
+        network.to(self.topology.device)
+        if isinstance(network, FrozenClassifier):
+            each_once = training_stream(self.dataset, config, self.cell_types, self.topology, augmented=False)
+            uniform = dataclasses.replace(config, data=dataclasses.replace(config.data, sampling="uniform"))
+            augmented = training_stream(self.dataset, uniform, self.cell_types, self.topology)
+            streams = [each_once, held_out]
+            training, (validation,) = frozen_passes(network, self.dataset, config, streams, augmented)
+        else:
+            training = [Pass(self.streams["train"], batches=self.epoch_steps)]
+            validation = Pass(held_out)
+        fit_at_once(
+            network,
+            training,
+            validation,
+            config,
+            selection=self.selection,
+            topology=self.topology,
+            fingerprint=fingerprint,
+            after_epoch=after_epoch,
+        )
 
     def score_epoch(self, step: int) -> dict[str, float]:
         self._classifier.share_buffers()
@@ -187,8 +199,8 @@ class Classification(Task[ClassifierRunConfig]):
 
     def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
         network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
-        if isinstance(network, NaiveBayes):
-            raise UserError("model=naive_bayes is fitted in one pass, without steps: there is nothing to plan")
+        if isinstance(network, FittedClassifier):
+            raise UserError(f"model={config.model.name} is fitted at once, without steps: there is nothing to plan")
         built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
         return built
 
@@ -223,9 +235,14 @@ TASK = Classification()
 
 
 def training_stream(
-    dataset: Dataset, config: ClassifierRunConfig, cell_types: Sequence[str], topology: Topology
+    dataset: Dataset,
+    config: ClassifierRunConfig,
+    cell_types: Sequence[str],
+    topology: Topology,
+    *,
+    augmented: bool = True,
 ) -> Stream:
-    """The images a classifier learns from."""
+    """The images a classifier learns from. augmented=False: each once, as it is, in a fixed order."""
     return Stream(
         dataset,
         config.data,
@@ -234,7 +251,7 @@ def training_stream(
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         seed=config.seed,
-        training=True,
+        training=augmented,
         topology=topology,
     )
 
