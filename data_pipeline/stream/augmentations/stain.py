@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.randomness import derive_key, normal, uniform
-from data_pipeline.stream.augmentations import Augmentation, Parameters, register
+from data_pipeline.stream.augmentations import Augmentation, Parameters, check_fraction, register
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,8 +40,7 @@ class Stain(Augmentation):
     bytes_per_value: ClassVar[int] = 4 + 4 + 2 + 4  # float32 densities twice, 16-bit densities, float32 intensities
 
     def __post_init__(self) -> None:
-        if not 0 <= self.stain_probability <= 1:
-            raise ValueError(f"data.augment.stain_probability={self.stain_probability}: must be from 0 to 1")
+        check_fraction("stain_probability", self.stain_probability)
 
     @property
     def active(self) -> bool:
