@@ -15,6 +15,7 @@ from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from trainer.metrics.classification import Scores, Trust
+from trainer.metrics.corruption import CorruptionRecord
 from trainer.metrics.records import read_record, to_json, write_json
 
 OWN_TEST = "metrics.json"
@@ -95,6 +96,7 @@ class ClassifierEvaluation(Evaluation):
     not_scored: dict[str, int]  # other type -> number of its images
     scores: Scores
     calibration: CalibrationRecord
+    corruptions: CorruptionRecord | None = None  # None: not scored
 
 
 @dataclass(frozen=True)

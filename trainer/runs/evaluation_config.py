@@ -20,3 +20,4 @@ class EvaluateConfig(DatasetConfig):
     classifier: str | None = None
     lpips_weights: str | None = None
     inception_weights: str | None = None
+    corruptions: bool = False

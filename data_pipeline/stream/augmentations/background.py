@@ -15,6 +15,7 @@ from data_pipeline.stream.augmentations.stain import DENSITY_OF_INTENSITY
 # nucleus's where its density in red less that in blue is above the image's mean by so much.
 _NUCLEUS = 0.15
 _SPREAD = (0.06, 0.08)  # standard deviation of the Gaussian around a nucleus that keeps its cytoplasm, of the side
+_MASK = 48  # side in pixels of the mask, which is smooth
 _PLASMA = 0.1  # density in green, above the image's lowest, up to which a pixel is plasma's
 _FOUND = 0.03  # share of kept pixels below which no cell is taken to be found, and the background fades back
 
@@ -27,7 +28,7 @@ class Background(Augmentation):
     background: float = 0.0  # largest share of the plain colour
     background_probability: float = 1.0  # fraction of the images whose background is changed
 
-    bytes_per_value: ClassVar[int] = 4 + 4 * 3 // 3 + 4 + 4  # float32 densities, three masks of one channel, two images
+    bytes_per_value: ClassVar[int] = 2 + 4 + 4  # float32 mask of one channel, float32 images before and after
 
     def __post_init__(self) -> None:
         check_fraction("background", self.background)
@@ -44,7 +45,7 @@ class Background(Augmentation):
             "chosen": draws[:, 0] < self.background_probability,
             "share": (self.background * draws[:, 1]).astype(np.float32),
             "colour": plasma_colours(derive_key(key, "colour"), positions),
-            "spread": (image_size * (narrow + (wide - narrow) * draws[:, 2])).astype(np.float32),
+            "spread": (_MASK * (narrow + (wide - narrow) * draws[:, 2])).astype(np.float32),
         }
 
     def apply(self, images: Any, given: Mapping[str, Any]) -> Any:
@@ -60,15 +61,17 @@ class Background(Augmentation):
 
 
 def _cells(images: Any, spread: Any) -> Any:
-    """Mask float32 [S, S, 1]: 1 in nucleated cells, 0 in red cells and plasma. images: uint8."""
+    """Mask float32 [S, S, 1]: 1 in nucleated cells, 0 in red cells and plasma. images: uint8; spread: see `draw`."""
     from nvidia.dali import fn, math, types
 
-    density = fn.lookup_table(images, keys=list(range(256)), values=DENSITY_OF_INTENSITY.tolist(), dtype=types.FLOAT)
+    small = fn.resize(images, size=[_MASK, _MASK])
+    density = fn.lookup_table(small, keys=list(range(256)), values=DENSITY_OF_INTENSITY.tolist(), dtype=types.FLOAT)
     violet = fn.coord_transform(density, M=[1.0, 0.0, -1.0])
     nuclei = math.clamp((violet - fn.reductions.mean(violet)) / _NUCLEUS - 1, 0, 1)
     near = math.clamp(8 * fn.gaussian_blur(nuclei, sigma=spread) - 0.4, 0, 1)
     green = fn.coord_transform(density, M=[0.0, 1.0, 0.0])  # which every dye absorbs
-    return near * math.clamp((green - fn.reductions.min(green)) / _PLASMA - 0.5, 0, 1)
+    kept = near * math.clamp((green - fn.reductions.min(green)) / _PLASMA - 0.5, 0, 1)
+    return fn.resize(kept, size=fn.cast(images.shape()[:2], dtype=types.FLOAT))
 
 
 def plasma_colours(key: int, positions: npt.ArrayLike) -> npt.NDArray[np.float32]:

@@ -42,7 +42,7 @@ class Noise(Augmentation):
         field = _field(image_size + _MARGIN)
         return {
             "chosen": draws[:, 0] < self.noise_probability,
-            "amplitude": (255 / _STEPS * self.noise * sign * draws[:, 2]).astype(np.float32),
+            "deviation": (self.noise * sign * draws[:, 2]).astype(np.float32),
             "region": np.stack([field[y : y + image_size, x : x + image_size] for y, x in corners]),
         }
 
@@ -51,7 +51,7 @@ class Noise(Augmentation):
 
         if given["chosen"]:
             region = given["region"].gpu() if images.device == "gpu" else given["region"]
-            deviation = given["amplitude"] * math.sqrt(_CONSTANT + (1 - _CONSTANT) / 255 * images)
+            deviation = 255 / _STEPS * given["deviation"] * math.sqrt(_CONSTANT + (1 - _CONSTANT) / 255 * images)
             images = fn.cast_like(math.clamp(images + region * deviation, 0, 255), images)
         return images
 

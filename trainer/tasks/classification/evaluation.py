@@ -16,6 +16,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from data_pipeline.lineage import normalization, normalization_needs_label
+from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ from trainer.metrics.measures import epoch_measures
 from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
+from trainer.tasks.classification.corruptions import Corruption, score_corruptions
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 
 
@@ -48,9 +50,11 @@ def scoring_stream(
     topology: Topology,
     folds: Sequence[int] | None = None,
     left_out: Collection[str] = (),
+    operations: Sequence[Augmentation] = (),
 ) -> Stream:
     """A stream of each image of the splits once, `batch` per process at a time; left_out: ids of images to skip.
 
+    operations: change the images.
     UserError for no image, and for synthetic images, which are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
@@ -70,6 +74,7 @@ def scoring_stream(
         training=False,
         topology=topology,
         folds=folds,
+        operations=operations,
     )
 
 
@@ -136,11 +141,13 @@ def evaluate(
     seen: SeenImages,
     normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
+    corruptions: Sequence[Corruption] = (),
 ) -> tuple[ClassifierEvaluation, pd.DataFrame]:
     """Score real images of the types the classifier knows; count those of other types.
 
     calibration: its temperature turns logits into the probabilities that are scored. seen: its images are left out.
     normalizer: of the classifier's training images; raw images of its source domain go through it first.
+    corruptions: the images are scored with each of these, too.
     Returns the record, and one row of probabilities per image; on rank 0 with heat maps of cells that a report shows.
     """
     everything = dataset.samples(
@@ -150,21 +157,27 @@ def evaluate(
     _refuse_label_normalized(dataset, everything)
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
     passes = _passes(classifier, dataset, config, here, normalizer)
-    streams = [
-        scoring_stream(
-            dataset,
-            each.config,
-            splits=splits,
-            cell_types=cell_types,
-            batch=batch,
-            topology=topology,
-            folds=folds,
-            left_out=seen.through,
-        )
-        for each in passes
-    ]
-    logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
-    samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
+
+    def answer(*operations: Augmentation) -> tuple[torch.Tensor, pd.DataFrame]:
+        """Logits [n, types] of the images changed by these operations, and their rows."""
+        streams = [
+            scoring_stream(
+                dataset,
+                each.config,
+                splits=splits,
+                cell_types=cell_types,
+                batch=batch,
+                topology=topology,
+                folds=folds,
+                left_out=seen.through,
+                operations=operations,
+            )
+            for each in passes
+        ]
+        logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
+        return logits, pd.concat([stream.samples for stream in streams], ignore_index=True)
+
+    logits, samples = answer()
     answers, scores, calibrated = _scores(samples, logits, cell_types, calibration)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
@@ -177,6 +190,7 @@ def evaluate(
         {str(name): int(count) for name, count in other.value_counts().items()},
         scores,
         calibrated,
+        corruptions=score_corruptions(answer, corruptions, cell_types) if corruptions else None,
     )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:

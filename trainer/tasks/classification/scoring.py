@@ -7,9 +7,11 @@ from data_pipeline.catalog import SPLITS
 from data_pipeline.stream.stream import Topology
 from trainer.learners.topology import leave_processes
 from trainer.metrics.classification import format_scores
+from trainer.metrics.corruption import format_corruptions
 from trainer.metrics.evaluation import save_evaluation
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run, say, unseen
+from trainer.tasks.classification.corruptions import CORRUPTIONS
 from trainer.tasks.classification.evaluation import evaluate, scoring_batch
 from trainer.tasks.classification.load import load_classifier, tell_if_uncalibrated
 from trainer.tasks.classification.model_card import write_model_card
@@ -44,6 +46,7 @@ def score_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
         seen=seen,
         normalizer=trained.normalizer,
         folds=config.folds,
+        corruptions=CORRUPTIONS if config.corruptions else (),
     )
     leave_processes()
     if topology.rank != 0:
@@ -54,4 +57,6 @@ def score_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
     write_model_card(run)
     say(seen, "scores")
     print(format_scores(record.scores))
+    if record.corruptions is not None:
+        print(format_corruptions(record.corruptions))
     print(f"{path.resolve()}\n{write_run_report(run).resolve()}")
