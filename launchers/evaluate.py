@@ -13,6 +13,8 @@ usage:
                     copies (other files, sizes, mirrored) and images of their patients or slides; the record says
                     so; default: refuse
       folds=[0,1]   only the images of these folds, of five
+      corruptions=true  score the images of a classifier blurred, noisy, compressed, coarse, brighter, darker, paler
+                    and with other stains, too; takes 34 times as long
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
                     features=inception [inception_weights=FILE], the network of FID
   python launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]

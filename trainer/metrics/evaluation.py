@@ -15,6 +15,7 @@ from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from trainer.metrics.classification import Scores, Trust
+from trainer.metrics.corruption import CorruptionRecord
 from trainer.metrics.records import read_record, to_json, write_json
 
 OWN_TEST = "metrics.json"
@@ -105,6 +106,7 @@ class ClassifierEvaluation(Evaluation):
     calibration: CalibrationRecord
     views: int = 1  # mirrored and turned views of each image, whose mean answer was scored
     members: list[ScoredMember] = field(default_factory=list)  # of an ensemble, all; `checkpoint` is the first's
+    corruptions: CorruptionRecord | None = None  # None: not scored
 
 
 @dataclass(frozen=True)

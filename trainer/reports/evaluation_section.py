@@ -106,6 +106,7 @@ def evaluation_section(evaluation: SavedEvaluation) -> Section:
         _confusion_table(record, words),
         _reliability(evaluation, words),
         _selective(evaluation, words),
+        *_corruptions(evaluation.record, words),
         *_galleries(evaluation, words),
     ]
     title = f"{'Own test split' if evaluation.is_own_test else 'Evaluation'}: {_title_words(record.dataset)}"
@@ -152,6 +153,27 @@ def _selective(evaluation: SavedEvaluation, words: str) -> Figure:
         "person, give predict.py a confidence from the right as min_confidence=."
     )
     return Figure(figures.risk_coverage(selective.curve, evaluation.name), caption)
+
+
+def _corruptions(record: ClassifierEvaluation, words: str) -> list[Block]:
+    """Scores on the images as a worse microscope, camera or stain would give them; nothing where not scored."""
+    found = record.corruptions
+    if found is None:
+        return []
+    caption = (
+        f"Balanced accuracy on corrupted images in per cent, accuracy below ({words}); severity 1 is mild. Mean over "
+        f"all kinds and severities: balanced accuracy {100 * found.balanced_accuracy:.1f}, "
+        f"accuracy {100 * found.accuracy:.1f}."
+    )
+    rows = [
+        [
+            Cell(kind),
+            *(Cell(f"{100 * each.balanced_accuracy:.1f}", f"{100 * each.accuracy:.1f}") for each in severities),
+        ]
+        for kind, severities in found.by_kind.items()
+    ]
+    head = ["corruption", *(f"severity {each.severity}" for each in next(iter(found.by_kind.values())))]
+    return [Table(caption, head, rows)]
 
 
 def _title_words(data: ScoredData) -> str:

@@ -25,6 +25,7 @@ class EvaluateConfig(DatasetConfig):
     classifier: str | None = None
     lpips_weights: str | None = None
     inception_weights: str | None = None
+    corruptions: bool = False
 
     @property
     def runs(self) -> list[Path]:

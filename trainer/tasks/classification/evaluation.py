@@ -15,6 +15,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from data_pipeline.lineage import normalization, normalization_needs_label
+from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ from trainer.metrics.evaluation import (
 from trainer.metrics.measures import epoch_measures
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
+from trainer.tasks.classification.corruptions import Corruption, score_corruptions
 from trainer.tasks.classification.ensemble import Answering, Ensemble
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 
@@ -47,9 +49,11 @@ def scoring_stream(
     topology: Topology,
     folds: Sequence[int] | None = None,
     left_out: Collection[str] = (),
+    operations: Sequence[Augmentation] = (),
 ) -> Stream:
     """A stream of each image of the splits once, `batch` per process at a time; left_out: ids of images to skip.
 
+    operations: change the images.
     UserError for no image, and for synthetic images, which are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
@@ -69,6 +73,7 @@ def scoring_stream(
         training=False,
         topology=topology,
         folds=folds,
+        operations=operations,
     )
 
 
@@ -109,11 +114,12 @@ def evaluate(
     topology: Topology,
     seen: SeenImages,
     folds: Sequence[int] | None = None,
+    corruptions: Sequence[Corruption] = (),
 ) -> tuple[ClassifierEvaluation, pd.DataFrame]:
     """Score real images of the types the classifier knows; count those of other types.
 
     Raw images of a normaliser's source domain go through it first. config: domains, and how images are decoded. seen:
-    its images are left out.
+    its images are left out. corruptions: the images are scored with each of these, too.
     Returns the record, and one row of probabilities per image; on rank 0 with heat maps of cells that a report shows.
     """
     cell_types = ensemble.cell_types
@@ -124,21 +130,27 @@ def evaluate(
     _refuse_label_normalized(dataset, everything)
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
     passes = _passes(ensemble, dataset, config, here, topology)
-    streams = [
-        scoring_stream(
-            dataset,
-            each.config,
-            splits=splits,
-            cell_types=cell_types,
-            batch=ensemble.batch,
-            topology=topology,
-            folds=folds,
-            left_out=seen.through,
-        )
-        for each in passes
-    ]
-    logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
-    samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
+
+    def answer(*operations: Augmentation) -> tuple[torch.Tensor, pd.DataFrame]:
+        """Logits [n, types] of the images changed by these operations, and their rows."""
+        streams = [
+            scoring_stream(
+                dataset,
+                each.config,
+                splits=splits,
+                cell_types=cell_types,
+                batch=ensemble.batch,
+                topology=topology,
+                folds=folds,
+                left_out=seen.through,
+                operations=operations,
+            )
+            for each in passes
+        ]
+        logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
+        return logits, pd.concat([stream.samples for stream in streams], ignore_index=True)
+
+    logits, samples = answer()
     answers, scores, calibrated = _scores(samples, logits, cell_types, ensemble.calibration)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
@@ -154,6 +166,7 @@ def evaluate(
         calibrated,
         ensemble.views,
         members if len(members) > 1 else [],
+        corruptions=score_corruptions(answer, corruptions, cell_types) if corruptions else None,
     )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:

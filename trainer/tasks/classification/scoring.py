@@ -9,9 +9,11 @@ from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from trainer.learners.topology import leave_processes
 from trainer.metrics.classification import format_scores
+from trainer.metrics.corruption import format_corruptions
 from trainer.metrics.evaluation import save_evaluation
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run, say, unseen
+from trainer.tasks.classification.corruptions import CORRUPTIONS
 from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.evaluation import evaluate
 from trainer.tasks.classification.model_card import write_model_card
@@ -34,8 +36,16 @@ def score_runs(runs: Sequence[Path], out: Path, config: EvaluateConfig, topology
     )
     place, remedy = f"split {config.split}", "score images that it has not seen"
     seen = unseen(_learned(runs), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
-    data = replace(first.config.data, domains=domains)
-    record, frame = evaluate(ensemble, dataset, data, splits=splits, topology=topology, seen=seen, folds=config.folds)
+    record, frame = evaluate(
+        ensemble,
+        dataset,
+        replace(first.config.data, domains=domains),
+        splits=splits,
+        topology=topology,
+        seen=seen,
+        folds=config.folds,
+        corruptions=CORRUPTIONS if config.corruptions else (),
+    )
     leave_processes()
     if topology.rank != 0:
         return
@@ -46,6 +56,8 @@ def score_runs(runs: Sequence[Path], out: Path, config: EvaluateConfig, topology
         write_model_card(out)
     say(seen, "scores")
     print(format_scores(record.scores))
+    if record.corruptions is not None:
+        print(format_corruptions(record.corruptions))
     print(f"{path.resolve()}\n{write_run_report(out).resolve()}")
 
 
