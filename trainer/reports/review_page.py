@@ -18,17 +18,24 @@ _KEYS = "1234567890vw"  # of the cell types
 
 
 @dataclass(frozen=True)
-class ReviewItem:
-    """An image that an expert is asked about."""
+class ReviewImage:
+    """An image of the data set."""
 
     id: str
     source: str
     path: str
     label: str  # its cell type; '' where it carries two
+    picture: str  # data URI, '' where it cannot be read
+
+
+@dataclass(frozen=True)
+class ReviewItem:
+    """An image that an expert is asked about."""
+
+    image: ReviewImage
     asked: str  # why it is shown, a sentence
     answer: str  # what a classifier says, '' for nothing
-    beside: int  # number of the item whose picture is shown beside it, -1 for none
-    picture: str  # data URI
+    beside: ReviewImage | None  # shown beside it
 
 
 def write_review_page(

@@ -23,7 +23,7 @@ from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
 from trainer.loop.clock import StepClock
 from trainer.reports.gallery import small_picture
-from trainer.reports.review_page import SIDE, ReviewItem, write_review_page
+from trainer.reports.review_page import SIDE, ReviewImage, ReviewItem, write_review_page
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.ensemble import scoring_batch
 from trainer.tasks.classification.fitting import frozen_passes, take_features
@@ -129,37 +129,35 @@ def _conflicts(dataset: Dataset, splits: Sequence[str]) -> pd.DataFrame:
     rows = dataset.table.to_pandas()
     named = rows.drop_duplicates(["source", "path"]).set_index(rows["source"] + ":" + rows["path"])["id"]
     rows = rows[rows["reason"].str.startswith(f"{CONFLICT}: ") & rows["split"].isin(splits)]
-    return rows.assign(other=rows["reason"].str.partition(" at ")[2].map(named))
+    return rows.assign(other=rows["reason"].str.split(" at ", n=1).str[1].map(named))
 
 
 def _items(dataset: Dataset, judged: Judged, conflicts: pd.DataFrame, order: Sequence[Asked]) -> list[ReviewItem]:
-    """What the page shows. An excluded image whose raw file is gone is shown without a picture."""
+    """What the page shows. The raw file of an image that is left out may be gone; it is shown without a picture."""
     folders = {each["name"]: SourceDeclaration.from_json(each).folder for each in dataset.metadata["sources"]}
     row_of = {image: row for row, image in enumerate(judged.samples["id"])}
-    place = {asked.id: number for number, asked in enumerate(order)}
     left_out = dict(iter(conflicts.groupby("id")))
-    items = []
-    for asked in track(order, len(order), "pictures", "image"):
-        row, answer = row_of.get(asked.id), ""
-        if row is not None:
-            sample, answer = judged.samples.iloc[row], judged.answer(row)
-            labels, picture = {sample["cell_type"]}, small_picture(dataset.read_encoded(sample), SIDE)
+
+    def image(identity: str) -> ReviewImage:
+        if identity in row_of:
+            sample = judged.samples.iloc[row_of[identity]]
+            label, picture = sample["cell_type"], small_picture(dataset.read_encoded(sample), SIDE)
         else:
-            sample, labels = left_out[asked.id].iloc[0], set(left_out[asked.id]["cell_type"])
+            rows = left_out[identity]
+            sample, labels = rows.iloc[0], set(rows["cell_type"])
+            label = labels.pop() if len(labels) == 1 else ""
             picture = small_picture(on_disk(folders[sample["source"]], sample["path"]), SIDE)
-        items.append(
-            ReviewItem(
-                id=asked.id,
-                source=sample["source"],
-                path=sample["path"],
-                label=labels.pop() if len(labels) == 1 else "",
-                asked=_WORDS[asked.why][0],
-                answer=answer,
-                beside=place.get(asked.beside, -1),
-                picture=picture[0] if picture else "",
-            )
+        return ReviewImage(identity, sample["source"], sample["path"], label, picture[0] if picture else "")
+
+    return [
+        ReviewItem(
+            image(asked.id),
+            _WORDS[asked.why][0],
+            judged.answer(row_of[asked.id]) if asked.id in row_of else "",
+            image(asked.beside) if asked.beside else None,
         )
-    return items
+        for asked in track(order, len(order), "pictures", "image")
+    ]
 
 
 def _tell(order: Sequence[Asked], images: int) -> None:

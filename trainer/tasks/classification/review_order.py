@@ -41,21 +41,28 @@ def review_order(
     features [n, d], labels [n] and out-of-fold probabilities [n, types] are of the images `ids`.
     """
     order: dict[str, Asked] = {}
+    beside: dict[str, str] = {}
 
-    def ask(image: str, why: Why, beside: str = "") -> None:
+    def ask(image: str, why: Why) -> None:
         if image not in decided:
-            order.setdefault(image, Asked(image, why, beside))
+            order.setdefault(image, Asked(image, why, beside.get(image, "")))
 
-    for one, other in conflicts:
-        ask(one, "conflict", "" if one == other else other)
-        ask(other, "conflict", "" if one == other else one)
+    pairs = [(ids[earlier], ids[later]) for earlier, later in copies]
+    conflicts = list(conflicts)
+    for one, other in [*conflicts, *pairs]:
+        if one != other:
+            beside.setdefault(one, other)
+            beside.setdefault(other, one)
+    for pair in conflicts:
+        for image in pair:
+            ask(image, "conflict")
     suspects = likely_label_errors(probabilities, labels)
     for row in label_margins(probabilities, labels).argsort(kind="stable"):
         if suspects[row]:
             ask(ids[row], "label")
-    for earlier, later in copies:
-        ask(ids[earlier], "pair", ids[later])
-        ask(ids[later], "pair", ids[earlier])
+    for pair in pairs:
+        for image in pair:
+            ask(image, "pair")
     unsure = probabilities.max(axis=1).argsort(kind="stable")
     unusual = (-neighbour_distances(features)).argsort(kind="stable")
     for row, why in chain.from_iterable(zip(_named(unsure, "unsure"), _named(unusual, "unusual"), strict=True)):
