@@ -97,7 +97,7 @@ def judge(
 ) -> Judged:
     """Judge every labelled image of the splits by a classifier that learned from the other folds, patients apart.
 
-    model=frozen: linear discriminants of one network's features. Any other: the network is trained without each fold in turn.
+    model=frozen: linear discriminants of one network's features. Others are trained without each fold.
     """
     present = set(dataset.samples(splits=splits, domains=config.data.domains, columns=["cell_type"])["cell_type"])
     cell_types = tuple(name for name in CELL_TYPES if name in present)
