@@ -27,6 +27,7 @@ TYPES = "basophil,eosinophil,erythroblast,immature granulocyte,lymphocyte,monocy
 LABORATORIES = ("barcelona", "munich", "bccd")
 SIZE, STORED, BATCH, EPOCHS = 96, 160, 64, 6
 VIEWS = (1, 8)
+RATIO = "ratio=[0.63,0.07,0.3]"
 RECIPE = {
     "model": "efficientnet_lite_pretrained",
     "optimizer": "pretrained",
@@ -67,7 +68,7 @@ class Benchmark:
     def build(self, raw: dict[str, str]) -> None:
         """The three laboratories' images, all stored alike."""
         folders = [f"{name}={folder}" for name, folder in raw.items()]
-        call("build_shards", f"shards={self.data}", *folders, f"stored_size={STORED}", "quality=95")
+        call("build_shards", f"shards={self.data}", *folders, f"stored_size={STORED}", "quality=95", RATIO)
 
     def measure(self, arm: str, left_out: str, seed: int) -> None:
         """Train a run and score it; nothing if that is done."""
@@ -103,9 +104,7 @@ class Benchmark:
                 "seed": seed,
                 "images": self.images,
                 "training_seconds": round(logged_seconds(run)),
-                "scores": [
-                    _scores(each.record) for each in load_evaluations(run) if len(each.record.dataset.domains) == 1
-                ],
+                "scores": [_scores(each) for each in evaluations if len(each.dataset.domains) == 1],
             }
         )
 
