@@ -14,6 +14,9 @@ usage:
                            folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
+      review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
+                           left out. Remembered, and added to earlier ones. [A.csv,B.csv]: of two experts, whose
+                           agreement is printed; images on which they disagree stay as they are. none: forget all
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
       ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
@@ -52,6 +55,7 @@ from data_pipeline.sources.declaration import GroupRule
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
+from trainer.runs.arguments import one_or_more
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class BuildOptions:
     promyelocytes: PromyelocyteReading = "immature granulocyte"
     group: GroupRule = "auto"
     exclude: str | None = None
+    review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
     verify: bool = False
     codec: str | None = None
@@ -99,6 +104,7 @@ def main(arguments: Sequence[str]) -> None:
             sources,
             remove=[config.remove] if config.remove else [],
             exclude=Path(config.exclude) if config.exclude else None,
+            review=_review(config.review),
             settings=settings,
             ratio=config.ratio,
             workers=usable_workers(config.workers),
@@ -148,6 +154,12 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
             SourceDeclaration(layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group)
         )
     return sources
+
+
+def _review(given: str | None) -> list[Path] | None:
+    if given is None:
+        return None
+    return [] if given == "none" else list(map(Path, one_or_more(given, "review")))
 
 
 def _settings(config: BuildOptions, root: Root) -> ShardSettings | None:
