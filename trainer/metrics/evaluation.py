@@ -25,6 +25,10 @@ MOST_WRONG = 24
 # Column of heat maps, uint8 bytes of HEAT_SIDE squared pixels (see grad_cam.py); of shown cells only.
 HEAT = "heat"
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
+UNFAMILIARITY = "unfamiliarity"  # column: 0 for the median validation image, 1 at the limit of what is familiar
+UNFAMILIAR = "out_of_distribution"  # column: whether the image is beyond that limit
+SET = "set"  # column: the types that an image may be, joined by SET_SEPARATOR
+SET_SEPARATOR = "; "
 SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 
 

@@ -21,6 +21,7 @@ from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.uncertainty import Uncertainty
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -42,6 +43,7 @@ class RawClassifier:
     classifier: nn.Module | None = None  # a single run's network, if it sees each image once; None for an export
     normalizers: tuple[NormalizerBundle | None, ...] = (None,)  # of each run, where it is part of `network`
     domain: str | None = None  # stain of the images; None: not known
+    uncertainty: Uncertainty | None = None  # None for an export, and for runs that keep no reference
 
 
 def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
@@ -65,6 +67,7 @@ def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
         classifier=ensemble.plain,
         normalizers=answering.normalizers,
         domain=domains[0] if len(set(domains)) == 1 else None,
+        uncertainty=ensemble.uncertainty,
     )
 
 

@@ -17,6 +17,8 @@ from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_m
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.architectures.naive_bayes import NaiveBayes
+from models.classifiers.features import Features
 from models.classifiers.fitted import FittedClassifier
 from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
@@ -41,7 +43,12 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.training_distance import TrainingDistance
+from trainer.tasks.classification.uncertainty import UncertaintyReference, load_reference, save_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
+
+# Of each type, the training images whose features are kept in an uncertainty reference.
+REFERENCE_IMAGES = 200
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
@@ -167,24 +174,51 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             write_model_card(self._run)
 
     def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
-        """With temperatures fitted to the best checkpoint on validation images, one for each number of views.
+        """With what is fitted to the best checkpoint on validation images, temperatures for each number of views too.
 
-        The run keeps them; one that is there is not fitted again.
+        The run keeps it; what is there is not fitted again.
         """
         digest = trained.checkpoint.digest
         fitted = [load_calibration(self._run, digest, count) for count in VIEWS]
-        if all(each.checkpoint == digest for each in fitted):
+        # Naive Bayes has no features of its own to compare images in.
+        has_reference = isinstance(trained.network, NaiveBayes) or load_reference(self._run, digest) is not None
+        if has_reference and all(each.checkpoint == digest for each in fitted):
             return trained
         stream, _ = self._validation
         each_view = predict_all(EachView(trained.network.to(self.topology.device), VIEWS[-1]), stream)
+        answers = torch.stack([mean_log_probabilities(each_view[:, :count]) for count in VIEWS], dim=1)
         labels = torch.tensor(stream.labels)
         for index, count in enumerate(VIEWS):
             if fitted[index].checkpoint != digest:
-                answers = mean_log_probabilities(each_view[:, :count])
-                fitted[index] = fit_temperature(answers, labels, digest, count)
+                fitted[index] = fit_temperature(answers[:, index], labels, digest, count)
+        reference = None if has_reference else self._reference(trained, answers)
         if self.topology.rank == 0:
             save_calibration(self._run, *fitted)
+            if reference is not None:
+                save_reference(self._run, reference)
         return dataclasses.replace(trained, calibration=fitted[0])
+
+    def _reference(self, trained: TrainedClassifier, answers: torch.Tensor) -> UncertaintyReference:
+        """answers: log probabilities float32 [n, len(VIEWS), types] of the n validation images."""
+        config, (validation, _) = self.config, self._validation
+        rows = self.dataset.samples(splits=["train"], domains=config.data.domains, cell_types=self.cell_types)
+        # Real ones first. An id is a hash: the first by id are a random draw.
+        rows = rows.assign(made=rows["origin"] == "synthetic").sort_values(["made", "id"])
+        training = Stream(
+            self.dataset,
+            dataclasses.replace(config.data, cell_types=None),
+            splits=["train"],
+            cell_types=self.cell_types,
+            ids=rows.groupby("cell_type").head(REFERENCE_IMAGES)["id"].tolist(),
+            global_batch=validation.global_batch,
+            training=False,
+            topology=self.topology,
+        )
+        network = Features(trained.network.to(self.topology.device))
+        distance = TrainingDistance.fit(predict_all(network, training), torch.tensor(training.labels))
+        distances = distance(predict_all(network, validation))
+        ids, labels = tuple(validation.samples["id"]), torch.tensor(validation.labels)
+        return UncertaintyReference(trained.checkpoint.digest, ids, labels, answers, distances, distance)
 
 
 class Classification(Task[ClassifierRunConfig]):

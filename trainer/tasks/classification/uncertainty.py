@@ -1,0 +1,168 @@
+"""What a classifier does not know: images unlike those it learned from, and types that an image may be as well.
+
+A run keeps, in uncertainty.safetensors, the statistics of its training images' features and its answers to its
+validation images. From these follow, for any number of views and any runs that answer together, a scale for the
+distance of an image from the training images, and sets of types that hold the true one at a chosen coverage.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from data_pipeline.disk import replace_through
+from data_pipeline.errors import UserError
+from models.classifiers.features import watch_features
+from trainer.metrics.conformal import conformal_quantile, least_probability
+from trainer.tasks.classification.training_distance import TrainingDistance
+from trainer.tasks.classification.views import mean_log_probabilities
+
+FILE = "uncertainty.safetensors"
+_FORMAT_VERSION = 1
+# Share of validation images that are within the limit of what counts as familiar.
+FAMILIAR = 0.99
+
+
+@dataclass(frozen=True)
+class UncertaintyReference:
+    """What one run keeps."""
+
+    checkpoint: str  # digest of the checkpoint that it is of
+    ids: tuple[str, ...]  # of the n validation images
+    labels: Tensor  # int64 [n], of the run's types
+    answers: (
+        Tensor  # float32 [n, len(VIEWS), types]: log probabilities for each number of views, before the temperature
+    )
+    distances: Tensor  # float32 [n], of the validation images from the training images
+    distance: TrainingDistance
+
+
+def save_reference(run: Path, reference: UncertaintyReference) -> None:
+    """Write the run's uncertainty.safetensors; it appears whole."""
+    tensors = {name: getattr(reference, name) for name in ("labels", "answers", "distances")}
+    tensors["ids"] = torch.tensor([list(bytes.fromhex(each)) for each in reference.ids], dtype=torch.uint8)
+    tensors |= {f"distance.{name}": value for name, value in reference.distance.state_dict().items()}
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    facts = {"format_version": _FORMAT_VERSION, "checkpoint": reference.checkpoint, "sha256": _digest(tensors)}
+    # One entry: safetensors writes several in a random order.
+    replace_through(run / FILE, safetensors_bytes(tensors, {"facts": json.dumps(facts)}))
+
+
+def load_reference(run: Path, checkpoint: str) -> UncertaintyReference | None:
+    """The run's reference for the checkpoint of this digest; None where there is none. UserError if it is damaged."""
+    path = run / FILE
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+        if facts["sha256"] != _digest(tensors):
+            raise ValueError("its bytes are not those that were written")
+        if (facts["format_version"], facts["checkpoint"]) != (_FORMAT_VERSION, checkpoint):
+            return None
+        distance = {name: tensors.pop(f"distance.{name}") for name in ("mean", "within", "overall", "centres")}
+        ids = tuple(bytes(row).hex() for row in tensors.pop("ids").tolist())
+        return UncertaintyReference(checkpoint, ids, **tensors, distance=TrainingDistance(**distance))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}): delete it and give the command of the run again") from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)} ".encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """The references of one run, or of several that answer together, on one scale.
+
+    Unfamiliarity is a weighted sum of the distances by each run, moved so that the validation images have the median 0
+    and that FAMILIAR of them are at most 1.
+    """
+
+    networks: tuple[nn.Module, ...]  # of the runs, whose features are compared
+    distances: tuple[TrainingDistance, ...]  # of each
+    weights: tuple[float, ...]  # of each
+    offset: float
+    labels: NDArray[np.int64]  # [n], of the validation images
+    probabilities: NDArray[np.float64]  # [n, types], the calibrated answer to each
+
+    @classmethod
+    def of(
+        cls, networks: Sequence[nn.Module], references: Sequence[UncertaintyReference], answers: Sequence[Tensor]
+    ) -> "Uncertainty | None":
+        """From the validation images that all runs have; None where there are not two.
+
+        answers: of each run, calibrated log probabilities [n, types] of its validation images; the types are in the
+        first run's order.
+        """
+        first = references[0]
+        rows_of = [dict(zip(each.ids, range(len(each.ids)), strict=True)) for each in references]
+        shared = [name for name in first.ids if all(name in rows for rows in rows_of)]
+        if len(shared) < 2:
+            return None
+        rows = [[each[name] for name in shared] for each in rows_of]
+        distances = [each.distances[mine].double().numpy() for each, mine in zip(references, rows, strict=True)]
+        scales = [_scale(each) for each in distances]
+        middle = np.mean([weight * each + offset for each, (weight, offset) in zip(distances, scales, strict=True)], 0)
+        weight, offset = _scale(middle)
+        log_probabilities = torch.stack([each[mine] for each, mine in zip(answers, rows, strict=True)], dim=1).double()
+        return cls(
+            tuple(networks),
+            tuple(each.distance for each in references),
+            tuple(weight * each / len(scales) for each, _ in scales),
+            weight * sum(each for _, each in scales) / len(scales) + offset,
+            first.labels[rows[0]].numpy(),
+            mean_log_probabilities(log_probabilities).exp().numpy(),
+        )
+
+    def added_to(self, network: nn.Module) -> nn.Module:
+        """`network`, made of these networks, with the unfamiliarity of each image as a last column of its answer."""
+        return _WithUnfamiliarity(network, self).eval()
+
+    def least_probability(self, coverage: float) -> float:
+        """What a type's calibrated probability must reach to be in an image's set; see trainer/metrics/conformal.py."""
+        return least_probability(self.probabilities, self.labels, coverage)
+
+
+def _scale(distances: NDArray[np.float64]) -> tuple[float, float]:
+    """Weight and offset that bring the median to 0 and the limit of what is familiar to 1."""
+    middle, limit = float(np.median(distances)), conformal_quantile(distances, FAMILIAR)
+    limit = min(limit, float(distances.max()))  # of too few images, the furthest
+    weight = 1 / max(limit - middle, 1e-12)
+    return weight, -weight * middle
+
+
+class _WithUnfamiliarity(nn.Module):
+    """Images float32 [n, 3, S, S] in [-1, 1] -> logits and unfamiliarity, float32 [n, types + 1].
+
+    Of several views of an image, the first, the image as it is, is compared.
+    """
+
+    def __init__(self, network: nn.Module, uncertainty: Uncertainty) -> None:
+        super().__init__()
+        self.network = network
+        self.distances = nn.ModuleList(uncertainty.distances)
+        self._uncertainty = uncertainty
+
+    def forward(self, images: Tensor) -> Tensor:
+        with ExitStack() as stack:
+            seen = [stack.enter_context(watch_features(each)) for each in self._uncertainty.networks]
+            logits = self.network(images).float()
+        unfamiliarity = torch.full((len(images),), self._uncertainty.offset, device=logits.device)
+        for distance, weight, (features, *_) in zip(self.distances, self._uncertainty.weights, seen, strict=True):
+            unfamiliarity += weight * distance(features[: len(images)].float())
+        return torch.cat([logits, unfamiliarity[:, None]], dim=1)
