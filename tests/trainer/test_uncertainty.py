@@ -23,6 +23,8 @@ from models.classifiers.features import last_layer, watch_features
 from models.errors import ModelError
 from tests.launchers.test_launchers import TINY
 from trainer.metrics.conformal import conformal_quantile, least_probability, prediction_sets
+from trainer.metrics.evaluation import load_evaluations
+from trainer.metrics.uncertainty import auroc
 from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.training_distance import TrainingDistance
 from trainer.tasks.classification.uncertainty import FILE, load_reference, save_reference
@@ -146,6 +148,44 @@ def test_runs_and_views_have_one_scale(runs: list[Path], images: Path, tiny_data
         assert frame["unfamiliarity"].max() == pytest.approx(1, abs=0.02)
         truth = [kind in held.split("; ") for kind, held in zip(rows["cell_type"], frame["set"], strict=True)]
         assert np.mean(truth) >= 0.9
+
+
+def test_the_report_says_how_often_sets_hold_the_truth_and_whether_unknown_types_are_noticed(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train([f"shards={tiny_dataset.address}", f"run={run}", "data.cell_types=[basophil,eosinophil]", *TINY])
+    (saved,) = load_evaluations(run)
+    found, cells = saved.record.uncertainty, saved.predictions
+    assert found is not None
+    assert cells is not None
+    assert list(found.unknown) == ["lymphocyte"]
+    assert found.unknown["lymphocyte"].count == saved.record.not_scored["lymphocyte"]
+    assert found.unfamiliar.value == pytest.approx((cells["unfamiliarity"] > 1).mean())
+    ensemble = Ensemble.load([run], 1)
+    assert ensemble.uncertainty is not None
+    for sets in found.sets:
+        least = ensemble.uncertainty.least_probability(sets.coverage)
+        true = [row[f"p:{row['cell_type']}"] for row in cells.to_dict("records")]
+        assert sets.covered.value == pytest.approx(np.mean(np.array(true) >= least), abs=1e-6)
+        assert sets.size.value == pytest.approx((cells.filter(like="p:") >= least).sum(axis=1).mean(), abs=1e-6)
+    page = (run / "report.html").read_text()
+    assert "sets with the true type" in page
+    assert "types that the classifier does not know" in page
+
+
+def test_auroc_is_the_share_of_pairs_in_the_right_order() -> None:
+    rng = np.random.default_rng(0)
+    known, unknown = (
+        pd.DataFrame({"unfamiliarity": rng.normal(mean, 1, 200), "group": [f"{mean}-{i // 4}" for i in range(200)]})
+        for mean in (0.0, 1.0)
+    )
+    found = auroc(known, unknown)
+    pairs = unknown["unfamiliarity"].to_numpy()[:, None] > known["unfamiliarity"].to_numpy()
+    assert found.value == pytest.approx(pairs.mean())
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
 
 
 def test_a_run_of_before_predicts_says_what_is_missing_and_gets_it(

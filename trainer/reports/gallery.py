@@ -17,7 +17,8 @@ from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import decode_rgb
 from data_pipeline.ingest.regions import file_of, region_of
 from data_pipeline.progress_bar import progress_bar
-from trainer.metrics.evaluation import HEAT, PROBABILITY, SET, UNFAMILIAR, UNFAMILIARITY
+from trainer.metrics.evaluation import HEAT, PROBABILITY, SET, UNFAMILIAR
+from trainer.metrics.uncertainty import UNFAMILIARITY
 from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
 
 CARDS_PER_PAGE = 240  # about 2 MB

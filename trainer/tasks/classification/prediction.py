@@ -21,7 +21,8 @@ from data_pipeline.sources.fields import find_cells, has_annotated_fields
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.conformal import prediction_sets
-from trainer.metrics.evaluation import HEAT, SET, SET_SEPARATOR, UNFAMILIAR, UNFAMILIARITY
+from trainer.metrics.evaluation import HEAT, SET, SET_SEPARATOR, UNFAMILIAR
+from trainer.metrics.uncertainty import UNFAMILIARITY
 from trainer.reports.gallery import write_prediction_gallery
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import calibrated_probabilities

@@ -18,7 +18,6 @@ from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.naive_bayes import NaiveBayes
-from models.classifiers.features import Features
 from models.classifiers.fitted import FittedClassifier
 from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
@@ -43,12 +42,9 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.training_distance import TrainingDistance
-from trainer.tasks.classification.uncertainty import UncertaintyReference, load_reference, save_reference
+from trainer.tasks.classification.uncertainty import load_reference, save_reference
+from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
-
-# Of each type, the training images whose features are kept in an uncertainty reference.
-REFERENCE_IMAGES = 200
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
@@ -191,34 +187,12 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         for index, count in enumerate(VIEWS):
             if fitted[index].checkpoint != digest:
                 fitted[index] = fit_temperature(answers[:, index], labels, digest, count)
-        reference = None if has_reference else self._reference(trained, answers)
+        reference = None if has_reference else fit_reference(trained, self.dataset, stream, answers, self.topology)
         if self.topology.rank == 0:
             save_calibration(self._run, *fitted)
             if reference is not None:
                 save_reference(self._run, reference)
         return dataclasses.replace(trained, calibration=fitted[0])
-
-    def _reference(self, trained: TrainedClassifier, answers: torch.Tensor) -> UncertaintyReference:
-        """answers: log probabilities float32 [n, len(VIEWS), types] of the n validation images."""
-        config, (validation, _) = self.config, self._validation
-        rows = self.dataset.samples(splits=["train"], domains=config.data.domains, cell_types=self.cell_types)
-        # Real ones first. An id is a hash: the first by id are a random draw.
-        rows = rows.assign(made=rows["origin"] == "synthetic").sort_values(["made", "id"])
-        training = Stream(
-            self.dataset,
-            dataclasses.replace(config.data, cell_types=None),
-            splits=["train"],
-            cell_types=self.cell_types,
-            ids=rows.groupby("cell_type").head(REFERENCE_IMAGES)["id"].tolist(),
-            global_batch=validation.global_batch,
-            training=False,
-            topology=self.topology,
-        )
-        network = Features(trained.network.to(self.topology.device))
-        distance = TrainingDistance.fit(predict_all(network, training), torch.tensor(training.labels))
-        distances = distance(predict_all(network, validation))
-        ids, labels = tuple(validation.samples["id"]), torch.tensor(validation.labels)
-        return UncertaintyReference(trained.checkpoint.digest, ids, labels, answers, distances, distance)
 
 
 class Classification(Task[ClassifierRunConfig]):
