@@ -12,7 +12,7 @@ Interrupted, the same command goes on.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import logsumexp, softmax
-from torch import Tensor
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.phantoms.cell import Canvas, Cell
@@ -32,8 +31,8 @@ from data_pipeline.phantoms.morphology import Random
 from data_pipeline.phantoms.smear import DRAW, Blood, draw_smear
 from data_pipeline.phantoms.stain import STAIN_RECIPES, Film, photograph
 from data_pipeline.stream.file_stream import FileStream
-from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.features import Features, last_layer
+from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from models.classifiers.features import Layers, last_layer
 from tests.benchmarks.launch import call
 from trainer.experiments.machine import describe_machine
 from trainer.metrics.conformal import conformal_quantile
@@ -61,10 +60,11 @@ Floats = NDArray[np.float64]
 class Answers:
     """A classifier's answers to n images."""
 
-    features: Floats  # [n, d]
+    layers: Floats  # [n, d], means of all stages' maps, and the features
+    features: Floats  # [n, c], the last layer's input
     logits: Floats  # [n, types]
     groups: list[str]
-    labels: list[str]  # cell types; empty for no cells
+    labels: list[str]  # cell types; of no cells, the groups again
 
 
 Score = Callable[[Answers], Floats]
@@ -120,7 +120,7 @@ def measure(run: Path, dataset: Dataset, left_out: tuple[str, ...], others: Mapp
     unknown |= {name: _answers_to_files(trained, paths) for name, paths in others.items()}
     groups = {f"left out: {name}": [unknown[name]] for name in left_out} | {name: [unknown[name]] for name in others}
     groups["left out: both"] = [unknown[name] for name in left_out]
-    scores = methods(trained, training)
+    scores = methods(trained, training, validation)
     own = json.loads((run / "evaluation/metrics.json").read_text())
     return {
         "left_out": list(left_out),
@@ -137,22 +137,26 @@ def measure(run: Path, dataset: Dataset, left_out: tuple[str, ...], others: Mapp
     }
 
 
-def methods(trained: TrainedClassifier, training: Answers) -> dict[str, Score]:
+def methods(trained: TrainedClassifier, training: Answers, validation: Answers) -> dict[str, Score]:
     """Scores that are higher for less familiar images, by the name and the paper of the method."""
     labels = np.array([trained.cell_types.index(name) for name in training.labels])
     layer = last_layer(trained.network)
     weight, bias = (value.detach().double().numpy() for value in (layer.weight, layer.bias))  # type: ignore[operator, union-attr]
-    product = TrainingDistance.fit(torch.from_numpy(training.features).float(), torch.from_numpy(labels))
+    sizes = Layers(trained.network, trained.config.data.image_size).sizes
+    stages = TrainingDistance.fit(
+        *(torch.from_numpy(each) for each in (training.layers, labels, validation.layers)), sizes
+    )
+    points = mahalanobis(training.features, labels)
+    every = mahalanobis(training.features, np.zeros_like(labels))
     return {
         "max softmax (Hendrycks 2017)": lambda images: -softmax(images.logits, axis=1).max(axis=1),
         "max logit (Hendrycks 2022)": lambda images: -images.logits.max(axis=1),
         "energy (Liu 2020)": lambda images: -logsumexp(images.logits, axis=1),
         "k nearest (Sun 2022)": k_nearest(training.features, 10),
         "ViM (Wang 2022)": virtual_logit(training, weight, bias, 64),
-        "Mahalanobis (Lee 2018)": mahalanobis(training.features, labels),
-        "relative Mahalanobis (Ren 2021)": lambda images: (
-            product(torch.from_numpy(images.features).float()).double().numpy()
-        ),
+        "Mahalanobis (Lee 2018)": lambda images: points(images.features),
+        "relative Mahalanobis (Ren 2021)": lambda images: points(images.features) - every(images.features),
+        "relative Mahalanobis, every stage": lambda images: stages(torch.from_numpy(images.layers)).numpy(),
     }
 
 
@@ -248,22 +252,25 @@ def _answers(trained: TrainedClassifier, dataset: Dataset, split: str, types: An
         training=False,
         topology=Topology(),
     )
-    features, found = predict(Features(trained.network), stream.read())
-    samples = stream.samples.iloc[found.numpy()]
-    return _complete(trained, features, samples["group"].tolist(), samples["cell_type"].tolist())
+    return _taken(trained, stream.read(), stream.samples["group"], stream.samples["cell_type"])
 
 
 def _answers_to_files(trained: TrainedClassifier, paths: list[Path]) -> Answers:
-    features, rows = predict(
-        Features(trained.network), FileStream(paths, trained.storage, trained.config.data, 64, Topology()).read()
-    )
-    return _complete(trained, features, [paths[row].stem.partition("-")[0] for row in rows], [""] * len(rows))
+    groups = pd.Series([path.stem.partition("-")[0] for path in paths])
+    stream = FileStream(paths, trained.storage, trained.config.data, 64, Topology())
+    return _taken(trained, stream.read(), groups, groups)
 
 
-def _complete(trained: TrainedClassifier, features: Tensor, groups: list[str], labels: list[str]) -> Answers:
+def _taken(
+    trained: TrainedClassifier, batches: Iterable[MicroBatch], groups: "pd.Series[str]", labels: "pd.Series[str]"
+) -> Answers:
+    network = Layers(trained.network, trained.config.data.image_size)
+    layers, rows = predict(network, batches)
+    features = layers[:, -network.sizes[-1] :]
     with torch.no_grad():
         logits = last_layer(trained.network)(features)
-    return Answers(features.double().numpy(), logits.double().numpy(), groups, labels)
+    numbers = (each.double().numpy() for each in (layers, features, logits))
+    return Answers(*numbers, *(each.iloc[rows.numpy()].tolist() for each in (groups, labels)))
 
 
 def write_pictures(folder: Path) -> dict[str, list[Path]]:

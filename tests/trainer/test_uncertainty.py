@@ -19,7 +19,7 @@ from launchers.train_classifier import main as train
 from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.features import last_layer, watch_features
+from models.classifiers.features import Layers, last_layer, watch_features
 from models.errors import ModelError
 from tests.launchers.test_launchers import TINY
 from trainer.metrics.conformal import conformal_quantile, least_probability, prediction_sets
@@ -85,10 +85,11 @@ def test_a_type_that_was_not_learned_is_further_than_those_that_were() -> None:
     def drawn(kind: int) -> torch.Tensor:
         return centres[kind] + torch.randn((100, 300), generator=generator)
 
-    features = torch.cat([drawn(kind) for kind in range(3)])
-    distance = TrainingDistance.fit(features, torch.arange(3).repeat_interleave(100))
+    features, validation = (torch.cat([drawn(kind) for kind in range(3)]) for _ in range(2))
+    distance = TrainingDistance.fit(features, torch.arange(3).repeat_interleave(100), validation, [100, 200])
     known, unknown = distance(torch.cat([drawn(kind) for kind in range(3)])), distance(drawn(3))
     assert (unknown[:, None] > known).double().mean() > 0.99
+    assert (distance(20 * torch.randn((100, 300), generator=generator)) > 1).all()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,9 @@ def test_features_are_what_the_last_layer_sees(architecture: str, more: dict[str
         logits = network(torch.rand(2, 3, 160, 160) * 2 - 1)
         assert seen[0].ndim == 2
         torch.testing.assert_close(last_layer(network)(seen[0]), logits)
+        layers = Layers(network, 160)
+        assert layers(torch.rand(2, 3, 160, 160)).shape == (2, sum(layers.sizes))
+        assert len(layers.sizes) > 2
 
 
 def test_naive_bayes_has_no_features_to_watch() -> None:

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+# Share of validation images that are within the limit of what counts as familiar.
+FAMILIAR = 0.99
+
 
 def conformal_quantile(scores: Floats, coverage: float) -> float:
     """The ceil((n + 1) * coverage)-th smallest of n scores: a new one is at most this with probability `coverage`.
@@ -34,3 +37,13 @@ def least_probability(probabilities: Floats, labels: NDArray[np.int64], coverage
 def prediction_sets(probabilities: Floats, least: float) -> NDArray[np.bool_]:
     """Which types are in the set of each image: bool [n, C]."""
     return np.asarray(probabilities >= least)
+
+
+def scale_to_limit(scores: Floats, share: float) -> tuple[float, float]:
+    """Weight and offset that bring the median of the scores to 0 and their conformal quantile at `share` to 1.
+
+    Of too few scores for a quantile, the largest is brought to 1.
+    """
+    middle, limit = float(np.median(scores)), min(conformal_quantile(scores, share), float(scores.max()))
+    weight = 1 / max(limit - middle, 1e-12)
+    return weight, -weight * middle

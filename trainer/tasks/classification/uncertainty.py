@@ -22,15 +22,14 @@ from torch import Tensor, nn
 
 from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
-from models.classifiers.features import watch_features
-from trainer.metrics.conformal import conformal_quantile, least_probability
-from trainer.tasks.classification.training_distance import TrainingDistance
+from models.classifiers.features import watch_layers
+from trainer.metrics.conformal import FAMILIAR, least_probability, scale_to_limit
+from trainer.tasks.classification.training_distance import LayerDistance, TrainingDistance
 from trainer.tasks.classification.views import mean_log_probabilities
 
 FILE = "uncertainty.safetensors"
 _FORMAT_VERSION = 1
-# Share of validation images that are within the limit of what counts as familiar.
-FAMILIAR = 0.99
+_LAYERS = "layers."  # prefix of the tensors of a distance
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def save_reference(run: Path, reference: UncertaintyReference) -> None:
     """Write the run's uncertainty.safetensors; it appears whole."""
     tensors = {name: getattr(reference, name) for name in ("labels", "answers", "distances")}
     tensors["ids"] = torch.tensor([list(bytes.fromhex(each)) for each in reference.ids], dtype=torch.uint8)
-    tensors |= {f"distance.{name}": value for name, value in reference.distance.state_dict().items()}
+    tensors |= reference.distance.state_dict()
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     facts = {"format_version": _FORMAT_VERSION, "checkpoint": reference.checkpoint, "sha256": _digest(tensors)}
     # One entry: safetensors writes several in a random order.
@@ -71,9 +70,13 @@ def load_reference(run: Path, checkpoint: str) -> UncertaintyReference | None:
             raise ValueError("its bytes are not those that were written")
         if (facts["format_version"], facts["checkpoint"]) != (_FORMAT_VERSION, checkpoint):
             return None
-        distance = {name: tensors.pop(f"distance.{name}") for name in ("mean", "within", "overall", "centres")}
+        layers: dict[str, dict[str, Tensor]] = {}
+        for name in [name for name in sorted(tensors) if name.startswith(_LAYERS)]:
+            number, _, buffer = name.removeprefix(_LAYERS).partition(".")
+            layers.setdefault(number, {})[buffer] = tensors.pop(name)
+        distance = TrainingDistance([LayerDistance(**layers[number]) for number in sorted(layers, key=int)])
         ids = tuple(bytes(row).hex() for row in tensors.pop("ids").tolist())
-        return UncertaintyReference(checkpoint, ids, **tensors, distance=TrainingDistance(**distance))
+        return UncertaintyReference(checkpoint, ids, **tensors, distance=distance)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error}): delete it and give the command of the run again") from error
 
@@ -116,9 +119,9 @@ class Uncertainty:
             return None
         rows = [[each[name] for name in shared] for each in rows_of]
         distances = [each.distances[mine].double().numpy() for each, mine in zip(references, rows, strict=True)]
-        scales = [_scale(each) for each in distances]
+        scales = [scale_to_limit(each, FAMILIAR) for each in distances]
         middle = np.mean([weight * each + offset for each, (weight, offset) in zip(distances, scales, strict=True)], 0)
-        weight, offset = _scale(middle)
+        weight, offset = scale_to_limit(middle, FAMILIAR)
         log_probabilities = torch.stack([each[mine] for each, mine in zip(answers, rows, strict=True)], dim=1).double()
         return cls(
             tuple(networks),
@@ -138,14 +141,6 @@ class Uncertainty:
         return least_probability(self.probabilities, self.labels, coverage)
 
 
-def _scale(distances: NDArray[np.float64]) -> tuple[float, float]:
-    """Weight and offset that bring the median to 0 and the limit of what is familiar to 1."""
-    middle, limit = float(np.median(distances)), conformal_quantile(distances, FAMILIAR)
-    limit = min(limit, float(distances.max()))  # of too few images, the furthest
-    weight = 1 / max(limit - middle, 1e-12)
-    return weight, -weight * middle
-
-
 class _WithUnfamiliarity(nn.Module):
     """Images float32 [n, 3, S, S] in [-1, 1] -> logits and unfamiliarity, float32 [n, types + 1].
 
@@ -160,9 +155,9 @@ class _WithUnfamiliarity(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         with ExitStack() as stack:
-            seen = [stack.enter_context(watch_features(each)) for each in self._uncertainty.networks]
+            seen = [stack.enter_context(watch_layers(each)) for each in self._uncertainty.networks]
             logits = self.network(images).float()
         unfamiliarity = torch.full((len(images),), self._uncertainty.offset, device=logits.device)
-        for distance, weight, (features, *_) in zip(self.distances, self._uncertainty.weights, seen, strict=True):
-            unfamiliarity += weight * distance(features[: len(images)].float())
+        for distance, weight, layers in zip(self.distances, self._uncertainty.weights, seen, strict=True):
+            unfamiliarity += weight * distance(torch.cat([each[: len(images)] for each in layers], dim=1).float())
         return torch.cat([logits, unfamiliarity[:, None]], dim=1)

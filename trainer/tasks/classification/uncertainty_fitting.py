@@ -6,7 +6,7 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.features import Features
+from models.classifiers.features import Layers
 from trainer.tasks.classification.evaluation import predict_all
 from trainer.tasks.classification.load import TrainedClassifier
 from trainer.tasks.classification.training_distance import TrainingDistance
@@ -37,8 +37,10 @@ def fit_reference(
         training=False,
         topology=topology,
     )
-    network = Features(trained.network.to(topology.device))
-    distance = TrainingDistance.fit(predict_all(network, training), torch.tensor(training.labels))
-    distances = distance(predict_all(network, validation))
+    network = Layers(trained.network.to(topology.device), config.image_size)
+    features = predict_all(network, validation)
+    learned = predict_all(network, training), torch.tensor(training.labels)
+    distance = TrainingDistance.fit(*learned, features, network.sizes)
+    distances = distance(features)
     ids, labels = tuple(validation.samples["id"]), torch.tensor(validation.labels)
     return UncertaintyReference(trained.checkpoint.digest, ids, labels, answers, distances, distance)
