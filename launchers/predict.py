@@ -19,9 +19,10 @@ usage:
                     `unfamiliarity` says how far an image is from the training images: 0 is the median of the
                     validation images. Above 1, further than 99 % of them, it is `out_of_distribution`: another cell
                     type, another laboratory, or no cell
-      domain=NAME   the images' stain, one of the run's training data; default: its only one. A classifier of
-                    normalised images applies its normaliser to images of the stain that it is made for; the crop
-                    of the domain in training (data.crop) is applied too
+      domain=NAME   the images' stain, one of the run's training data; default: its only one, or of several none: a
+                    laboratory that the run does not know. A classifier of normalised images applies its normaliser
+                    to images of the stain that it is made for. Images are cropped as those of the domain were in
+                    training (data.crop), of an unknown laboratory by the mean over the domains
       min_confidence=0.9  images with less confidence are marked in a column `uncertain`, and in the gallery, for a
                     person to look at; the run's report shows how many those are and how accurate the others
       coverage=0.9  `set` is the types that an image may be, chosen so that nine sets in ten hold the true type where

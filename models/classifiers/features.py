@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
+from models.classifiers.input_adapter import InputAdapter
 from models.errors import ModelError
 
 

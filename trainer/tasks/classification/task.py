@@ -42,6 +42,7 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.scale import crops_of_domains
 from trainer.tasks.classification.uncertainty import load_reference, save_reference
 from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
@@ -51,6 +52,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
     """A classifier's training."""
 
     def __init__(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> None:
+        config = at_one_scale(config, dataset)
         self.config, self.dataset, self.topology = config, dataset, topology
         self._run = Path(str(config.run))
         self.cell_types = known_cell_types(dataset, config.data)
@@ -187,7 +189,10 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         for index, count in enumerate(VIEWS):
             if fitted[index].checkpoint != digest:
                 fitted[index] = fit_temperature(answers[:, index], labels, digest, count)
-        reference = None if has_reference else fit_reference(trained, self.dataset, stream, answers, self.topology)
+        reference = None
+        if not has_reference:
+            data = self.config.data
+            reference = fit_reference(trained, self.dataset, data, stream, answers, self.topology)
         if self.topology.rank == 0:
             save_calibration(self._run, *fitted)
             if reference is not None:
@@ -262,6 +267,16 @@ def training_stream(
         training=augmented,
         topology=topology,
     )
+
+
+def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
+    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
+    if config.nucleus_share is None:
+        return config
+    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
+    measured = [domain for domain in domains if domain not in config.data.crop]
+    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.features import Layers
 from trainer.tasks.classification.evaluation import predict_all
@@ -17,13 +18,17 @@ IMAGES_PER_TYPE = 200
 
 
 def fit_reference(
-    trained: TrainedClassifier, dataset: Dataset, validation: Stream, answers: torch.Tensor, topology: Topology
+    trained: TrainedClassifier,
+    dataset: Dataset,
+    config: StreamConfig,
+    validation: Stream,
+    answers: torch.Tensor,
+    topology: Topology,
 ) -> UncertaintyReference:
     """The reference of a run on the data set that it learned from; the same on every process.
 
-    validation: its n validation images. answers: see `UncertaintyReference`.
+    config: of its training images. validation: its n validation images. answers: see `UncertaintyReference`.
     """
-    config = trained.config.data
     rows = dataset.samples(splits=["train"], domains=config.domains, cell_types=trained.cell_types)
     # Real images first. An id is a hash: the first by id are a random draw.
     rows = rows.assign(made=rows["origin"] == "synthetic").sort_values(["made", "id"])
