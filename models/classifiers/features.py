@@ -19,9 +19,10 @@ def last_layer(classifier: nn.Module) -> nn.Module:
         return last_layer(classifier.network)
     if isinstance(classifier, FrozenClassifier):
         return classifier.head
-    layer = getattr(classifier, "last_linear", None)
-    if layer is None and hasattr(classifier, "get_classifier"):  # timm's models
-        layer = classifier.get_classifier()
+    network: Any = classifier
+    layer = getattr(network, "last_linear", None)
+    if layer is None and hasattr(network, "get_classifier"):  # timm's models
+        layer = network.get_classifier()
     if isinstance(layer, tuple):  # a distilled model has two
         layer = layer[0]
     if not isinstance(layer, nn.Module):

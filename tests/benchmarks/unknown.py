@@ -12,7 +12,7 @@ Interrupted, the same command goes on.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,10 @@ def methods(trained: TrainedClassifier, training: Answers, validation: Answers) 
     weight, bias = (value.detach().double().numpy() for value in (layer.weight, layer.bias))  # type: ignore[operator, union-attr]
     sizes = Layers(trained.network, trained.config.data.image_size).sizes
     stages = TrainingDistance.fit(
-        *(torch.from_numpy(each) for each in (training.layers, labels, validation.layers)), sizes
+        torch.from_numpy(training.layers).float(),
+        torch.from_numpy(labels),
+        torch.from_numpy(validation.layers).float(),
+        sizes,
     )
     points = mahalanobis(training.features, labels)
     every = mahalanobis(training.features, np.zeros_like(labels))
@@ -153,10 +156,10 @@ def methods(trained: TrainedClassifier, training: Answers, validation: Answers) 
         "max logit (Hendrycks 2022)": lambda images: -images.logits.max(axis=1),
         "energy (Liu 2020)": lambda images: -logsumexp(images.logits, axis=1),
         "k nearest (Sun 2022)": k_nearest(training.features, 10),
-        "ViM (Wang 2022)": virtual_logit(training, weight, bias, 64),
+        "ViM (Wang 2022)": virtual_logit(training, weight, bias, min(64, weight.shape[1] // 2)),
         "Mahalanobis (Lee 2018)": lambda images: points(images.features),
         "relative Mahalanobis (Ren 2021)": lambda images: points(images.features) - every(images.features),
-        "relative Mahalanobis, every stage": lambda images: stages(torch.from_numpy(images.layers)).numpy(),
+        "relative Mahalanobis, every stage": lambda images: stages(torch.from_numpy(images.layers).float()).numpy(),
     }
 
 
@@ -237,7 +240,7 @@ def _frame(score: Score, images: Answers) -> pd.DataFrame:
     return pd.DataFrame({UNFAMILIARITY: score(images), "group": images.groups})
 
 
-def _answers(trained: TrainedClassifier, dataset: Dataset, split: str, types: Any) -> Answers:
+def _answers(trained: TrainedClassifier, dataset: Dataset, split: str, types: Sequence[str]) -> Answers:
     """To images of a split; of the training split, to those that the product takes."""
     rows = dataset.samples(splits=[split], domains=trained.config.data.domains, cell_types=types).sort_values("id")
     if split == "train":
@@ -273,22 +276,22 @@ def _taken(
     return Answers(*numbers, *(each.iloc[rows.numpy()].tolist() for each in (groups, labels)))
 
 
-def write_pictures(folder: Path) -> dict[str, list[Path]]:
+def write_pictures(folder: Path, slides: int = 40) -> dict[str, list[Path]]:
     """Pictures of no cell, by kind; the name of a file begins with its group: a slide, a picture of scikit-image."""
-    kinds = {"backgrounds of phantoms": _backgrounds, "everyday pictures": _everyday}
+    kinds = {"backgrounds of phantoms": _backgrounds(slides), "everyday pictures": _everyday()}
     paths: dict[str, list[Path]] = {}
-    for kind, draw in kinds.items():
+    for kind, pictures in kinds.items():
         place = folder / kind.replace(" ", "_")
         place.mkdir(parents=True, exist_ok=True)
         paths[kind] = []
-        for name, picture in draw():
+        for name, picture in pictures:
             paths[kind].append(place / f"{name}.png")
             picture.save(paths[kind][-1])
     return paths
 
 
-def _backgrounds() -> Any:
-    """Red cells and platelets of forty slides in two stains, with no labelled cell among them."""
+def _backgrounds(slides: int) -> Iterator[tuple[str, Image.Image]]:
+    """Red cells and platelets of phantom slides in two stains, with no labelled cell among them."""
 
     def nothing(canvas: Canvas, rng: Random) -> Cell:
         cell = Cell(canvas, rng, 1.0)
@@ -297,7 +300,7 @@ def _backgrounds() -> Any:
 
     DRAW["nothing"] = nothing
     try:
-        for slide in range(40):
+        for slide in range(slides):
             blood = Blood.of_slide(np.random.default_rng((0, slide)))
             for number in range(3):
                 layers = draw_smear("nothing", SIDE, blood, np.random.default_rng((1, slide, number)))
@@ -309,7 +312,7 @@ def _backgrounds() -> Any:
         del DRAW["nothing"]
 
 
-def _everyday() -> Any:
+def _everyday() -> Iterator[tuple[str, Image.Image]]:
     """Of each picture that scikit-image brings along, the middle square and six quarters."""
     for path in sorted(Path(skimage.data.__file__).parent.iterdir()):
         if path.suffix not in (".png", ".jpg", ".gif") or path.stem in _NOT_EVERYDAY:

@@ -69,6 +69,7 @@ class TrainingDistance(nn.Module):
     def __init__(self, layers: Sequence[LayerDistance]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self._sizes = [len(layer.mean) for layer in layers]
 
     @classmethod
     def fit(cls, features: Tensor, labels: Tensor, validation: Tensor, sizes: Sequence[int]) -> "TrainingDistance":
@@ -80,7 +81,7 @@ class TrainingDistance(nn.Module):
         return cls([LayerDistance.fit(trained, labels, held_out) for trained, held_out in parts])
 
     def forward(self, features: Tensor) -> Tensor:
-        parts = features.split([len(each.mean) for each in self.layers], dim=1)
+        parts = features.split(self._sizes, dim=1)
         return torch.stack([layer(part) for layer, part in zip(self.layers, parts, strict=True)]).mean(dim=0)
 
 
