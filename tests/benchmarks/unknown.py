@@ -112,7 +112,9 @@ def train(
         "data.domains=[barcelona]",
         "model=efficientnet_lite_pretrained",
         f"model.weights={weights}",
+        "model.stretch=false",
         "optimizer=pretrained",
+        "optimizer.learning_rate=0.0005",
         "optimizer.average_decay=0.97",  # of few steps
         f"data.image_size={size}",
         "data.threads=1",
