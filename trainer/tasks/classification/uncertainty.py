@@ -52,9 +52,9 @@ def save_reference(run: Path, reference: UncertaintyReference) -> None:
     tensors["ids"] = torch.tensor([list(bytes.fromhex(each)) for each in reference.ids], dtype=torch.uint8)
     tensors |= reference.distance.state_dict()
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    facts = {"format_version": _FORMAT_VERSION, "checkpoint": reference.checkpoint, "sha256": _digest(tensors)}
+    facts = json.dumps({"format_version": _FORMAT_VERSION, "checkpoint": reference.checkpoint})
     # One entry: safetensors writes several in a random order.
-    replace_through(run / FILE, safetensors_bytes(tensors, {"facts": json.dumps(facts)}))
+    replace_through(run / FILE, safetensors_bytes(tensors, {"facts": f"{_digest(facts, tensors)} {facts}"}))
 
 
 def load_reference(run: Path, checkpoint: str) -> UncertaintyReference | None:
@@ -65,10 +65,10 @@ def load_reference(run: Path, checkpoint: str) -> UncertaintyReference | None:
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-        if facts["sha256"] != _digest(tensors):
+            digest, _, facts = (file.metadata() or {})["facts"].partition(" ")
+        if digest != _digest(facts, tensors):
             raise ValueError("its bytes are not those that were written")
-        if (facts["format_version"], facts["checkpoint"]) != (_FORMAT_VERSION, checkpoint):
+        if json.loads(facts) != {"format_version": _FORMAT_VERSION, "checkpoint": checkpoint}:
             return None
         layers: dict[str, dict[str, Tensor]] = {}
         for name in [name for name in sorted(tensors) if name.startswith(_LAYERS)]:
@@ -81,8 +81,8 @@ def load_reference(run: Path, checkpoint: str) -> UncertaintyReference | None:
         raise UserError(f"{path}: damaged ({error}): delete it and give the command of the run again") from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode() + tensors[name].numpy().tobytes())
     return digest.hexdigest()
