@@ -27,6 +27,7 @@ from trainer.tasks.classification.export import compare, written_aside
 from trainer.tasks.classification.load import TrainedClassifier
 from trainer.tasks.classification.model_card import MODEL_CARD, model_card
 from trainer.tasks.classification.raw_classifier import load_raw_classifier
+from trainer.tasks.classification.uncertainty import load_reference, save_reference
 
 # Of a probability: half precision has 11 significant bits.
 TOLERANCE = 1e-2
@@ -53,6 +54,8 @@ def write_compact_run(
         record.write(aside)
         if (run / CALIBRATION_FILE).exists():
             _copy_calibration(run, aside, trained.checkpoint.digest, written.digest)
+        if (reference := load_reference(run, trained.checkpoint.digest)) is not None:
+            save_reference(aside, dataclasses.replace(reference, checkpoint=written.digest))
         if (run / TRAINING_DATA_FILE).exists():
             shutil.copyfile(run / TRAINING_DATA_FILE, aside / TRAINING_DATA_FILE)
         if (run / LEARNED_FILE).exists():

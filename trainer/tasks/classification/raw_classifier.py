@@ -22,6 +22,7 @@ from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.load import TrainedClassifier
 from trainer.tasks.classification.scale import nucleus_of_files
+from trainer.tasks.classification.uncertainty import Uncertainty
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -43,6 +44,7 @@ class RawClassifier:
     classifier: nn.Module | None = None  # a single run's network, if it sees each image once; None for an export
     normalizers: tuple[NormalizerBundle | None, ...] = (None,)  # of each run, where it is part of `network`
     domain: str | None = None  # stain of the images; None: not known
+    uncertainty: Uncertainty | None = None  # None for an export, and for runs that keep no reference
 
 
 def of_ensemble(ensemble: Ensemble, domain: str | None, paths: Sequence[Path] = ()) -> RawClassifier:
@@ -74,6 +76,7 @@ def of_ensemble(ensemble: Ensemble, domain: str | None, paths: Sequence[Path] = 
         classifier=ensemble.plain,
         normalizers=answering.normalizers,
         domain=domains[0] if len(set(domains)) == 1 else None,
+        uncertainty=ensemble.uncertainty,
     )
 
 

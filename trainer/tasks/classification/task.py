@@ -17,6 +17,7 @@ from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_m
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.fitted import FittedClassifier
 from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
@@ -42,6 +43,8 @@ from trainer.tasks.classification.evaluation import (
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
 from trainer.tasks.classification.scale import crops_of_domains
+from trainer.tasks.classification.uncertainty import load_reference, save_reference
+from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
 
 
@@ -169,23 +172,31 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             write_model_card(self._run)
 
     def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
-        """With temperatures fitted to the best checkpoint on validation images, one for each number of views.
+        """With what is fitted to the best checkpoint on validation images, temperatures for each number of views too.
 
-        The run keeps them; one that is there is not fitted again.
+        The run keeps it; what is there is not fitted again.
         """
         digest = trained.checkpoint.digest
         fitted = [load_calibration(self._run, digest, count) for count in VIEWS]
-        if all(each.checkpoint == digest for each in fitted):
+        # Naive Bayes has no features of its own to compare images in.
+        has_reference = isinstance(trained.network, NaiveBayes) or load_reference(self._run, digest) is not None
+        if has_reference and all(each.checkpoint == digest for each in fitted):
             return trained
         stream, _ = self._validation
         each_view = predict_all(EachView(trained.network.to(self.topology.device), VIEWS[-1]), stream)
+        answers = torch.stack([mean_log_probabilities(each_view[:, :count]) for count in VIEWS], dim=1)
         labels = torch.tensor(stream.labels)
         for index, count in enumerate(VIEWS):
             if fitted[index].checkpoint != digest:
-                answers = mean_log_probabilities(each_view[:, :count])
-                fitted[index] = fit_temperature(answers, labels, digest, count)
+                fitted[index] = fit_temperature(answers[:, index], labels, digest, count)
+        reference = None
+        if not has_reference:
+            data = self.config.data
+            reference = fit_reference(trained, self.dataset, data, stream, answers, self.topology)
         if self.topology.rank == 0:
             save_calibration(self._run, *fitted)
+            if reference is not None:
+                save_reference(self._run, reference)
         return dataclasses.replace(trained, calibration=fitted[0])
 
 
