@@ -121,7 +121,7 @@ LISTS: dict[str, Callable[[], str]] = {
     "annotated": partial(_layouts_with, "annotated"),
     "augmentations": _augmentations,
     "select_by": lambda: ", ".join(epoch_measures()),
-    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
+    **{f"models:{path.parent.name}": partial(models_of, path.parent.name) for path in TASKS.glob("*/algorithms")},
 }
 
 
