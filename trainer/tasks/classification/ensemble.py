@@ -172,12 +172,16 @@ class Ensemble:
                 path = member.folder / FILE
                 print(f"warning: {path}: none for this checkpoint{views}; {calibration.remark}", file=sys.stderr)
 
-    def answering(self, domains: Sequence[str | None]) -> Answering:
+    def takes_nucleus_of(self, domain: str | None) -> bool:
+        """Whether images of the domain (None: not known) are cropped by their nuclei: a member does not know it."""
+        return any(member.config.nucleus_share is not None and not member.knows(domain) for member in self.members)
+
+    def answering(self, domains: Sequence[str | None], nucleus: float | None = None) -> Answering:
         """The network for images of a domain, which may be another one for each member; None: any.
 
-        domains: of the images, as each member names it.
+        domains: of the images, as each member names it. nucleus: median of an unknown domain, see `scale`.
         """
-        parts = [self._member(*each) for each in zip(self.members, self.calibrations, domains, strict=True)]
+        parts = [self._member(*each, nucleus) for each in zip(self.members, self.calibrations, domains, strict=True)]
         if len(parts) == 1:
             return parts[0]
         crop = max(part.crop for part in parts)
@@ -191,7 +195,9 @@ class Ensemble:
         normalizers = tuple(each for part in parts for each in part.normalizers)
         return Answering(MeanOfMembers(networks).eval(), side, crop, shares, normalizers)
 
-    def _member(self, member: TrainedClassifier, calibration: Calibration, domain: str | None) -> Answering:
+    def _member(
+        self, member: TrainedClassifier, calibration: Calibration, domain: str | None, nucleus: float | None
+    ) -> Answering:
         network, data, normalizer = member.network, member.config.data, member.normalizer
         if self.views > 1:
             network = Views(network, self.views)
@@ -200,9 +206,7 @@ class Ensemble:
         if normalizer is not None and domain == normalizer.source:
             network = NormalizedClassifier(network, normalizer, data.image_size)
             return Answering(network.eval(), normalizer.image_size, normalizer.crop, (1.0,), (normalizer,))
-        # For images of any of its domains, these are cropped alike.
-        domain = domain or next(iter(member.domains), "")
-        return Answering(network.eval(), data.image_size, data.crop.get(domain, 1.0), (1.0,), (None,))
+        return Answering(network.eval(), data.image_size, member.crop_of(domain, nucleus), (1.0,), (None,))
 
 
 def _storage(settings: ShardSettings) -> str:

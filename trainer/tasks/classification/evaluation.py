@@ -37,6 +37,7 @@ from trainer.tasks.classification.calibration import Calibration, calibrated_pro
 from trainer.tasks.classification.corruptions import Corruption, score_corruptions
 from trainer.tasks.classification.ensemble import Answering, Ensemble
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
+from trainer.tasks.classification.scale import nucleus_of_domain
 
 
 def scoring_stream(
@@ -197,7 +198,9 @@ def _passes(
     known = set(dataset.samples(columns=["domain"])["domain"])
     alike: dict[Any, dict[str, Answering]] = {}
     for domain in sorted(domains) or config.domains or [""]:
-        answering = ensemble.answering([domain] * len(ensemble.members))
+        measured = domain in known and ensemble.takes_nucleus_of(domain)
+        nucleus = nucleus_of_domain(dataset, domain) if measured else None
+        answering = ensemble.answering([domain] * len(ensemble.members), nucleus)
         through = tuple(each is not None for each in answering.normalizers)
         alike.setdefault((answering.image_size, answering.shares, through), {})[domain] = answering
     passes = []

@@ -47,8 +47,10 @@ def predict_images(
     runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the
     gallery has heat maps. UserError where no image can be read, or `out` cannot be written to.
     """
-    classifier = load_raw_classifier(runs, domain, views)
     paths, left_out = _find(source)
+    classifier = load_raw_classifier(runs, domain, views, paths)
+    if classifier.crop < 1 and classifier.domain is None:
+        print(f"the middle of each image is classified, {classifier.crop:.0%} of its sides", file=sys.stderr)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     frame = _predict(classifier, stream, paths, topology, min_confidence=min_confidence, heatmaps=heatmaps)
     if not len(frame):

@@ -41,6 +41,7 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.scale import crops_of_domains
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
 
 
@@ -48,6 +49,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
     """A classifier's training."""
 
     def __init__(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> None:
+        config = at_one_scale(config, dataset)
         self.config, self.dataset, self.topology = config, dataset, topology
         self._run = Path(str(config.run))
         self.cell_types = known_cell_types(dataset, config.data)
@@ -254,6 +256,16 @@ def training_stream(
         training=augmented,
         topology=topology,
     )
+
+
+def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
+    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
+    if config.nucleus_share is None:
+        return config
+    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
+    measured = [domain for domain in domains if domain not in config.data.crop]
+    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
