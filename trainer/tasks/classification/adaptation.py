@@ -151,7 +151,7 @@ class _Adapter:
         unlabelled = self._laboratory.unlabelled
         labels, confidence = confident_labels(self._network, unlabelled, self._trained.calibration.temperature)
         if method == "statistics":
-            return mixed_statistics(self._network, unlabelled, labels)
+            return mixed_statistics(self._network, unlabelled, labels, seed_of(self._config, method))
         rows = np.flatnonzero(confidence >= CONFIDENT)
         if not len(rows):
             return self._network

@@ -31,6 +31,7 @@ HOME_IMAGES = 60
 BATCH = 32
 # Share of the laboratory's statistics in each batch norm, the rest is the run's.
 STATISTICS_SHARE = 0.5
+STATISTICS_BATCHES = 20
 
 
 def last_layer(network: nn.Module) -> nn.Linear:
@@ -144,23 +145,22 @@ def few_of_each(labels: Numbers, most: int) -> Numbers:
 
 
 @torch.no_grad()
-def mixed_statistics(network: nn.Module, images: Images, answers: Numbers) -> nn.Module:
+def mixed_statistics(network: nn.Module, images: Images, answers: Numbers, seed: int) -> nn.Module:
     """A copy whose batch norms have the mean of their own statistics and the laboratory's.
 
-    answers: the network's own, by which no type is counted more often than the types are on average. So the mix of
-    types in the laboratory changes the statistics less.
+    answers: the network's own. Batches hold each of the answered types equally often, so that the mix of types in the
+    laboratory does not shift the statistics; images are augmented, as they were for the run's own statistics.
     """
     network = copy.deepcopy(network).eval()
-    balanced = images.chosen(few_of_each(answers, -(-len(answers) // len(np.unique(answers)))))
+    balanced = images.labelled_as(answers)
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    for shown in balanced.read():
-        if len(shown) > 1:
-            network(shown)
+    for shown, _ in balanced.augmented(BATCH, seed, STATISTICS_BATCHES):
+        network(shown)
     for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
         norm.running_mean.lerp_(mean, 1 - STATISTICS_SHARE)
         norm.running_var.lerp_(variance, 1 - STATISTICS_SHARE)

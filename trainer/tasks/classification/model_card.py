@@ -18,6 +18,7 @@ from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import read_training_data
+from trainer.tasks.classification.adaptation_record import Adaptation, facts_of, read_adaptation, table_of
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 Made = RunRecord[ClassifierRunConfig]
@@ -40,16 +41,18 @@ def write_model_card(run: Path) -> Path:
     UserError when the folder is no run of train_classifier.py, or one of these files is damaged.
     """
     made: Made = RunRecord.read(run, ClassifierRunConfig.kind)
-    trained_on, evaluations = read_training_data(run), load_evaluations(run)
+    trained_on, evaluations, adaptation = read_training_data(run), load_evaluations(run), read_adaptation(run)
     parts = [
         f"---\n{yaml.safe_dump(_FRONT_MATTER, sort_keys=False)}---",
         f"# {run.resolve().name}",
         _use(made, trained_on),
         _training_data(made, trained_on),
         _training(made.config),
+        "" if adaptation is None else _adaptation(adaptation),
         *(_scores(evaluation) for evaluation in evaluations),
         _limits(made.cell_types, trained_on, evaluations),
-        f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n{command(made.config)}\n```",
+        f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n"
+        f"{command(made.config) if adaptation is None else adaptation.command}\n```",
     ]
     path = run / MODEL_CARD
     replace_through(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
@@ -149,6 +152,15 @@ def _training(config: ClassifierRunConfig) -> str:
         ("seed", config.seed),
     ]
     return f"## Training\n\n{_facts(facts)}"
+
+
+def _adaptation(adaptation: Adaptation) -> str:
+    """What the run was adapted from and to; the training above is that of the run it was adapted from."""
+    parts = ["## Adaptation", _facts(facts_of(adaptation)), *adaptation.advice]
+    head, rows = table_of(adaptation)
+    if rows:
+        parts += ["Labelled cells that each method had not learned from, in per cent:", _table(head, rows)]
+    return "\n\n".join(parts)
 
 
 def _scores(evaluation: SavedEvaluation) -> str:

@@ -23,6 +23,7 @@ from trainer.reports.page import (
     configuration_section,
     write_page,
 )
+from trainer.tasks.classification.adaptation_record import adaptation_section, read_adaptation
 from trainer.tasks.classification.model_card import MODEL_CARD
 
 
@@ -45,8 +46,9 @@ def write_run_report(run: Path) -> Path:
         above.insert(0, Links("Beside this page:", [("model card", MODEL_CARD)]))
     if len(evaluations) > 1:
         above.append(_all_evaluations(evaluations))
+    adaptation = read_adaptation(run)
     sections = [
-        _training(run),
+        _training(run) if adaptation is None else adaptation_section(adaptation),
         *(evaluation_section(evaluation) for evaluation in evaluations),
         configuration_section(run),
     ]
