@@ -42,10 +42,10 @@ _METADATA_KEY = b"hemaforge"
 class Sample:
     """One row of the catalogue. shard to crc32 are '' and None for an excluded row."""
 
-    id: str  # SHA-256 (hex) of the raw file; of a made image, of its stored bytes
+    id: str  # SHA-256 (hex) of the raw file, or of it and the region; of a made image, of its stored bytes
     source: str
     domain: str  # the stain
-    path: str  # relative to the source's folder, posix
+    path: str  # relative to the source's folder, posix; ends in #xywh=X,Y,WIDTH,HEIGHT for a region of a file
     source_label: str
     cell_type: str  # one of CELL_TYPES, '' for unlabelled
     group: str  # <source>/<group>, or the id for a group of its own

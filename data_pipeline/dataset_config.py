@@ -29,7 +29,7 @@ class DatasetConfig:
 
     # A folder, or a URL such as s3://bucket/prefix.
     shards: str | None = field(default=None, metadata=AFFECTS_NOTHING)
-    # Folder for the shards of all data sets in stores; null: ~/.cache/hemaforge.
+    # Folder for the shards of all data sets in stores, and for features of frozen networks; null: ~/.cache/hemaforge.
     cache: str | None = field(default=None, kw_only=True, metadata=AFFECTS_NOTHING)
     # Most gigabytes (10^9 bytes) in it.
     cache_size: float = field(default=DEFAULT_GIGABYTES, kw_only=True, metadata=AFFECTS_NOTHING)

@@ -20,6 +20,7 @@ _CHECKSUM = "checksum"
 _FOLDER_PREFIX = "hemaforge-"
 _FOLDER_NAME = re.compile(rf"{_FOLDER_PREFIX}[a-z0-9_]{{8}}")
 _FOLDER_LOCK = ".held"  # in each temporary folder, locked by the process that made it
+_FOLDER_FILES = "files"  # in each temporary folder, what it is for: removed while the lock is there
 
 
 def file_lock(path: Path, *, blocking: bool = True) -> FileLock:
@@ -127,12 +128,15 @@ def temporary_folder() -> Iterator[Path]:
                 shutil.rmtree(left.parent)
     draft = Path(tempfile.mkdtemp(prefix=f".{_FOLDER_PREFIX}"))
     folder = draft.with_name(draft.name.removeprefix("."))
+    (draft / _FOLDER_FILES).mkdir()
     with file_lock(draft / _FOLDER_LOCK):
         draft.rename(folder)  # only a folder that is locked has a name that other processes look for
         try:
-            yield folder
+            yield folder / _FOLDER_FILES
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder / _FOLDER_FILES)
+            # Once the lock is unlinked, another process may take the folder for an abandoned one and remove it too.
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:

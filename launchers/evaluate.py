@@ -2,7 +2,10 @@
 
 usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
-      run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py
+      run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py.
+                    run=[A,B] out=DIR: runs of train_classifier.py that answer together, see predict.py; DIR receives
+                    evaluation/ and report.html
+      views=1       or 2, 4, 8 views of each image, see predict.py
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
       split=test    or validation, train, all
       domain=NAME   only the images of this stain
@@ -10,6 +13,8 @@ usage:
                     copies (other files, sizes, mirrored) and images of their patients or slides; the record says
                     so; default: refuse
       folds=[0,1]   only the images of these folds, of five
+      corruptions=true  score the images of a classifier blurred, noisy, compressed, coarse, brighter, darker, paler
+                    and with other stains, too; takes 34 times as long
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
                     features=inception [inception_weights=FILE], the network of FID
   python launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]
@@ -18,10 +23,10 @@ usage:
       features=RUN    what sets of images are compared in: another run, or inception; default: the classifier's
       lpips_weights=FILE  torchvision's AlexNet, for LPIPS; default: the one in torch's cache, else a perceptual
                       distance in the classifier's feature maps takes its place, under a name of its own
-  A classifier's probabilities are calibrated by the temperature in RUN/calibration.json.
+  A classifier's probabilities are calibrated by the temperature in RUN/calibration.json for this number of views.
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
-  for anything else, RUN/model_card.md and RUN/report.html; for a bank BANK/evaluation, BANK/report.html and two
-  scores of each image into the bank.
+  for anything else (with -views8 at its end for eight views), RUN/model_card.md and RUN/report.html; for a bank
+  BANK/evaluation, BANK/report.html and two scores of each image into the bank.
 
 example:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich
@@ -46,6 +51,8 @@ def main(arguments: Sequence[str]) -> None:
         )
     if config.bank:
         _refuse_other_than_test(config)
+    else:
+        _refuse_other_than_classifiers(config)
     _require_folders(config)
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
@@ -56,8 +63,20 @@ def main(arguments: Sequence[str]) -> None:
 
         score_bank(Path(config.bank), config, join_processes())
         return
-    run = Path(str(config.run))
+    run = config.runs[0]
     registry.task(str(read_run_config(run).get("kind")), str(run)).evaluate(run, config, join_processes())
+
+
+def _refuse_other_than_classifiers(config: EvaluateConfig) -> None:
+    """UserError for an ensemble or views of what is no classifier, and for out= that is missing or has no use."""
+    if len(config.runs) > 1 and not config.out:
+        raise UserError("evaluate.py of several runs needs out=DIR, where their scores are written")
+    if len(config.runs) == 1 and config.out:
+        raise UserError(f"out={config.out}: the scores of one run are written into the run: leave out= out")
+    for run in config.runs:
+        kind = read_run_config(run).get("kind")
+        if kind != "classification" and (len(config.runs) > 1 or config.views > 1):
+            raise UserError(f"{run}: only runs of train_classifier.py are scored together, or by views=")
 
 
 def _refuse_other_than_test(config: EvaluateConfig) -> None:
@@ -70,6 +89,8 @@ def _refuse_other_than_test(config: EvaluateConfig) -> None:
         raise UserError(
             f"{config.bank}: a bank is scored against its types' test images: leave out split=, domain= and folds="
         )
+    if config.views > 1 or config.out:
+        raise UserError(f"{config.bank}: views= and out= are for runs of train_classifier.py: leave them out")
 
 
 def _require_folders(config: EvaluateConfig) -> None:
@@ -77,7 +98,7 @@ def _require_folders(config: EvaluateConfig) -> None:
     if config.bank and not Path(config.bank).is_dir():
         raise UserError(f"{config.bank}: no image bank here; make one with launchers/synthesize.py")
     config.require_dataset()
-    for run in (config.run, config.classifier, config.features):
+    for run in (config.classifier, config.features):
         if run and run != "inception":
             read_run_config(Path(run))
 

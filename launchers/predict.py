@@ -1,24 +1,31 @@
 """Predict the cell type of raw images with a trained classifier.
 
 usage:
-  python launchers/predict.py run=DIR images=PATH out=DIR [domain=NAME] [min_confidence=0.9] [heatmaps=true]
-      run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote
-      images=PATH   an image, or a folder of images at any depth
+  python launchers/predict.py images=PATH out=DIR [run=DIR] [domain=NAME] [views=8] [min_confidence=0.9]
+      run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
+                    run=[A,B,C]: runs that answer together, by the mean of their probabilities; image sizes, crops,
+                    normalisers and training data may differ, the cell types may not.
+                    Without it (or run=shipped) the classifier that comes with the installation, if one does
+      views=1       answers for so many views of each image, and takes their mean: 2, it and its mirror image; 4, both
+                    upside down too; 8, all turned by a quarter too. It takes as many times as long
+      images=PATH   an image, or a folder of images at any depth; or a folder of fields with boxes in the layout of
+                    Pascal VOC (Annotations/*.xml), whose white cells are cut out as build_shards.py fields= does
       out=DIR       receives predictions.csv (path, type, confidence, one probability per type),
                     gallery.html, unreadable.csv if a file is no image, and passed_over.csv if there are files that are
                     hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
-                    by the temperature that train_classifier.py fitted on validation images. Bytes of a file name
-                    that are not text are written as \\xe4
+                    by the temperature that train_classifier.py fitted on validation images for this number of
+                    views. Bytes of a file name that are not text are written as \\xe4
       domain=NAME   the images' stain, one of the run's training data; default: its only one. A classifier of
                     normalised images applies its normaliser to images of the stain that it is made for; the crop
                     of the domain in training (data.crop) is applied too
       min_confidence=0.9  images with less confidence are marked in a column `uncertain`, and in the gallery, for a
                     person to look at; the run's report shows how many those are and how accurate the others
-      heatmaps=true  the gallery shows where in each image the classifier found its answer (Grad-CAM); for a run of a
-                    convolutional network
+      heatmaps=true  the gallery shows where in each image the classifier found its answer (Grad-CAM); for one run of
+                    a convolutional network and one view
 
 example:
   python launchers/predict.py run=runs/quickstart/classifier images=slides/today out=predictions/today
+  python launchers/predict.py run=runs/small images=raw/BCCD out=predictions/bccd
 """
 
 import os
@@ -28,14 +35,18 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
+from trainer.learners.choices import ViewCount
+from trainer.runs.arguments import one_or_more
 from trainer.runs.run_directory import require_classifier
+from trainer.runs.shipped import run_or_shipped
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """What is predicted, and where it is written."""
 
-    run: str | None = None
+    run: str | None = None  # a folder, or [A,B]: several
+    views: ViewCount = 1
     images: str | None = None
     out: str | None = None
     domain: str | None = None
@@ -49,10 +60,12 @@ class PredictConfig:
 
 def main(arguments: Sequence[str]) -> None:
     config = read_config(PredictConfig, "predict", arguments)
-    if not (config.run and config.images and config.out):
-        raise UserError("predict.py needs run=DIR images=PATH out=DIR")
-    run, images, out = Path(config.run), Path(config.images), Path(config.out)
-    require_classifier(run)
+    if not (config.images and config.out):
+        raise UserError("predict.py needs images=PATH and out=DIR")
+    runs = [run_or_shipped(run) for run in one_or_more(config.run or "shipped", "run")]
+    images, out = Path(config.images), Path(config.out)
+    for run in runs:
+        require_classifier(run)
     if not os.path.lexists(images):
         raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
@@ -63,10 +76,11 @@ def main(arguments: Sequence[str]) -> None:
     if topology.world_size > 1:
         raise UserError("predict.py is one process: start it with python, not with several processes")
     predict_images(
-        run,
+        runs,
         images,
         out,
         domain=config.domain,
+        views=config.views,
         min_confidence=config.min_confidence,
         heatmaps=config.heatmaps,
         topology=topology,

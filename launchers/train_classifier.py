@@ -8,17 +8,23 @@ usage:
       cache=DIR             keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
       cache_size=100        gigabytes that they take at most; those used longest ago make room
       run=DIR               where the run is written; the same command goes on after a stop
-      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; one of
+      model=NAME            default senet154_ge; timm is any of its models, with model.timm_name=...; frozen fits a
+                            head (model.head=linear or nearest) to its features, without training it; one of
                             {models:classification}
       model.weights=RUN     begins with another run's weights, those of a file, or timm's (pretrained)
       seen_images=leave_out   validation and test images that these weights, or the generators and the normaliser of
                             the data set, learned from are not scored; without it such a training is refused
-      data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced
+      data.image_size=224   data.domains=[barcelona]   data.sampling=class_balanced|domain_balanced
       train.epochs=200      train.global_batch=64      train.precision=fp16
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
       train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
       optimizer.learning_rate=0.001
+      optimizer=pretrained    learning rate and average for pretrained weights
+      optimizer.layer_decay=0.75   earlier layers learn more slowly: each stage at 0.75 of the next one's rate
+      train.frozen_epochs=1   epochs in which only the last layer learns
+      model.norm=group        group norm in place of batch norm; frozen: batch norm with the initial statistics
+      train.mixup=0.2   train.cutmix=1.0   mix pairs of images and their labels
       data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 

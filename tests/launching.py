@@ -64,7 +64,7 @@ PRELOADED = [
     "trainer.planning.plan",
     "trainer.tasks.classification.model_advice",
     "trainer.tasks.classification.model_card",
-    "trainer.tasks.classification.naive_bayes",
+    "trainer.tasks.classification.fitting",
     "trainer.tasks.classification.report",
 ]
 

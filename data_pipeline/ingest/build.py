@@ -33,6 +33,7 @@ from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import DECODING, ImageFacts
 from data_pipeline.ingest.litter import exclude_litter
 from data_pipeline.ingest.pixel_range import EIGHT_BITS
+from data_pipeline.ingest.regions import region_of
 from data_pipeline.ingest.scan import scan
 from data_pipeline.ingest.split_check import check_splits
 from data_pipeline.names import Names, shown
@@ -218,7 +219,8 @@ def _curate(samples: list[Sample], recipe: _Recipe, work: Work) -> list[str]:
     """
     folders = recipe.folders
     listed = frozenset(declaration.name for declaration in recipe.sources if layouts()[declaration.kind].is_file)
-    warnings = exclude_litter(samples, listed, lambda row: on_disk(folders[row.source], row.path), work)
+    whole = [row for row in samples if region_of(row.path) is None]  # somebody drew a box round each region
+    warnings = exclude_litter(whole, listed, lambda row: on_disk(folders[row.source], row.path), work)
     unmatched = apply_exclusions(samples, recipe.exclusions)
     exclude_duplicates(samples, list(folders))
     warnings += unmatched_exclusions(unmatched, samples)

@@ -5,6 +5,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from data_pipeline.ingest.regions import split_region
+
 # Control characters, surrogates, line and paragraph separators.
 _NOT_PRINTED = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
@@ -22,9 +24,8 @@ def printable(path: str | Path) -> str:
 
 
 def on_disk(folder: Path, path: str) -> Path:
-    """The file below the folder whose `printable` name is `path`."""
-    there = folder / path
-    if "\\x" not in path or os.path.lexists(there):
-        return there
+    """The file below the folder whose `printable` name is `path`; a region at its end is kept."""
+    if "\\x" not in path or os.path.lexists(folder / split_region(path)[0]):
+        return folder / path
     written = _ESCAPED.sub(lambda escaped: bytes([int(escaped[1], 16)]), path.encode())
     return folder / os.fsdecode(written)

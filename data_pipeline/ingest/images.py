@@ -11,6 +11,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageErro
 
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.pixel_range import EIGHT_BITS, to_eight_bits
+from data_pipeline.ingest.regions import Region
 
 # Increased when the pixels of a decoded file change: all files are then decoded and all shards written anew.
 DECODING = 2
@@ -41,19 +42,20 @@ class ImageFacts:
     bits: int = EIGHT_BITS  # of the range of the pixel values
 
 
-def decode_rgb(raw: bytes) -> Image.Image:
+def decode_rgb(raw: bytes, region: Region | None = None) -> Image.Image:
     """Decode a file (JPEG, PNG, TIFF, BMP, WebP, GIF) to 8-bit RGB in sRGB, upright, without alpha channel.
 
-    More than 8 bits per channel are scaled by their range (`to_eight_bits`). UnreadableImage for anything that is not
-    one whole picture: a truncated file raises and is never padded.
+    region: the part that is wanted; None for the whole picture. More than 8 bits per channel are scaled by their range
+    (`to_eight_bits`). UnreadableImage for anything that is not one whole picture: a truncated file raises and is never
+    padded; and for a region that reaches past the picture.
     """
-    return _decode(raw)[0]
+    return _decode(raw, region)[0]
 
 
-def inspect_image(raw: bytes) -> ImageFacts:
-    """Size (upright) and perceptual hash of a raw file, or why it cannot be used; never raises."""
+def inspect_image(raw: bytes, region: Region | None = None) -> ImageFacts:
+    """Size (upright) and perceptual hash of a raw file or a region of it, or why it cannot be used; never raises."""
     try:
-        image, bits = _decode(raw)
+        image, bits = _decode(raw, region)
         return ImageFacts(image.width, image.height, perceptual_hash(image), "", bits)
     except UnreadableImage as error:
         return ImageFacts(None, None, None, str(error))
@@ -74,7 +76,7 @@ def check_size(width: int, height: int) -> None:
         raise UnreadableImage(f"{width}x{height} pixels: too small to show a cell")
 
 
-def _decode(raw: bytes) -> tuple[Image.Image, int]:
+def _decode(raw: bytes, region: Region | None) -> tuple[Image.Image, int]:
     """The picture, and the bits of the range of its values."""
     if not raw:
         raise UnreadableImage("the file is empty")
@@ -87,7 +89,7 @@ def _decode(raw: bytes) -> tuple[Image.Image, int]:
                 image, bits = read_tiff(raw, check_size)
             else:
                 image, bits = _read(raw)
-            return _in_srgb(ImageOps.exif_transpose(image)), bits
+            return _part(_in_srgb(ImageOps.exif_transpose(image)), region), bits
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -95,6 +97,16 @@ def _decode(raw: bytes) -> tuple[Image.Image, int]:
     # Decoders raise anything for bad bytes.
     except Exception as error:
         raise UnreadableImage(f"damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+def _part(image: Image.Image, region: Region | None) -> Image.Image:
+    if region is None:
+        return image
+    right, bottom = region.x + region.width, region.y + region.height
+    if right > image.width or bottom > image.height:
+        raise UnreadableImage(f"the region reaches past the picture of {image.width}x{image.height} pixels")
+    check_size(region.width, region.height)
+    return image.crop((region.x, region.y, right, bottom))
 
 
 def _read(raw: bytes) -> tuple[Image.Image, int]:

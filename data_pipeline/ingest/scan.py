@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.images import ImageFacts, inspect_image
+from data_pipeline.ingest.regions import Region, file_of, region_of
 from data_pipeline.parallel import Work
 
 _GONE = "gone since the folder was listed"
@@ -24,7 +25,7 @@ class _Identity:
 
 
 def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> list[tuple[str, ImageFacts]]:
-    """Id ('' for a path that is no file) and facts of each file, in order.
+    """Id ('' for a path that is no file) and facts of each file or region (`split_region`), in order.
 
     known: facts of ids that were decoded before; such files are only hashed. A path that is no file (a pipe, a broken
     link) has a problem. UserError for files that the system refuses to read, for one that changes meanwhile, and for
@@ -43,32 +44,40 @@ def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> 
 def no_file(path: Path) -> str:
     """Why the path is no regular file; '' for a file. OSError when the system refuses to look."""
     try:
-        mode = path.stat().st_mode
+        mode = file_of(path).stat().st_mode
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ELOOP):
             raise
-        return "a link to nothing" if path.is_symlink() else _GONE
+        return "a link to nothing" if file_of(path).is_symlink() else _GONE
     # Reading a pipe would wait forever for its writer, and a device has no end.
     kinds = ("socket", stat.S_ISSOCK), ("pipe", stat.S_ISFIFO), ("folder", stat.S_ISDIR), ("device", stat.S_ISCHR)
     return "" if stat.S_ISREG(mode) else f"a {next((kind for kind, is_it in kinds if is_it(mode)), 'device')}, no file"
 
 
 def read_unchanged(path: Path, identity: str) -> bytes:
-    """The bytes of a scanned raw file; UserError when they have changed or cannot be read."""
+    """The bytes of the whole scanned raw file; UserError when they have changed or cannot be read."""
     try:
-        raw = path.read_bytes()
+        raw = file_of(path).read_bytes()
     except OSError as error:
         _refuse_unread([(path, str(error.strerror))])
         raise
-    if hashlib.sha256(raw).hexdigest() != identity:
+    if _identity(raw, region_of(path)) != identity:
         raise UserError(f"{path}: changed while the data set was being built; run the build again")
     return raw
+
+
+def _identity(raw: bytes, region: Region | None) -> str:
+    """SHA-256 (hex) of a file's bytes; for a region, of the file's and the region."""
+    whole = hashlib.sha256(raw).hexdigest()
+    return whole if region is None else hashlib.sha256(f"{whole}{region}".encode()).hexdigest()
 
 
 def _identify(path: Path) -> _Identity:
     try:
         problem = no_file(path)
-        return _Identity(problem=problem) if problem else _Identity(hashlib.sha256(path.read_bytes()).hexdigest())
+        if problem:
+            return _Identity(problem=problem)
+        return _Identity(_identity(file_of(path).read_bytes(), region_of(path)))
     except FileNotFoundError:
         return _Identity(problem=_GONE)
     except OSError as error:
@@ -77,7 +86,7 @@ def _identify(path: Path) -> _Identity:
 
 def _refuse_unseen(gone: Sequence[Path]) -> None:
     """UserError for files that another node did not find, and this one sees."""
-    here = [path for path in gone if path.exists()]
+    here = [path for path in gone if file_of(path).exists()]
     if here:
         raise UserError(
             f"{here[0]}: a node of the cluster does not see this file, nor {len(here) - 1} more: the raw images must "
@@ -97,4 +106,4 @@ def _refuse_unread(refused: Sequence[tuple[Path, str]]) -> None:
 
 def _inspect(file: tuple[str, Path]) -> ImageFacts:
     identity, path = file
-    return inspect_image(read_unchanged(path, identity))
+    return inspect_image(read_unchanged(path, identity), region_of(path))

@@ -25,6 +25,7 @@ from data_pipeline.disk import aside, put_in_place, temporary_folder
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import DECODING, decode_rgb
+from data_pipeline.ingest.regions import Region, region_of
 from data_pipeline.ingest.scan import read_unchanged
 from data_pipeline.shards.store import Root, Store
 
@@ -94,9 +95,11 @@ class ShardTask:
     settings: ShardSettings
 
 
-def encode_image(raw: bytes, codec: Codec, stored_size: int | None, quality: int = 95) -> bytes:
-    """Decode a raw file and encode it as `encode_pixels` does; UnreadableImage for bytes that are no image."""
-    return _encode(decode_rgb(raw), codec, stored_size, quality)
+def encode_image(
+    raw: bytes, codec: Codec, stored_size: int | None, quality: int = 95, region: Region | None = None
+) -> bytes:
+    """Decode a raw file, or a region of it, and encode it as `encode_pixels` does. Raises as `decode_rgb`."""
+    return _encode(decode_rgb(raw, region), codec, stored_size, quality)
 
 
 def encode_pixels(pixels: npt.NDArray[np.uint8], settings: ShardSettings) -> bytes:
@@ -224,7 +227,8 @@ def write_images(folder: Path, stem: str, codec: Codec, stored: Iterable[tuple[S
 
 def _encode_sample(row: Sample, task: ShardTask) -> bytes:
     raw = read_unchanged(on_disk(task.raw_folder, row.path), row.id)
-    return encode_image(raw, task.settings.codec, task.settings.stored_size, task.settings.quality)
+    settings = task.settings
+    return encode_image(raw, settings.codec, settings.stored_size, settings.quality, region_of(row.path))
 
 
 def tar_members(path: Path) -> list[tuple[str, int, int]]:

@@ -7,7 +7,12 @@ from data_pipeline.sources.declaration import SourceDeclaration, Survey, raw_lay
 from data_pipeline.sources.labels import survey_images
 
 
-@raw_layout("barcelona", "PBC_dataset_normal_DIB as downloaded", public=True)
+@raw_layout(
+    "barcelona",
+    "PBC_dataset_normal_DIB as downloaded",
+    public=True,
+    licence="CC BY 4.0. Acevedo et al. 2020, Data in Brief 30:105474, doi:10.17632/snkd93bnjr.1",
+)
 def survey(declaration: SourceDeclaration) -> Survey:
     """The set names no patients, so each image is a group of its own.
 

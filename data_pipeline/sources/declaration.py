@@ -100,6 +100,7 @@ class RawLayout:
     help: str  # its line of --help
     survey: Callable[[SourceDeclaration], Survey]
     public: bool = False  # a known data set, named after the keyword; else the user gives name= and domain=
+    licence: str = ""  # of a public data set, and its citation, for model cards
     is_file: bool = False  # PATH is a file that lists the images; else it is their folder
     group_by_folder: bool = False  # group= says whether sub-folders name patients or slides
     group_of: Callable[[str], str] | None = None  # the group that a path alone tells; an audit computes it again

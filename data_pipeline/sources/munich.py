@@ -18,7 +18,13 @@ def original_of(path: str) -> str:
     return original.group(1) if original else ""
 
 
-@raw_layout("munich", "AML-Cytomorphology_LMU as downloaded", public=True, group_of=original_of)
+@raw_layout(
+    "munich",
+    "AML-Cytomorphology_LMU as downloaded",
+    public=True,
+    licence="CC BY 3.0. Matek et al. 2019, The Cancer Imaging Archive, doi:10.7937/tcia.2019.36f5o9ld",
+    group_of=original_of,
+)
 def survey(declaration: SourceDeclaration) -> Survey:
     """Group: code and first number, so that copies of one original stay together."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 from data_pipeline.errors import UserError
+from data_pipeline.ingest.regions import region_of, split_region
 from data_pipeline.names import Names, difference, plain, shown
 from data_pipeline.sources.csv_files import read_csv
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, check_domain, raw_layout
@@ -39,9 +40,10 @@ class _Line:
 def survey(declaration: SourceDeclaration) -> Survey:
     """The images a table lists. Paths count from the table's folder; an empty label means unlabelled.
 
-    Group: the patient, else the slide, else the image itself, inside this source: `7` in another table is another
-    person. Spellings of one identifier are one (`canonical`), unless the declaration is of an older data set. A row's
-    domain goes before the declared one. UserError names the wrong line.
+    An image may be a region of a file (`split_region`). Group: the patient, else the slide, else the image itself or
+    the file that it is a region of, inside this source: `7` in another table is another person. Spellings of one
+    identifier are one (`canonical`), unless the declaration is of an older data set. A row's domain goes before the
+    declared one. UserError names the wrong line.
     """
     merged = declaration.group is not None
     # Older data sets ignored a column `Patient`: reading it as patient would move images to other splits.
@@ -56,7 +58,8 @@ def survey(declaration: SourceDeclaration) -> Survey:
         if line["domain"]:
             check_domain(line["domain"], f"{declaration.root}, line {line.number}")
         patient, slide = (canonical(line[name]) if merged else line[name] for name in ("patient", "slide"))
-        group = f"patient {patient}" if patient else f"slide {slide}" if slide else ""
+        field = split_region(line.path)[0] if region_of(line.path) else ""
+        group = f"patient {patient}" if patient else f"slide {slide}" if slide else f"field {field}" if field else ""
         cell_type = read_label(line["label"])
         domain = line["domain"] or declaration.domain
         images.append(RawImage(line.path, line["label"], cell_type or "", group, domain, None, listed=True))
@@ -83,14 +86,15 @@ def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str
         where = f"{declaration.root}, line {number}"
         if not row["image"]:
             raise UserError(f"{where}: no image named; fill the column image")
-        found = files.find(row["image"])
+        file, region = split_region(row["image"])
+        found = files.find(file)
         if len(found) > 1:
             several = " or ".join(f"'{shown(path)}'" for path in found[:3])
             raise UserError(f"{where}: '{shown(row['image'])}' can be {several}; write the one that is meant, exactly")
         if found:
-            lines.append(_Line(number, row, found[0]))
+            lines.append(_Line(number, row, f"{found[0]}{region or ''}"))
         else:
-            missing.append((number, row["image"]))
+            missing.append((number, file))
     if missing:
         number, written = missing[0]
         raise UserError(

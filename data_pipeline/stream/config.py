@@ -19,8 +19,11 @@ class StreamConfig:
     # (network stores). null: windowed where shards lie in a store and the sampling is uniform, else global.
     order: Literal["global", "windowed"] | None = None
     window: int = 4096  # size of the shuffle window in samples, with order: windowed
-    # uniform: every image once an epoch. class_balanced: every cell type equally often.
-    sampling: Literal["uniform", "class_balanced"] = "uniform"
+    # uniform: every image once an epoch. class_balanced: every cell type equally often. domain_balanced: every cell
+    # type equally often, and within a type every domain, as far as `most_repeats` allows.
+    sampling: Literal["uniform", "class_balanced", "domain_balanced"] = "uniform"
+    # domain_balanced: how many times as often as the others of its type an image is drawn, at most.
+    most_repeats: float = 20.0
     threads: int | None = field(default=None, metadata=AFFECTS_NOTHING)  # of DALI, at most; null: see threads.py
     prefetch: int = field(default=2, metadata=AFFECTS_NOTHING)  # batches decoded ahead, if decoding has its own threads
     deterministic: bool = False  # the same pixels on every run of one GPU kind
@@ -35,6 +38,8 @@ class StreamConfig:
         for name in ("image_size", "window", "prefetch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name}={getattr(self, name)}: must be at least 1")
+        if self.most_repeats < 1:
+            raise ValueError(f"data.most_repeats={self.most_repeats}: must be at least 1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"data.threads={self.threads}: must be at least 1, or null")
         for domain, share in self.crop.items():

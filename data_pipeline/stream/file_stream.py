@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data_pipeline.errors import UnreadableImage
+from data_pipeline.ingest.regions import file_of, region_of
 from data_pipeline.ingest.scan import no_file
 from data_pipeline.shards.writer import ShardSettings, encode_image
 from data_pipeline.stream.config import StreamConfig, check_crop
@@ -15,7 +16,10 @@ from data_pipeline.stream.stream import MicroBatch, Topology
 
 
 class FileStream:
-    """Batches of raw files, in order. Files that are no images are left out and named in `unreadable`."""
+    """Batches of raw files, or regions of them (`split_region`), in order.
+
+    Files that are no images are left out and named in `unreadable`.
+    """
 
     def __init__(
         self,
@@ -58,9 +62,8 @@ class FileStream:
             try:
                 if problem := no_file(path):
                     raise UnreadableImage(problem)
-                encoded = encode_image(
-                    path.read_bytes(), self._storage.codec, self._storage.stored_size, self._storage.quality
-                )
+                raw, storage = file_of(path).read_bytes(), self._storage
+                encoded = encode_image(raw, storage.codec, storage.stored_size, storage.quality, region_of(path))
             except OSError as error:
                 self.unreadable[path] = f"cannot be read ({error.strerror})"
             except UnreadableImage as error:

@@ -111,13 +111,56 @@ class ClassBalancedOrder:
         for label in np.unique(chosen):
             members = self._rows_by_class[label]
             inside = chosen == label
-            walks, steps = np.divmod(turns[inside], len(members))
-            found = np.empty_like(steps)
-            for walk in np.unique(walks):
-                key = derive_key(self._seed, "class walk", int(label), int(walk))
-                found[walks == walk] = permute(key, steps[walks == walk], len(members))
-            result[inside] = members[found]
+            result[inside] = members[_walk(self._seed, "class walk", int(label), turns[inside], len(members))]
         return result
+
+
+class DomainBalancedOrder:
+    """Every class equally often, and within a class every domain, as far as no image is repeated too often.
+
+    An image is drawn at most `most_repeats` times as often as the others of its class: a domain of few images is then
+    drawn less often. An epoch is about as long as the table, in a new random order each time. Of one class and domain,
+    no image is drawn again before all were.
+    """
+
+    def __init__(self, labels: npt.ArrayLike, domains: npt.ArrayLike, seed: int, most_repeats: float) -> None:
+        """`labels`, `domains`: class and domain of each row. `most_repeats`: at least 1."""
+        labels, domains = np.asarray(labels), np.asarray(domains)
+        classes = np.unique(labels)
+        self._seed = seed
+        self._members: list[Rows] = []  # rows of each class and domain
+        counts: list[float] = []  # their draws in an epoch
+        for label in classes:
+            of_class = labels == label
+            members = [np.flatnonzero(of_class & (domains == domain)) for domain in np.unique(domains[of_class])]
+            sizes = np.array(list(map(len, members)))
+            weights = np.minimum(sizes.max(), most_repeats * sizes)
+            self._members += members
+            counts += (len(labels) / len(classes) * weights / weights.sum()).tolist()
+        self._counts = np.ceil(counts).astype(np.int64)
+        self._ends = self._counts.cumsum()
+        self.epoch_size = int(self._ends[-1])
+
+    def rows(self, epoch: int, positions: Rows) -> Rows:
+        places = permute(derive_key(self._seed, "domain order", epoch), positions, self.epoch_size)
+        chosen = np.searchsorted(self._ends, places, side="right")
+        # How often the class and domain was drawn before, in this order.
+        turns = (epoch + 1) * self._counts[chosen] + places - self._ends[chosen]
+        result = np.empty_like(positions)
+        for cell in np.unique(chosen):
+            members, inside = self._members[cell], chosen == cell
+            result[inside] = members[_walk(self._seed, "domain walk", int(cell), turns[inside], len(members))]
+        return result
+
+
+def _walk(seed: int, purpose: str, number: int, turns: Rows, size: int) -> Rows:
+    """Which of `size` members is shown at each turn: int64 [n]. Random permutations of all, one after another."""
+    walks, steps = np.divmod(turns, size)
+    found = np.empty_like(steps)
+    for walk in np.unique(walks):
+        key = derive_key(seed, purpose, number, int(walk))
+        found[walks == walk] = permute(key, steps[walks == walk], size)
+    return found
 
 
 def rank_slice(size: int, rank: int, world_size: int) -> slice:

@@ -21,11 +21,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.split_check import way_out
 from data_pipeline.shards.reader import ShardBytes
 from data_pipeline.stream.augment import draw_parameters
+from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig, default_order
 from data_pipeline.stream.pipeline import GraphConfig, GraphInputs, run_graph
 from data_pipeline.stream.read_ahead import ReadAhead
 from data_pipeline.stream.sampling import (
     ClassBalancedOrder,
+    DomainBalancedOrder,
     GlobalBatches,
     Order,
     Rows,
@@ -86,6 +88,7 @@ class Stream:
         topology: Topology = Topology(),
         epoch_size: int | None = None,
         make_order: Callable[[npt.ArrayLike], Order] | None = None,
+        operations: Sequence[Augmentation] = (),
     ) -> None:
         """A stream over the images of `cell_types` in `splits` and `folds`, restricted to `ids`; None takes all.
 
@@ -94,6 +97,7 @@ class Stream:
         epoch_size: draws in a class-balanced epoch, in place of the number of images. Two streams of one domain each
         with equal cell types, seed and epoch_size show the same cell type at the same position. Other orders ignore it.
         make_order: from the label of each row to its order, in place of config's.
+        operations: change the images in place of config's where training is False.
         UserError when no image is selected, the batch does not fit, data.crop names a domain that is not in the data
         set, or, with epoch_size, a cell type has no image.
         """
@@ -104,7 +108,7 @@ class Stream:
         self._seed = seed
         self._topology = topology
         self._dataset = dataset
-        self._operations = config.augment.operations if training else ()
+        self._operations = config.augment.operations if training else tuple(operations)
         self._place = "/".join(splits or SPLITS) + (f", folds {', '.join(map(str, folds))}" if folds else "")
         self.samples = self._select(splits, folds, ids)
         numbers = {name: number for number, name in enumerate(cell_types)}
@@ -207,11 +211,13 @@ class Stream:
     def _make_order(self, epoch_size: int | None) -> Order:
         if not self.training:
             return SequentialOrder(len(self.samples))
+        if self.config.sampling != "uniform" and self.config.order == "windowed":
+            raise UserError(
+                f"data.sampling={self.config.sampling} draws from all shards at once and needs data.order=global"
+            )
+        if self.config.sampling == "domain_balanced":
+            return DomainBalancedOrder(self.labels, self.samples["domain"], self._seed, self.config.most_repeats)
         if self.config.sampling == "class_balanced":
-            if self.config.order == "windowed":
-                raise UserError(
-                    "data.sampling=class_balanced draws from all shards at once and needs data.order=global"
-                )
             if epoch_size is not None:
                 self._require_every_type()
                 # Whole batches: no draw is dropped with a tail, so a type's images stay even over epochs too.

@@ -10,9 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from models.classifiers.architectures.timm import classifier_names, pretrained_config, pretrained_weights
+from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.architectures.timm import (
+    classifier_names,
+    converted,
+    feature_size,
+    pretrained_config,
+    pretrained_weights,
+)
 from models.classifiers.config import ClassifierConfig
-from models.classifiers.weights import load_weights, read_weights
+from models.classifiers.norm import replace_batch_norms, without_statistics
+from models.classifiers.weights import bare_names, load_weights, read_weights
 from models.errors import ModelError
 
 # Every classifier takes images of this side in pixels.
@@ -66,20 +74,30 @@ def build_classifier(
         raise ModelError(f"a classifier needs at least one cell type, not {number_of_types}")
     family = import_module(f"models.classifiers.architectures.{config.architecture}")
     network: nn.Module = family.build(config, number_of_types, image_size)
+    if config.norm is not None:
+        replace_batch_norms(network, config.norm)
     if image_size is not None:
         refuse_small_images(network, config, max(image_size, config.least_size))
-    classifiers = classifier_names(config.timm_name) if config.architecture == "timm" else ("last_linear",)
+    is_timm = config.architecture in ("timm", "frozen")
+    classifiers = classifier_names(config.timm_name) if is_timm else ("last_linear",)
     if config.weights == "pretrained":
-        weights = pretrained_weights(config, image_size)
-        load_weights(network, weights, f"timm {config.timm_name}", classifiers, ("attention",))
+        weights, source = pretrained_weights(config, image_size), f"timm {config.timm_name}"
     elif config.weights is not None:
-        weights = read_weights(Path(config.weights)) if weights is None else weights
-        if all(name.startswith("network.") for name in weights):  # saved with its input adapter
-            weights = {name.removeprefix("network."): value for name, value in weights.items()}
-        load_weights(network, weights, config.weights, classifiers, ("attention",))
+        weights, source = bare_names(read_weights(Path(config.weights)) if weights is None else weights), config.weights
+        if is_timm:
+            weights = converted(network, weights)
+    if config.weights is not None and weights is not None:
+        if config.architecture == "frozen":  # a file has the last layer too
+            weights = {name: value for name, value in weights.items() if name.rpartition(".")[0] not in classifiers}
+        if config.norm == "group":
+            weights = without_statistics(weights)
+        load_weights(network, weights, source, classifiers, ("attention",))
     if config.timm_name:
         default = pretrained_config(config.timm_name)
-        network = InputAdapter(network, default.mean, default.std, config.least_size)
+        adapter = InputAdapter(network, default.mean, default.std, config.least_size)
+        if config.architecture == "frozen":
+            return FrozenClassifier(adapter, feature_size(network), config, number_of_types)
+        return adapter
     return network
 
 

@@ -19,15 +19,25 @@ class ClassifierConfig:
 
     name: str = "senet154_ge"  # for reports and run directories
     # A file of models/classifiers/architectures. "senet": the fields below; "timm": the model `timm_name`;
-    # "sequential": a plain CNN of `layers` and `widths`; "naive_bayes": hand-made features, fitted without gradients.
+    # "sequential": a plain CNN of `layers` and `widths`; "naive_bayes": hand-made features, fitted without gradients;
+    # "frozen": the features of `timm_name`, which are not trained, and a head that is fitted to them.
     architecture: str = "senet"
-    # "timm": the network itself; "senet": the timm model whose pretrained weights fit the trunk. If it is not empty,
-    # images are normalised inside the network to that model's mean and deviation.
+    # "timm", "frozen": the network itself; "senet": the timm model whose pretrained weights fit the trunk. If it is not
+    # empty, images are normalised inside the network to that model's mean and deviation.
     timm_name: str = "legacy_senet154"
     least_size: int = 0  # with timm_name: smaller images are enlarged to this side inside the network
     # None, "pretrained" (timm's, downloaded), a .safetensors / .pt / .pth file, or a run of train_classifier.py
     weights: str | None = None
     dropout: float = 0.2  # before the last layer
+    # Normalisation layers. None: the network's own. "group": group norm in the place of each batch norm. "frozen":
+    # batch norms use the running statistics of the initial weights, in training too.
+    norm: Literal["group", "frozen"] | None = None
+
+    # "frozen" only. linear: logistic regression; nearest: k nearest neighbours. The l2 penalty, or k, has the
+    # lowest log loss on validation images.
+    head: Literal["linear", "nearest"] = "linear"
+    # Features of each training image: 1: of the image as it is; more: of so many augmented copies less one, too.
+    views: int = 1
 
     # The trunk ("senet", "sequential"): one entry of layers and widths per stage, each stage at half the resolution.
     # "bottleneck": SENet-154's, out = 4 * width; "basic": two 3x3 convolutions, out = width
@@ -57,8 +67,12 @@ class ClassifierConfig:
         check_choices(self, "model")
         if self.architecture not in ARCHITECTURES:
             raise ModelError(f"model.architecture={self.architecture!r}: choose one of {', '.join(ARCHITECTURES)}")
-        if self.architecture == "timm" and not self.timm_name:
-            raise ModelError("model.timm_name is empty: architecture=timm needs the name of a timm model")
+        if self.architecture in ("timm", "frozen") and not self.timm_name:
+            raise ModelError(
+                f"model.timm_name is empty: architecture={self.architecture} needs the name of a timm model"
+            )
+        if self.views < 1:
+            raise ModelError(f"model.views={self.views}: must be at least 1")
         if self.least_size < 0 or (self.least_size and not self.timm_name):
             raise ModelError(f"model.least_size={self.least_size}: 0, or with model.timm_name a side in pixels")
         if self.architecture == "naive_bayes" and (self.timm_name or self.weights is not None):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -10,7 +11,8 @@ class NearestNeighbours(nn.Module):
     """Votes of the k nearest stored features, each weighted by exp(cosine / temperature) (DINO, Caron et al. 2021).
 
     Features float32 [n, d] -> logits float32 [n, types]: the logarithm of each type's share of the votes.
-    `stored` [m, d], of unit length, and `labels` int64 [m] are in the state dict; a state dict of another m fits too.
+    `stored` [m, d], of unit length, `labels` int64 [m] and the number of neighbours are in the state dict; one of
+    another m fits too.
     """
 
     stored: Tensor
@@ -29,8 +31,15 @@ class NearestNeighbours(nn.Module):
         nearest, rows = similarity.topk(min(self.neighbours, len(self.labels)), dim=1)
         # A softmax: the largest exponent is subtracted, so that no vote overflows.
         votes = (nearest / self.temperature).softmax(dim=1)[:, None]
-        shares = (votes @ functional.one_hot(self.labels[rows], self.types).to(votes.dtype))[:, 0]
+        of_type = self.labels[rows][..., None] == torch.arange(self.types, device=rows.device)
+        shares = (votes @ of_type.to(votes.dtype))[:, 0]
         return shares.clamp_min(1e-6).log()  # a type without a vote keeps a finite logit
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.neighbours)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.neighbours = int(state)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         for name in ("stored", "labels"):

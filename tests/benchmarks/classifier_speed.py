@@ -54,6 +54,7 @@ class ClassifierSpeed:
             f"data.image_size={classifier.image_size}",
             f"train.global_batch={classifier.batch}",
             f"train.precision={classifier.precision}",
+            "train.channels_last=false",  # unless it is one of the choices
             *classifier.settings,
             *more,
         ]

@@ -40,6 +40,7 @@ from trainer.runs.registry import algorithm_names
 # What these were made for; all others take their launcher's.
 _IMAGE_SIZES = {"senet_small_ge": 96, "senet_tiny_ge": 64}
 _LEFT_OUT = {
+    "frozen": "learns without gradients",
     "naive_bayes": "learns without gradients",
     "timm": "names no model of its own",
     "stain_student": "needs a trained teacher",

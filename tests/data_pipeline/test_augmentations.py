@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_a_new_augmentation_is_one_module_and_one_yaml(copy: Path, tiny_dataset:
 
 def test_every_draw_depends_on_seed_and_position_alone() -> None:
     """Else another number of processes, or a restart, would train on other images."""
-    config = AugmentConfig(dye_amount=0.2, channel_gain=0.2, channel_mixing=0.1, density_offset=0.05)
+    config = AugmentConfig(**preset("laboratory"))
     assert [type(each) for each in config.operations] == list(registered())
     together = draw_parameters(config.operations, 4, np.arange(100, 140), 64)
     apart = [draw_parameters(config.operations, 4, np.arange(first, first + 1), 64) for first in range(100, 140)]
@@ -116,18 +117,23 @@ def test_every_draw_depends_on_seed_and_position_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "active"),
+    ("name", "active"),
     [
         ("none", []),
         ("flip", ["geometry"]),
         ("quarter_turns", ["geometry"]),
         ("geometry", ["geometry"]),
         ("stain", ["geometry", "stain"]),
+        ("laboratory", ["geometry", "background", "stain", "blur", "camera", "noise", "compression", "cutout"]),
     ],
 )
-def test_a_preset_is_drawn_as_it_says(preset: str, active: list[str]) -> None:
-    settings = yaml.safe_load((ROOT / "configs/data/augment" / f"{preset}.yaml").read_text()) or {}
-    assert [each.name for each in AugmentConfig(**settings).operations] == active
+def test_a_preset_is_drawn_as_it_says(name: str, active: list[str]) -> None:
+    assert [each.name for each in AugmentConfig(**preset(name)).operations] == active
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of `data/augment=NAME`."""
+    return yaml.safe_load((ROOT / "configs/data/augment" / f"{name}.yaml").read_text()) or {}
 
 
 def test_two_augmentations_of_one_name_are_refused() -> None:

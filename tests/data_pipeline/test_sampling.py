@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.randomness import normal, permute, philox, uniform
-from data_pipeline.stream.sampling import ClassBalancedOrder, UniformOrder, WindowedOrder, rank_slice
+from data_pipeline.stream.sampling import (
+    ClassBalancedOrder,
+    DomainBalancedOrder,
+    UniformOrder,
+    WindowedOrder,
+    rank_slice,
+)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +126,49 @@ def test_rank_slices_cover_a_batch_once_in_even_parts(size: int, world_size: int
     assert [i for part in slices for i in range(part.start, part.stop)] == list(range(size))
     lengths = [part.stop - part.start for part in slices]
     assert max(lengths) - min(lengths) <= 1
+
+
+cell_counts = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 8)), min_size=1, max_size=4)
+
+
+@given(cell_counts, st.sampled_from([1.0, 2.5, 5.0, 100.0]), st.integers(0, 3))
+def test_domains_are_balanced_within_types_but_no_image_is_repeated_too_often(
+    counts: list[tuple[int, int]], most_repeats: float, seed: int
+) -> None:
+    """Else ten images of a second laboratory are learned by heart, or a laboratory's images are never seen."""
+    labels = np.repeat(np.arange(2 * len(counts)) // 2, np.ravel(counts))
+    domains = np.repeat(np.tile(["a", "b"], len(counts)), np.ravel(counts))
+    order = DomainBalancedOrder(labels, domains, seed, most_repeats)
+    size, epochs = order.epoch_size, 3
+    drawn = np.bincount(np.concatenate([order.rows(epoch, np.arange(size)) for epoch in range(epochs)])) / epochs
+    assert abs(size - len(labels)) <= 2 * len(counts)
+    for label, (of_a, of_b) in enumerate(counts):
+        cells = [drawn[(labels == label) & (domains == domain)] for domain in "ab"]
+        for cell in cells:
+            assert len(cell) == 0 or (cell.max() - cell.min()) * epochs <= 1 + 1e-9, "again before all were drawn"
+            assert len(cell) == 0 or cell.sum() >= 1
+        a, b = (float(cell.sum()) for cell in cells)
+        assert a + b == pytest.approx(len(labels) / len(counts), abs=2), "types are drawn equally often"
+        if of_b:
+            share = min(max(of_a, of_b), most_repeats * of_a) / min(max(of_a, of_b), most_repeats * of_b)
+            assert a == pytest.approx(share * b, abs=1 + share)
+
+
+def test_a_part_of_a_domain_balanced_epoch_can_be_asked_for() -> None:
+    """A resumed run begins in the middle of an epoch, and asks for one rank's positions only."""
+    labels, domains = np.arange(90) % 3, np.array(["a"] * 80 + ["b"] * 10)
+    order = DomainBalancedOrder(labels, domains, 7, 5.0)
+    whole = order.rows(2, np.arange(order.epoch_size))
+    assert (order.rows(2, np.arange(30, 60)) == whole[30:60]).all()
+    assert (order.rows(1, np.arange(order.epoch_size)) != whole).any()
+
+
+def test_rare_images_of_a_second_laboratory_are_drawn_as_often_as_the_cap_says() -> None:
+    """The case that balance is for: 1,000 and 200 cells of one type, 400 and 10 of another."""
+    labels = np.repeat([0, 0, 1, 1], [1000, 200, 400, 10])
+    domains = np.repeat(["home", "away", "home", "away"], [1000, 200, 400, 10])
+    order = DomainBalancedOrder(labels, domains, 0, 5.0)
+    rows = order.rows(0, np.arange(order.epoch_size))
+    away, home = (np.bincount(labels[rows[domains[rows] == domain]]).tolist() for domain in ("away", "home"))
+    assert away == [403, 90]  # 805 of each type: half of them, and 50 of 450
+    assert home == [403, 716]

@@ -183,6 +183,16 @@ def test_balanced_batches_hold_every_type_equally(dataset: Dataset) -> None:
     assert counts.tolist() == [4, 4, 4]
 
 
+def test_domain_balanced_batches_hold_every_type_of_every_domain_equally(two_domains: Dataset) -> None:
+    config = StreamConfig(image_size=24, sampling="domain_balanced", threads=1)
+    stream = Stream(two_domains, config, splits=["train"], cell_types=TYPES, global_batch=13, training=True)
+    assert stream.batches_per_epoch == 3  # of 39 images: 3 and 11, 17 and 1, 1 and 6 of a type
+    drawn = stream.samples.iloc[np.concatenate([stream.rows(batch) for batch in range(3)])]
+    counts = drawn.groupby(["cell_type", "domain"]).size()
+    assert len(counts) == 6
+    assert counts.between(4, 7).all()
+
+
 @given(st.integers(2, 9), st.integers(9, 60), st.integers(1, 3), st.integers(0, 5))
 def test_two_domains_show_the_same_type_at_the_same_position(
     two_domains: Dataset, batch: int, epoch_size: int, world_size: int, seed: int
@@ -333,6 +343,7 @@ def test_a_flipped_byte_in_a_shard_is_named_not_trained_on(dataset: Dataset, tmp
         ({"global_batch": 5000}, "global_batch=5000 is more than"),
         ({"global_batch": 3, "micro_batch": 1, "world_size": 2}, "cannot be cut into 2 micro-batches"),
         ({"sampling": "class_balanced", "order": "windowed"}, "needs data.order=global"),
+        ({"sampling": "domain_balanced", "order": "windowed"}, "sampling=domain_balanced draws from all shards"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_line(

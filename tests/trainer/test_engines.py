@@ -32,6 +32,8 @@ ARGUMENTS = (
     "optimizer.schedule=constant",
     "optimizer.warmup=0",
     "optimizer.clip_norm=0.5",
+    "optimizer.layer_decay=0.5",
+    "train.frozen_epochs=1",
     *TINY,
 )
 
@@ -52,7 +54,7 @@ def test_a_run_under_zero_goes_on_under_another_engine_and_on_another_number_of_
     """Killed twice; the part between on other terms, whose sums differ in their last bits.
 
     On fewer processes SGD in place of Adam, which divides noise by noise where gradients vanish. Several micro-batches
-    to a step, gradient clipping at work, no dropout.
+    to a step, gradient clipping at work, no dropout, a learning rate for each stage.
     """
     arguments = [f"shards={tiny_dataset.root}", *ARGUMENTS, *optimizer, "train.micro_batch=3"]
     undisturbed = launch("train_classifier", *arguments, "run=undisturbed", processes=2)

@@ -23,7 +23,7 @@ from trainer.reports.gallery import thumbnail
 from trainer.runs.normalizers.bundle import NormalizerBundle, Selection
 from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.tasks.classification.calibration import Calibrated
-from trainer.tasks.classification.evaluation import NormalizedClassifier
+from trainer.tasks.classification.ensemble import NormalizedClassifier
 from trainer.tasks.classification.grad_cam import HEAT_SIDE, GradCam, in_picture
 
 CPU = torch.device("cpu")

@@ -28,9 +28,9 @@ from trainer.metrics.evaluation import (
 )
 from trainer.metrics.measures import measures, shown
 from trainer.runs.record import RunRecord
-from trainer.runs.training_data import save_training_data
+from trainer.runs.training_data import read_training_data, save_training_data
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.model_card import command, write_model_card
+from trainer.tasks.classification.model_card import command, model_card, write_model_card
 
 TYPES = (*TINY_TYPES, "platelet")
 
@@ -172,3 +172,16 @@ def test_what_is_not_there_is_said(tiny_dataset: Dataset, tmp_path: Path) -> Non
     (tmp_path / "training_data.json").write_text("{")
     with pytest.raises(UserError, match=r"training_data\.json: damaged"):
         write_model_card(tmp_path)
+
+
+def test_licences_of_public_images_and_weights_stand_in_the_card(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    weights = "model.weights=elsewhere/tf_efficientnet_lite0.safetensors"
+    config = configured("model.architecture=timm", "model.timm_name=tf_efficientnet_lite0", weights)
+    write_config(tmp_path, tiny_dataset, config)
+    save_training_data(tmp_path, tiny_dataset, StreamConfig(image_size=32))
+    trained_on = read_training_data(tmp_path) or {}
+    trained_on["sources"] = [{"name": name, "kind": name, "domain": name} for name in ("barcelona", "munich", "bccd")]
+    text = model_card("shipped", RunRecord.read(tmp_path), trained_on, [], None)
+    licences = text.split("## Licences and citations")[1].split("##")[0]
+    for said in ("barcelona: CC BY 4.0", "munich: CC BY 3.0", "bccd: MIT", "timm's tf_efficientnet_lite0, apache-2.0"):
+        assert said in licences

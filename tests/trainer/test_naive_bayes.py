@@ -21,8 +21,8 @@ from tests.conftest import TINY_TYPES, Launch
 from trainer.loop.log import read_records
 from trainer.runs.training import train
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.fitting import take_fit
 from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.naive_bayes import take_fit
 
 ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=5")
 
@@ -57,7 +57,7 @@ def test_probabilities_are_those_of_scikit_learn() -> None:
     theirs = GaussianNB().partial_fit(features, labels, classes=range(4))  # nothing of type 3
     ours = NaiveBayes(4)
     take_fit(ours, theirs)
-    found = ours.log_posterior(torch.from_numpy(features)).exp().numpy()
+    found = ours.classify(torch.from_numpy(features)).exp().numpy()
     known = GaussianNB().fit(features, labels).predict_proba(features)
     np.testing.assert_allclose(found[:, :3], known, atol=1e-9)
     assert (found[:, 3] == 0).all()

@@ -31,7 +31,7 @@ def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[s
     ],
 )
 def test_a_runs_only_domain_is_the_default(trained: Any, asked: str | None, answer: str | None) -> None:
-    assert resolve_domain(trained, asked) == answer
+    assert resolve_domain([trained], trained, asked) == answer
 
 
 @pytest.mark.parametrize(
@@ -46,4 +46,13 @@ def test_a_runs_only_domain_is_the_default(trained: Any, asked: str | None, answ
 )
 def test_an_unknown_domain_and_one_that_must_be_named_are_refused(trained: Any, asked: str | None, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        resolve_domain(trained, asked)
+        resolve_domain([trained], trained, asked)
+
+
+def test_an_ensemble_takes_a_domain_that_one_of_its_runs_knows() -> None:
+    """The others answer for it as for any laboratory that they were not trained on."""
+    members = [run("giemsa"), run("violet", crop={"violet": 0.5})]
+    assert [resolve_domain(members, each, None) for each in members] == ["giemsa", "violet"]
+    assert [resolve_domain(members, each, "violet") for each in members] == ["violet", "violet"]
+    with pytest.raises(UserError, match="use one of giemsa, violet"):
+        resolve_domain(members, members[0], "purple")

@@ -18,11 +18,13 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.sources import SourceDeclaration
 from tests.evaluations import evaluation_of
+from trainer.metrics.corruption import CorruptionRecord, CorruptionScores
 from trainer.metrics.evaluation import (
     MOST_WRONG,
     RIGHT_PER_TYPE,
     ClassifierEvaluation,
     ScoredData,
+    load_evaluations,
     predictions_frame,
     save_evaluation,
 )
@@ -132,6 +134,19 @@ def write_logs(run: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run / "metrics.jsonl").write_text(text + '{"kind": "step", "st')  # killed while writing
     (run / "config.yaml").write_text("model:\n  name: small<script>alert(1)</script>\n")
+
+
+def test_scores_on_corrupted_images_have_a_table(dataset: Dataset, tmp_path: Path) -> None:
+    record = evaluate(tmp_path, dataset, own=True)
+    scores = [CorruptionScores("noise", severity, 0.9, share) for severity, share in ((1, 0.75), (2, 0.5))]
+    record = dataclasses.replace(record, corruptions=CorruptionRecord.of(scores))
+    (saved,) = load_evaluations(tmp_path)
+    assert saved.predictions is not None
+    save_evaluation(tmp_path, record, saved.predictions, own_test=True)
+    page = Page(write_run_report(tmp_path))
+    assert "Mean over all kinds and severities: balanced accuracy 62.5, accuracy 90.0." in page.text
+    (table,) = [each for each in page.tables if each[0][0] == "corruption"]
+    assert table == [["corruption", "severity 1", "severity 2"], ["noise", "75.090.0", "50.090.0"]]
 
 
 def test_report_is_one_file_with_the_numbers_of_the_evaluation(dataset: Dataset, tmp_path: Path) -> None:

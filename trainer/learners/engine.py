@@ -1,7 +1,7 @@
 """What makes a learner's network data-parallel: gradient averaging over ranks, precision, loss scaling."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -38,8 +38,11 @@ class Engine(Protocol):
     def set_gradient(self, gradients: Mapping[str, torch.Tensor]) -> None:
         """Set the gradient, by parameter name; averaged over ranks."""
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        """One optimizer step, then clear the gradient; returns the gradient's L2 norm before clipping (scalar)."""
+    def step(self, learning_rates: Sequence[float]) -> torch.Tensor:
+        """One optimizer step, then clear the gradient; returns the gradient's L2 norm before clipping (scalar).
+
+        learning_rates: of each of the optimizer's parameter groups.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """The complete states `optimizer` and `scaler` in torch's format, which every engine can load.
@@ -104,9 +107,9 @@ class AcceleratedEngine:
         for name, parameter in self._module.named_parameters():
             parameter.grad = averaged[name]
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self, learning_rates: Sequence[float]) -> torch.Tensor:
+        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
         limit = math.inf if self._clip_norm is None else self._clip_norm
         norm = self._accelerator.clip_grad_norm_(self._module.parameters(), limit)
         self._optimizer.step()
@@ -150,7 +153,7 @@ class LoneEngine:
         for name, parameter in self.network.named_parameters():
             parameter.grad = gradients[name]
 
-    def step(self, learning_rate: float) -> torch.Tensor:
+    def step(self, learning_rates: Sequence[float]) -> torch.Tensor:
         limit = math.inf if self._clip_norm is None else self._clip_norm
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), limit)
         self._optimizer.step()

@@ -1,6 +1,6 @@
 """A learner: one network with its optimizer, schedule, engine and running average (contract C8)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -14,7 +14,7 @@ from trainer.learners.average import RunningAverage
 from trainer.learners.choices import EngineName, NetworkChoices, Precision
 from trainer.learners.engine import make_engine
 from trainer.learners.network_choices import checkpoint_activations, require_compiler, resting_statistics
-from trainer.learners.optimizer import make_optimizer, schedule_factor
+from trainer.learners.optimizer import group_rates, make_optimizer
 from trainer.learners.optimizer_config import OptimizerConfig
 
 Part = TypeVar("Part")
@@ -78,22 +78,32 @@ class Learner:
         setting: Setting,
         *,
         moves: int = 1,
-        choices: NetworkChoices = NetworkChoices(),
+        frozen_steps: int = 0,
+        choices: NetworkChoices = NetworkChoices(channels_last=False),
     ) -> None:
-        """moves: optimizer steps for each step of the run. choices: how the network computes."""
+        """moves: optimizer steps for each step of the run. choices: how the network computes.
+
+        frozen_steps: steps at the start in which only the last layer's weights change; running statistics change too.
+        UserError where layers shall learn at different rates and the network has no order of layers.
+        """
         self.name, self.config, self.setting = name, config, setting
         self.steps = 0
         self.device = PartialState().device
-        self._total_steps = setting.total_steps * moves
+        self._total_steps, self._frozen_steps = setting.total_steps * moves, frozen_steps
         if choices.checkpoint_activations:
             checkpoint_activations(module)
         if choices.compile:
             require_compiler(self.device)
         self.module = on_device(module, self.device)
-        if choices.channels_last:
+        channels_last = choices.channels_last
+        if channels_last is None:
+            channels_last = self.device.type == "cpu" and setting.engine == "ddp"
+        if channels_last:
             self.module = self.module.to(memory_format=torch.channels_last)
         self._recomputes = choices.checkpoint_activations
-        optimizer = make_optimizer(self.module, config, self.device, rehearsal=setting.rehearsal)
+        by_layer = config.layer_decay < 1 or frozen_steps > 0
+        optimizer = make_optimizer(self.module, config, self.device, by_layer=by_layer, rehearsal=setting.rehearsal)
+        self._depths = [group["depth"] for group in optimizer.param_groups]
         self._engine = make_engine(setting.engine, self.module, optimizer, setting.precision, config.clip_norm)
         # Training only; evaluation and checkpoints use the uncompiled module.
         self._compiled: Any = torch.compile(self._engine.network) if choices.compile else None
@@ -113,8 +123,11 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the next step."""
-        return self.config.learning_rate * schedule_factor(self.config, self.steps, self._total_steps)
+        """Learning rate of the last layer in the next step."""
+        return self._rates([0])[0]
+
+    def _rates(self, depths: Sequence[int]) -> list[float]:
+        return group_rates(self.config, depths, self.steps, self._total_steps, self._frozen_steps)
 
     @property
     def loss_scale(self) -> float | None:
@@ -160,7 +173,7 @@ class Learner:
         Returns the gradient's L2 norm before clipping (scalar on the device). A gradient that overflowed the loss scale
         is skipped and lowers this learner's scale alone.
         """
-        norm = self._engine.step(self.learning_rate)
+        norm = self._engine.step(self._rates(self._depths))
         self.steps += 1
         if self._average is not None:
             self._average.update(self.module, self.steps)

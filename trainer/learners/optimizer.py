@@ -7,21 +7,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.learners.layers import layer_depths
 from trainer.learners.optimizer_config import OptimizerConfig
 
 
 def make_optimizer(
-    module: nn.Module, config: OptimizerConfig, device: torch.device, *, rehearsal: bool = False
+    module: nn.Module, config: OptimizerConfig, device: torch.device, *, by_layer: bool = False, rehearsal: bool = False
 ) -> torch.optim.Optimizer:
     """The optimizer of a network's trainable weights; weight decay for matrices and kernels only.
 
-    rehearsal: on fake tensors; the state is allocated and no weight changes.
+    by_layer: weights of different depths are in different parameter groups; `depth` of a group: see layer_depths.
+    rehearsal: on fake tensors; the state is allocated and no weight changes. UserError for by_layer with a network
+    whose layers have no order.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    depths = layer_depths(module) if by_layer else {}
+    groups: list[dict[str, Any]] = []
+    for depth in sorted({depths.get(parameter, 0) for parameter in parameters}):
+        at_depth = [parameter for parameter in parameters if depths.get(parameter, 0) == depth]
+        groups += [
+            {"params": [p for p in at_depth if p.ndim > 1], "weight_decay": config.weight_decay, "depth": depth},
+            {"params": [p for p in at_depth if p.ndim <= 1], "weight_decay": 0.0, "depth": depth},
+        ]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         if rehearsal:
@@ -63,6 +70,18 @@ class AllocatingOptimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None and not self.state[parameter]:
                     self.state[parameter].update({name: torch.zeros_like(parameter) for name in self._names})
+
+
+def group_rates(
+    config: OptimizerConfig, depths: Sequence[int], step: int, total_steps: int, frozen_steps: int = 0
+) -> list[float]:
+    """Learning rate of each parameter group at a step, from the groups' depths (see layer_depths).
+
+    Each stage's rate is `layer_decay` times that of the stage after it. In the first `frozen_steps`, weights of depth
+    above 0 have rate 0.
+    """
+    rate = config.learning_rate * schedule_factor(config, step, total_steps)
+    return [0.0 if depth and step < frozen_steps else rate * config.layer_decay**depth for depth in depths]
 
 
 def schedule_factor(config: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -83,9 +83,9 @@ class ZeroEngine:
             torch.stack([(weight * gradients[name]).sum() for name, weight in self.network.named_parameters()]).sum()
         )
 
-    def step(self, learning_rate: float) -> torch.Tensor:
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+    def step(self, learning_rates: Sequence[float]) -> torch.Tensor:
+        for group, rate in zip(self._optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
         self._engine.step()
         if self._scale is not None:
             self._scale.update(overflowed=self._optimizer.overflow)

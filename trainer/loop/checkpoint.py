@@ -12,16 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import distributed, nn
 
+from data_pipeline.disk import replace_through
 from data_pipeline.errors import UserError
 
-_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.pt")
+_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})-(?P<digest>[0-9a-f]{16})\.(pt|safetensors)")
+# Of EfficientNet-Lite0's 3.4 million weights, 0.2 million lie in smaller tensors. Stored as they are, they reduce the
+# largest difference of a probability from 0.045 to 0.005, and add 5 % to the file.
+_LARGE = 20_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file: its step and the first 16 hex digits of its SHA-256 stand in its name."""
+    """A checkpoint file: its step and the first 16 hex digits of its SHA-256 stand in its name.
+
+    A `.pt` file holds the state of all learners, a `.safetensors` file the weights of one.
+    """
 
     path: Path
     step: int
@@ -39,6 +49,10 @@ class Checkpoint:
                 "delete it and run the same command again to go on from the one before, or where it is the only "
                 "one, train again in another run=DIR"
             )
+        if self.path.suffix == ".safetensors":
+            with safe_open(self.path, "pt") as file:
+                learner = file.metadata()["learner"]
+            return {"learners": {learner: {"module": load_file(self.path), "average": None}}}
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         return state
 
@@ -86,6 +100,23 @@ class CheckpointStore:
         partial.rename(self.directory / f"step-{step:09d}-{digest}.pt")
         self.drop_old()
 
+    def save_weights(self, step: int, learner: str, weights: Mapping[str, torch.Tensor]) -> Checkpoint:
+        """Write the weights of one learner's network as the best checkpoint: for use, not to resume from.
+
+        Large tensors are in half precision. Those below _LARGE elements keep theirs: variances of batch norms may be
+        too small for it, and errors of the first layers grow in all others.
+        """
+        stored = {
+            name: (value.half() if value.is_floating_point() and value.numel() >= _LARGE else value).contiguous()
+            for name, value in weights.items()
+        }
+        content = safetensors_bytes(stored, {"learner": learner})
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"best-{step:09d}-{digest}.safetensors"
+        replace_through(path, content)
+        return Checkpoint(path, step, digest)
+
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None before the first."""
         return max(self._found("step"), key=lambda found: found.step, default=None)
@@ -95,7 +126,7 @@ class CheckpointStore:
         return max(self._found("best"), key=lambda found: found.step, default=None)
 
     def _found(self, kind: str) -> list[Checkpoint]:
-        matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(self.directory.glob("*.pt"))]
+        matches = [(path, _NAME.fullmatch(path.name)) for path in sorted(self.directory.glob("*-*"))]
         return [
             Checkpoint(path, int(match["step"]), match["digest"])
             for path, match in matches

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from data_pipeline.disk import replacing
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from trainer.metrics.classification import Scores, Trust
+from trainer.metrics.corruption import CorruptionRecord
 from trainer.metrics.records import read_record, to_json, write_json
 
 OWN_TEST = "metrics.json"
@@ -50,6 +51,14 @@ class ScoredCheckpoint:
     file: str | None
     step: int | None
     sha256: str
+
+
+@dataclass(frozen=True)
+class ScoredMember:
+    """A member of an ensemble that was scored."""
+
+    run: str  # its folder
+    checkpoint: ScoredCheckpoint
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,9 @@ class ClassifierEvaluation(Evaluation):
     not_scored: dict[str, int]  # other type -> number of its images
     scores: Scores
     calibration: CalibrationRecord
+    views: int = 1  # mirrored and turned views of each image, whose mean answer was scored
+    members: list[ScoredMember] = field(default_factory=list)  # of an ensemble, all; `checkpoint` is the first's
+    corruptions: CorruptionRecord | None = None  # None: not scored
 
 
 @dataclass(frozen=True)
@@ -149,7 +161,8 @@ def save_record(run: Path, content: Mapping[str, Any], *, own_test: bool) -> Pat
 
     The run's own test split is metrics.json, any other <dataset>-<split>-<domains>.json. The same data scored
     again replaces its file; where a name is taken by other data (another content hash or normaliser), the
-    content hash, and then a number, is appended. Each file is renamed into place whole.
+    content hash, and then a number, is appended. The number of views is part of the name. Each file is renamed
+    into place whole.
     """
     target = _free_path(run / "evaluation", content, own_test)
     write_json(target, content)
@@ -176,6 +189,7 @@ def _free_path(folder: Path, content: Mapping[str, Any], own_test: bool) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     data = content["dataset"]
     words = [Path(data["path"]).name, data["split"], "+".join(data["domains"])]
+    words += [f"views{content['views']}"] if content.get("views", 1) > 1 else []
     stem = "-".join(re.sub(r"[^A-Za-z0-9.+_]+", "_", word) or "all" for word in words)
     names = [*([OWN_TEST.removesuffix(".json")] if own_test else []), stem, f"{stem}-{data['content_hash'][:12]}"]
     names += [f"{names[-1]}-{number}" for number in range(2, 1000)]
@@ -187,9 +201,11 @@ def _free_path(folder: Path, content: Mapping[str, Any], own_test: bool) -> Path
 
 
 def _scored_by(content: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Equal for two evaluations of the same images prepared alike."""
+    """Equal for two evaluations of the same images prepared alike, by the same ensemble if it is one."""
     data = content["dataset"]
-    return data["content_hash"], data["split"], tuple(data["domains"]), json.dumps(content["normalizer"])
+    members = sorted(each["run"] for each in content.get("members", ()))
+    images = data["content_hash"], data["split"], tuple(data["domains"])
+    return *images, json.dumps(content["normalizer"]), content.get("views", 1), members
 
 
 def _scored(path: Path) -> tuple[Any, ...] | None:

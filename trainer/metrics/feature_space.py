@@ -13,6 +13,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from data_pipeline.errors import UserError
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
+from models.classifiers.fitted import FittedClassifier
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -119,6 +120,9 @@ def penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(network, SENetGE):
         features = network.features(images).mean((2, 3))
         return features, network.last_linear(features)
+    if isinstance(network, FittedClassifier):
+        features = network.features(images)
+        return features, network.classify(features)
     timm_model: Any = network
     maps = timm_model.forward_features(images)
     return timm_model.forward_head(maps, pre_logits=True).flatten(1), timm_model.forward_head(maps)

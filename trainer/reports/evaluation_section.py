@@ -30,14 +30,14 @@ def data_words(record: ClassifierEvaluation) -> str:
     data = record.dataset
     word = "domain" if len(data.domains) == 1 else "domains"
     normalised = "" if record.normalizer is None else f", normalised by {_normalizer(record)}"
-    return (
-        f"{data.name}, {data.split} split, {word} {', '.join(data.domains) or 'all'}, {data.count} images{normalised}"
-    )
+    views = f", {record.views} views of each" if record.views > 1 else ""
+    domains = ", ".join(data.domains) or "all"
+    return f"{data.name}, {data.split} split, {word} {domains}, {data.count} images{views}{normalised}"
 
 
 def data_facts(record: ClassifierEvaluation) -> Facts:
     """The lines that name an evaluation's data, checkpoint and normaliser."""
-    data, checkpoint, scores, calibration = record.dataset, record.checkpoint, record.scores, record.calibration
+    data, scores, calibration = record.dataset, record.scores, record.calibration
     fitted = calibration.remark or f"fitted on {calibration.validation_images} validation images"
     rows = [
         ("data set", f"{data.path} (content {data.content_hash[:12]})"),
@@ -47,8 +47,10 @@ def data_facts(record: ClassifierEvaluation) -> Facts:
     if record.not_scored:
         left = ", ".join(f"{count} {cell_type or 'unlabelled'}" for cell_type, count in record.not_scored.items())
         rows.append(("not scored", f"{left}: not among the model's types"))
+    scored = [(f"member {each.run}", each.checkpoint) for each in record.members] or [("checkpoint", record.checkpoint)]
+    rows += [(name, f"{each.file}, step {each.step} (SHA-256 {each.sha256[:12]})") for name, each in scored]
     rows += [
-        ("checkpoint", f"{checkpoint.file}, step {checkpoint.step} (SHA-256 {checkpoint.sha256[:12]})"),
+        ("views of each image", str(record.views)),
         ("normaliser", _normalizer(record)),
         ("intervals", f"{scores.interval.method}; {scores.interval.resamples} resamples"),
         ("temperature", f"{calibration.temperature:.3f}, {fitted}"),
@@ -104,6 +106,7 @@ def evaluation_section(evaluation: SavedEvaluation) -> Section:
         _confusion_table(record, words),
         _reliability(evaluation, words),
         _selective(evaluation, words),
+        *_corruptions(evaluation.record, words),
         *_galleries(evaluation, words),
     ]
     title = f"{'Own test split' if evaluation.is_own_test else 'Evaluation'}: {_title_words(record.dataset)}"
@@ -150,6 +153,27 @@ def _selective(evaluation: SavedEvaluation, words: str) -> Figure:
         "person, give predict.py a confidence from the right as min_confidence=."
     )
     return Figure(figures.risk_coverage(selective.curve, evaluation.name), caption)
+
+
+def _corruptions(record: ClassifierEvaluation, words: str) -> list[Block]:
+    """Scores on the images as a worse microscope, camera or stain would give them; nothing where not scored."""
+    found = record.corruptions
+    if found is None:
+        return []
+    caption = (
+        f"Balanced accuracy on corrupted images in per cent, accuracy below ({words}); severity 1 is mild. Mean over "
+        f"all kinds and severities: balanced accuracy {100 * found.balanced_accuracy:.1f}, "
+        f"accuracy {100 * found.accuracy:.1f}."
+    )
+    rows = [
+        [
+            Cell(kind),
+            *(Cell(f"{100 * each.balanced_accuracy:.1f}", f"{100 * each.accuracy:.1f}") for each in severities),
+        ]
+        for kind, severities in found.by_kind.items()
+    ]
+    head = ["corruption", *(f"severity {each.severity}" for each in next(iter(found.by_kind.values())))]
+    return [Table(caption, head, rows)]
 
 
 def _title_words(data: ScoredData) -> str:

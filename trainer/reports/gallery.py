@@ -15,6 +15,7 @@ from PIL import Image
 from data_pipeline.errors import UnreadableImage, UserError
 from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import decode_rgb
+from data_pipeline.ingest.regions import file_of, region_of
 from data_pipeline.progress_bar import progress_bar
 from trainer.metrics.evaluation import HEAT, PROBABILITY
 from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
@@ -190,7 +191,10 @@ def thumbnail(source: Path | bytes, alt: str, heat: bytes | None = None, *, midd
     heat: as grad_cam.in_picture gives it, laid over it; with middle_square, of the picture's middle square.
     """
     try:
-        small = decode_rgb(source.read_bytes() if isinstance(source, Path) else source)
+        if isinstance(source, Path):
+            small = decode_rgb(file_of(source).read_bytes(), region_of(source))
+        else:
+            small = decode_rgb(source)
         small.thumbnail((_SIZE, _SIZE))
     except (OSError, UnreadableImage):
         return NO_PICTURE

@@ -108,6 +108,16 @@ def read_text(hint: Any, text: str, key: str) -> Any:
     return read_scalar(inner, text, key)
 
 
+def one_or_more(text: str, key: str) -> list[str]:
+    """The values of an argument that is one text, DIR, or a list, [A,B]. UserError for no value, or one given twice."""
+    if not text.startswith("["):
+        return [text]
+    values: list[str] = read_text(list[str], text, key)
+    if not values or len(set(values)) < len(values):
+        raise UserError(f"{key}={text}: name at least one, and each once")
+    return values
+
+
 def without_none(hint: Any) -> tuple[Any, bool]:
     """The type without its None, and whether there was one."""
     if get_origin(hint) not in _UNIONS:

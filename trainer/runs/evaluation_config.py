@@ -1,16 +1,21 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from data_pipeline.dataset_config import DatasetConfig, SeenChoice
+from trainer.learners.choices import ViewCount
+from trainer.runs.arguments import one_or_more
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(DatasetConfig):
     """What to score."""
 
-    run: str | None = None
+    run: str | None = None  # a folder, or [A,B]: several
+    views: ViewCount = 1
+    out: str | None = None  # of several runs: where their scores are written
     bank: str | None = None
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
@@ -20,3 +25,14 @@ class EvaluateConfig(DatasetConfig):
     classifier: str | None = None
     lpips_weights: str | None = None
     inception_weights: str | None = None
+    corruptions: bool = False
+
+    @property
+    def runs(self) -> list[Path]:
+        """The runs that are scored together."""
+        return [Path(run) for run in one_or_more(str(self.run), "run")]
+
+    @property
+    def folder(self) -> Path:
+        """Where the scores are written: `out`, or the only run."""
+        return Path(self.out) if self.out else self.runs[0]

@@ -55,6 +55,12 @@ class Augmentation(ABC):
         return {}
 
 
+def check_fraction(name: str, value: float) -> None:
+    """ValueError unless a setting is from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"data.augment.{name}={value}: must be from 0 to 1")
+
+
 Operation = TypeVar("Operation", bound=type[Augmentation])
 _REGISTRY: dict[str, type[Augmentation]] = {}
 

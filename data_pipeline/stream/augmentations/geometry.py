@@ -17,6 +17,8 @@ from data_pipeline.stream.augmentations import Augmentation, Parameters, registe
 # From the cheapest: no-op; mirror; an upright or quarter-turned rectangle becomes the whole image; any affine map.
 Kind = Literal["none", "mirror", "region", "affine"]
 
+_ROUNDING = 1e-3  # pixels within which a border counts as reached
+
 
 @register("geometry", order=10)
 @dataclass(frozen=True)
@@ -76,7 +78,6 @@ class Geometry(Augmentation):
     def resize_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         if self.kind != "region":
             return {}
-        # A rectangle that reaches past the border repeats the border's pixels.
         return {"roi_start": given["start"], "roi_end": given["end"], "roi_relative": True}
 
     def apply(self, images: Any, given: Mapping[str, Any]) -> Any:
@@ -86,6 +87,10 @@ class Geometry(Augmentation):
             return fn.warp_affine(images, matrix=given["affine"], fill_value=None, inverse_map=True)
         if self.kind != "region":
             return images
+        # A rectangle that reaches past the border repeats the border's pixels: the image's mirror image instead.
+        if given["past_border"]:
+            images = _mirror_past(images, given["rows"], axis=0)
+            images = _mirror_past(images, given["columns"], axis=1)
         if given["transposed"]:
             images = fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
         return images
@@ -98,7 +103,8 @@ def regions_of(affine: npt.NDArray[np.float32], image_size: int) -> Parameters:
     """Affine maps float32 [n, 2, 3] with quarter turns only, as rectangles of the input.
 
     start, end: float32 [n, 2], corners as fractions of height and width; an end before its start mirrors.
-    transposed: bool [n], whether rows then become columns.
+    transposed: bool [n], whether rows then become columns. rows, columns: int32 [n, 3], how many rows (columns) of
+    the resized rectangle lie before, in and after the image. past_border: bool [n], whether any lies outside.
     """
     linear, translation = affine[:, :, :2], affine[:, :, 2]
     transposed = np.abs(linear[:, 0, 1]) > np.abs(linear[:, 0, 0])
@@ -106,4 +112,32 @@ def regions_of(affine: npt.NDArray[np.float32], image_size: int) -> Parameters:
     extent = np.where(transposed[:, None], linear[:, [0, 1], [1, 0]], linear[:, [0, 1], [0, 1]])
     start = translation / image_size
     first, last = (corner[:, ::-1].astype(np.float32) for corner in (start, start + extent))  # x, y -> height, width
-    return {"start": first, "end": last, "transposed": transposed}
+    inside = np.sort(np.stack([-first, 1 - first]) / (last - first), axis=0).clip(0, 1) * image_size
+    third = image_size // 3  # a mirror image is no wider than what it mirrors
+    before = np.minimum(np.ceil(inside[0] - _ROUNDING), third)
+    until = np.maximum(np.floor(inside[1] + _ROUNDING), image_size - third)
+    lines = np.stack([before, until - before, image_size - until], axis=2).astype(np.int32)  # [n, 2, 3]
+    outside = np.asarray((lines[:, :, 1] < image_size).any(axis=1))
+    return {
+        "start": first,
+        "end": last,
+        "transposed": transposed,
+        "rows": lines[:, 0],
+        "columns": lines[:, 1],
+        "past_border": outside,
+    }
+
+
+def _mirror_past(images: Any, lines: Any, axis: int) -> Any:
+    """Images whose rows (axis 0) or columns (1) outside `lines` are the mirror image of those inside."""
+    from nvidia.dali import fn
+
+    flipped = fn.flip(images, horizontal=axis, vertical=1 - axis)
+    before, inside, after = lines[0], lines[1], lines[2]
+    whole = before + inside + after
+    parts = [
+        fn.slice(flipped, whole - 2 * before, before, axes=[axis]),
+        fn.slice(images, before, inside, axes=[axis]),
+        fn.slice(flipped, after, after, axes=[axis]),
+    ]
+    return fn.cat(*parts, axis=axis)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.randomness import derive_key, normal, uniform
-from data_pipeline.stream.augmentations import Augmentation, Parameters, register
+from data_pipeline.stream.augmentations import Augmentation, Parameters, check_fraction, register
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,8 +40,7 @@ class Stain(Augmentation):
     bytes_per_value: ClassVar[int] = 4 + 4 + 2 + 4  # float32 densities twice, 16-bit densities, float32 intensities
 
     def __post_init__(self) -> None:
-        if not 0 <= self.stain_probability <= 1:
-            raise ValueError(f"data.augment.stain_probability={self.stain_probability}: must be from 0 to 1")
+        check_fraction("stain_probability", self.stain_probability)
 
     @property
     def active(self) -> bool:
@@ -57,10 +56,7 @@ class Stain(Augmentation):
         """Matrix float32 [n, 3, 3] and offset float32 [n, 3] of optical density; channels red, green, blue."""
         draws = normal(key, positions, 15)
         draws = draws * (uniform(derive_key(key, "moved"), positions, 1) < self.stain_probability)
-        dye_scale = np.exp(self.dye_amount * draws[:, :3])
-        # OD = stain vectors^T @ dye amounts: separate, scale each dye, recombine.
-        separated = np.linalg.inv(STAIN_VECTORS.T)
-        recombined = STAIN_VECTORS.T @ (dye_scale[:, :, None] * separated)
+        recombined = dye_matrix(np.exp(self.dye_amount * draws[:, :3]))
         deviation = np.where(np.eye(3, dtype=bool), self.channel_gain, self.channel_mixing)
         mixing = np.eye(3) + deviation * draws[:, 3:12].reshape(-1, 3, 3)
         offset = self.density_offset * draws[:, 12:15]
@@ -75,6 +71,14 @@ class Stain(Augmentation):
         changed = fn.coord_transform(density, M=given["matrix"], T=given["offset"])
         steps = fn.cast(changed, dtype=types.UINT16)  # saturates at 0 and 65535
         return fn.lookup_table(steps, keys=list(range(65536)), values=intensity_table, dtype=types.FLOAT)
+
+
+def dye_matrix(amounts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Matrices [n, 3, 3] of optical density that multiply each dye (methylene blue, eosin, the rest) by amounts [n, 3].
+
+    OD = stain vectors^T @ dye amounts: separate, scale each dye, recombine.
+    """
+    return np.asarray(STAIN_VECTORS.T @ (amounts[:, :, None] * np.linalg.inv(STAIN_VECTORS.T)))
 
 
 @cache

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.classifiers.config import ClassifierConfig
+from models.classifiers.fitted import FittedClassifier
 from models.classifiers.hand_features import FEATURES, hand_features
 
 
@@ -13,7 +14,7 @@ def build(config: ClassifierConfig, number_of_types: int, image_size: int | None
     return NaiveBayes(number_of_types)
 
 
-class NaiveBayes(nn.Module):
+class NaiveBayes(FittedClassifier):
     """Each type's features are independent normal variables: p(type | x) ~ p(type) * prod_f N(x_f; mean, variance).
 
     float [n, 3, S, S] in [-1, 1] -> log posterior float32 [n, number_of_types]; its softmax is the posterior.
@@ -28,15 +29,15 @@ class NaiveBayes(nn.Module):
         self.variances = _fitted(torch.ones(shape))
         self.log_priors = _fitted(torch.full((number_of_types,), -math.log(number_of_types)))
 
-    def log_posterior(self, features: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        return hand_features(images)
+
+    def classify(self, features: Tensor) -> Tensor:
         """Features float64 [n, len(FEATURES)] -> log probabilities float64 [n, number_of_types]."""
         distance = (features[:, None] - self.means).square() / self.variances
         log_likelihood = -0.5 * (distance + (2 * math.pi * self.variances).log()).sum(2)
         # Sums over many features are large: their differences need float64.
         return (self.log_priors + log_likelihood).log_softmax(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.log_posterior(hand_features(images)).float()
 
 
 def _fitted(values: Tensor) -> nn.Parameter:

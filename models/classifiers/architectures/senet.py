@@ -172,6 +172,13 @@ class SENetGE(nn.Module):
         """Whether blocks recompute their activations in the backward pass (timm's name for it)."""
         self._checkpoints_blocks = enable
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns of the names of stem and stages in their order (timm's name for it).
+
+        The attention, which no pretrained weights fit, counts with the last layer.
+        """
+        return {"stem": r"^layer0", "stages": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
     def features(self, images: Tensor) -> Tensor:
         """Y of figure 38, float [n, C, H, W]; the last layer sees its mean over H and W."""
         first = self.layer0(images)

@@ -38,6 +38,10 @@ class SequentialCNN(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Pattern of the stages' names, in their order (timm's name for it)."""
+        return {"stages": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
     def forward_features(self, images: Tensor) -> Tensor:
         """The last stage's map: float [n, 3, S, S] -> [n, C, S', S']."""
         maps: Tensor = self.stages(images)

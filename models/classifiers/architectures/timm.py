@@ -1,6 +1,7 @@
 """Any timm model, by its name. timm is imported when one is built: most runs need none."""
 
 import difflib
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +42,20 @@ def pretrained_weights(config: ClassifierConfig, image_size: int | None) -> dict
         ) from error
 
 
+def converted(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a file as timm's own loader hands them to this model.
+
+    It knows other projects' names (DINOv2's) and interpolates positions of another image size.
+    """
+    convert = getattr(import_module(type(network).__module__), "checkpoint_filter_fn", None)
+    return weights if convert is None else dict(convert(dict(weights), network))
+
+
+def feature_size(network: nn.Module) -> int:
+    """Number of features that a timm model without its last layer gives."""
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)  # type: ignore[arg-type]
+
+
 def pretrained_config(name: str) -> Any:
     """timm's record of a model (mean, std, classifier, fixed_input_size). ModelError for an unknown name."""
     import timm
@@ -66,4 +81,4 @@ def classifier_names(timm_name: str) -> tuple[str, ...]:
 
 def _fixed_size(config: ClassifierConfig, image_size: int | None) -> dict[str, Any]:
     fixed = pretrained_config(config.timm_name).fixed_input_size and image_size is not None
-    return {"img_size": image_size} if fixed else {}
+    return {"img_size": max(image_size or 0, config.least_size)} if fixed else {}

@@ -13,7 +13,6 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Topology
-from models.classifiers.architectures.naive_bayes import NaiveBayes
 from trainer.metrics.classification import epoch_scores
 from trainer.tasks.classification.adaptation_choice import Trial, best_method, cross_validate, trial, types_to_label
 from trainer.tasks.classification.adaptation_config import WITH_LABELS, AdaptConfig, Method
@@ -52,8 +51,8 @@ def adapt(config: AdaptConfig, topology: Topology) -> Path:
         _require_this(out, config)
         return out
     trained = load_classifier(source)
-    if isinstance(trained.network, NaiveBayes) or trained.normalizer is not None:
-        raise UserError(f"{source}: adapt.py takes a network that was trained on raw images, without a normaliser")
+    if trained.normalizer is not None:
+        raise UserError(f"{source}: adapt.py takes a classifier of raw images, without a normaliser")
     last_layer(trained.network)
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed

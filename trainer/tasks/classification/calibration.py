@@ -1,4 +1,4 @@
-"""Calibrated probabilities: one temperature for a classifier, fitted on validation images."""
+"""Calibrated probabilities: a temperature for a classifier and a number of views, fitted on validation images."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from data_pipeline.disk import checked, replace_through, with_checksum
 from data_pipeline.errors import UserError
 
 FILE = "calibration.json"
+_FORMAT_VERSION = 2
 # With fewer validation images no temperature is fitted.
 LEAST_IMAGES = 20
 # The upper bound is for naive Bayes, which is overconfident: it takes dependent features for independent ones.
@@ -28,6 +29,7 @@ class Calibration:
     # Why it was not fitted, or what is odd about it.
     remark: str = "not fitted: train_classifier.py, given the run's command again, fits it"
     checkpoint: str = ""  # digest of the checkpoint it was fitted for
+    views: int = 1  # of each image whose mean answer it was fitted for
 
 
 class Calibrated(nn.Module):
@@ -48,8 +50,10 @@ def calibrated_probabilities(logits: torch.Tensor, temperature: float) -> torch.
     return (logits.double() / temperature).softmax(dim=1)
 
 
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str) -> Calibration:
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str, views: int = 1) -> Calibration:
     """The temperature with the least mean negative log likelihood. logits [n, types], labels int64 [n], on the CPU.
+
+    checkpoint, views: what the logits are of.
 
     It stays 1, with a remark, for fewer than LEAST_IMAGES images, images of one type, and when all answers are right:
     the likelihood then only grows with confidence.
@@ -57,7 +61,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str)
     images = len(labels)
 
     def kept(reason: str) -> Calibration:
-        return Calibration(1.0, images, f"temperature left at 1: {reason}", checkpoint)
+        return Calibration(1.0, images, f"temperature left at 1: {reason}", checkpoint, views)
 
     if images < LEAST_IMAGES:
         return kept(f"{images} validation images are fewer than {LEAST_IMAGES}")
@@ -82,28 +86,32 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor, checkpoint: str)
     found = math.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5}).x)
     nearest = min(BOUNDS, key=lambda bound: abs(math.log(bound / found)))
     remark = f"at its bound of {nearest:g}" if abs(math.log(nearest / found)) < 1e-3 else ""
-    return Calibration(found, images, remark, checkpoint)
+    return Calibration(found, images, remark, checkpoint, views)
 
 
-def save_calibration(run: Path, calibration: Calibration) -> None:
-    """Write the run's calibration.json; it appears whole."""
-    replace_through(run / FILE, (json.dumps(with_checksum(asdict(calibration)), indent=1) + "\n").encode())
+def save_calibration(run: Path, *fitted: Calibration) -> None:
+    """Write the run's calibration.json; it appears whole. fitted: one for each number of views."""
+    content = {"format_version": _FORMAT_VERSION, "fitted": [asdict(each) for each in fitted]}
+    replace_through(run / FILE, (json.dumps(with_checksum(content), indent=1) + "\n").encode())
 
 
-def load_calibration(run: Path, checkpoint: str) -> Calibration:
+def load_calibration(run: Path, checkpoint: str, views: int = 1) -> Calibration:
     """The run's calibration for the checkpoint of this digest; temperature 1 where none was fitted to it.
 
     UserError where the file is damaged.
     """
-    path = run / FILE
+    path, none = run / FILE, Calibration(views=views)
     if not path.exists():
-        return Calibration()
+        return none
     try:
-        calibration = Calibration(**checked(json.loads(path.read_text())))
-        if not 0 < calibration.temperature < math.inf:
-            raise ValueError(f"temperature {calibration.temperature}")
-    except (OSError, ValueError, TypeError) as error:
+        content = checked(json.loads(path.read_text()))
+        # In the first version the file was one calibration, of one view.
+        fitted = [Calibration(**each) for each in content.get("fitted", [content])]
+        for each in fitted:
+            if not 0 < each.temperature < math.inf:
+                raise ValueError(f"temperature {each.temperature}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a calibration, or damaged ({error}): delete it and give the command of the run again"
         ) from error
-    return calibration if calibration.checkpoint == checkpoint else Calibration()
+    return next((each for each in fitted if (each.checkpoint, each.views) == (checkpoint, views)), none)

@@ -20,6 +20,11 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
 
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
+    # alpha of mixup's and cutmix's Beta(alpha, alpha), see mixing.py; 0: off. Both: each for half of the images.
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    # Epochs at the start in which only the last layer learns. Batch norms' running statistics change all the same.
+    frozen_epochs: int = 0
     # The validation score that chooses the best checkpoint.
     select_by: str = "balanced_accuracy"
     # Epochs without a better one after which training stops; null: no early stop.
@@ -33,6 +38,11 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
                 f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
                 f"{nearest(self.select_by, epoch_measures())}"
             )
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be above 0, or 0 for none")
+        if not 0 <= self.frozen_epochs < self.epochs:
+            raise ValueError(f"train.frozen_epochs={self.frozen_epochs}: must be at least 0 and below train.epochs")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 
@@ -52,3 +62,8 @@ class ClassifierRunConfig(RunConfig):
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.norm == "frozen" and self.model.weights is None:
+            raise ValueError("model.norm=frozen keeps the running statistics of initial weights: give model.weights")

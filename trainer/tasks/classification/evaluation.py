@@ -10,16 +10,15 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import distributed, nn
-from torch.nn import functional
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from data_pipeline.lineage import normalization, normalization_needs_label
+from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.loop.checkpoint import Checkpoint
-from trainer.loop.fit_config import FitConfig
 from trainer.metrics.classification import Scores, epoch_scores, score, trust
 from trainer.metrics.evaluation import (
     HEAT,
@@ -27,14 +26,16 @@ from trainer.metrics.evaluation import (
     ClassifierEvaluation,
     ScoredCheckpoint,
     ScoredData,
+    ScoredMember,
     SeenRecord,
     predictions_frame,
     shown_cells,
 )
 from trainer.metrics.measures import epoch_measures
-from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
+from trainer.tasks.classification.corruptions import Corruption, score_corruptions
+from trainer.tasks.classification.ensemble import Answering, Ensemble
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 
 
@@ -48,9 +49,11 @@ def scoring_stream(
     topology: Topology,
     folds: Sequence[int] | None = None,
     left_out: Collection[str] = (),
+    operations: Sequence[Augmentation] = (),
 ) -> Stream:
     """A stream of each image of the splits once, `batch` per process at a time; left_out: ids of images to skip.
 
+    operations: change the images.
     UserError for no image, and for synthetic images, which are never scored.
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
@@ -70,6 +73,7 @@ def scoring_stream(
         training=False,
         topology=topology,
         folds=folds,
+        operations=operations,
     )
 
 
@@ -93,27 +97,6 @@ def validation_scores(classifier: nn.Module, stream: Stream) -> dict[str, float]
     return epoch_scores(probabilities.numpy(), np.array(stream.labels))
 
 
-class NormalizedClassifier(nn.Module):
-    """A classifier of normalised images that takes raw ones: normaliser, resizing, classifier."""
-
-    def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
-        super().__init__()
-        self.classifier = classifier
-        # A submodule where it is a network, so that it is moved and exported too.
-        self.generator = getattr(normalizer.normalizer, "network", None)
-        self._normalizer = normalizer
-        self._image_size = image_size
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images float32 [n, 3, S, S] in [-1, 1], S the normaliser's -> logits [n, types]."""
-        normalized = self._normalizer.normalizer(images)
-        if normalized.shape[-1] != self._image_size:
-            size = (self._image_size, self._image_size)
-            normalized = functional.interpolate(normalized, size, mode="bilinear", antialias=True)
-        logits: torch.Tensor = self.classifier(normalized)
-        return logits
-
-
 @dataclass(frozen=True)
 class _Pass:
     """Images that go through the same network: those of some domains."""
@@ -123,64 +106,71 @@ class _Pass:
 
 
 def evaluate(
-    classifier: nn.Module,
-    checkpoint: Checkpoint,
+    ensemble: Ensemble,
     dataset: Dataset,
     config: StreamConfig,
     *,
     splits: Sequence[str],
-    cell_types: Sequence[str],
-    batch: int,
     topology: Topology,
-    calibration: Calibration,
     seen: SeenImages,
-    normalizer: NormalizerBundle | None = None,
     folds: Sequence[int] | None = None,
+    corruptions: Sequence[Corruption] = (),
 ) -> tuple[ClassifierEvaluation, pd.DataFrame]:
     """Score real images of the types the classifier knows; count those of other types.
 
-    calibration: its temperature turns logits into the probabilities that are scored. seen: its images are left out.
-    normalizer: of the classifier's training images; raw images of its source domain go through it first.
+    Raw images of a normaliser's source domain go through it first. config: domains, and how images are decoded. seen:
+    its images are left out. corruptions: the images are scored with each of these, too.
     Returns the record, and one row of probabilities per image; on rank 0 with heat maps of cells that a report shows.
     """
+    cell_types = ensemble.cell_types
     everything = dataset.samples(
         splits=splits, domains=config.domains, folds=folds, columns=["id", "cell_type", "origin", "domain"]
     )
     everything = everything[~everything["id"].isin(list(seen.through))]
     _refuse_label_normalized(dataset, everything)
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
-    passes = _passes(classifier, dataset, config, here, normalizer)
-    streams = [
-        scoring_stream(
-            dataset,
-            each.config,
-            splits=splits,
-            cell_types=cell_types,
-            batch=batch,
-            topology=topology,
-            folds=folds,
-            left_out=seen.through,
-        )
-        for each in passes
-    ]
-    logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
-    samples = pd.concat([stream.samples for stream in streams], ignore_index=True)
-    answers, scores, calibrated = _scores(samples, logits, cell_types, calibration)
+    passes = _passes(ensemble, dataset, config, here, topology)
+
+    def answer(*operations: Augmentation) -> tuple[torch.Tensor, pd.DataFrame]:
+        """Logits [n, types] of the images changed by these operations, and their rows."""
+        streams = [
+            scoring_stream(
+                dataset,
+                each.config,
+                splits=splits,
+                cell_types=cell_types,
+                batch=ensemble.batch,
+                topology=topology,
+                folds=folds,
+                left_out=seen.through,
+                operations=operations,
+            )
+            for each in passes
+        ]
+        logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
+        return logits, pd.concat([stream.samples for stream in streams], ignore_index=True)
+
+    logits, samples = answer()
+    answers, scores, calibrated = _scores(samples, logits, cell_types, ensemble.calibration)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
+    members = [ScoredMember(str(each.folder), _checkpoint(each.checkpoint)) for each in ensemble.members]
     record = ClassifierEvaluation(
         ScoredData(dataset.address, dataset.content_hash, split, sorted(set(samples["domain"])), len(samples)),
-        ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest),
-        _normalizer_of(dataset, samples, everything, normalizer),
+        _checkpoint(ensemble.members[0].checkpoint),
+        _normalizer_of(ensemble, dataset, samples, everything),
         SeenRecord.of(seen),
         list(cell_types),
         {str(name): int(count) for name, count in other.value_counts().items()},
         scores,
         calibrated,
+        ensemble.views,
+        members if len(members) > 1 else [],
+        corruptions=score_corruptions(answer, corruptions, cell_types) if corruptions else None,
     )
     frame = predictions_frame(samples, answers, cell_types)
     if topology.rank == 0:
-        frame[HEAT] = _heat_of_shown(frame, passes, classifier, dataset, cell_types, topology, batch)
+        frame[HEAT] = _heat_of_shown(frame, passes, ensemble, dataset, topology)
     return record, frame
 
 
@@ -196,49 +186,44 @@ def _scores(
     return answers, score(answers, *truth), record
 
 
+def _checkpoint(checkpoint: Checkpoint) -> ScoredCheckpoint:
+    return ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest)
+
+
 def _passes(
-    classifier: nn.Module,
-    dataset: Dataset,
-    config: StreamConfig,
-    domains: set[str],
-    normalizer: NormalizerBundle | None,
+    ensemble: Ensemble, dataset: Dataset, config: StreamConfig, domains: Collection[str], topology: Topology
 ) -> list[_Pass]:
-    """Raw images of the normaliser's source domain through it, those of the other domains as they are."""
+    """One pass for all domains that go through the same network; crops may differ in it."""
     known = set(dataset.samples(columns=["domain"])["domain"])
-    crop = {domain: share for domain, share in config.crop.items() if domain in known}
-    config = replace(config, cell_types=None, crop=crop)
+    alike: dict[Any, dict[str, Answering]] = {}
+    for domain in sorted(domains) or config.domains or [""]:
+        answering = ensemble.answering([domain] * len(ensemble.members))
+        through = tuple(each is not None for each in answering.normalizers)
+        alike.setdefault((answering.image_size, answering.shares, through), {})[domain] = answering
     passes = []
-    if normalizer is not None and normalizer.source in domains:
-        raw = replace(
-            config,
-            domains=[normalizer.source],
-            image_size=normalizer.image_size,
-            crop={normalizer.source: normalizer.crop},
-        )
-        passes.append(_Pass(NormalizedClassifier(classifier, normalizer, config.image_size), raw))
-        domains = domains - {normalizer.source}
-    if domains or not passes:
-        passes.append(_Pass(classifier, replace(config, domains=sorted(domains) or config.domains)))
+    for (image_size, *_), group in alike.items():
+        crop = {domain: each.crop for domain, each in group.items() if domain in known and each.crop != 1}
+        network = next(iter(group.values())).network.to(topology.device)
+        only = sorted(known & set(group)) or config.domains
+        passes.append(_Pass(network, replace(config, cell_types=None, domains=only, image_size=image_size, crop=crop)))
     return passes
 
 
 def _heat_of_shown(
     frame: pd.DataFrame,
     passes: Sequence[_Pass],
-    classifier: nn.Module,
+    ensemble: Ensemble,
     dataset: Dataset,
-    cell_types: Sequence[str],
     topology: Topology,
-    batch: int,
 ) -> "pd.Series[Any]":
-    """Heat map of each row, None where a report does not show it or the network has no feature maps."""
-    shown = pd.concat(shown_cells(frame, cell_types))
+    """Heat map of each row; None where a report does not show it, and for several views, runs or no feature maps."""
+    shown = pd.concat(shown_cells(frame, ensemble.cell_types))
     heat: dict[str, bytes] = {}
     for each in passes:
         domains = set(shown["domain"]) & set(each.config.domains or shown["domain"])
         for domain in sorted(domains):
             try:
-                grad_cam = GradCam(each.network, classifier, each.config.image_size, topology.device)
+                grad_cam = GradCam(each.network, ensemble.plain, each.config.image_size, topology.device)
             except UserError:
                 return frame["id"].map({}).astype(object)
             crop = each.config.crop.get(domain, 1.0)
@@ -246,9 +231,9 @@ def _heat_of_shown(
                 dataset,
                 replace(each.config, domains=[domain], crop={domain: crop}),
                 splits=None,
-                cell_types=cell_types,
+                cell_types=ensemble.cell_types,
                 ids=shown.loc[shown["domain"] == domain, "id"].tolist(),
-                global_batch=batch,
+                global_batch=ensemble.batch,
                 training=False,
                 topology=Topology(device=topology.device),
             )
@@ -258,11 +243,20 @@ def _heat_of_shown(
 
 
 def _normalizer_of(
-    dataset: Dataset, samples: pd.DataFrame, everything: pd.DataFrame, normalizer: NormalizerBundle | None
+    ensemble: Ensemble, dataset: Dataset, samples: pd.DataFrame, everything: pd.DataFrame
 ) -> dict[str, Any] | None:
-    """The normaliser of the scored images: on the way to the classifier, or in the data set."""
-    if normalizer is not None and normalizer.source in set(samples["domain"]):
-        return normalizer.describe() | {"images_it_learned_from": normalizer.count_seen(dataset, samples)}
+    """The normaliser of the scored images: on the way to the classifier, or in the data set.
+
+    Of an ensemble those of its members, by the members' folders.
+    """
+    domains = set(samples["domain"])
+    found = {
+        str(member.folder): through.describe() | {"images_it_learned_from": through.count_seen(dataset, samples)}
+        for member in ensemble.members
+        if (through := member.normalizer) is not None and through.source in domains
+    }
+    if found:
+        return found if len(ensemble.members) > 1 else found.popitem()[1]
     if (everything["origin"] == "normalized").any():
         return dict(normalization(dataset))
     return None
@@ -274,8 +268,3 @@ def _refuse_label_normalized(dataset: Dataset, rows: pd.DataFrame) -> None:
             f"{dataset.root}: images of this split were normalised by policy=thesis, which needed their labels: they "
             "are never scored; score split=test, or a data set normalised by policy=to_a"
         )
-
-
-def scoring_batch(config: FitConfig) -> int:
-    """Images a rank scores at a time. Scoring keeps no gradients, so what training fits fits here."""
-    return config.micro_batch or min(config.global_batch, 128)

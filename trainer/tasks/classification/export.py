@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ from data_pipeline.stream.stream import MicroBatch, Topology
 from trainer.learners.choices import Format
 from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.algorithms.cross_entropy import predict
+from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.evaluation import scoring_stream
-from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.model_card import MODEL_CARD
 from trainer.tasks.classification.raw_classifier import (
     FORMAT_VERSION,
     MODEL_FILES,
     RawClassifier,
     load_raw_classifier,
-    of_run,
+    of_ensemble,
 )
 
 # Images on which the export is compared with the live model.
@@ -40,34 +42,40 @@ _TOLERANCE = 1e-4
 
 
 def export_classifier(
-    trained: TrainedClassifier, dataset: Dataset | None, out: Path, form: Format, domain: str | None, card: Path
+    ensemble: Ensemble, dataset: Dataset | None, out: Path, form: Format, domain: str | None
 ) -> dict[str, Any]:
-    """Write a run's classifier, with its normaliser, to the folder `out`; returns the content of its model.json.
+    """Write the classifier of one run or several, with its normaliser, to the folder `out`; returns its model.json.
 
     The model maps `images` float32 [n, 3, S, S] in [-1, 1], RGB, to calibrated `probabilities` float32 [n, types].
     It is first compared with the live model on real test images of the data set, without one on rendered cells.
-    domain: the stain of the images that it is for. card: the run's model card, copied along where there is one.
+    domain: the stain of the images that it is for. A run's model card is copied along, those of several are numbered.
     UserError for a model that cannot be exported, or differs; nothing is written then.
     """
+    raw = of_ensemble(ensemble, domain)
+    with written_aside(out) as aside:
+        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
+        facts = _describe(ensemble, raw, aside, form)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
+        facts["checked"] = compare(raw, load_raw_classifier([aside], None), dataset, _TOLERANCE)
+        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
+        _copy_model_cards(ensemble, aside)
+    return facts
+
+
+@contextlib.contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A new folder that becomes `out` at the end; on an error nothing is left. UserError if `out` is there already."""
     if out.exists():
         raise UserError(f"{out}: there already: name another out=DIR, or remove it")
-    raw = of_run(trained, domain)
     aside = out.with_name(f".{out.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        (aside / MODEL_FILES[form]).write_bytes(_exported(raw, form))
-        facts = _describe(trained, raw, aside, form)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
-        facts["checked"] = _compare(raw, load_raw_classifier(aside, None), dataset)
-        (aside / DESCRIPTION).write_text(json.dumps(with_checksum(facts), indent=1))
-        if card.exists():
-            shutil.copyfile(card, aside / card.name)
+        yield aside
         aside.rename(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return facts
 
 
 class _Probabilities(nn.Module):
@@ -107,9 +115,18 @@ def _exported(raw: RawClassifier, form: Format) -> bytes:
         raise UserError(f"this classifier cannot be exported to {form} ({type(error).__name__}: {reason})") from error
 
 
-def _describe(trained: TrainedClassifier, raw: RawClassifier, folder: Path, form: Format) -> dict[str, Any]:
-    through = raw.normalizer
+def _describe(ensemble: Ensemble, raw: RawClassifier, folder: Path, form: Format) -> dict[str, Any]:
     side = raw.data.image_size
+    members = [
+        {
+            "model": member.config.model.name,
+            "checkpoint": {"file": member.checkpoint.path.name, "step": member.checkpoint.step},
+            "dataset_hash": member.dataset_hash,
+            "normalizer": None if through is None else through.describe(),
+            "temperature": calibration.temperature,
+        }
+        for member, calibration, through in zip(ensemble.members, ensemble.calibrations, raw.normalizers, strict=True)
+    ]
     return {
         "format_version": FORMAT_VERSION,
         "format": form,
@@ -126,21 +143,27 @@ def _describe(trained: TrainedClassifier, raw: RawClassifier, folder: Path, form
         "domain": raw.domain,
         "image_size": side,
         "crop": raw.crop,
-        "temperature": raw.temperature,
         "storage": dataclasses.asdict(raw.storage),
-        "normalizer": None if through is None else through.describe(),
-        "model": trained.config.model.name,
-        "checkpoint": {"file": trained.checkpoint.path.name, "step": trained.checkpoint.step},
-        "dataset_hash": trained.dataset_hash,
+        "views": ensemble.views,
+        **(members[0] if len(members) == 1 else {"members": members}),
+        "temperature": raw.temperature,
     }
 
 
-def _compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None) -> dict[str, Any]:
-    """The largest difference of a probability, and on which images. UserError where rounding does not explain it."""
+def _copy_model_cards(ensemble: Ensemble, folder: Path) -> None:
+    cards = [member.folder / MODEL_CARD for member in ensemble.members]
+    for number, card in enumerate(cards, 1):
+        if card.exists():
+            name = card.name if len(cards) == 1 else f"{card.stem}_{number}{card.suffix}"
+            shutil.copyfile(card, folder / name)
+
+
+def compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None, tolerance: float) -> dict[str, Any]:
+    """The largest difference of a probability, and on which images. UserError if it is more than `tolerance`."""
     batch = _rendered(live.data.image_size) if dataset is None else _real(live, dataset)
     answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
     difference = float((answers[0] - answers[1]).abs().max())
-    if not difference <= _TOLERANCE:
+    if not difference <= tolerance:
         raise UserError(
             f"the exported model differs from the live one by {difference:.2g} on a probability: take the other format"
         )

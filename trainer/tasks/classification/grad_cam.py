@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
+from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.build import InputAdapter
 
@@ -42,8 +43,8 @@ class GradCam:
                 sides[stage] = seen[0].shape[3]
         if not sides:
             raise UserError(
-                "this classifier has no feature maps to show where it looked (an export, naive Bayes and transformers "
-                "have none): give the run of a convolutional network, or leave heatmaps= out"
+                "this classifier has no feature maps to show where it looked (several runs or views, an export, naive "
+                "Bayes and transformers have none): give one run of a convolutional network, or leave heatmaps= out"
             )
         fine = [stage for stage, side in sides.items() if side >= _LEAST_SIDE]
         self._stage = fine[-1] if fine else max(sides, key=lambda stage: sides[stage])
@@ -91,6 +92,8 @@ def _stages(classifier: nn.Module) -> list[nn.Module]:
     """The stages of one of the project's classifiers, first to last."""
     if isinstance(classifier, InputAdapter):
         return _stages(classifier.network)
+    if isinstance(classifier, FrozenClassifier):
+        return _stages(classifier.backbone)
     if isinstance(classifier, SENetGE):
         stages = [classifier.get_submodule(name) for name in classifier.stages]
         return stages if classifier.attention is None else [*stages, classifier.attention]

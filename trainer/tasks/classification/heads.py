@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from models.classifiers.nearest_neighbours import NearestNeighbours
 from trainer.metrics.classification import epoch_scores
-from trainer.metrics.measures import epoch_measures
 
 HeadKind = Literal["linear", "nearest"]
 Features = NDArray[np.float32]
@@ -52,14 +51,13 @@ def choose_head(
     validation: tuple[Features, Labels] | None = None,
     groups: NDArray[np.generic] | None = None,
     weights: Features | None = None,
-    select_by: str = "balanced_accuracy",
 ) -> FittedHead:
-    """Fit a head to features [n, d] and labels [n]; its setting has the best score on images that were held out.
+    """Fit a head to features [n, d] and labels [n]; its setting has the lowest log loss on images that were held out.
 
     Held out are the `validation` images, or else each fold of a stratified cross-validation in turn, in which images
-    of one group (a patient; default: every image is its own) stay together. Of equal settings the one with the lower
-    log loss is taken. weights: of the images in the loss of a linear head (see `balanced_weights`). select_by: a name
-    in `epoch_measures`.
+    of one group (a patient; default: every image is its own) stay together. Every type weighs the same in the log loss.
+    It tells settings apart where few images leave their accuracies equal. weights: of the images in the loss of a
+    linear head (see `balanced_weights`).
     """
     settings = SETTINGS[kind]
     if validation is not None:
@@ -77,12 +75,12 @@ def choose_head(
             heads = _path(kind, features[rest], labels[rest], types, settings, among)
             logits[:, torch.from_numpy(held)] = _predict(heads, features[held])
         chosen_by = f"cross-validation in {len(folds)} folds"
-    scores = [epoch_scores(each.softmax(dim=1).numpy(), truth) for each in logits]
-    sign = 1 if epoch_measures()[select_by].higher_is_better else -1
-    losses = [functional.cross_entropy(each, torch.from_numpy(truth)).item() for each in logits]
-    best = max(range(len(settings)), key=lambda number: (sign * scores[number][select_by], -losses[number]))
+    shares = torch.from_numpy(balanced_weights(truth, types))
+    losses = [functional.cross_entropy(each, torch.from_numpy(truth), reduction="none") @ shares for each in logits]
+    best = int(torch.stack(losses).argmin())
     head = _path(kind, features, labels, types, settings[: best + 1], weights)[-1]
-    return FittedHead(head, settings[best], scores[best], chosen_by)
+    scores = epoch_scores(logits[best].softmax(dim=1).numpy(), truth)
+    return FittedHead(head, settings[best], scores, chosen_by)
 
 
 def fit_linear(
@@ -97,7 +95,7 @@ def fit_linear(
 
     Features float [n, d] are standardised for the fit, and the standardisation is folded into the returned layer, which
     takes them as they are. weights: of the images, float [n]; they are scaled to a mean of 1. A type without an image
-    gets a low logit everywhere. towards: a layer whose difference from the fitted one is penalised, default zero.
+    gets a low logit everywhere. towards: a layer whose weights the penalty draws the fitted ones to, instead of zero.
     """
     return regularisation_path(features, labels, types, (l2,), weights, towards)[0]
 
@@ -112,9 +110,9 @@ def regularisation_path(
 ) -> list[nn.Linear]:
     """`fit_linear` for several l2 penalties, each from the solution before it: give the strongest first."""
     inputs, truth = torch.from_numpy(features).float(), torch.from_numpy(labels)
+    before = torch.zeros(types) if towards is None else towards(inputs).detach()
     mean, deviation = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)  # a constant feature
-    before = torch.zeros(types) if towards is None else towards(inputs).detach()
     inputs = (inputs - mean) / deviation
     shares = torch.ones(len(truth)) if weights is None else torch.from_numpy(weights).float()
     shares = shares / shares.sum()

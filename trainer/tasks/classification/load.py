@@ -1,7 +1,6 @@
 """A classifier that a run has trained, and what the run says of itself."""
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle
 from trainer.runs.record import RunRecord
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.runs.training_data import read_training_data
-from trainer.tasks.classification.calibration import FILE, Calibration, load_calibration
+from trainer.tasks.classification.calibration import Calibration, load_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 
@@ -29,7 +28,7 @@ class TrainedClassifier:
     dataset_hash: content hash of the data set that it was trained on.
     storage: codec and size of the stored images of that data set; raw images get them, too, before prediction.
     normalizer: for raw images of its source domain; None if the classifier learned from raw images.
-    calibration: temperature that turns logits into probabilities; not part of the network.
+    calibration: temperature that turns logits of one view into probabilities; not part of the network.
     domains: of the training images; empty if the run does not record them.
     """
 
@@ -75,13 +74,6 @@ def load_classifier(run: Path) -> TrainedClassifier:
     return TrainedClassifier(
         network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
     )
-
-
-def tell_if_uncalibrated(trained: TrainedClassifier) -> None:
-    """A line on stderr where no temperature was fitted to the checkpoint, or the file of it is gone."""
-    if trained.calibration.checkpoint != trained.checkpoint.digest:
-        path = trained.checkpoint.path.parents[1] / FILE
-        print(f"warning: {path}: not there for this checkpoint; {trained.calibration.remark}", file=sys.stderr)
 
 
 def build_network(config: ClassifierConfig, number_of_types: int, image_size: int) -> nn.Module:

@@ -11,6 +11,9 @@ import yaml
 
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import replace_through
+from data_pipeline.sources import layouts
+from models.classifiers.architectures.timm import pretrained_config
+from models.classifiers.config import ClassifierConfig
 from trainer.metrics.classification import Scores
 from trainer.metrics.evaluation import CalibrationRecord, SavedEvaluation, load_evaluations
 from trainer.metrics.measures import Measure, measures, shown
@@ -41,22 +44,34 @@ def write_model_card(run: Path) -> Path:
     UserError when the folder is no run of train_classifier.py, or one of these files is damaged.
     """
     made: Made = RunRecord.read(run, ClassifierRunConfig.kind)
-    trained_on, evaluations, adaptation = read_training_data(run), load_evaluations(run), read_adaptation(run)
+    path = run / MODEL_CARD
+    card = model_card(run.resolve().name, made, read_training_data(run), load_evaluations(run), read_adaptation(run))
+    replace_through(path, card.encode())
+    return path
+
+
+def model_card(
+    name: str,
+    made: Made,
+    trained_on: Mapping[str, Any] | None,
+    evaluations: Sequence[SavedEvaluation],
+    adaptation: Adaptation | None,
+) -> str:
+    """The text of a card. name: its title. adaptation: of a run that adapt.py wrote."""
     parts = [
         f"---\n{yaml.safe_dump(_FRONT_MATTER, sort_keys=False)}---",
-        f"# {run.resolve().name}",
+        f"# {name}",
         _use(made, trained_on),
         _training_data(made, trained_on),
         _training(made.config),
         "" if adaptation is None else _adaptation(adaptation),
         *(_scores(evaluation) for evaluation in evaluations),
         _limits(made.cell_types, trained_on, evaluations),
+        _licences(made.config.model, trained_on),
         f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n"
         f"{command(made.config) if adaptation is None else adaptation.command}\n```",
     ]
-    path = run / MODEL_CARD
-    replace_through(path, ("\n\n".join(part for part in parts if part) + "\n").encode())
-    return path
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def command(config: ClassifierRunConfig) -> str:
@@ -265,6 +280,19 @@ def _flat_text(values: Mapping[str, Any]) -> str:
     """'name adamw; learning rate 0.001': values as arguments have them, empty ones left out."""
     flat = [(name.replace("_", " ").replace(".", ", "), value) for name, value in _settings(values)]
     return "; ".join(f"{name} {written(value)}" for name, value in flat if value not in ("", None))
+
+
+def _licences(model: ClassifierConfig, trained_on: Mapping[str, Any] | None) -> str:
+    """Licences and citations of public images and weights that it learned from; '' for none."""
+    sources = {} if trained_on is None else {source["kind"]: source["name"] for source in trained_on["sources"]}
+    known = {kind: layouts()[kind].licence for kind in sources if kind in layouts()}
+    lines = [f"Images of {sources[kind]}: {licence}" for kind, licence in known.items() if licence]
+    # A file that is named after timm's model holds its weights.
+    if model.timm_name and model.weights and Path(model.weights).stem in ("pretrained", model.timm_name):
+        licence = pretrained_config(model.timm_name).license or "licence not stated"
+        lines.append(f"Weights that the training began with: ImageNet weights of timm's {model.timm_name}, {licence}.")
+    listed = "\n".join(f"- {line}" for line in lines)
+    return f"## Licences and citations\n\n{listed}" if lines else ""
 
 
 def _facts(rows: Sequence[tuple[str, Any]]) -> str:

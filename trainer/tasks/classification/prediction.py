@@ -1,6 +1,7 @@
 """Predicting the types of raw images: predictions, unreadable files and a gallery, in one folder."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from data_pipeline.ingest.file_names import on_disk, printable
 from data_pipeline.ingest.scan import no_file
 from data_pipeline.progress_bar import track
 from data_pipeline.sources.declaration import is_hidden, list_images
+from data_pipeline.sources.fields import find_cells, has_annotated_fields
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.evaluation import HEAT
@@ -28,21 +30,24 @@ _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.htm
 
 
 def predict_images(
-    run: Path,
+    runs: Sequence[Path],
     source: Path,
     out: Path,
     *,
     domain: str | None,
+    views: int,
     min_confidence: float | None,
     heatmaps: bool,
     topology: Topology,
 ) -> None:
-    """Predict the type of each image of `source`, an image or a folder; `out` then holds this prediction only.
+    """Predict the type of each image of `source`, an image or a folder, also one of annotated fields.
 
-    run, domain: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the gallery
-    has heat maps. UserError where no image can be read, or `out` cannot be written to.
+    `out` then holds this prediction only.
+
+    runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the
+    gallery has heat maps. UserError where no image can be read, or `out` cannot be written to.
     """
-    classifier = load_raw_classifier(run, domain)
+    classifier = load_raw_classifier(runs, domain, views)
     paths, left_out = _find(source)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
     frame = _predict(classifier, stream, paths, topology, min_confidence=min_confidence, heatmaps=heatmaps)
@@ -63,7 +68,10 @@ def predict_images(
 
 
 def _find(source: Path) -> tuple[list[Path], dict[str, str]]:
-    """The images to classify, and the files skipped with the reason: those that build_shards.py skips too."""
+    """The images to classify, and the files skipped with the reason: those that build_shards.py skips too.
+
+    Of annotated fields, the images are the squares round the white cells.
+    """
     if not source.is_dir():
         try:
             problem = no_file(source)
@@ -72,6 +80,11 @@ def _find(source: Path) -> tuple[list[Path], dict[str, str]]:
         if problem:
             raise UserError(f"{source}: {problem}")
         return [source], {}
+    if has_annotated_fields(source):
+        cells, warnings = find_cells(source, {})
+        for warning in warnings:
+            print(f"{source}: {warning}", file=sys.stderr)
+        return [on_disk(source, f"{cell.field}{cell.region}") for cell in cells], {}
     images, others = list_images(source)
     left_out = {name: "hidden file" for name in images if is_hidden(name)}
     paths = [on_disk(source, name) for name in images if name not in left_out]

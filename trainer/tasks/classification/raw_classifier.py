@@ -1,8 +1,8 @@
-"""A classifier for raw images of one stain: a run's, or one that was exported from a run."""
+"""A classifier for raw images of one stain: of a run, of several runs, or one that was exported."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from data_pipeline.threads import thread_share
 from trainer.runs.normalizers.bundle import NormalizerBundle, normalized_domain
 from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
-from trainer.tasks.classification.evaluation import NormalizedClassifier, scoring_batch
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier, tell_if_uncalibrated
+from trainer.tasks.classification.ensemble import Ensemble
+from trainer.tasks.classification.load import TrainedClassifier
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -39,50 +39,42 @@ class RawClassifier:
     crop: float  # share of the images' sides that is kept
     batch: int  # images at a time
     temperature: float
-    classifier: nn.Module | None = None  # the network without normaliser and temperature; None for an export
-    normalizer: NormalizerBundle | None = None  # the one that is part of `network`
+    classifier: nn.Module | None = None  # a single run's network, if it sees each image once; None for an export
+    normalizers: tuple[NormalizerBundle | None, ...] = (None,)  # of each run, where it is part of `network`
     domain: str | None = None  # stain of the images; None: not known
 
 
-def of_run(trained: TrainedClassifier, domain: str | None) -> RawClassifier:
-    """A run's calibrated classifier for images of a stain, with its normaliser where that is made for the stain.
+def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
+    """The calibrated classifier of one run or several for images of a stain, with the normalisers made for the stain.
 
-    domain: default, the run's only one, or all of several that are prepared alike. UserError for a domain that the run
-    does not know, and for none where domains are prepared differently.
+    domain: default, a run's only one, or all of several that are prepared alike. UserError for a domain that no run
+    knows, and for none where domains are prepared differently.
     """
-    domain = resolve_domain(trained, domain)
-    tell_if_uncalibrated(trained)
-    network, data = trained.network, trained.config.data
-    crop = data.crop.get(domain or "", 1.0)
-    normalizer = trained.normalizer if trained.normalizer is not None and domain == trained.normalizer.source else None
-    if normalizer is not None:
-        network = NormalizedClassifier(network, normalizer, data.image_size).eval()
-        data, crop = replace(data, image_size=normalizer.image_size), normalizer.crop
-    temperature = trained.calibration.temperature
+    domains = [resolve_domain(ensemble.members, each, domain) for each in ensemble.members]
+    ensemble.tell_if_uncalibrated()
+    answering, temperature = ensemble.answering(domains), ensemble.calibration.temperature
+    first = ensemble.members[0]
     return RawClassifier(
-        Calibrated(network, temperature).eval(),
-        trained.cell_types,
-        trained.storage,
-        data,
-        crop,
-        scoring_batch(trained.config.train),
+        Calibrated(answering.network, temperature).eval(),
+        ensemble.cell_types,
+        first.storage,
+        replace(first.config.data, image_size=answering.image_size),
+        answering.crop,
+        ensemble.batch,
         temperature,
-        classifier=trained.network,
-        normalizer=normalizer,
-        domain=domain,
+        classifier=ensemble.plain,
+        normalizers=answering.normalizers,
+        domain=domains[0] if len(set(domains)) == 1 else None,
     )
 
 
-def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None:
-    """The stain of the images to classify; None: any."""
-    known, normalizer, crop = set(trained.domains), trained.normalizer, trained.config.data.crop
-    if normalizer is not None:  # its training images were normalised ones; it takes the raw ones of both stains
-        known -= {normalized_domain(normalizer.source, normalizer.target)}
-        known |= {normalizer.source, normalizer.target}
+def resolve_domain(members: Sequence[TrainedClassifier], trained: TrainedClassifier, domain: str | None) -> str | None:
+    """The stain of the images as one of the members takes them; None: any. A domain is known if one member knows it."""
     if domain is not None:
-        if known:
-            refuse_unknown_domains([domain], known, f"domain={domain} and {trained.config.run}")
+        if known := set().union(*map(_known_domains, members)):
+            refuse_unknown_domains([domain], known, f"domain={domain} and {members[0].config.run}")
         return domain
+    known, normalizer, crop = _known_domains(trained), trained.normalizer, trained.config.data.crop
     if len(known) == 1:
         return known.pop()
     if normalizer is not None or len({crop.get(name, 1.0) for name in known}) > 1:
@@ -93,13 +85,28 @@ def resolve_domain(trained: TrainedClassifier, domain: str | None) -> str | None
     return None
 
 
-def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
-    """The classifier of a run, or of a folder that export.py wrote, which is for one stain and needs no `domain`.
+def _known_domains(trained: TrainedClassifier) -> set[str]:
+    known, normalizer = set(trained.domains), trained.normalizer
+    if normalizer is not None:  # its training images were normalised ones; it takes the raw ones of both stains
+        known -= {normalized_domain(normalizer.source, normalizer.target)}
+        known |= {normalizer.source, normalizer.target}
+    return known
 
-    UserError for a folder that is neither, and for an export that is damaged or for another stain than `domain`.
+
+def load_raw_classifier(folders: Sequence[Path], domain: str | None, views: int = 1) -> RawClassifier:
+    """The classifier of a run, of several, or of a folder that export.py wrote, which is for one stain.
+
+    UserError for a folder that is neither, for runs that cannot answer together, and for an export that is damaged,
+    for another stain than `domain`, or to be combined: it has its views and runs inside.
     """
-    if not (folder / DESCRIPTION).exists():
-        return of_run(load_classifier(folder), domain)
+    exported = [folder for folder in folders if (folder / DESCRIPTION).exists()]
+    if not exported:
+        return of_ensemble(Ensemble.load(folders, views), domain)
+    folder = exported[0]
+    if len(folders) > 1 or views > 1:
+        raise UserError(
+            f"{folder}: an export takes no other runs and no views=: give them to export.py, which puts them into it"
+        )
     try:
         facts = checked(json.loads((folder / DESCRIPTION).read_text()))
         if facts["format_version"] != FORMAT_VERSION:
@@ -117,7 +124,7 @@ def load_raw_classifier(folder: Path, domain: str | None) -> RawClassifier:
             ShardSettings(**facts["storage"]),
             StreamConfig(image_size=facts["image_size"]),
             facts["crop"],
-            _BATCH,
+            max(1, _BATCH // facts.get("views", 1)),
             facts["temperature"],
             domain=facts["domain"],
         )

@@ -30,13 +30,18 @@ from trainer.tasks.classification.model_card import MODEL_CARD
 def write_run_report(run: Path) -> Path:
     """Write run/report.html from the run directory, pictures from the data sets it was scored on; return its path.
 
+    run: or a folder that holds the scores of an ensemble.
+
     Whatever is not there yet (evaluations, metrics.jsonl, a data set) is named as missing.
     Raises UserError when run is no directory or an evaluation in it is damaged.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no run here; give the directory that train_classifier.py wrote (run=DIR)")
     evaluations = load_evaluations(run)
-    above: list[Block] = [Text("The run's own test split has not been scored yet.", warning=True)]
+    of_ensemble = any(evaluation.record.members for evaluation in evaluations)  # the folder is no run
+    above: list[Block] = []
+    if not of_ensemble:
+        above.append(Text("The run's own test split has not been scored yet.", warning=True))
     subtitle = "All scores in per cent, with 95 % intervals over groups."
     if evaluations and evaluations[0].is_own_test:
         record = evaluations[0].record
@@ -46,12 +51,12 @@ def write_run_report(run: Path) -> Path:
         above.insert(0, Links("Beside this page:", [("model card", MODEL_CARD)]))
     if len(evaluations) > 1:
         above.append(_all_evaluations(evaluations))
+    sections = [evaluation_section(evaluation) for evaluation in evaluations]
+    if of_ensemble:
+        return write_page(run / "report.html", f"Ensemble {run.resolve().name}", subtitle, above, sections)
     adaptation = read_adaptation(run)
-    sections = [
-        _training(run) if adaptation is None else adaptation_section(adaptation),
-        *(evaluation_section(evaluation) for evaluation in evaluations),
-        configuration_section(run),
-    ]
+    first = _training(run) if adaptation is None else adaptation_section(adaptation)
+    sections = [first, *sections, configuration_section(run)]
     return write_page(run / "report.html", f"Run {run.resolve().name}", subtitle, above, sections)
 
 

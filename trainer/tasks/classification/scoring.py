@@ -1,57 +1,75 @@
-"""Scoring a run's best checkpoint on any data set."""
+"""Scoring the best checkpoint of a run, or of several runs together, on any data set."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.catalog import SPLITS
+from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from trainer.learners.topology import leave_processes
 from trainer.metrics.classification import format_scores
+from trainer.metrics.corruption import format_corruptions
 from trainer.metrics.evaluation import save_evaluation
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run, say, unseen
-from trainer.tasks.classification.evaluation import evaluate, scoring_batch
-from trainer.tasks.classification.load import load_classifier, tell_if_uncalibrated
+from trainer.tasks.classification.corruptions import CORRUPTIONS
+from trainer.tasks.classification.ensemble import Ensemble
+from trainer.tasks.classification.evaluation import evaluate
 from trainer.tasks.classification.model_card import write_model_card
 from trainer.tasks.classification.report import write_run_report
 
 
-def score_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
-    """Score a classifier's best checkpoint; writes the record, the model card and the report."""
-    trained = load_classifier(run)
+def score_runs(runs: Sequence[Path], out: Path, config: EvaluateConfig, topology: Topology) -> None:
+    """Score one run, or several as an ensemble; writes the record and the report into `out`, a run's card too."""
+    ensemble = Ensemble.load(runs, config.views)
     if topology.rank == 0:
-        tell_if_uncalibrated(trained)
-    dataset = config.open_dataset(trained.config)
+        ensemble.tell_if_uncalibrated()
+    first = ensemble.members[0]
+    dataset = config.open_dataset(first.config)
     splits = SPLITS if config.split == "all" else (config.split,)
-    domains = trained.config.data.domains if config.domain is None else [config.domain]
+    domains = _domains(ensemble) if config.domain is None else [config.domain]
     if config.domain is None and config.shards is not None:
         domains = None
     rows = dataset.samples(
-        splits=splits, domains=domains, cell_types=trained.cell_types, folds=config.folds, columns=["id"]
+        splits=splits, domains=domains, cell_types=ensemble.cell_types, folds=config.folds, columns=["id"]
     )
     place, remedy = f"split {config.split}", "score images that it has not seen"
-    seen = unseen(learned_by_run(run), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
+    seen = unseen(_learned(runs), dataset, rows["id"].tolist(), config.seen_images, place, remedy)
     record, frame = evaluate(
-        trained.network.to(topology.device),
-        trained.checkpoint,
+        ensemble,
         dataset,
-        replace(trained.config.data, domains=domains),
+        replace(first.config.data, domains=domains),
         splits=splits,
-        cell_types=trained.cell_types,
-        batch=scoring_batch(trained.config.train),
         topology=topology,
-        calibration=trained.calibration,
         seen=seen,
-        normalizer=trained.normalizer,
         folds=config.folds,
+        corruptions=CORRUPTIONS if config.corruptions else (),
     )
     leave_processes()
     if topology.rank != 0:
         return
-    same_data = dataset.content_hash == trained.dataset_hash
-    own_test = same_data and config.split == "test" and domains == trained.config.data.domains and not config.folds
-    path = save_evaluation(run, record, frame, own_test=own_test)
-    write_model_card(run)
+    same_data = dataset.content_hash == first.dataset_hash and ensemble.views == len(runs) == 1
+    own_test = same_data and config.split == "test" and domains == first.config.data.domains and not config.folds
+    path = save_evaluation(out, record, frame, own_test=own_test)
+    if len(runs) == 1:
+        write_model_card(out)
     say(seen, "scores")
     print(format_scores(record.scores))
-    print(f"{path.resolve()}\n{write_run_report(run).resolve()}")
+    if record.corruptions is not None:
+        print(format_corruptions(record.corruptions))
+    print(f"{path.resolve()}\n{write_run_report(out).resolve()}")
+
+
+def _domains(ensemble: Ensemble) -> list[str] | None:
+    """Those that the members were trained on; None: all."""
+    each = [member.config.data.domains for member in ensemble.members]
+    named = [domains for domains in each if domains is not None]
+    return None if len(named) < len(each) else list(dict.fromkeys(domain for domains in named for domain in domains))
+
+
+def _learned(runs: Sequence[Path]) -> LearnedImages:
+    """The images that any of the runs has seen."""
+    if len(runs) == 1:
+        return learned_by_run(runs[0])
+    return LearnedImages.joined([learned_by_run(run).through(str(run)) for run in runs])

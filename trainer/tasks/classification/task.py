@@ -16,7 +16,9 @@ from data_pipeline.ingest.split_check import way_out
 from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from models.classifiers.architectures.naive_bayes import NaiveBayes
+from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.fitted import FittedClassifier
+from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import AfterEpoch, Selection
@@ -29,16 +31,17 @@ from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.runs.training_data import save_training_data
-from trainer.tasks.classification.calibration import fit_temperature, save_calibration
+from trainer.tasks.classification.calibration import fit_temperature, load_calibration, save_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.ensemble import Ensemble, scoring_batch
 from trainer.tasks.classification.evaluation import (
     evaluate,
     predict_all,
-    scoring_batch,
     scoring_stream,
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.views import EachView, mean_log_probabilities
 
 
 class ClassifierSession(Session[ClassifierRunConfig]):
@@ -93,7 +96,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         # A run that resumes has its own weights, wherever those that it began with are now.
         model = config.model if fresh else dataclasses.replace(config.model, weights=None)
         network = build_network(model, len(self.cell_types), config.data.image_size)
-        if isinstance(network, NaiveBayes):
+        if isinstance(network, FittedClassifier):
             self._unfitted = network if fresh else None
             return None
         algorithm: Algorithm = registry.algorithm_class(config.kind, config.train.algorithm)(network, config, setting)
@@ -101,21 +104,32 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         return algorithm
 
     def fit_at_once(self, fingerprint: Mapping[str, Any], after_epoch: AfterEpoch | None) -> None:
-        """Fit naive Bayes in one pass over the training images."""
-        from trainer.tasks.classification.naive_bayes import fit_naive_bayes
+        """Fit a classifier that is not trained in steps: naive Bayes, a head on frozen features."""
+        from trainer.tasks.classification.fitting import Pass, fit_at_once, frozen_passes
 
-        if self._unfitted is not None and self.selection is not None:
-            fit_naive_bayes(
-                self._unfitted,
-                self.streams["train"],
-                self._validation[0],
-                steps=self.epoch_steps,
-                selection=self.selection,
-                run=self._run,
-                topology=self.topology,
-                fingerprint=fingerprint,
-                after_epoch=after_epoch,
-            )
+        network, config, held_out = self._unfitted, self.config, self._validation[0]
+        if network is None or self.selection is None:
+            return
+        network.to(self.topology.device)
+        if isinstance(network, FrozenClassifier):
+            each_once = training_stream(self.dataset, config, self.cell_types, self.topology, augmented=False)
+            uniform = dataclasses.replace(config, data=dataclasses.replace(config.data, sampling="uniform"))
+            augmented = training_stream(self.dataset, uniform, self.cell_types, self.topology)
+            streams = [each_once, held_out]
+            training, (validation,) = frozen_passes(network, self.dataset, config, streams, augmented)
+        else:
+            training = [Pass(self.streams["train"], batches=self.epoch_steps)]
+            validation = Pass(held_out)
+        fit_at_once(
+            network,
+            training,
+            validation,
+            config,
+            selection=self.selection,
+            topology=self.topology,
+            fingerprint=fingerprint,
+            after_epoch=after_epoch,
+        )
 
     def score_epoch(self, step: int) -> dict[str, float]:
         self._classifier.share_buffers()
@@ -137,15 +151,11 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         """Calibrate on validation images, score the best checkpoint on test images."""
         trained = self._calibrated(load_classifier(self._run))
         result, frame = evaluate(
-            trained.network.to(self.topology.device),
-            trained.checkpoint,
+            Ensemble((trained,)),
             self.dataset,
             self.config.data,
             splits=["test"],
-            cell_types=self.cell_types,
-            batch=scoring_batch(self.config.train),
             topology=self.topology,
-            calibration=trained.calibration,
             seen=self._test[1],
         )
         if self.topology.rank == 0:
@@ -157,15 +167,24 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             write_model_card(self._run)
 
     def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
-        """With a temperature fitted to the best checkpoint on validation images, which the run keeps."""
-        if trained.calibration.checkpoint == trained.checkpoint.digest:
+        """With temperatures fitted to the best checkpoint on validation images, one for each number of views.
+
+        The run keeps them; one that is there is not fitted again.
+        """
+        digest = trained.checkpoint.digest
+        fitted = [load_calibration(self._run, digest, count) for count in VIEWS]
+        if all(each.checkpoint == digest for each in fitted):
             return trained
         stream, _ = self._validation
-        logits = predict_all(trained.network.to(self.topology.device), stream)
-        calibration = fit_temperature(logits, torch.tensor(stream.labels), trained.checkpoint.digest)
+        each_view = predict_all(EachView(trained.network.to(self.topology.device), VIEWS[-1]), stream)
+        labels = torch.tensor(stream.labels)
+        for index, count in enumerate(VIEWS):
+            if fitted[index].checkpoint != digest:
+                answers = mean_log_probabilities(each_view[:, :count])
+                fitted[index] = fit_temperature(answers, labels, digest, count)
         if self.topology.rank == 0:
-            save_calibration(self._run, calibration)
-        return dataclasses.replace(trained, calibration=calibration)
+            save_calibration(self._run, *fitted)
+        return dataclasses.replace(trained, calibration=fitted[0])
 
 
 class Classification(Task[ClassifierRunConfig]):
@@ -180,8 +199,8 @@ class Classification(Task[ClassifierRunConfig]):
 
     def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
         network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
-        if isinstance(network, NaiveBayes):
-            raise UserError("model=naive_bayes is fitted in one pass, without steps: there is nothing to plan")
+        if isinstance(network, FittedClassifier):
+            raise UserError(f"model={config.model.name} is fitted at once, without steps: there is nothing to plan")
         built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
         return built
 
@@ -202,9 +221,9 @@ class Classification(Task[ClassifierRunConfig]):
         return load_classifier(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
-        from trainer.tasks.classification.scoring import score_run
+        from trainer.tasks.classification.scoring import score_runs
 
-        score_run(run, config, topology)
+        score_runs(config.runs, config.folder, config, topology)
 
     def write_report(self, run: Path) -> Path:
         from trainer.tasks.classification.report import write_run_report
@@ -216,9 +235,14 @@ TASK = Classification()
 
 
 def training_stream(
-    dataset: Dataset, config: ClassifierRunConfig, cell_types: Sequence[str], topology: Topology
+    dataset: Dataset,
+    config: ClassifierRunConfig,
+    cell_types: Sequence[str],
+    topology: Topology,
+    *,
+    augmented: bool = True,
 ) -> Stream:
-    """The images a classifier learns from."""
+    """The images a classifier learns from. augmented=False: each once, as it is, in a fixed order."""
     return Stream(
         dataset,
         config.data,
@@ -227,7 +251,7 @@ def training_stream(
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         seed=config.seed,
-        training=True,
+        training=augmented,
         topology=topology,
     )
 

@@ -1,4 +1,4 @@
-"""Supervised classification: one learner, cross entropy with label smoothing (thesis section 3.7)."""
+"""Supervised classification: one learner, cross entropy with label smoothing (thesis section 3.7), mixup, cutmix."""
 
 from collections.abc import Iterable
 
@@ -12,6 +12,7 @@ from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Batches, Stateless, StepResult
 from trainer.runs.registry import registered
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.mixing import Mixing
 
 
 @registered
@@ -19,22 +20,43 @@ class CrossEntropy(Stateless):
     """One labelled global batch, one step."""
 
     def __init__(self, network: nn.Module, config: ClassifierRunConfig, setting: Setting) -> None:
-        choices = config.train.network_choices
-        self._classifier = Learner("classifier", network, config.optimizer, setting, choices=choices)
+        fit = config.train
+        self._classifier = Learner(
+            "classifier",
+            network,
+            config.optimizer,
+            setting,
+            frozen_steps=setting.total_steps * fit.frozen_epochs // fit.epochs,
+            choices=fit.network_choices,
+        )
         self.learners = {"classifier": self._classifier}
         self.takes = {"train": 1}
-        self._label_smoothing = config.train.label_smoothing
+        self._label_smoothing = fit.label_smoothing
+        mixes = (fit.mixup or fit.cutmix) and not setting.rehearsal  # fake images have no positions
+        self._mixing = Mixing(fit.mixup, fit.cutmix, setting.seed, setting.global_batch) if mixes else None
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
-        """Sums `loss` and `accuracy` (a count of right answers), norm `gradient_norm`."""
+        """Sums `loss` and `accuracy` (a count of right answers), norm `gradient_norm`.
+
+        The right answer for a mixed image is the type with the larger share.
+        """
         self._classifier.engine.train()
         sums, norm = self._classifier.move(next(batches["train"]), self._terms)
         return StepResult(sums, {"gradient_norm": norm})
 
     def _terms(self, part: MicroBatch) -> Terms:
-        logits = self._logits(part.images).float()
-        loss = functional.cross_entropy(logits, part.labels, label_smoothing=self._label_smoothing, reduction="none")
+        if self._mixing is None:
+            logits = self._logits(part.images).float()
+            loss = self._loss(logits, part.labels)
+        else:
+            mixed = self._mixing(part)
+            logits = self._logits(mixed.images).float()
+            others = self._loss(logits, part.labels[mixed.partners])
+            loss = mixed.shares * self._loss(logits, part.labels) + (1 - mixed.shares) * others
         return {"loss": (1.0, loss), "accuracy": (0.0, (logits.argmax(dim=1) == part.labels).float())}
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="none")
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         try:
