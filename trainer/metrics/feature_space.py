@@ -109,14 +109,14 @@ class ClassifierFeatures(FeatureSpace):
         size = (self.image_size, self.image_size)
         if images.shape[2:] != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
-        features, logits = penultimate(self.network, images)
+        features, logits = _penultimate(self.network, images)
         return features, logits.softmax(dim=1)
 
 
-def penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Input of the last layer [n, d], and logits [n, k], of one of the project's classifiers."""
     if isinstance(network, InputAdapter):
-        return penultimate(network.network, network.adapted(images))
+        return _penultimate(network.network, network.adapted(images))
     if isinstance(network, SENetGE):
         features = network.features(images).mean((2, 3))
         return features, network.last_linear(features)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,31 +13,56 @@ from torch import nn
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.classification import epoch_scores
-from trainer.tasks.classification.adaptation_choice import Trial, best_method, cross_validate, trial, types_to_label
+from trainer.runs.shipped import run_or_shipped
+from trainer.tasks.classification.adaptation_choice import (
+    Trial,
+    best_method,
+    cross_validate,
+    possible_methods,
+    require_adaptable,
+    trial,
+    types_to_label,
+)
 from trainer.tasks.classification.adaptation_config import WITH_LABELS, AdaptConfig, Method
 from trainer.tasks.classification.adaptation_data import Images, Laboratory, Numbers, open_laboratory, seed_of
+from trainer.tasks.classification.adaptation_evidence import (
+    IMAGES,
+    VIEWS_COMPARED,
+    ZOOMS,
+    best_by_evidence,
+    best_zoom,
+    evidence_of,
+    probabilities_of,
+    unsure_types,
+)
 from trainer.tasks.classification.adaptation_methods import (
     HOME_IMAGES,
     HeadImages,
-    confident_labels,
+    answers_of,
     copy_weights,
     few_of_each,
     fine_tune,
     last_layer,
-    logits_of,
     mixed_statistics,
     with_head,
 )
-from trainer.tasks.classification.adaptation_record import Adaptation, HomeScores, MethodScores, advise, read_adaptation
+from trainer.tasks.classification.adaptation_record import (
+    Adaptation,
+    Evidence,
+    HomeScores,
+    MethodScores,
+    advise,
+    read_adaptation,
+)
 from trainer.tasks.classification.adaptation_run import command_of, write_adapted_run
+from trainer.tasks.classification.calibration import load_calibration
+from trainer.tasks.classification.export import written_aside
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
 
 # Repeats of the cross-validation of a head, which takes a second.
 REPEATS = 3
 # Self-training takes unlabelled images with answers of at least this probability.
 CONFIDENT = 0.8
-# Without labelled cells nothing can be validated.
-WITHOUT_LABELS: Method = "statistics"
 
 
 def adapt(config: AdaptConfig, topology: Topology) -> Path:
@@ -46,25 +70,16 @@ def adapt(config: AdaptConfig, topology: Topology) -> Path:
 
     UserError where the run cannot be adapted, the laboratory's images cannot be used, or `out` is there already.
     """
-    out, source = Path(str(config.out)), Path(str(config.run))
+    out, source = Path(str(config.out)), run_or_shipped(str(config.run))
     if out.exists():
         _require_this(out, config)
         return out
     trained = load_classifier(source)
-    if trained.normalizer is not None:
-        raise UserError(f"{source}: adapt.py takes a classifier of raw images, without a normaliser")
-    last_layer(trained.network)
-    aside = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    folder = aside / out.name  # the model card and the report have the folder's name
-    folder.mkdir(parents=True)
-    try:
+    require_adaptable(trained)
+    with written_aside(out) as folder:
         laboratory = open_laboratory(trained, config, folder, topology)
         network, record, chosen = _Adapter(config, trained, laboratory, topology).run()
         write_adapted_run(folder, out, trained, laboratory, network, record, chosen)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out
 
 
@@ -89,66 +104,95 @@ class _Adapter:
         self._network = network.to(topology.device).eval()
         home = laboratory.home
         self._home = None if home is None else home.chosen(few_of_each(home.labels, HOME_IMAGES))
+        self._methods = possible_methods(trained, config.method, len(laboratory.labelled), len(laboratory.unlabelled))
+        images = laboratory.unlabelled if len(laboratory.unlabelled) else laboratory.labelled
+        self._looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
+        self._zoom = 1.0  # of every method but as_is
 
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
         labelled = self._laboratory.labelled
+        if "scale" in self._methods:
+            self._zoom = self._best_zoom()
         trials = self._trials() if len(labelled) else {}
-        method, chosen_by = self._choose(trials)
+        evidence = [] if trials else self._evidence()
+        method, chosen_by = self._choose(trials, evidence)
+        if method == "as_is":
+            self._zoom = 1.0
         network = self._adapted(method, np.arange(len(labelled)))
-        return network, self._record(method, chosen_by, trials, network), trials.get(method)
+        return network, self._record(method, chosen_by, trials, evidence, network), trials.get(method)
+
+    def _best_zoom(self) -> float:
+        """The zoom that the answers to the images speak for; their labels are not looked at."""
+        zooms = [zoom for zoom in ZOOMS if zoom >= self._looked_at.least_zoom - 1e-6]
+        answers = {zoom: self._answers_to(self._network, zoom) for zoom in zooms}
+        return best_zoom(answers, self._looked_at.groups, self._temperature)
+
+    def _evidence(self) -> list[Evidence]:
+        """What the unlabelled images say of each method. A zoom other than 1 has been chosen by the same."""
+        answers: dict[Method, torch.Tensor] = {"as_is": self._answers_to(self._network, 1.0)}
+        for method in self._methods:
+            # Self-training makes a network sure of its answers, right or wrong: that says nothing for it.
+            skipped = method == "self_training" and self._config.method == "auto"
+            if not skipped and method not in answers and (method != "scale" or self._zoom != 1):
+                answers[method] = self._answers_to(self._adapted(method, np.arange(0)), self._zoom)
+        return evidence_of(answers, self._looked_at.groups, self._laboratory.cell_types, self._temperature)
+
+    def _answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
+        """The answers to the images that are looked at without their labels."""
+        return answers_of(network, self._looked_at.zoomed(zoom), VIEWS_COMPARED)
+
+    @functools.cached_property
+    def _temperature(self) -> float:
+        trained = self._trained
+        return load_calibration(trained.folder, trained.checkpoint.digest, VIEWS_COMPARED).temperature
 
     def _trials(self) -> dict[Method, Trial]:
-        """Each method's answers to labelled cells that it did not learn from; as many methods as the images allow."""
-        laboratory, asked = self._laboratory, self._config.method
-        methods: list[Method] = ["as_is"]
-        if len(laboratory.unlabelled):
-            methods += ["statistics", "self_training"]
-        methods += ["head", "all"]
-        if asked != "auto":
-            methods = [method for method in methods if method in ("as_is", asked)]
+        """Each method's answers to labelled cells that it did not learn from."""
+        labelled, cell_types = self._laboratory.labelled, self._laboratory.cell_types
         trials: dict[Method, Trial] = {}
-        labelled, every = laboratory.labelled, np.arange(len(laboratory.labelled))
-        for method in methods:
+        for method in self._methods:
             if method in WITH_LABELS:
                 repeats = REPEATS if method == "head" else 1
-                found = cross_validate(partial(self._answers, method), labelled, laboratory.cell_types, repeats)
+                found = cross_validate(partial(self._answers, method), labelled, cell_types, repeats)
                 if found is not None:
                     trials[method] = found
-            else:
-                logits = logits_of(self._adapted(method, every[:0]), labelled)
-                trials[method] = trial(logits, labelled, every, laboratory.cell_types)
+            elif method != "scale" or self._zoom != 1:
+                every = np.arange(len(labelled))
+                zoom = 1.0 if method == "as_is" else self._zoom
+                answers = answers_of(self._adapted(method, every[:0]), labelled.zoomed(zoom))
+                trials[method] = trial(answers, labelled, every, cell_types)
+                if method == "scale" and self._config.method == "auto" and best_method(trials) == "as_is":
+                    self._zoom = 1.0  # the labels speak against it
         return trials
 
-    def _choose(self, trials: Mapping[Method, Trial]) -> tuple[Method, str]:
+    def _choose(self, trials: Mapping[Method, Trial], evidence: list[Evidence]) -> tuple[Method, str]:
         """The method, and what it was chosen by."""
-        laboratory, asked = self._laboratory, self._config.method
+        asked = self._config.method
         if asked != "auto":
-            if asked in WITH_LABELS and not len(laboratory.labelled):
-                raise UserError(f"method={asked} needs labelled cells: give labelled=FOLDER")
-            if asked in ("statistics", "self_training") and not len(laboratory.unlabelled):
-                raise UserError(f"method={asked} needs unlabelled images: give images=FOLDER")
             return asked, f"method={asked}"
         if not trials:
-            return WITHOUT_LABELS, "default without labelled cells"
+            return best_by_evidence(evidence), "the answers to unlabelled images"
         if not set(WITH_LABELS) & set(trials):
             return "head", "default for labelled cells of one patient or slide, of which none can be held out"
         return best_method(trials), "cross-validation on the labelled cells"
 
     def _answers(self, method: Method, rest: Numbers, held: Numbers) -> torch.Tensor:
-        return logits_of(self._adapted(method, rest), self._laboratory.labelled.chosen(held))
+        held_out = self._laboratory.labelled.zoomed(self._zoom).chosen(held)
+        return answers_of(self._adapted(method, rest), held_out)
 
     def _adapted(self, method: Method, rows: Numbers) -> nn.Module:
         """The network adapted by a method to these rows of the labelled cells, or to the unlabelled images."""
+        if method in ("as_is", "scale"):
+            return self._network
         if method == "head":
             return with_head(self._network, self._heads.fit(rows, last_layer(self._network)))
         if method == "all":
-            begun = self._adapted("head", rows)
-            return self._tuned(begun, self._laboratory.labelled.chosen(rows), f"all layers, {len(rows)} labelled cells")
-        if method == "as_is":
-            return self._network
-        unlabelled = self._laboratory.unlabelled
-        labels, confidence = confident_labels(self._network, unlabelled, self._trained.calibration.temperature)
+            begun, cells = self._adapted("head", rows), self._laboratory.labelled.zoomed(self._zoom).chosen(rows)
+            return self._tuned(begun, cells, f"all layers, {len(rows)} labelled cells")
+        unlabelled = self._laboratory.unlabelled.zoomed(self._zoom)
+        probabilities = probabilities_of(answers_of(self._network, unlabelled, VIEWS_COMPARED), self._temperature)
+        labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
         if method == "statistics":
             return mixed_statistics(self._network, unlabelled, labels, seed_of(self._config, method))
         rows = np.flatnonzero(confidence >= CONFIDENT)
@@ -172,9 +216,18 @@ class _Adapter:
 
     @functools.cached_property
     def _heads(self) -> HeadImages:
-        return HeadImages.of(self._network, self._laboratory.labelled, self._home, seed_of(self._config, "head"))
+        """At the zoom that stands when the first head is fitted; it does not change afterwards."""
+        labelled = self._laboratory.labelled.zoomed(self._zoom)
+        return HeadImages.of(self._network, labelled, self._home, seed_of(self._config, "head"))
 
-    def _record(self, method: Method, chosen_by: str, trials: Mapping[Method, Trial], network: nn.Module) -> Adaptation:
+    def _record(
+        self,
+        method: Method,
+        chosen_by: str,
+        trials: Mapping[Method, Trial],
+        evidence: list[Evidence],
+        network: nn.Module,
+    ) -> Adaptation:
         laboratory, trained = self._laboratory, self._trained
         counts = np.bincount(laboratory.labelled.labels, minlength=len(laboratory.cell_types))
         labelled = {name: int(count) for name, count in zip(laboratory.cell_types, counts, strict=True)}
@@ -187,17 +240,22 @@ class _Adapter:
             for name, each in trials.items()
         ]
         to_label = types_to_label(laboratory.labelled, trials.get(method), laboratory.cell_types)
+        if len(laboratory.unlabelled):
+            probabilities = probabilities_of(self._answers_to(network, self._zoom), self._temperature)
+            to_label = unsure_types(probabilities, laboratory.cell_types) | to_label
         return Adaptation(
-            source=str(self._config.run),
+            source=str(trained.folder),
             source_checkpoint=trained.checkpoint.digest,
             method=method,
             chosen_by=chosen_by,
+            zoom=self._zoom,
             labelled=labelled,
             unlabelled=len(laboratory.unlabelled),
             methods=scores,
+            evidence=evidence,
             home=self._home_scores(network),
             home_shown=self._home is not None and method in ("head", "all", "self_training"),
-            advice=advise(method, scores, labelled, to_label),
+            advice=advise(method, scores, evidence, to_label),
             command=command_of(self._config),
         )
 
@@ -208,7 +266,7 @@ class _Adapter:
             return None
         images = images.chosen(few_of_each(images.labels, HOME_IMAGES))
         before, after = (
-            epoch_scores(logits_of(each, images).double().softmax(dim=1).numpy(), images.labels)["balanced_accuracy"]
+            epoch_scores(answers_of(each, images, 1)[:, 0].double().exp().numpy(), images.labels)["balanced_accuracy"]
             for each in (self._network, network)
         )
         return HomeScores(len(images), before, after)

@@ -18,14 +18,18 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.randomness import derive_key
 from data_pipeline.sources import SourceDeclaration, read_label_mapping
+from data_pipeline.sources.fields import has_annotated_fields
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.sampling import ClassBalancedOrder
 from data_pipeline.stream.stream import Stream, Topology
+from trainer.runs.provenance import learned_by_run
 from trainer.tasks.classification.adaptation_config import AdaptConfig
 from trainer.tasks.classification.load import TrainedClassifier
 
-# Name of the data set in the new run that is built of a laboratory's raw images.
+# Name of the data set that is built of a laboratory's raw images, in the new run; and of their domain.
 FOLDER = "laboratory"
+# Name of the source of unlabelled raw images.
+_UNLABELLED = "images"
 Numbers = NDArray[np.int64]
 
 
@@ -52,6 +56,18 @@ class Images:
     def labelled_as(self, labels: Numbers) -> "Images":
         """The same images with other labels."""
         return dataclasses.replace(self, labels=labels)
+
+    def zoomed(self, zoom: float) -> "Images":
+        """The same images with this much smaller a part of their sides kept; below 1 a larger part."""
+        if zoom == 1:
+            return self
+        crop = {name: min(1.0, self.config.crop.get(name, 1.0) / zoom) for name in self.config.domains or ()}
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, crop=crop))
+
+    @property
+    def least_zoom(self) -> float:
+        """The zoom that keeps the whole of the images; above it their middle is kept."""
+        return max(self.config.crop.get(name, 1.0) for name in self.config.domains or ("",))
 
     def read(self, batch: int = 64) -> Iterator[torch.Tensor]:
         """Each image once, as it is, in order."""
@@ -101,17 +117,18 @@ def open_laboratory(trained: TrainedClassifier, config: AdaptConfig, folder: Pat
     UserError for images that cannot be read, unknown labels, and where there is nothing to adapt to.
     """
     dataset = config.open_dataset() if config.shards else _build(trained, config, folder / FOLDER)
-    domains = [config.domain] if config.shards and config.domain != AdaptConfig.domain else None
+    domains = [config.domain] if config.shards and config.domain else None
     rows = dataset.samples(splits=["train"], domains=domains)
     rows = rows[rows["origin"] == "real"]
     if not len(rows):
-        raise UserError(f"{dataset.root}: no real training image to adapt to in {domains or 'any domain'}")
-    named = set(rows["cell_type"])
+        raise UserError(f"{dataset.root}: no real training image to adapt to in {config.domain or 'any domain'}")
+    empty = (rows["cell_type"] == "") | ((rows["source"] == _UNLABELLED) & (config.shards is None))
+    _refuse_seen(trained, dataset, rows[~empty]["id"].tolist())
+    named = set(rows[~empty]["cell_type"])
     cell_types = tuple(name for name in CELL_TYPES if name in trained.cell_types or name in named)
     known = sorted(set(rows["domain"]))
     crop = {domain: share for domain in known if (share := _crop(trained, domain)) != 1}
     data = dataclasses.replace(trained.config.data, domains=known, cell_types=None, crop=crop, order="global")
-    empty = rows["cell_type"] == ""
     home, validation = _home(trained, cell_types, topology)
     return Laboratory(
         cell_types,
@@ -126,16 +143,25 @@ def _build(trained: TrainedClassifier, config: AdaptConfig, folder: Path) -> Dat
     """A data set of raw images, all of them in its training split, stored as the run's own training images are."""
     labels = read_label_mapping(Path(config.labels)) if config.labels else {}
     sources = []
-    if config.labelled:
-        root = Path(config.labelled)
-        kind = "folder" if root.is_dir() else "table"
-        sources.append(SourceDeclaration(kind, "labelled", root, config.domain, labels))
-    if config.images:
-        sources.append(SourceDeclaration("unlabelled", "images", Path(config.images), config.domain))
+    for name, path, kind in (("labelled", config.labelled, "folder"), (_UNLABELLED, config.images, "unlabelled")):
+        if path:
+            root = Path(path)
+            kind = "table" if root.is_file() else "fields" if has_annotated_fields(root) else kind
+            sources.append(SourceDeclaration(kind, name, root, config.domain or FOLDER, labels))
     report = build_dataset(str(folder), sources, settings=trained.storage, ratio=(1.0, 0.0, 0.0))
     for line in report["warnings"]:
         print(line, file=sys.stderr)
     return Dataset.open(folder)
+
+
+def _refuse_seen(trained: TrainedClassifier, dataset: Dataset, ids: list[str]) -> None:
+    """UserError for labelled cells that the run has seen: it knows their types, so their scores would say nothing."""
+    seen = learned_by_run(trained.folder).seen_among(dataset, ids)
+    if seen.through:
+        raise UserError(
+            f"{len(seen.through)} of the {seen.count} labelled cells, or others of their patients or slides, were used "
+            f"to train or choose {trained.folder} ({seen.words}): leave them out, or adapt the run before it"
+        )
 
 
 def _home(
@@ -162,7 +188,7 @@ def _images(
     dataset: Dataset, config: StreamConfig, rows: pd.DataFrame, cell_types: Sequence[str], topology: Topology
 ) -> Images:
     numbers = {name: number for number, name in enumerate(cell_types)}
-    labels = rows["cell_type"].map(numbers).fillna(-1).to_numpy(np.int64)
+    labels: Numbers = rows["cell_type"].map(numbers).fillna(-1).to_numpy(np.int64)
     return Images(dataset, config, tuple(rows["id"]), tuple(rows["group"]), labels, topology)
 
 

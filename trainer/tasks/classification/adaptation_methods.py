@@ -4,22 +4,24 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import track
+from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.build import InputAdapter
+from models.classifiers.norm import FrozenBatchNorm
+from trainer.learners.choices import VIEWS
 from trainer.learners.optimizer import make_optimizer, schedule_factor
 from trainer.learners.optimizer_config import OptimizerConfig
-from trainer.metrics.feature_space import penultimate
 from trainer.tasks.classification.adaptation_data import Images, Numbers
-from trainer.tasks.classification.calibration import calibrated_probabilities
 from trainer.tasks.classification.heads import Features, balanced_weights, fit_linear
+from trainer.tasks.classification.views import EachView
 
 # Penalty of a head's difference from the run's own; from 0.0002 to 0.2 the accuracy differs by less than its interval.
 L2 = 0.1
@@ -37,24 +39,33 @@ STATISTICS_BATCHES = 20
 def last_layer(network: nn.Module) -> nn.Linear:
     """A classifier's last layer. UserError for a network without a linear one."""
     inner = network.network if isinstance(network, InputAdapter) else network
-    found = getattr(inner, "last_linear", None) or getattr(inner, "get_classifier", lambda: None)()
+    found: Any = inner.head if isinstance(inner, FrozenClassifier) else getattr(inner, "last_linear", None)
+    if found is None:
+        found = getattr(inner, "get_classifier", lambda: None)()
     if not isinstance(found, nn.Linear):
-        raise UserError("adapt.py needs a classifier whose last layer is linear: train another model=")
+        raise UserError("adapt.py needs a classifier whose last layer is linear: train another model=, or model.head=")
     return found
+
+
+def batch_norms(network: nn.Module) -> list[Any]:
+    """Its batch norms that learned running statistics."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, FrozenBatchNorm)
+    ]
 
 
 def copy_weights(before: nn.Module, network: nn.Module, known: tuple[str, ...], cell_types: tuple[str, ...]) -> None:
     """Copy a network's weights into one of more cell types; a new type's logit is the mean of the known ones'."""
-    old, new = last_layer(before), last_layer(network)
-    inner = {id(parameter) for parameter in new.parameters()}
-    heads = {name for name, parameter in network.named_parameters() if id(parameter) in inner}
+    inner = {id(parameter) for parameter in last_layer(network).parameters()}
     state = before.state_dict()
     rows = [known.index(name) if name in known else None for name in cell_types]
-    for name in heads:
-        values = state[name]
-        state[name] = torch.stack([values.mean(dim=0) if row is None else values[row] for row in rows])
+    for name, parameter in network.named_parameters():
+        if id(parameter) in inner:
+            values = state[name]
+            state[name] = torch.stack([values.mean(dim=0) if row is None else values[row] for row in rows])
     network.load_state_dict(state)
-    assert old.in_features == new.in_features
 
 
 @dataclass(frozen=True)
@@ -126,9 +137,8 @@ def fine_tune(
         if home is not None and more is not None:
             shown, labels = torch.cat([shown, more]), torch.cat([labels, torch.from_numpy(home.labels[home_rows])])
         network.train()
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for norm in batch_norms(network):
+            norm.eval()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * schedule_factor(config, step, steps)
         loss = functional.cross_entropy(network(shown), labels.to(device), label_smoothing=0.1)
@@ -152,8 +162,7 @@ def mixed_statistics(network: nn.Module, images: Images, answers: Numbers, seed:
     laboratory does not shift the statistics; images are augmented, as they were for the run's own statistics.
     """
     network = copy.deepcopy(network).eval()
-    balanced = images.labelled_as(answers)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    balanced, norms = images.labelled_as(answers), batch_norms(network)
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -169,25 +178,19 @@ def mixed_statistics(network: nn.Module, images: Images, answers: Numbers, seed:
 
 
 @torch.no_grad()
-def logits_of(network: nn.Module, images: Images) -> torch.Tensor:
-    """Logits float32 [n, types] of images as they are, on the CPU."""
-    network.eval()
-    return torch.cat([network(shown).float().cpu() for shown in images.read()])
-
-
-@torch.no_grad()
-def confident_labels(network: nn.Module, images: Images, temperature: float) -> tuple[Numbers, NDArray[np.float64]]:
-    """The network's answers [n] and their calibrated probabilities [n], mean over mirror images and quarter turns."""
-    network.eval()
-    parts = []
-    for shown in images.read():
-        views = [torch.rot90(mirrored, turns, (2, 3)) for mirrored in (shown, shown.flip(3)) for turns in range(4)]
-        parts.append(torch.stack([calibrated_probabilities(network(view), temperature) for view in views]).mean(dim=0))
-    confidence, answers = torch.cat(parts).cpu().max(dim=1)
-    return answers.numpy(), confidence.numpy()
+def answers_of(network: nn.Module, images: Images, views: int = VIEWS[-1]) -> torch.Tensor:
+    """Log probabilities float32 [n, views, types] of the views of images as they are, on the CPU."""
+    each = EachView(network.eval(), views)
+    return torch.cat([each(shown).cpu() for shown in images.read()])
 
 
 @torch.no_grad()
 def _features(network: nn.Module, parts: Iterator[torch.Tensor]) -> Features:
+    """What the last layer takes in: float32 [n, d]."""
     network.eval()
-    return torch.cat([penultimate(network, shown)[0].float().cpu() for shown in parts]).numpy()
+    found: list[torch.Tensor] = []
+    hook = last_layer(network).register_forward_pre_hook(lambda _, given: found.append(given[0].float().cpu()))
+    for shown in parts:
+        network(shown)
+    hook.remove()
+    return torch.cat(found).numpy()

@@ -12,6 +12,7 @@ from trainer.tasks.classification.adaptation_config import Method
 FILE = "adaptation.json"
 WORDS: Mapping[Method, str] = {
     "as_is": "as is",
+    "scale": "another zoom",
     "statistics": "batch-norm statistics",
     "self_training": "self-training",
     "head": "head",
@@ -26,6 +27,19 @@ class MethodScores:
     method: Method
     balanced_accuracy: Estimate
     sensitivity: dict[str, Estimate]  # type -> of its cells
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the answers of one method to unlabelled images say: how sure and how steady they are, not how right."""
+
+    method: Method
+    information: float  # mutual information of image and answer, in nats
+    gain: Estimate  # of information, against as_is; over groups
+    confidence: float  # mean calibrated probability of the answers
+    agreement: float  # share of mirrored and turned views whose answer is that of all views together
+    unchanged: float  # share of images with the same answer as by as_is
+    answers: dict[str, int]  # type -> images
 
 
 @dataclass(frozen=True)
@@ -45,9 +59,11 @@ class Adaptation:
     source_checkpoint: str  # first digits of its SHA-256
     method: Method
     chosen_by: str
+    zoom: float  # of the laboratory's images, beside those of the run; above 1: a smaller part of their middle is kept
     labelled: dict[str, int]  # type -> labelled cells; types of the classifier without one are there, too
     unlabelled: int
     methods: list[MethodScores]  # empty without labelled cells
+    evidence: list[Evidence]  # empty with labelled cells
     home: HomeScores | None  # None: the data set of the run is not at hand
     home_shown: bool  # training images of the run were shown beside the laboratory's
     advice: list[str]
@@ -60,44 +76,73 @@ def read_adaptation(run: Path) -> Adaptation | None:
 
 
 def advise(
-    method: Method, scores: Sequence[MethodScores], labelled: Mapping[str, int], to_label: Sequence[str]
+    method: Method, scores: Sequence[MethodScores], evidence: Sequence[Evidence], to_label: Mapping[str, str]
 ) -> list[str]:
-    """What to do, one line each: use as is, or adapt; and which types to label more cells of."""
-    chosen = next((each for each in scores if each.method == method), None)
-    lines = []
-    if method == "as_is":
-        lines.append("use as is: nothing that was tried was better")
-    else:
-        lines.append(f"adapt: {WORDS[method]}")
-    if chosen is None:
-        lines[0] += "; without labelled cells it cannot be known whether this helps: label 10 of each type"
-        return lines
-    others = [each for each in scores if each.method != method]
-    compared = "; ".join(f"{WORDS[each.method]} {each.balanced_accuracy.format(brackets=True)}" for each in others)
-    lines[0] += f" (balanced accuracy {chosen.balanced_accuracy.format(brackets=True)}; {compared})"
+    """What to do, one line each: use as is, or adapt; what that rests on; which types to label more cells of."""
+    lines = ["use as is: nothing that was tried is better" if method == "as_is" else f"adapt: {WORDS[method]}"]
+    if scores:
+        each = "; ".join(f"{WORDS[each.method]} {each.balanced_accuracy.format(brackets=True)}" for each in scores)
+        lines.append(f"balanced accuracy on labelled cells that were held out, in per cent: {each}")
+        if len(scores) > 1:
+            lines.append(
+                f"the best of {len(scores)} was chosen on the cells that it is scored on, so its score is a little too "
+                "high: score it on cells that were kept apart"
+            )
+    elif evidence:
+        each = "; ".join(
+            f"{WORDS[each.method]} {each.information:.2f} (mean confidence {100 * each.confidence:.0f} %, "
+            f"{100 * each.agreement:.0f} % of mirrored and turned views agree)"
+            for each in evidence
+        )
+        lines.append(f"information of the answers to unlabelled images, in nats: {each}")
+        lines.append("how sure and steady answers are says little of how right they are: label 10 cells of each type")
     if to_label:
-        named = (f"{name} ({labelled[name]} labelled{_found(chosen, name)})" for name in to_label)
-        lines.append(f"label 10 more of these types, if they occur: {', '.join(named)}")
+        named = ", ".join(f"{name} ({why})" for name, why in to_label.items())
+        lines.append(f"label 10 more of these types, if they occur: {named}")
     return lines
 
 
-def _found(scores: MethodScores, name: str) -> str:
-    value = scores.sensitivity[name].value
-    return "" if value is None else f", {100 * value:.0f} % found"
-
-
-def table_of(adaptation: Adaptation) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the scores of all methods, in per cent."""
+def table_of(adaptation: Adaptation) -> tuple[str, list[str], list[list[str]]]:
+    """Caption, columns and rows of the scores of all methods, or of the evidence for them; no rows without either."""
+    if adaptation.evidence:
+        rows = [
+            [
+                _named(each.method, adaptation),
+                f"{each.information:.3f}",
+                each.gain.format(brackets=True, factor=1, digits=3),
+                *(f"{100 * value:.1f} %" for value in (each.confidence, each.agreement, each.unchanged)),
+                ", ".join(f"{count} {name}" for name, count in each.answers.items() if count),
+            ]
+            for each in adaptation.evidence
+        ]
+        head = [
+            "method",
+            "information, nats",
+            "gain",
+            "confidence, %",
+            "views that agree, %",
+            "unchanged, %",
+            "answers",
+        ]
+        return "Answers to unlabelled images; gain of information with its 95 % interval over groups.", head, rows
     types = [name for name, count in adaptation.labelled.items() if count]
     rows = [
         [
-            WORDS[each.method] + (" (chosen)" if each.method == adaptation.method else ""),
+            _named(each.method, adaptation),
             each.balanced_accuracy.format(brackets=True),
             *(each.sensitivity[name].format() for name in types),
         ]
         for each in adaptation.methods
     ]
-    return ["method", "balanced accuracy", *(f"{name} ({adaptation.labelled[name]})" for name in types)], rows
+    caption = (
+        "Labelled cells that each method had not learned from, in per cent, with 95 % intervals over groups; "
+        "sensitivity of each type (labelled cells)."
+    )
+    return caption, ["method", "balanced accuracy", *(f"{name} ({adaptation.labelled[name]})" for name in types)], rows
+
+
+def _named(method: Method, adaptation: Adaptation) -> str:
+    return WORDS[method] + (" (chosen)" if method == adaptation.method else "")
 
 
 def facts_of(adaptation: Adaptation) -> list[tuple[str, str]]:
@@ -106,6 +151,7 @@ def facts_of(adaptation: Adaptation) -> list[tuple[str, str]]:
     facts = [
         ("adapted from", f"{adaptation.source}, checkpoint {adaptation.source_checkpoint}"),
         ("method", f"{WORDS[adaptation.method]}, chosen by {adaptation.chosen_by}"),
+        ("zoom", f"{adaptation.zoom:g}"),
         ("labelled cells", cells or "none"),
         ("unlabelled images", str(adaptation.unlabelled)),
     ]
@@ -122,11 +168,7 @@ def facts_of(adaptation: Adaptation) -> list[tuple[str, str]]:
 
 def adaptation_section(adaptation: Adaptation) -> Section:
     """The report's section."""
-    columns, rows = table_of(adaptation)
-    caption = (
-        "Labelled cells that each method had not learned from, by cross-validation; in per cent, with 95 % intervals "
-        "over groups; sensitivity of each type (labelled cells)."
-    )
+    caption, columns, rows = table_of(adaptation)
     table = [Table(caption, columns, [[Cell(text) for text in row] for row in rows])] if rows else []
     advice = [Text(line, warning=line.startswith("label")) for line in adaptation.advice]
     return Section("Adaptation", "To a laboratory's own images.", [*advice, Facts(facts_of(adaptation)), *table])

@@ -172,9 +172,9 @@ def _training(config: ClassifierRunConfig) -> str:
 def _adaptation(adaptation: Adaptation) -> str:
     """What the run was adapted from and to; the training above is that of the run it was adapted from."""
     parts = ["## Adaptation", _facts(facts_of(adaptation)), *adaptation.advice]
-    head, rows = table_of(adaptation)
+    caption, head, rows = table_of(adaptation)
     if rows:
-        parts += ["Labelled cells that each method had not learned from, in per cent:", _table(head, rows)]
+        parts += [caption, _table(head, rows)]
     return "\n\n".join(parts)
 
 
