@@ -15,9 +15,10 @@ usage:
                     hidden or lack an image's suffix; replaces an earlier prediction. Probabilities are calibrated
                     by the temperature that train_classifier.py fitted on validation images for this number of
                     views. Bytes of a file name that are not text are written as \\xe4
-      domain=NAME   the images' stain, one of the run's training data; default: its only one. A classifier of
-                    normalised images applies its normaliser to images of the stain that it is made for; the crop
-                    of the domain in training (data.crop) is applied too
+      domain=NAME   the images' stain, one of the run's training data; default: its only one, or of several none: a
+                    laboratory that the run does not know. A classifier of normalised images applies its normaliser
+                    to images of the stain that it is made for. Images are cropped as those of the domain were in
+                    training (data.crop), of an unknown laboratory by the mean over the domains
       min_confidence=0.9  images with less confidence are marked in a column `uncertain`, and in the gallery, for a
                     person to look at; the run's report shows how many those are and how accurate the others
       heatmaps=true  the gallery shows where in each image the classifier found its answer (Grad-CAM); for one run of

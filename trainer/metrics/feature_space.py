@@ -12,8 +12,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from data_pipeline.errors import UserError
 from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
 from models.classifiers.fitted import FittedClassifier
+from models.classifiers.input_adapter import InputAdapter
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {

@@ -200,9 +200,7 @@ class Ensemble:
         if normalizer is not None and domain == normalizer.source:
             network = NormalizedClassifier(network, normalizer, data.image_size)
             return Answering(network.eval(), normalizer.image_size, normalizer.crop, (1.0,), (normalizer,))
-        # For images of any of its domains, these are cropped alike.
-        domain = domain or next(iter(member.domains), "")
-        return Answering(network.eval(), data.image_size, data.crop.get(domain, 1.0), (1.0,), (None,))
+        return Answering(network.eval(), data.image_size, member.crop_of(domain), (1.0,), (None,))
 
 
 def _storage(settings: ShardSettings) -> str:

@@ -12,7 +12,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
+from models.classifiers.input_adapter import InputAdapter
 
 # Side, in pixels, of the heat map that is stored for a picture.
 HEAT_SIDE = 32

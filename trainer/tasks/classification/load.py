@@ -1,6 +1,7 @@
 """A classifier that a run has trained, and what the run says of itself."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,16 @@ class TrainedClassifier:
     def folder(self) -> Path:
         """The run's folder, wherever it lies now."""
         return self.checkpoint.path.parents[1]
+
+    def crop_of(self, domain: str | None) -> float:
+        """Share of the sides that is kept of an image of this domain.
+
+        Of one that the training had no images of, and where none is known (None): the geometric mean over its domains.
+        """
+        crop = self.config.data.crop
+        if domain is not None and (domain in crop or domain in self.domains):
+            return crop.get(domain, 1.0)
+        return math.prod(crop.get(each, 1.0) for each in self.domains) ** (1 / max(1, len(self.domains)))
 
     @property
     def layers(self) -> nn.Module:

@@ -47,8 +47,8 @@ class RawClassifier:
 def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
     """The calibrated classifier of one run or several for images of a stain, with the normalisers made for the stain.
 
-    domain: default, a run's only one, or all of several that are prepared alike. UserError for a domain that no run
-    knows, and for none where domains are prepared differently.
+    domain: default, a run's only one, or an unknown one (see `TrainedClassifier.crop_of`). UserError for a domain that
+    no run knows, and for none where a normaliser changes one of several.
     """
     domains = [resolve_domain(ensemble.members, each, domain) for each in ensemble.members]
     ensemble.tell_if_uncalibrated()
@@ -74,13 +74,13 @@ def resolve_domain(members: Sequence[TrainedClassifier], trained: TrainedClassif
         if known := set().union(*map(_known_domains, members)):
             refuse_unknown_domains([domain], known, f"domain={domain} and {members[0].config.run}")
         return domain
-    known, normalizer, crop = _known_domains(trained), trained.normalizer, trained.config.data.crop
+    known = _known_domains(trained)
     if len(known) == 1:
         return known.pop()
-    if normalizer is not None or len({crop.get(name, 1.0) for name in known}) > 1:
+    if trained.normalizer is not None:
         raise UserError(
-            f"{trained.config.run}: its domains' images are not prepared alike (a crop or a normaliser): name the "
-            f"domain of these images, domain=NAME, one of {', '.join(sorted(known))}"
+            f"{trained.config.run}: its normaliser changes the images of one of its domains only: name the domain of "
+            f"these images, domain=NAME, one of {', '.join(sorted(known))}"
         )
     return None
 
