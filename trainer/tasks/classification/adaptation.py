@@ -78,7 +78,7 @@ def adapt(config: AdaptConfig, topology: Topology) -> Path:
     require_adaptable(trained)
     with written_aside(out) as folder:
         laboratory = open_laboratory(trained, config, folder, topology)
-        network, record, chosen = _Adapter(config, trained, laboratory, topology).run()
+        network, record, chosen = Adapter(config, trained, laboratory, topology).run()
         write_adapted_run(folder, out, trained, laboratory, network, record, chosen)
     return out
 
@@ -90,7 +90,7 @@ def _require_this(out: Path, config: AdaptConfig) -> None:
         raise UserError(f"{out}: there already, and not of this command: name another out=DIR, or remove it")
 
 
-class _Adapter:
+class Adapter:
     """One adaptation: the methods that its images allow, their validation and the choice."""
 
     def __init__(
@@ -106,44 +106,48 @@ class _Adapter:
         self._home = None if home is None else home.chosen(few_of_each(home.labels, HOME_IMAGES))
         self._methods = possible_methods(trained, config.method, len(laboratory.labelled), len(laboratory.unlabelled))
         images = laboratory.unlabelled if len(laboratory.unlabelled) else laboratory.labelled
-        self._looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
-        self._zoom = 1.0  # of every method but as_is
+        self.looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
+        self.zoom = 1.0  # of every method but as_is
 
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
         labelled = self._laboratory.labelled
         if "scale" in self._methods:
-            self._zoom = self._best_zoom()
+            self.zoom = self._best_zoom()
         trials = self._trials() if len(labelled) else {}
         evidence = [] if trials else self._evidence()
         method, chosen_by = self._choose(trials, evidence)
         if method == "as_is":
-            self._zoom = 1.0
-        network = self._adapted(method, np.arange(len(labelled)))
+            self.zoom = 1.0
+        network = self.adapted(method, np.arange(len(labelled)))
         return network, self._record(method, chosen_by, trials, evidence, network), trials.get(method)
 
     def _best_zoom(self) -> float:
         """The zoom that the answers to the images speak for; their labels are not looked at."""
-        zooms = [zoom for zoom in ZOOMS if zoom >= self._looked_at.least_zoom - 1e-6]
-        answers = {zoom: self._answers_to(self._network, zoom) for zoom in zooms}
-        return best_zoom(answers, self._looked_at.groups, self._temperature)
+        answers = {zoom: self.answers_to(self._network, zoom) for zoom in self.zooms}
+        return best_zoom(answers, self.looked_at.groups, self.temperature)
 
     def _evidence(self) -> list[Evidence]:
         """What the unlabelled images say of each method. A zoom other than 1 has been chosen by the same."""
-        answers: dict[Method, torch.Tensor] = {"as_is": self._answers_to(self._network, 1.0)}
+        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_to(self._network, 1.0)}
         for method in self._methods:
             # Self-training makes a network sure of its answers, right or wrong: that says nothing for it.
             skipped = method == "self_training" and self._config.method == "auto"
-            if not skipped and method not in answers and (method != "scale" or self._zoom != 1):
-                answers[method] = self._answers_to(self._adapted(method, np.arange(0)), self._zoom)
-        return evidence_of(answers, self._looked_at.groups, self._laboratory.cell_types, self._temperature)
+            if not skipped and method not in answers and (method != "scale" or self.zoom != 1):
+                answers[method] = self.answers_to(self.adapted(method, np.arange(0)), self.zoom)
+        return evidence_of(answers, self.looked_at.groups, self._laboratory.cell_types, self.temperature)
 
-    def _answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
+    @property
+    def zooms(self) -> list[float]:
+        """Those that the images' borders allow."""
+        return [zoom for zoom in ZOOMS if zoom >= self.looked_at.least_zoom - 1e-6]
+
+    def answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
         """The answers to the images that are looked at without their labels."""
-        return answers_of(network, self._looked_at.zoomed(zoom), VIEWS_COMPARED)
+        return answers_of(network, self.looked_at.zoomed(zoom), VIEWS_COMPARED)
 
     @functools.cached_property
-    def _temperature(self) -> float:
+    def temperature(self) -> float:
         trained = self._trained
         return load_calibration(trained.folder, trained.checkpoint.digest, VIEWS_COMPARED).temperature
 
@@ -157,13 +161,13 @@ class _Adapter:
                 found = cross_validate(partial(self._answers, method), labelled, cell_types, repeats)
                 if found is not None:
                     trials[method] = found
-            elif method != "scale" or self._zoom != 1:
+            elif method != "scale" or self.zoom != 1:
                 every = np.arange(len(labelled))
-                zoom = 1.0 if method == "as_is" else self._zoom
-                answers = answers_of(self._adapted(method, every[:0]), labelled.zoomed(zoom))
+                zoom = 1.0 if method == "as_is" else self.zoom
+                answers = answers_of(self.adapted(method, every[:0]), labelled.zoomed(zoom))
                 trials[method] = trial(answers, labelled, every, cell_types)
                 if method == "scale" and self._config.method == "auto" and best_method(trials) == "as_is":
-                    self._zoom = 1.0  # the labels speak against it
+                    self.zoom = 1.0  # the labels speak against it
         return trials
 
     def _choose(self, trials: Mapping[Method, Trial], evidence: list[Evidence]) -> tuple[Method, str]:
@@ -178,20 +182,20 @@ class _Adapter:
         return best_method(trials), "cross-validation on the labelled cells"
 
     def _answers(self, method: Method, rest: Numbers, held: Numbers) -> torch.Tensor:
-        held_out = self._laboratory.labelled.zoomed(self._zoom).chosen(held)
-        return answers_of(self._adapted(method, rest), held_out)
+        held_out = self._laboratory.labelled.zoomed(self.zoom).chosen(held)
+        return answers_of(self.adapted(method, rest), held_out)
 
-    def _adapted(self, method: Method, rows: Numbers) -> nn.Module:
+    def adapted(self, method: Method, rows: Numbers) -> nn.Module:
         """The network adapted by a method to these rows of the labelled cells, or to the unlabelled images."""
         if method in ("as_is", "scale"):
             return self._network
         if method == "head":
             return with_head(self._network, self._heads.fit(rows, last_layer(self._network)))
         if method == "all":
-            begun, cells = self._adapted("head", rows), self._laboratory.labelled.zoomed(self._zoom).chosen(rows)
+            begun, cells = self.adapted("head", rows), self._laboratory.labelled.zoomed(self.zoom).chosen(rows)
             return self._tuned(begun, cells, f"all layers, {len(rows)} labelled cells")
-        unlabelled = self._laboratory.unlabelled.zoomed(self._zoom)
-        probabilities = probabilities_of(answers_of(self._network, unlabelled, VIEWS_COMPARED), self._temperature)
+        unlabelled = self._laboratory.unlabelled.zoomed(self.zoom)
+        probabilities = probabilities_of(answers_of(self._network, unlabelled, VIEWS_COMPARED), self.temperature)
         labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
         if method == "statistics":
             return mixed_statistics(self._network, unlabelled, labels, seed_of(self._config, method))
@@ -217,7 +221,7 @@ class _Adapter:
     @functools.cached_property
     def _heads(self) -> HeadImages:
         """At the zoom that stands when the first head is fitted; it does not change afterwards."""
-        labelled = self._laboratory.labelled.zoomed(self._zoom)
+        labelled = self._laboratory.labelled.zoomed(self.zoom)
         return HeadImages.of(self._network, labelled, self._home, seed_of(self._config, "head"))
 
     def _record(
@@ -241,14 +245,14 @@ class _Adapter:
         ]
         to_label = types_to_label(laboratory.labelled, trials.get(method), laboratory.cell_types)
         if len(laboratory.unlabelled):
-            probabilities = probabilities_of(self._answers_to(network, self._zoom), self._temperature)
+            probabilities = probabilities_of(self.answers_to(network, self.zoom), self.temperature)
             to_label = unsure_types(probabilities, laboratory.cell_types) | to_label
         return Adaptation(
             source=str(trained.folder),
             source_checkpoint=trained.checkpoint.digest,
             method=method,
             chosen_by=chosen_by,
-            zoom=self._zoom,
+            zoom=self.zoom,
             labelled=labelled,
             unlabelled=len(laboratory.unlabelled),
             methods=scores,

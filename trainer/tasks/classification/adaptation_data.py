@@ -127,13 +127,13 @@ def open_laboratory(trained: TrainedClassifier, config: AdaptConfig, folder: Pat
     named = set(rows[~empty]["cell_type"])
     cell_types = tuple(name for name in CELL_TYPES if name in trained.cell_types or name in named)
     known = sorted(set(rows["domain"]))
-    crop = {domain: share for domain in known if (share := _crop(trained, domain)) != 1}
+    crop = {domain: share for domain in known if (share := trained.crop_of(domain)) != 1}
     data = dataclasses.replace(trained.config.data, domains=known, cell_types=None, crop=crop, order="global")
-    home, validation = _home(trained, cell_types, topology)
+    home, validation = images_of_home(trained, cell_types, topology)
     return Laboratory(
         cell_types,
-        _images(dataset, data, rows[~empty], cell_types, topology),
-        _images(dataset, data, rows[empty], cell_types, topology),
+        images_of(dataset, data, rows[~empty], cell_types, topology),
+        images_of(dataset, data, rows[empty], cell_types, topology),
         home,
         validation,
     )
@@ -164,7 +164,7 @@ def _refuse_seen(trained: TrainedClassifier, dataset: Dataset, ids: list[str]) -
         )
 
 
-def _home(
+def images_of_home(
     trained: TrainedClassifier, cell_types: Sequence[str], topology: Topology
 ) -> tuple[Images | None, Images | None]:
     """Training and validation images of the run; None where its data set is not at hand or has changed."""
@@ -179,24 +179,18 @@ def _home(
     rows = rows[rows["origin"] != "synthetic"]
     data = dataclasses.replace(data, cell_types=None, order="global")
     train, validation = (
-        _images(dataset, data, rows[rows["split"] == split], cell_types, topology) for split in ("train", "validation")
+        images_of(dataset, data, rows[rows["split"] == split], cell_types, topology)
+        for split in ("train", "validation")
     )
     return (train if len(train) else None), (validation if len(validation) else None)
 
 
-def _images(
+def images_of(
     dataset: Dataset, config: StreamConfig, rows: pd.DataFrame, cell_types: Sequence[str], topology: Topology
 ) -> Images:
     numbers = {name: number for number, name in enumerate(cell_types)}
     labels: Numbers = rows["cell_type"].map(numbers).fillna(-1).to_numpy(np.int64)
     return Images(dataset, config, tuple(rows["id"]), tuple(rows["group"]), labels, topology)
-
-
-def _crop(trained: TrainedClassifier, domain: str) -> float:
-    """The crop of this domain in the run; of an unknown domain the one that all of the run's have, if they agree."""
-    crop = trained.config.data.crop
-    every = {crop.get(name, 1.0) for name in trained.domains}
-    return crop.get(domain, every.pop() if len(every) == 1 else 1.0)
 
 
 def seed_of(config: AdaptConfig, *purpose: str | int) -> int:

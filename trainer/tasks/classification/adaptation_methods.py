@@ -14,7 +14,7 @@ from torch.nn import functional
 from data_pipeline.errors import UserError
 from data_pipeline.progress_bar import track
 from models.classifiers.architectures.frozen import FrozenClassifier
-from models.classifiers.build import InputAdapter
+from models.classifiers.input_adapter import InputAdapter
 from models.classifiers.norm import FrozenBatchNorm
 from trainer.learners.choices import VIEWS
 from trainer.learners.optimizer import make_optimizer, schedule_factor
