@@ -61,6 +61,8 @@ from trainer.tasks.classification.load import TrainedClassifier, build_network, 
 
 # Repeats of the cross-validation of a head, which takes a second.
 REPEATS = 3
+# Most unlabelled images that a network follows; ids are hashes, so the first are a random draw.
+LEARNED_FROM = 2000
 # Self-training takes unlabelled images with answers of at least this probability.
 CONFIDENT = 0.8
 
@@ -174,7 +176,7 @@ class Adapter:
         """The method, and what it was chosen by."""
         asked = self._config.method
         if asked != "auto":
-            return asked, f"method={asked}"
+            return "as_is" if asked == "scale" and self.zoom == 1 else asked, f"method={asked}"
         if not trials:
             return best_by_evidence(evidence), "the answers to unlabelled images"
         if not set(WITH_LABELS) & set(trials):
@@ -195,6 +197,7 @@ class Adapter:
             begun, cells = self.adapted("head", rows), self._laboratory.labelled.zoomed(self.zoom).chosen(rows)
             return self._tuned(begun, cells, f"all layers, {len(rows)} labelled cells")
         unlabelled = self._laboratory.unlabelled.zoomed(self.zoom)
+        unlabelled = unlabelled.chosen(np.arange(min(len(unlabelled), LEARNED_FROM)))
         probabilities = probabilities_of(answers_of(self._network, unlabelled, VIEWS_COMPARED), self.temperature)
         labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
         if method == "statistics":
