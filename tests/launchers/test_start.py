@@ -51,6 +51,7 @@ def imported_packages(importtime: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
+        ("adapt", (RUN[0], "images=x", "out=y"), RUN[1]),
         ("ablate", ("sweep=nowhere", "out=x"), "no sweep file to read"),
         ("audit", DATASET[:1], DATASET[1]),
         ("audit", RUN[:1], RUN[1]),
