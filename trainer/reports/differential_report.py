@@ -154,7 +154,7 @@ def _pictures(fields: Sequence[CountedField], most: int) -> Cards:
             note=field.path.name,
             bars=Markup(""),
             wrong=False,
-            uncertain=any(look for _, _, look in field.named),
+            marks=("to look at",) if any(look for _, _, look in field.named) else (),
         )
         for field in ordered[:most]
     ]

@@ -24,13 +24,13 @@ from data_pipeline.sources.table import ListedFiles
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.bootstrap import Floats
 from trainer.metrics.differential import Differential, Ranges, confusion_counts, count_types
-from trainer.metrics.evaluation import own_test_evaluation
+from trainer.metrics.evaluation import UNFAMILIAR, own_test_evaluation
 from trainer.reports.differential_report import CountedField, write_differential_report
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.prediction import predict_images
 
 # Column of predictions.csv that says that an image is like none of the training.
-_OUT_OF_DISTRIBUTION = "out_of_distribution"
+_COVERAGE = 0.9  # of the sets of types beside the predictions
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,14 @@ def _predict(
         domain=options.domain,
         views=options.views,
         min_confidence=options.min_confidence,
+        coverage=_COVERAGE,
         heatmaps=False,
         topology=topology,
     )
     named = pd.read_csv(out / "predictions.csv", keep_default_na=False)
     look = named["uncertain"].astype(bool)
-    if _OUT_OF_DISTRIBUTION in named:
-        look |= named[_OUT_OF_DISTRIBUTION].astype(bool)
+    if UNFAMILIAR in named:
+        look |= named[UNFAMILIAR].astype(bool)
     return named.assign(look=look)
 
 
