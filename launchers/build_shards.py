@@ -12,6 +12,9 @@ usage:
                            slides, whose images then stay on one side of the split. auto, for a new source: yes, unless
                            the name is that of something else (train, images, a cell type, ...), and it says so;
                            folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
+      annotations=voc|coco|csv   of {annotated}: how boxes are written
+                           voc: an XML file for each image, of its name; coco: a JSON file; csv: lines of
+                           image,label,xmin,ymin,xmax,ymax. An annotation without boxes says that a field has no cells
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
       review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
@@ -37,7 +40,7 @@ example:
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
@@ -51,7 +54,7 @@ from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration, layouts
-from data_pipeline.sources.declaration import GroupRule
+from data_pipeline.sources.declaration import AnnotationFormat, GroupRule
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
@@ -68,6 +71,7 @@ class BuildOptions:
     labels: str | None = None
     promyelocytes: PromyelocyteReading = "immature granulocyte"
     group: GroupRule = "auto"
+    annotations: AnnotationFormat | None = None
     exclude: str | None = None
     review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
@@ -147,12 +151,16 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     if not own and (config.name or config.domain or config.labels or config.group != "auto"):
         usages = " or ".join(layout.usage for layout in layouts().values() if not layout.public)
         raise UserError(f"name=, domain=, labels= and group= go with {usages}")
+    if config.annotations and not any(layout.annotated for layout, _ in own):
+        usages = " or ".join(layout.usage for layout in layouts().values() if layout.annotated)
+        raise UserError(f"annotations= goes with {usages}")
     for layout, root in own:
         if not (config.name and config.domain):
             raise UserError(f"{layout.keyword}={root} needs name=N (of the source) and domain=D (of its stain)")
-        sources.append(
-            SourceDeclaration(layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group)
+        declared = SourceDeclaration(
+            layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group
         )
+        sources.append(replace(declared, annotations=config.annotations or "voc"))
     return sources
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.timm import (
@@ -19,42 +18,13 @@ from models.classifiers.architectures.timm import (
     pretrained_weights,
 )
 from models.classifiers.config import ClassifierConfig
+from models.classifiers.input_adapter import InputAdapter
 from models.classifiers.norm import replace_batch_norms, without_statistics
 from models.classifiers.weights import bare_names, load_weights, read_weights
 from models.errors import ModelError
 
 # Every classifier takes images of this side in pixels.
 _USUAL_SIZE = 224
-
-
-class InputAdapter(nn.Module):
-    """Gives images [n, 3, S, S] in [-1, 1] to a network that expects another normalisation.
-
-    mean, std: the network's, per channel, of images in [0, 1]. least_size: smaller images are enlarged to this side.
-    The statistics are not part of the state dict.
-    """
-
-    scale: Tensor
-    offset: Tensor
-
-    def __init__(
-        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], least_size: int = 0
-    ) -> None:
-        super().__init__()
-        self.network, self.least_size = network, least_size
-        means, deviations = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
-        self.register_buffer("scale", 0.5 / deviations, persistent=False)
-        self.register_buffer("offset", (0.5 - means) / deviations, persistent=False)
-
-    def adapted(self, images: Tensor) -> Tensor:
-        """Images as the network expects them."""
-        if images.shape[-1] < self.least_size:
-            images = functional.interpolate(images, (self.least_size, self.least_size), mode="bilinear")
-        return images * self.scale + self.offset
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.adapted(images))
-        return logits
 
 
 def build_classifier(
@@ -92,13 +62,14 @@ def build_classifier(
         if config.norm == "group":
             weights = without_statistics(weights)
         load_weights(network, weights, source, classifiers, ("attention",))
-    if config.timm_name:
-        default = pretrained_config(config.timm_name)
-        adapter = InputAdapter(network, default.mean, default.std, config.least_size)
-        if config.architecture == "frozen":
-            return FrozenClassifier(adapter, feature_size(network), config, number_of_types)
-        return adapter
-    return network
+    if not config.timm_name and not config.stretch:
+        return network
+    default = pretrained_config(config.timm_name) if config.timm_name else None
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if default is None else (default.mean, default.std)
+    adapter = InputAdapter(network, mean, std, config.least_size, config.stretch)
+    if config.architecture == "frozen":
+        return FrozenClassifier(adapter, feature_size(network), config, number_of_types)
+    return adapter
 
 
 @torch.no_grad()

@@ -26,6 +26,9 @@ class ClassifierConfig:
     # empty, images are normalised inside the network to that model's mean and deviation.
     timm_name: str = "legacy_senet154"
     least_size: int = 0  # with timm_name: smaller images are enlarged to this side inside the network
+    # Each channel of each image is stretched to the same range inside the network: light, camera and amount of stain
+    # then change less. For images of laboratories that the training has none of.
+    stretch: bool = False
     # None, "pretrained" (timm's, downloaded), a .safetensors / .pt / .pth file, or a run of train_classifier.py
     weights: str | None = None
     dropout: float = 0.2  # before the last layer
@@ -75,10 +78,10 @@ class ClassifierConfig:
             raise ModelError(f"model.views={self.views}: must be at least 1")
         if self.least_size < 0 or (self.least_size and not self.timm_name):
             raise ModelError(f"model.least_size={self.least_size}: 0, or with model.timm_name a side in pixels")
-        if self.architecture == "naive_bayes" and (self.timm_name or self.weights is not None):
+        if self.architecture == "naive_bayes" and (self.timm_name or self.weights is not None or self.stretch):
             raise ModelError(
                 "model.architecture=naive_bayes has no weights to start from and takes images as they are: leave "
-                "model.timm_name empty and model.weights null"
+                "model.timm_name empty, model.weights null and model.stretch false"
             )
         if len(self.layers) != len(self.widths) or not self.layers or min(*self.layers, *self.widths, 1) < 1:
             raise ModelError(

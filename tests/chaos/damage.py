@@ -82,7 +82,7 @@ def readers(materials: Materials) -> list[Reader]:
 
     data, run, bank = materials.data, materials.classifier, materials.bank
     of_data = ("shards/*.tar", "shards/*.idx", "catalog.parquet", "dataset.json")
-    of_run = ("checkpoints/best*", "config.yaml", "calibration.json")
+    of_run = ("checkpoints/best*", "config.yaml", "calibration.json", "uncertainty.safetensors")
     of_bank = (
         "bank.json",
         "zarr.json",

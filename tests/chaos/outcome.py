@@ -118,6 +118,7 @@ def _read_run(command: Command, root: Path) -> None:
     from trainer.metrics.evaluation import load_evaluations
     from trainer.runs.run_directory import CONFIG_FILE, read_run_config
     from trainer.tasks.classification.calibration import FILE, load_calibration
+    from trainer.tasks.classification.uncertainty import load_reference
 
     for config in root.rglob(CONFIG_FILE):
         read_run_config(config.parent)
@@ -129,6 +130,7 @@ def _read_run(command: Command, root: Path) -> None:
         read_records(folder.parent)
     if (root / FILE).exists():
         load_calibration(root, "")
+    load_reference(root, "")
     for evaluation in load_evaluations(root):
         assert command.launcher != "evaluate" or evaluation.predictions is not None, "no predictions beside the scores"
 

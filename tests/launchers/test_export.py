@@ -16,8 +16,9 @@ from tests.launchers.test_launchers import TINY, assert_refused
 
 @pytest.fixture
 def run(tiny_dataset: Dataset, launch: Launch, tmp_path: Path) -> Path:
-    """A run that was trained for an epoch."""
-    assert launch("train_classifier", f"shards={tiny_dataset.root}", "run=run", *TINY).returncode == 0
+    """A run that was trained for an epoch; its network stretches the channels, which is exported too."""
+    settings = (f"shards={tiny_dataset.root}", "run=run", "model.stretch=true", *TINY)
+    assert launch("train_classifier", *settings).returncode == 0
     return tmp_path / "run"
 
 

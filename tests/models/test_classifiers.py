@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor, nn
 
 from models.classifiers.architectures.senet import SENetGE, pool_to_grid
-from models.classifiers.build import InputAdapter, build_classifier
+from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
+from models.classifiers.input_adapter import InputAdapter, stretch_channels
 from models.errors import ModelError
 
 ALL_CONFIGS = sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
@@ -206,3 +207,27 @@ def test_impossible_config_is_one_clear_line(changes: dict[str, Any], said: str)
     with pytest.raises(ModelError, match=r"^[^\n]+$") as raised:
         build_classifier(dataclasses.replace(MICRO, **changes), 5)
     assert said in str(raised.value)
+
+
+def test_a_stretching_network_answers_alike_under_another_light() -> None:
+    """Gain and offset of a channel are a laboratory's, not the cell's; a flat image gives an answer all the same."""
+    torch.manual_seed(4)
+    network = randomised(build_classifier(dataclasses.replace(MICRO, stretch=True), 5))
+    images = torch.rand(3, 3, 64, 64) * 1.2 - 0.6
+    gain, offset = torch.tensor([0.8, 1.1, 0.9]).view(3, 1, 1), torch.tensor([0.1, -0.2, 0.05]).view(3, 1, 1)
+    with torch.inference_mode():
+        answers = network(images)
+        torch.testing.assert_close(network(images * gain + offset), answers, rtol=1e-3, atol=1e-4)
+        assert (network(images * gain.flip(0).square()) - answers).abs().max() < 1e-3
+        assert network(torch.full((1, 3, 64, 64), 0.7)).isfinite().all()
+    plain = build_classifier(MICRO, 5, weights=None)
+    assert [name.removeprefix("network.") for name in network.state_dict()] == list(plain.state_dict())
+
+
+def test_a_stretched_image_has_its_percentiles_where_they_belong() -> None:
+    """2 % of a channel lie below -0.9 and 10 % above 0.8, whatever they were; nothing lies beyond 1.2."""
+    images = torch.randn(2, 3, 96, 96).mul(0.2).add(torch.tensor([0.3, 0.0, -0.2]).view(3, 1, 1)).clamp(-1, 1)
+    stretched = stretch_channels(images)
+    assert (stretched < -0.9).float().mean(dim=(2, 3)).sub(0.02).abs().max() < 0.01
+    assert (stretched > 0.8).float().mean(dim=(2, 3)).sub(0.1).abs().max() < 0.02
+    assert stretched.abs().max() <= 1.2

@@ -20,7 +20,7 @@ TYPES = ("basophil", "eosinophil", "lymphocyte")
 def images(dataset: Dataset, *operations: Augmentation, batch: int = 4) -> npt.NDArray[np.float32]:
     stream = Stream(
         dataset,
-        StreamConfig(image_size=32, threads=1, prefetch=1),
+        StreamConfig(image_size=96, threads=1, prefetch=1),
         splits=["test"],
         cell_types=TYPES,
         ids=dataset.samples(splits=["test"])["id"].tolist()[:8],

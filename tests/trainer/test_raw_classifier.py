@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.config import StreamConfig
+from trainer.tasks.classification.load import TrainedClassifier
 from trainer.tasks.classification.raw_classifier import resolve_domain
 
 
@@ -24,7 +25,7 @@ def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[s
         (run("giemsa", crop={"giemsa": 0.5}), "giemsa", "giemsa"),
         (run("giemsa", "violet"), None, None),
         (run("giemsa", "violet"), "violet", "violet"),
-        (run("giemsa", "violet", crop={"giemsa": 0.5, "violet": 0.5}), None, None),
+        (run("giemsa", "violet", crop={"giemsa": 0.5}), None, None),  # a laboratory that it does not know
         (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "violet", "violet"),
         (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "giemsa", "giemsa"),
         (run(), "giemsa", "giemsa"),  # a run that tells no domain
@@ -39,7 +40,6 @@ def test_a_runs_only_domain_is_the_default(trained: Any, asked: str | None, answ
     [
         (run("giemsa"), "Giemsa", "no domain 'Giemsa' here .*; use one of giemsa"),
         (run("giemsa", "violet"), "purple", "use one of giemsa, violet"),
-        (run("giemsa", "violet", crop={"giemsa": 0.5}), None, "domain=NAME, one of giemsa, violet"),
         (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), None, "one of giemsa, violet"),
         (run("giemsa", "violet_as_giemsa", normalizer=("violet", "giemsa")), "violet_as_giemsa", "giemsa, violet"),
     ],
@@ -56,3 +56,16 @@ def test_an_ensemble_takes_a_domain_that_one_of_its_runs_knows() -> None:
     assert [resolve_domain(members, each, "violet") for each in members] == ["violet", "violet"]
     with pytest.raises(UserError, match="use one of giemsa, violet"):
         resolve_domain(members, members[0], "purple")
+
+
+def test_images_of_an_unknown_laboratory_are_cropped_as_on_average() -> None:
+    """Predictions and scores alike: else what is scored is not what a user gets."""
+    data = StreamConfig(crop={"giemsa": 0.64, "violet": 0.36})
+    config: Any = SimpleNamespace(data=data)
+    known: Any = SimpleNamespace(config=config, domains=("giemsa", "violet"))
+    assert [TrainedClassifier.crop_of(known, domain) for domain in ("giemsa", "violet")] == [0.64, 0.36]
+    assert TrainedClassifier.crop_of(known, None) == TrainedClassifier.crop_of(known, "purple") == pytest.approx(0.48)
+    one: Any = SimpleNamespace(config=config, domains=("giemsa",))
+    assert TrainedClassifier.crop_of(one, "purple") == pytest.approx(0.64)
+    plain: Any = SimpleNamespace(config=config, domains=("purple",))
+    assert TrainedClassifier.crop_of(plain, "purple") == TrainedClassifier.crop_of(plain, None) == 1.0

@@ -146,7 +146,7 @@ def test_scores_on_corrupted_images_have_a_table(dataset: Dataset, tmp_path: Pat
     page = Page(write_run_report(tmp_path))
     assert "Mean over all kinds and severities: balanced accuracy 62.5, accuracy 90.0." in page.text
     (table,) = [each for each in page.tables if each[0][0] == "corruption"]
-    assert table == [["corruption", "severity 1", "severity 2"], ["noise", "75.090.0", "50.090.0"]]
+    assert table == [["corruption", "severity 1", "severity 2"], ["noise", "75.0 90.0", "50.0 90.0"]]
 
 
 def test_report_is_one_file_with_the_numbers_of_the_evaluation(dataset: Dataset, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from data_pipeline.learned_images import SeenImages
 from trainer.metrics.classification import Scores, Trust
 from trainer.metrics.corruption import CorruptionRecord
 from trainer.metrics.records import read_record, to_json, write_json
+from trainer.metrics.uncertainty import UncertaintyRecord
 
 OWN_TEST = "metrics.json"
 # Cells that a report shows.
@@ -25,6 +26,9 @@ MOST_WRONG = 24
 # Column of heat maps, uint8 bytes of HEAT_SIDE squared pixels (see grad_cam.py); of shown cells only.
 HEAT = "heat"
 PROBABILITY = "p:"  # column prefix, followed by the model's cell type
+UNFAMILIAR = "out_of_distribution"  # column: whether the image is beyond that limit
+SET = "set"  # column: the types that an image may be, joined by SET_SEPARATOR
+SET_SEPARATOR = "; "
 SAMPLE_COLUMNS = ("id", "parent", "source", "path", "group", "domain", "cell_type")
 
 
@@ -107,6 +111,7 @@ class ClassifierEvaluation(Evaluation):
     views: int = 1  # mirrored and turned views of each image, whose mean answer was scored
     members: list[ScoredMember] = field(default_factory=list)  # of an ensemble, all; `checkpoint` is the first's
     corruptions: CorruptionRecord | None = None  # None: not scored
+    uncertainty: UncertaintyRecord | None = None  # None: the run keeps no uncertainty.safetensors
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,7 @@ from torch.nn import functional
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from data_pipeline.errors import UserError
-from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
-from models.classifiers.fitted import FittedClassifier
+from models.classifiers.features import watch_features
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -109,20 +106,6 @@ class ClassifierFeatures(FeatureSpace):
         size = (self.image_size, self.image_size)
         if images.shape[2:] != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
-        features, logits = _penultimate(self.network, images)
-        return features, logits.softmax(dim=1)
-
-
-def _penultimate(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Input of the last layer [n, d], and logits [n, k], of one of the project's classifiers."""
-    if isinstance(network, InputAdapter):
-        return _penultimate(network.network, network.adapted(images))
-    if isinstance(network, SENetGE):
-        features = network.features(images).mean((2, 3))
-        return features, network.last_linear(features)
-    if isinstance(network, FittedClassifier):
-        features = network.features(images)
-        return features, network.classify(features)
-    timm_model: Any = network
-    maps = timm_model.forward_features(images)
-    return timm_model.forward_head(maps, pre_logits=True).flatten(1), timm_model.forward_head(maps)
+        with watch_features(self.network) as features:
+            logits = self.network(images)
+        return features[0], logits.softmax(dim=1)

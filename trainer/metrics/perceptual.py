@@ -16,7 +16,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import permute
 from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
+from models.classifiers.input_adapter import InputAdapter
 from trainer.metrics.feature_space import ClassifierFeatures
 
 Pairs = NDArray[np.int64]

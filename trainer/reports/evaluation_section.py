@@ -23,6 +23,7 @@ from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports import figures
 from trainer.reports.gallery import HEAT_WORDS, NO_PICTURE, prediction_card, thumbnail, type_numbers
 from trainer.reports.page import Block, Card, Cards, Cell, Facts, Figure, Section, Table, Text, Tile, Tiles
+from trainer.reports.uncertainty_section import uncertainty_blocks
 
 
 def data_words(record: ClassifierEvaluation) -> str:
@@ -106,6 +107,7 @@ def evaluation_section(evaluation: SavedEvaluation) -> Section:
         _confusion_table(record, words),
         _reliability(evaluation, words),
         _selective(evaluation, words),
+        *uncertainty_blocks(evaluation.record.uncertainty, words),
         *_corruptions(evaluation.record, words),
         *_galleries(evaluation, words),
     ]

@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from data_pipeline.ingest.file_names import on_disk
 from data_pipeline.ingest.images import decode_rgb
 from data_pipeline.ingest.regions import file_of, region_of
 from data_pipeline.progress_bar import progress_bar
-from trainer.metrics.evaluation import HEAT, PROBABILITY
+from trainer.metrics.evaluation import HEAT, PROBABILITY, SET, UNFAMILIAR
+from trainer.metrics.uncertainty import UNFAMILIARITY
 from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
 
 CARDS_PER_PAGE = 240  # about 2 MB
@@ -29,6 +30,12 @@ NO_PICTURE = Markup('<div class="nothing">picture not available</div>')
 HEAT_WORDS = (
     "Green: where the classifier found its answer, strongest at the place that supports it most (Grad-CAM); under the "
     "pointer a picture is bare."
+)
+
+_UNFAMILIAR_MARK = "out of distribution"
+_UNCERTAINTY_WORDS = (
+    "Out of distribution: further from the training images (unfamiliarity above 1) than 99 % of the validation images; "
+    "the answer may mean nothing. Set: the types that the image may be, at the coverage that was asked for."
 )
 
 
@@ -62,8 +69,7 @@ def prediction_card(
     true_type: str,
     picture: Markup,
     note: str,
-    *,
-    uncertain: bool = False,
+    marks: Sequence[str] = (),
 ) -> Card:
     """'Neutrophil 71 % (Basophil)': predicted type, confidence, in brackets the true type ('' unknown)."""
     predicted = max(range(len(cell_types)), key=lambda index: probabilities[index])
@@ -75,7 +81,7 @@ def prediction_card(
         note=note,
         bars=confidence_bars(probabilities, predicted, true),
         wrong=bool(true_type) and true_type != cell_types[predicted],
-        uncertain=uncertain,
+        marks=marks,
     )
 
 
@@ -83,8 +89,9 @@ def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: b
     """Write out/gallery.html for pictures without (or with) known types; returns its path.
 
     frame columns: path (of an image file, as `printable` gives it), type, confidence, a "p:<type>" column per type,
-    and optionally cell_type (the true type, '' unknown), uncertain (bool) and heat (bytes, as grad_cam.py gives
-    them; with middle_square, of each picture's middle square). The cells stand by predicted type, least certain first,
+    and optionally cell_type (the true type, '' unknown), uncertain (bool), unfamiliarity, out_of_distribution (bool)
+    and set together, and heat (bytes, as grad_cam.py gives them; with middle_square, of each picture's middle square).
+    The cells stand by predicted type, least certain first,
     CARDS_PER_PAGE to a file: gallery.html, gallery-002.html, ... Beyond MAX_PAGES files the most certain
     cells of each type are left out, and the page says so. Files of an earlier gallery in `out` are replaced.
     Raises UserError when the folder cannot be written.
@@ -150,11 +157,15 @@ def _count_table(frame: pd.DataFrame, cell_types: Sequence[str]) -> Table:
         confidences = frame.loc[frame["type"] == cell_type, "confidence"]
         middle = _percent(float(confidences.median())) if len(confidences) else "-"
         is_unsure = frame["uncertain"] if "uncertain" in frame else frame["confidence"] < 0.5
-        unsure = str(int(is_unsure[frame["type"] == cell_type].sum()))
-        rows.append([Cell(cell_type), Cell(str(len(confidences))), Cell(middle), Cell(unsure)])
+        flags = [is_unsure, *([frame[UNFAMILIAR]] if UNFAMILIAR in frame else [])]
+        counts = [Cell(str(int(flag[frame["type"] == cell_type].sum()))) for flag in flags]
+        rows.append([Cell(cell_type), Cell(str(len(confidences))), Cell(middle), *counts])
     caption = f"Predictions of {len(frame)} images. Confidence is the model's own probability."
-    last = "uncertain" if "uncertain" in frame else "below 50 %"
-    return Table(caption, ["type", "images", "median confidence", last], rows)
+    head = ["type", "images", "median confidence", "uncertain" if "uncertain" in frame else "below 50 %"]
+    if UNFAMILIAR in frame:
+        head.append(_UNFAMILIAR_MARK)
+        caption += f" {_UNCERTAINTY_WORDS}"
+    return Table(caption, head, rows)
 
 
 def _sections_by_type(
@@ -166,18 +177,27 @@ def _sections_by_type(
         cards = []
         tables = part[columns].to_numpy(dtype=float).tolist()
         truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
-        unsure = part["uncertain"] if "uncertain" in part else [False] * len(part)
         hot = part[HEAT] if HEAT in part else [None] * len(part)
-        for path, truth, probabilities, uncertain, heat in zip(part["path"], truths, tables, unsure, hot, strict=True):
+        said = [_uncertainty(row) for row in part.to_dict("records")]
+        for path, truth, probabilities, heat, (marks, note) in zip(
+            part["path"], truths, tables, hot, said, strict=True
+        ):
             name = Path(str(path)).name
             picture = thumbnail(on_disk(Path(), str(path)), name, heat, middle_square=middle_square)
-            cards.append(
-                prediction_card(probabilities, cell_types, str(truth), picture, name, uncertain=bool(uncertain))
-            )
+            cards.append(prediction_card(probabilities, cell_types, str(truth), picture, f"{name}{note}", marks))
             progress.update()
         key = f"Bars: {type_numbers(cell_types)}.{f' {HEAT_WORDS}' if HEAT in part else ''}"
         sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))
     return sections
+
+
+def _uncertainty(row: Mapping[Hashable, Any]) -> tuple[list[str], str]:
+    """The marks of an image's card, and what follows the name of its file."""
+    flags = (("uncertain", "uncertain"), (UNFAMILIAR, _UNFAMILIAR_MARK))
+    marks = [mark for column, mark in flags if row.get(column)]
+    if UNFAMILIARITY not in row:
+        return marks, ""
+    return marks, f" · set: {row[SET] or 'empty'} · unfamiliarity {row[UNFAMILIARITY]:.1f}"
 
 
 def _percent(fraction: float) -> str:

@@ -84,7 +84,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture with a title, a line under it, and one bar per cell type (see `gallery.confidence_bars`)."""
+    """A picture with a title, a line under it, and one bar per cell type (see `gallery.confidence_bars`).
+
+    marks: words after the title, such as "uncertain"; the card then has another border.
+    """
 
     picture: Markup
     title: str
@@ -92,7 +95,7 @@ class Card:
     note: str
     bars: Markup
     wrong: bool = False
-    uncertain: bool = False
+    marks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,17 @@ class ClassifierRunConfig(RunConfig):
     # What becomes of validation and test images that the initial weights, a generator or a normaliser learned from:
     # the training is refused, or the scores leave them out.
     seen_images: SeenChoice = field(default="refuse", metadata=AFFECTS_NOTHING)
+    # Share of the side that the median nucleus of each domain takes after cropping, 0.43 say: images of all
+    # laboratories then have one scale, those that are predicted too (see scale.py). A domain that data.crop names has
+    # that crop. null: no others are cropped.
+    nucleus_share: float | None = None
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.nucleus_share is not None and not 0 < self.nucleus_share < 1:
+            raise ValueError(f"nucleus_share={self.nucleus_share}: must be above 0 and below 1, or null")
         if self.model.norm == "frozen" and self.model.weights is None:
             raise ValueError("model.norm=frozen keeps the running statistics of initial weights: give model.weights")

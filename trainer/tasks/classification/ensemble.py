@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.shards.writer import ShardSettings
+from trainer.learners.choices import VIEWS
 from trainer.loop.fit_config import FitConfig
 from trainer.runs.normalizers.bundle import NormalizerBundle
 from trainer.tasks.classification.calibration import FILE, Calibrated, Calibration, load_calibration
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.tasks.classification.uncertainty import Uncertainty, load_reference
 from trainer.tasks.classification.views import Views, mean_log_probabilities
 
 
@@ -164,6 +166,24 @@ class Ensemble:
         remark = "; ".join([f"the mean of members calibrated each, at temperatures {each}", *remarks])
         return Calibration(1.0, images, remark, views=self.views)
 
+    @functools.cached_property
+    def uncertainty(self) -> Uncertainty | None:
+        """None if a member keeps no reference for its checkpoint, or the members share no validation images."""
+        found = [load_reference(each.folder, each.checkpoint.digest) for each in self.members]
+        references = [each for each in found if each is not None]
+        if len(references) < len(found):
+            return None
+        view = VIEWS.index(self.views)
+        answers = [
+            (reference.answers[:, view] / calibration.temperature).log_softmax(dim=1)[:, self._order(member)]
+            for reference, calibration, member in zip(references, self.calibrations, self.members, strict=True)
+        ]
+        return Uncertainty.of([each.network for each in self.members], references, answers)
+
+    def _order(self, member: TrainedClassifier) -> list[int]:
+        """The member's type for each of the ensemble's."""
+        return [member.cell_types.index(name) for name in self.cell_types]
+
     def tell_if_uncalibrated(self) -> None:
         """A line on stderr for each member without a temperature for its checkpoint and this number of views."""
         for member, calibration in zip(self.members, self.calibrations, strict=True):
@@ -172,12 +192,16 @@ class Ensemble:
                 path = member.folder / FILE
                 print(f"warning: {path}: none for this checkpoint{views}; {calibration.remark}", file=sys.stderr)
 
-    def answering(self, domains: Sequence[str | None]) -> Answering:
+    def takes_nucleus_of(self, domain: str | None) -> bool:
+        """Whether images of the domain (None: not known) are cropped by their nuclei: a member does not know it."""
+        return any(member.config.nucleus_share is not None and not member.knows(domain) for member in self.members)
+
+    def answering(self, domains: Sequence[str | None], nucleus: float | None = None) -> Answering:
         """The network for images of a domain, which may be another one for each member; None: any.
 
-        domains: of the images, as each member names it.
+        domains: of the images, as each member names it. nucleus: median of an unknown domain, see `scale`.
         """
-        parts = [self._member(*each) for each in zip(self.members, self.calibrations, domains, strict=True)]
+        parts = [self._member(*each, nucleus) for each in zip(self.members, self.calibrations, domains, strict=True)]
         if len(parts) == 1:
             return parts[0]
         crop = max(part.crop for part in parts)
@@ -185,13 +209,15 @@ class Ensemble:
         side = max(math.ceil(part.image_size * crop / part.crop - 1e-6) for part in parts)
         shares = tuple(part.crop / crop for part in parts)
         networks = [
-            MemberNetwork(part.network, share, part.image_size, map(member.cell_types.index, self.cell_types))
+            MemberNetwork(part.network, share, part.image_size, self._order(member))
             for part, member, share in zip(parts, self.members, shares, strict=True)
         ]
         normalizers = tuple(each for part in parts for each in part.normalizers)
         return Answering(MeanOfMembers(networks).eval(), side, crop, shares, normalizers)
 
-    def _member(self, member: TrainedClassifier, calibration: Calibration, domain: str | None) -> Answering:
+    def _member(
+        self, member: TrainedClassifier, calibration: Calibration, domain: str | None, nucleus: float | None
+    ) -> Answering:
         network, data, normalizer = member.network, member.config.data, member.normalizer
         if self.views > 1:
             network = Views(network, self.views)
@@ -200,9 +226,7 @@ class Ensemble:
         if normalizer is not None and domain == normalizer.source:
             network = NormalizedClassifier(network, normalizer, data.image_size)
             return Answering(network.eval(), normalizer.image_size, normalizer.crop, (1.0,), (normalizer,))
-        # For images of any of its domains, these are cropped alike.
-        domain = domain or next(iter(member.domains), "")
-        return Answering(network.eval(), data.image_size, data.crop.get(domain, 1.0), (1.0,), (None,))
+        return Answering(network.eval(), data.image_size, member.crop_of(domain, nucleus), (1.0,), (None,))
 
 
 def _storage(settings: ShardSettings) -> str:

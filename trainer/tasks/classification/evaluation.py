@@ -32,11 +32,13 @@ from trainer.metrics.evaluation import (
     shown_cells,
 )
 from trainer.metrics.measures import epoch_measures
+from trainer.metrics.uncertainty import COVERAGES, UNFAMILIARITY, uncertainty_scores
 from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.corruptions import Corruption, score_corruptions
 from trainer.tasks.classification.ensemble import Answering, Ensemble
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
+from trainer.tasks.classification.scale import nucleus_of_domain
 
 
 def scoring_stream(
@@ -131,27 +133,43 @@ def evaluate(
     here = set(everything[everything["cell_type"].isin(cell_types)]["domain"])
     passes = _passes(ensemble, dataset, config, here, topology)
 
-    def answer(*operations: Augmentation) -> tuple[torch.Tensor, pd.DataFrame]:
-        """Logits [n, types] of the images changed by these operations, and their rows."""
-        streams = [
-            scoring_stream(
+    def answer(
+        *operations: Augmentation, of: Sequence[str] = cell_types, passes: Sequence[_Pass] = passes
+    ) -> tuple[torch.Tensor, pd.DataFrame]:
+        """Logits [n, types] of the images of these types changed by these operations, and their rows.
+
+        The rows have a column UNFAMILIARITY where the classifier knows it.
+        """
+        logits, rows = [], []
+        for each in passes:
+            stream = scoring_stream(
                 dataset,
                 each.config,
                 splits=splits,
-                cell_types=cell_types,
+                cell_types=of,
                 batch=ensemble.batch,
                 topology=topology,
                 folds=folds,
                 left_out=seen.through,
                 operations=operations,
             )
-            for each in passes
-        ]
-        logits = torch.cat([predict_all(each.network, stream) for each, stream in zip(passes, streams, strict=True)])
-        return logits, pd.concat([stream.samples for stream in streams], ignore_index=True)
+            network = each.network if ensemble.uncertainty is None else ensemble.uncertainty.added_to(each.network)
+            found = predict_all(network.to(topology.device), stream)
+            logits.append(found[:, : len(cell_types)])
+            rows.append(stream.samples)
+            if ensemble.uncertainty is not None:
+                rows[-1] = stream.samples.assign(**{UNFAMILIARITY: found[:, len(cell_types)].numpy()})
+        return torch.cat(logits), pd.concat(rows, ignore_index=True)
 
     logits, samples = answer()
     answers, scores, calibrated = _scores(samples, logits, cell_types, ensemble.calibration)
+    uncertainty = None
+    if ensemble.uncertainty is not None:
+        strangers = everything[~everything["cell_type"].isin([*cell_types, ""])]
+        there = [each for each in passes if strangers["domain"].isin(each.config.domains or strangers["domain"]).any()]
+        unknown = answer(of=sorted(set(strangers["cell_type"])), passes=there)[1] if there else samples[:0]
+        least = {coverage: ensemble.uncertainty.least_probability(coverage) for coverage in COVERAGES}
+        uncertainty = uncertainty_scores(samples, answers, cell_types, least, unknown)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
     members = [ScoredMember(str(each.folder), _checkpoint(each.checkpoint)) for each in ensemble.members]
@@ -167,8 +185,11 @@ def evaluate(
         ensemble.views,
         members if len(members) > 1 else [],
         corruptions=score_corruptions(answer, corruptions, cell_types) if corruptions else None,
+        uncertainty=uncertainty,
     )
     frame = predictions_frame(samples, answers, cell_types)
+    if UNFAMILIARITY in samples:
+        frame[UNFAMILIARITY] = samples[UNFAMILIARITY]
     if topology.rank == 0:
         frame[HEAT] = _heat_of_shown(frame, passes, ensemble, dataset, topology)
     return record, frame
@@ -197,7 +218,9 @@ def _passes(
     known = set(dataset.samples(columns=["domain"])["domain"])
     alike: dict[Any, dict[str, Answering]] = {}
     for domain in sorted(domains) or config.domains or [""]:
-        answering = ensemble.answering([domain] * len(ensemble.members))
+        measured = domain in known and ensemble.takes_nucleus_of(domain)
+        nucleus = nucleus_of_domain(dataset, domain) if measured else None
+        answering = ensemble.answering([domain] * len(ensemble.members), nucleus)
         through = tuple(each is not None for each in answering.normalizers)
         alike.setdefault((answering.image_size, answering.shares, through), {})[domain] = answering
     passes = []

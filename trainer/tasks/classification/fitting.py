@@ -211,7 +211,8 @@ def _digest(classifier: FrozenClassifier, config: ClassifierRunConfig) -> str:
     import timm
 
     adapter = classifier.backbone
-    facts = (config.model.timm_name, config.model.least_size, timm.__version__, adapter.scale, adapter.offset)
+    model = config.model
+    facts = (model.timm_name, model.least_size, model.stretch, timm.__version__, adapter.scale, adapter.offset)
     digest = hashlib.sha256(repr(facts).encode())
     for name, value in sorted(adapter.state_dict().items()):
         digest.update(name.encode())

@@ -10,9 +10,7 @@ from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
-from models.classifiers.architectures.frozen import FrozenClassifier
-from models.classifiers.architectures.senet import SENetGE
-from models.classifiers.build import InputAdapter
+from models.classifiers.features import stages
 
 # Side, in pixels, of the heat map that is stored for a picture.
 HEAT_SIDE = 32
@@ -35,7 +33,7 @@ class GradCam:
         self._network = network.to(device).eval().requires_grad_(False)
         images = torch.zeros((1, 3, image_size, image_size), device=device)
         sides: dict[nn.Module, int] = {}
-        for stage in [] if classifier is None else _stages(classifier):
+        for stage in [] if classifier is None else stages(classifier):
             with _watch(stage) as seen, torch.no_grad():
                 network(images)
             # Square, as the images are: some transformers give maps with their channels last.
@@ -86,19 +84,6 @@ def in_picture(heat: Tensor, crop: float) -> list[bytes]:
     start = (HEAT_SIDE - side) // 2
     whole[:, start : start + side, start : start + side] = (255 * small).round().to(torch.uint8).cpu()
     return [each.numpy().tobytes() for each in whole]
-
-
-def _stages(classifier: nn.Module) -> list[nn.Module]:
-    """The stages of one of the project's classifiers, first to last."""
-    if isinstance(classifier, InputAdapter):
-        return _stages(classifier.network)
-    if isinstance(classifier, FrozenClassifier):
-        return _stages(classifier.backbone)
-    if isinstance(classifier, SENetGE):
-        stages = [classifier.get_submodule(name) for name in classifier.stages]
-        return stages if classifier.attention is None else [*stages, classifier.attention]
-    timm_stages: Any = getattr(classifier, "feature_info", [])  # of timm's models
-    return [classifier.get_submodule(stage["module"]) for stage in timm_stages]
 
 
 @contextmanager

@@ -110,21 +110,34 @@ def folds_for_all(labels: Labels, groups: NDArray[np.generic], most: int = FOLDS
     return _folds(np.where(counts[labels] < most, counts.argmax(), labels), groups, most)
 
 
-def fit_linear(features: Features, labels: Labels, types: int, l2: float, weights: Features | None = None) -> nn.Linear:
+def fit_linear(
+    features: Features,
+    labels: Labels,
+    types: int,
+    l2: float,
+    weights: Features | None = None,
+    towards: nn.Linear | None = None,
+) -> nn.Linear:
     """Multinomial logistic regression: the minimum of mean cross-entropy + l2 / 2 * the weights' square.
 
     Features float [n, d] are standardised for the fit, and the standardisation is folded into the returned layer, which
     takes them as they are. weights: of the images, float [n]; they are scaled to a mean of 1. A type without an image
-    gets a low logit everywhere.
+    gets a low logit everywhere. towards: a layer whose weights the penalty draws the fitted ones to, instead of zero.
     """
-    return regularisation_path(features, labels, types, (l2,), weights)[0]
+    return regularisation_path(features, labels, types, (l2,), weights, towards)[0]
 
 
 def regularisation_path(
-    features: Features, labels: Labels, types: int, penalties: tuple[float, ...], weights: Features | None = None
+    features: Features,
+    labels: Labels,
+    types: int,
+    penalties: tuple[float, ...],
+    weights: Features | None = None,
+    towards: nn.Linear | None = None,
 ) -> list[nn.Linear]:
     """`fit_linear` for several l2 penalties, each from the solution before it: give the strongest first."""
     inputs, truth = torch.from_numpy(features).float(), torch.from_numpy(labels)
+    before = torch.zeros(types) if towards is None else towards(inputs).detach()
     mean, deviation = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)  # a constant feature
     inputs = (inputs - mean) / deviation
@@ -133,10 +146,13 @@ def regularisation_path(
     weight, bias = torch.zeros(types, inputs.shape[1]), torch.zeros(types)
     heads = []
     for l2 in penalties:
-        _minimise(inputs, truth, shares, l2, weight, bias)
+        _minimise(inputs, truth, shares, before, l2, weight, bias)
         head = nn.Linear(inputs.shape[1], types)
         folded = weight.detach() / deviation
-        head.load_state_dict({"weight": folded, "bias": bias.detach() - folded @ mean})
+        offset = bias.detach() - folded @ mean
+        if towards is not None:
+            folded, offset = folded + towards.weight.detach(), offset + towards.bias.detach()
+        head.load_state_dict({"weight": folded, "bias": offset})
         heads.append(head.requires_grad_(False))
     return heads
 
@@ -147,8 +163,10 @@ def balanced_weights(labels: Labels, types: int) -> Features:
     return (len(labels) / ((counts > 0).sum() * counts[labels])).astype(np.float32)
 
 
-def _minimise(inputs: Tensor, truth: Tensor, shares: Tensor, l2: float, weight: Tensor, bias: Tensor) -> None:
-    """Move weight [types, d] and bias [types] to the minimum of the penalised loss, in place."""
+def _minimise(
+    inputs: Tensor, truth: Tensor, shares: Tensor, before: Tensor, l2: float, weight: Tensor, bias: Tensor
+) -> None:
+    """Move weight [types, d] and bias [types] to the minimum of the penalised loss, in place; before: added logits."""
     optimizer = torch.optim.LBFGS(
         [weight.requires_grad_(), bias.requires_grad_()],
         max_iter=300,
@@ -159,7 +177,7 @@ def _minimise(inputs: Tensor, truth: Tensor, shares: Tensor, l2: float, weight: 
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        each = functional.cross_entropy(functional.linear(inputs, weight, bias), truth, reduction="none")
+        each = functional.cross_entropy(before + functional.linear(inputs, weight, bias), truth, reduction="none")
         value = (shares * each).sum() + l2 / 2 * weight.square().sum()
         value.backward()
         return value

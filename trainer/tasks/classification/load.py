@@ -1,6 +1,7 @@
 """A classifier that a run has trained, and what the run says of itself."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from trainer.runs.run_directory import CONFIG_FILE
 from trainer.runs.training_data import read_training_data
 from trainer.tasks.classification.calibration import Calibration, load_calibration
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.scale import crop_to
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,23 @@ class TrainedClassifier:
         """The run's folder, wherever it lies now."""
         return self.checkpoint.path.parents[1]
 
+    def knows(self, domain: str | None) -> bool:
+        """Whether it is told how images of the domain are cropped."""
+        return domain in self.config.data.crop or domain in self.domains
+
+    def crop_of(self, domain: str | None, nucleus: float | None = None) -> float:
+        """Share of the sides that is kept of an image of this domain.
+
+        Of one that the training had no images of, and where none is known (None): by the median nucleus of its images,
+        if it was measured and the training's were cropped by it; else the geometric mean over the training's domains.
+        """
+        crop, nucleus_share = self.config.data.crop, self.config.nucleus_share
+        if domain is not None and self.knows(domain):
+            return crop.get(domain, 1.0)
+        if nucleus is not None and nucleus_share is not None:
+            return crop_to(nucleus_share, nucleus)
+        return math.prod(crop.get(each, 1.0) for each in self.domains) ** (1 / max(1, len(self.domains)))
+
     @property
     def layers(self) -> nn.Module:
         """The network, for features of its layers. UserError for naive Bayes, which has no layers."""
@@ -70,7 +89,8 @@ def load_classifier(run: Path) -> TrainedClassifier:
     checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
     calibration = load_calibration(run, checkpoint.digest)
-    domains = tuple(sorted((read_training_data(run) or {}).get("domains", ())))
+    # A run that was adapted to unlabelled images has no count of labelled ones.
+    domains = tuple(sorted((read_training_data(run) or {}).get("domains") or config.data.domains or ()))
     return TrainedClassifier(
         network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
     )

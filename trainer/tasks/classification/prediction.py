@@ -1,5 +1,6 @@
 """Predicting the types of raw images: predictions, unreadable files and a gallery, in one folder."""
 
+import itertools
 import shutil
 import sys
 import tempfile
@@ -19,11 +20,15 @@ from data_pipeline.sources.declaration import is_hidden, list_images
 from data_pipeline.sources.fields import find_cells, has_annotated_fields
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import Topology
-from trainer.metrics.evaluation import HEAT
+from trainer.metrics.conformal import prediction_sets
+from trainer.metrics.evaluation import HEAT, SET, SET_SEPARATOR, UNFAMILIAR
+from trainer.metrics.uncertainty import UNFAMILIARITY
 from trainer.reports.gallery import write_prediction_gallery
 from trainer.tasks.classification.algorithms.cross_entropy import predict
+from trainer.tasks.classification.calibration import calibrated_probabilities
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 from trainer.tasks.classification.raw_classifier import RawClassifier, load_raw_classifier
+from trainer.tasks.classification.uncertainty import FILE as UNCERTAINTY_FILE
 
 # Files that a prediction writes.
 _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.html", "gallery-[0-9][0-9][0-9].html")
@@ -31,29 +36,44 @@ _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.htm
 
 def predict_images(
     runs: Sequence[Path],
-    source: Path,
+    source: Path | Sequence[Path],
     out: Path,
     *,
     domain: str | None,
     views: int,
     min_confidence: float | None,
+    coverage: float,
     heatmaps: bool,
     topology: Topology,
 ) -> None:
-    """Predict the type of each image of `source`, an image or a folder, also one of annotated fields.
+    """Predict the type of each image of `source`: an image, a folder, also one of annotated fields, or paths.
 
     `out` then holds this prediction only.
 
-    runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. heatmaps: the
-    gallery has heat maps. UserError where no image can be read, or `out` cannot be written to.
+    runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. coverage:
+    probability that an image's set of types holds the true one. heatmaps: the gallery has heat maps. UserError where
+    no image can be read, or `out` cannot be written to.
     """
-    classifier = load_raw_classifier(runs, domain, views)
     paths, left_out = _find(source)
+    classifier = load_raw_classifier(runs, domain, views, paths)
+    if classifier.crop < 1 and classifier.domain is None:
+        print(f"the middle of each image is classified, {classifier.crop:.0%} of its sides", file=sys.stderr)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
-    frame = _predict(classifier, stream, paths, topology, min_confidence=min_confidence, heatmaps=heatmaps)
+    if classifier.uncertainty is None:
+        names = " + ".join(map(str, runs))
+        alone = "" if len(runs) == 1 else ", or they have no validation images in common"
+        print(
+            f"warning: no unfamiliarity and no sets of types: no {UNCERTAINTY_FILE} of its checkpoint in {names}{alone}"
+            " (exports and naive Bayes have none): train_classifier.py, given the run's command again, writes it",
+            file=sys.stderr,
+        )
+    frame = _predict(
+        classifier, stream, paths, topology, min_confidence=min_confidence, coverage=coverage, heatmaps=heatmaps
+    )
     if not len(frame):
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in list(stream.unreadable.items())[:3])
-        raise UserError(f"{source}: none of its {len(paths)} images can be read ({reasons})")
+        place = source if isinstance(source, Path) else paths[0].parent
+        raise UserError(f"{place}: none of its {len(paths)} images can be read ({reasons})")
     unreadable = {printable(path): reason for path, reason in stream.unreadable.items()}
     with _in_place_of_earlier(out) as aside:
         frame.drop(columns=HEAT, errors="ignore").to_csv(aside / "predictions.csv", index=False)
@@ -67,11 +87,13 @@ def predict_images(
     print(f"{(out / 'predictions.csv').resolve()}\n{(out / gallery.name).resolve()}")
 
 
-def _find(source: Path) -> tuple[list[Path], dict[str, str]]:
+def _find(source: Path | Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
     """The images to classify, and the files skipped with the reason: those that build_shards.py skips too.
 
     Of annotated fields, the images are the squares round the white cells.
     """
+    if not isinstance(source, Path):
+        return list(source), {}
     if not source.is_dir():
         try:
             problem = no_file(source)
@@ -101,31 +123,37 @@ def _predict(
     topology: Topology,
     *,
     min_confidence: float | None,
+    coverage: float,
     heatmaps: bool,
 ) -> pd.DataFrame:
     """A row for each readable image: the columns of predictions.csv, and heat."""
+    uncertainty, network = classifier.uncertainty, classifier.network
+    if uncertainty is not None:
+        network = uncertainty.added_to(network)
     grad_cam = None
     if heatmaps:
         grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
     total = -(-len(paths) // classifier.batch)
-    batches = track(stream.read(), total, "predicting", "batch")
-    heat = None
-    if grad_cam is None:
-        logits, rows = predict(classifier.network.to(topology.device), batches)
-    else:
-        logits, rows, heat = predict_with_heat(grad_cam, batches, classifier.crop)
-    probabilities = logits.softmax(dim=1)
+    answers, rows = predict(network.to(topology.device), track(stream.read(), total, "predicting", "batch"))
     if not len(rows):
         return pd.DataFrame()
+    types = len(classifier.cell_types)
+    probabilities = calibrated_probabilities(answers[:, :types], 1.0)
     frame = pd.DataFrame({"path": [printable(paths[row]) for row in rows]})
     frame["type"] = np.asarray(classifier.cell_types)[probabilities.argmax(dim=1).numpy()]
-    frame["confidence"] = probabilities.max(dim=1).values.numpy()
+    frame["confidence"] = probabilities.max(dim=1).values.float().numpy()
     if min_confidence is not None:
         frame["uncertain"] = frame["confidence"] < min_confidence
+    if uncertainty is not None:
+        frame[UNFAMILIARITY] = answers[:, types].numpy()
+        frame[UNFAMILIAR] = frame[UNFAMILIARITY] > 1
+        sets = prediction_sets(probabilities.numpy(), uncertainty.least_probability(coverage))
+        frame[SET] = [SET_SEPARATOR.join(itertools.compress(classifier.cell_types, each)) for each in sets]
     for index, name in enumerate(classifier.cell_types):
-        frame[f"p:{name}"] = probabilities[:, index].numpy()
-    if heat is not None:
-        frame[HEAT] = heat
+        frame[f"p:{name}"] = probabilities[:, index].float().numpy()
+    if grad_cam is not None:
+        batches = track(stream.read(), total, "heat maps", "batch")
+        frame[HEAT] = predict_with_heat(grad_cam, batches, classifier.crop)[2]
     return frame
 
 

@@ -21,6 +21,8 @@ from trainer.runs.run_directory import DESCRIPTION
 from trainer.tasks.classification.calibration import Calibrated
 from trainer.tasks.classification.ensemble import Ensemble
 from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.scale import nucleus_of_files
+from trainer.tasks.classification.uncertainty import Uncertainty
 
 FORMAT_VERSION = 1
 # A format -> the file of its model.
@@ -42,18 +44,27 @@ class RawClassifier:
     classifier: nn.Module | None = None  # a single run's network, if it sees each image once; None for an export
     normalizers: tuple[NormalizerBundle | None, ...] = (None,)  # of each run, where it is part of `network`
     domain: str | None = None  # stain of the images; None: not known
+    uncertainty: Uncertainty | None = None  # None for an export, and for runs that keep no reference
 
 
-def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
+def of_ensemble(ensemble: Ensemble, domain: str | None, paths: Sequence[Path] = ()) -> RawClassifier:
     """The calibrated classifier of one run or several for images of a stain, with the normalisers made for the stain.
 
-    domain: default, a run's only one, or all of several that are prepared alike. UserError for a domain that no run
-    knows, and for none where domains are prepared differently.
+    domain: default, a run's only one, or an unknown one (see `TrainedClassifier.crop_of`). UserError for a domain that
+    no run knows, and for none where a normaliser changes one of several. paths: the images, by whose nuclei they are
+    cropped if no domain is named and a run's training images were, too.
     """
-    domains = [resolve_domain(ensemble.members, each, domain) for each in ensemble.members]
+    first, nucleus = ensemble.members[0], None
+    if domain is None and paths and ensemble.takes_nucleus_of(None):
+        nucleus = nucleus_of_files(paths, first.storage)
+    domains = [
+        None
+        if nucleus is not None and each.config.nucleus_share is not None
+        else resolve_domain(ensemble.members, each, domain)
+        for each in ensemble.members
+    ]
     ensemble.tell_if_uncalibrated()
-    answering, temperature = ensemble.answering(domains), ensemble.calibration.temperature
-    first = ensemble.members[0]
+    answering, temperature = ensemble.answering(domains, nucleus), ensemble.calibration.temperature
     return RawClassifier(
         Calibrated(answering.network, temperature).eval(),
         ensemble.cell_types,
@@ -65,6 +76,7 @@ def of_ensemble(ensemble: Ensemble, domain: str | None) -> RawClassifier:
         classifier=ensemble.plain,
         normalizers=answering.normalizers,
         domain=domains[0] if len(set(domains)) == 1 else None,
+        uncertainty=ensemble.uncertainty,
     )
 
 
@@ -74,13 +86,13 @@ def resolve_domain(members: Sequence[TrainedClassifier], trained: TrainedClassif
         if known := set().union(*map(_known_domains, members)):
             refuse_unknown_domains([domain], known, f"domain={domain} and {members[0].config.run}")
         return domain
-    known, normalizer, crop = _known_domains(trained), trained.normalizer, trained.config.data.crop
+    known = _known_domains(trained)
     if len(known) == 1:
         return known.pop()
-    if normalizer is not None or len({crop.get(name, 1.0) for name in known}) > 1:
+    if trained.normalizer is not None:
         raise UserError(
-            f"{trained.config.run}: its domains' images are not prepared alike (a crop or a normaliser): name the "
-            f"domain of these images, domain=NAME, one of {', '.join(sorted(known))}"
+            f"{trained.config.run}: its normaliser changes the images of one of its domains only: name the domain of "
+            f"these images, domain=NAME, one of {', '.join(sorted(known))}"
         )
     return None
 
@@ -93,15 +105,18 @@ def _known_domains(trained: TrainedClassifier) -> set[str]:
     return known
 
 
-def load_raw_classifier(folders: Sequence[Path], domain: str | None, views: int = 1) -> RawClassifier:
+def load_raw_classifier(
+    folders: Sequence[Path], domain: str | None, views: int = 1, paths: Sequence[Path] = ()
+) -> RawClassifier:
     """The classifier of a run, of several, or of a folder that export.py wrote, which is for one stain.
 
+    domain, paths: see `of_ensemble`.
     UserError for a folder that is neither, for runs that cannot answer together, and for an export that is damaged,
     for another stain than `domain`, or to be combined: it has its views and runs inside.
     """
     exported = [folder for folder in folders if (folder / DESCRIPTION).exists()]
     if not exported:
-        return of_ensemble(Ensemble.load(folders, views), domain)
+        return of_ensemble(Ensemble.load(folders, views), domain, paths)
     folder = exported[0]
     if len(folders) > 1 or views > 1:
         raise UserError(

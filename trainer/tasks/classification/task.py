@@ -17,6 +17,7 @@ from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_m
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
+from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.fitted import FittedClassifier
 from trainer.learners.choices import VIEWS
 from trainer.learners.learner import Setting
@@ -41,6 +42,9 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.scale import crops_of_domains
+from trainer.tasks.classification.uncertainty import load_reference, save_reference
+from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
 
 
@@ -48,6 +52,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
     """A classifier's training."""
 
     def __init__(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> None:
+        config = at_one_scale(config, dataset)
         self.config, self.dataset, self.topology = config, dataset, topology
         self._run = Path(str(config.run))
         self.cell_types = known_cell_types(dataset, config.data)
@@ -167,23 +172,31 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             write_model_card(self._run)
 
     def _calibrated(self, trained: TrainedClassifier) -> TrainedClassifier:
-        """With temperatures fitted to the best checkpoint on validation images, one for each number of views.
+        """With what is fitted to the best checkpoint on validation images, temperatures for each number of views too.
 
-        The run keeps them; one that is there is not fitted again.
+        The run keeps it; what is there is not fitted again.
         """
         digest = trained.checkpoint.digest
         fitted = [load_calibration(self._run, digest, count) for count in VIEWS]
-        if all(each.checkpoint == digest for each in fitted):
+        # Naive Bayes has no features of its own to compare images in.
+        has_reference = isinstance(trained.network, NaiveBayes) or load_reference(self._run, digest) is not None
+        if has_reference and all(each.checkpoint == digest for each in fitted):
             return trained
         stream, _ = self._validation
         each_view = predict_all(EachView(trained.network.to(self.topology.device), VIEWS[-1]), stream)
+        answers = torch.stack([mean_log_probabilities(each_view[:, :count]) for count in VIEWS], dim=1)
         labels = torch.tensor(stream.labels)
         for index, count in enumerate(VIEWS):
             if fitted[index].checkpoint != digest:
-                answers = mean_log_probabilities(each_view[:, :count])
-                fitted[index] = fit_temperature(answers, labels, digest, count)
+                fitted[index] = fit_temperature(answers[:, index], labels, digest, count)
+        reference = None
+        if not has_reference:
+            data = self.config.data
+            reference = fit_reference(trained, self.dataset, data, stream, answers, self.topology)
         if self.topology.rank == 0:
             save_calibration(self._run, *fitted)
+            if reference is not None:
+                save_reference(self._run, reference)
         return dataclasses.replace(trained, calibration=fitted[0])
 
 
@@ -254,6 +267,16 @@ def training_stream(
         training=augmented,
         topology=topology,
     )
+
+
+def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
+    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
+    if config.nucleus_share is None:
+        return config
+    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
+    measured = [domain for domain in domains if domain not in config.data.crop]
+    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
