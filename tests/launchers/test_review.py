@@ -128,6 +128,9 @@ def test_near_duplicates_and_cells_with_two_labels_stand_side_by_side(
     mirrored = next(item for item in items if item["image"]["path"].endswith("mirrored.png"))
     assert mirrored["beside"]["path"].endswith(images[0].name)
     assert all(item["image"]["picture"].startswith("data:image/jpeg") for item in items)
+    # Whatever splits the two are in.
+    for split in ("train", "test"):
+        write_page(tmp_path / "data", tmp_path / "review.html", f"split={split}")
 
 
 def test_a_trained_network_judges_each_image_without_having_learned_it(
