@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 def test_decisions_made_by_keyboard_mend_the_data_set(flipped: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    root, right = flipped
+    root, right = shutil.copytree(flipped[0], tmp_path / "data"), flipped[1]
     items = write_page(root, tmp_path / "review.html")
     places = [number for number, item in enumerate(items) if item["image"]["path"] in right]
     count = max(*places, 9) + 1  # of images that get a label; two more are left out
