@@ -54,7 +54,7 @@ class Sample:
     origin: str = "real"  # real, normalized, synthetic
     parent: str = ""  # id of the image this one was made from
     status: str = "kept"  # kept, excluded
-    reason: str = ""  # <kind>: <detail>, '' for a kept row
+    reason: str = ""  # <kind>: <detail>; of a kept row '', or "corrected label: was <type>" of an expert's correction
     perceptual_hash: bytes | None = None
     shard: str = ""
     key: str = ""  # the sample's name in the tar

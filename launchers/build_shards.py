@@ -12,8 +12,14 @@ usage:
                            slides, whose images then stay on one side of the split. auto, for a new source: yes, unless
                            the name is that of something else (train, images, a cell type, ...), and it says so;
                            folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
+      annotations=voc|coco|csv   of {annotated}: how boxes are written
+                           voc: an XML file for each image, of its name; coco: a JSON file; csv: lines of
+                           image,label,xmin,ymin,xmax,ymax. An annotation without boxes says that a field has no cells
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
+      review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
+                           left out. Remembered, and added to earlier ones. [A.csv,B.csv]: of two experts, whose
+                           agreement is printed; images on which they disagree stay as they are. none: forget all
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
       ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
@@ -34,7 +40,7 @@ example:
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
@@ -48,10 +54,11 @@ from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration, layouts
-from data_pipeline.sources.declaration import GroupRule
+from data_pipeline.sources.declaration import AnnotationFormat, GroupRule
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
+from trainer.runs.arguments import one_or_more
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,9 @@ class BuildOptions:
     labels: str | None = None
     promyelocytes: PromyelocyteReading = "immature granulocyte"
     group: GroupRule = "auto"
+    annotations: AnnotationFormat | None = None
     exclude: str | None = None
+    review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
     verify: bool = False
     codec: str | None = None
@@ -99,6 +108,7 @@ def main(arguments: Sequence[str]) -> None:
             sources,
             remove=[config.remove] if config.remove else [],
             exclude=Path(config.exclude) if config.exclude else None,
+            review=_review(config.review),
             settings=settings,
             ratio=config.ratio,
             workers=usable_workers(config.workers),
@@ -141,13 +151,23 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     if not own and (config.name or config.domain or config.labels or config.group != "auto"):
         usages = " or ".join(layout.usage for layout in layouts().values() if not layout.public)
         raise UserError(f"name=, domain=, labels= and group= go with {usages}")
+    if config.annotations and not any(layout.annotated for layout, _ in own):
+        usages = " or ".join(layout.usage for layout in layouts().values() if layout.annotated)
+        raise UserError(f"annotations= goes with {usages}")
     for layout, root in own:
         if not (config.name and config.domain):
             raise UserError(f"{layout.keyword}={root} needs name=N (of the source) and domain=D (of its stain)")
-        sources.append(
-            SourceDeclaration(layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group)
+        declared = SourceDeclaration(
+            layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group
         )
+        sources.append(replace(declared, annotations=config.annotations or "voc"))
     return sources
+
+
+def _review(given: str | None) -> list[Path] | None:
+    if given is None:
+        return None
+    return [] if given == "none" else list(map(Path, one_or_more(given, "review")))
 
 
 def _settings(config: BuildOptions, root: Root) -> ShardSettings | None:

@@ -108,19 +108,20 @@ def _layouts() -> str:
     )
 
 
-def _grouped_by_folder() -> str:
+def _layouts_with(quality: str) -> str:
     from data_pipeline.sources import layouts
 
-    return " and ".join(layout.keyword for layout in layouts().values() if layout.group_by_folder)
+    return " and ".join(layout.keyword for layout in layouts().values() if getattr(layout, quality))
 
 
 # What `{name}` in a launcher's documentation is filled with. Called by --help alone; must not import torch.
 LISTS: dict[str, Callable[[], str]] = {
     "layouts": _layouts,
-    "group_by_folder": _grouped_by_folder,
+    "group_by_folder": partial(_layouts_with, "group_by_folder"),
+    "annotated": partial(_layouts_with, "annotated"),
     "augmentations": _augmentations,
     "select_by": lambda: ", ".join(epoch_measures()),
-    **{f"models:{task}": partial(models_of, task) for task in ("classification", "stain", "conditional", "few_shot")},
+    **{f"models:{path.parent.name}": partial(models_of, path.parent.name) for path in TASKS.glob("*/algorithms")},
 }
 
 

@@ -1,5 +1,6 @@
 """If these fail, a command of a README does not do what it says there, does not run at all, or a link leads nowhere."""
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 
 from data_pipeline.banks.balance_config import BalanceConfig
-from launchers import audit, build_shards, export, plan, predict, reproduce, train_classifier
+from data_pipeline.catalog import Dataset
+from data_pipeline.phantoms.folders import render_phantoms
+from launchers import adapt, audit, build_shards, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
+from tests.conftest import TINY_TYPES
 from tests.launching import ROOT
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
+from trainer.runs import shipped
 from trainer.runs.evaluation_config import EvaluateConfig
 
 USERS = "README.md"
@@ -36,6 +41,7 @@ WALKS = "Worked examples"
 KINDS: dict[str, type] = {
     **LAUNCHER_CONFIGS,
     "balance": BalanceConfig,
+    "adapt": adapt.AdaptConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,
     "evaluate": EvaluateConfig,
@@ -66,10 +72,12 @@ TINY = {
         "model.inner.rounds": "1",
     }
     | {f"model.{network}.width": "8" for network in ("generator", "encoder", "discriminator")},
+    "adapt": {"steps": "2"},
     "synthesize": {"count": "8"},
     "balance": {"per_type": "80"},
     "plan": {"model": "senet_tiny_ge", "data.image_size": "32"},
 }
+LABORATORY = "Your slides, from zero labels to a hundred"
 # Sections whose commands are run, in this order, in one folder.
 RUN = (
     ("data_pipeline/README.md", "Your images"),
@@ -250,6 +258,45 @@ def test_a_laboratory_s_way_runs_step_by_step(real_images: Path, tmp_path: Path)
     for command in commands(USERS, "Your own slides, step by step"):
         run_tiny(command, tmp_path)
     for made in ("runs/lab/report.html", "runs/lab2/model_card.md", "predictions/new_slide/predictions.csv"):
+        assert (tmp_path / made).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_laboratory_adapts_the_shipped_classifier(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small classifier of phantoms is shipped for the test; the laboratory's cells are of another stain."""
+    run = tmp_path / "runs/tiny"
+    monkeypatch.chdir(tmp_path)
+    for launcher, arguments in (
+        (
+            train_classifier,
+            [f"shards={tiny_dataset.root}", f"run={run}", *(f"{k}={v}" for k, v in TINY["train_classifier"].items())],
+        ),
+        (export, [f"run={run}", "format=safetensors", f"out={tmp_path / 'shipped'}"]),
+    ):
+        launcher.main(arguments)
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
+    for name, seed in (("raw/PBC_dataset_normal_DIB", 1), ("slides/labelled", 2), ("slides/today", 3)):
+        render_phantoms(
+            tmp_path / "drawn" / str(seed),
+            12,
+            slides=6,
+            size=40,
+            seed=seed,
+            workers=1,
+            cell_types=TINY_TYPES,
+            progress=False,
+        )
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(tmp_path / "drawn" / str(seed) / ("giemsa" if seed == 1 else "violet"), tmp_path / name)
+    for command in commands("launchers/README.md", LABORATORY):
+        name, arguments = launched(command) or ("", [])
+        tiny = TINY.get(name, {})
+        kept = [argument for argument in arguments if argument.split("=")[0] not in tiny]
+        importlib.import_module(f"launchers.{name}").main([*kept, *(f"{key}={value}" for key, value in tiny.items())])
+    for made in ("predictions/one_stain/gallery.html", "exports/lab/model.onnx", "runs/together/report.html"):
         assert (tmp_path / made).is_file()
 
 

@@ -34,6 +34,7 @@ from data_pipeline.ingest.images import DECODING, ImageFacts
 from data_pipeline.ingest.litter import exclude_litter
 from data_pipeline.ingest.pixel_range import EIGHT_BITS
 from data_pipeline.ingest.regions import region_of
+from data_pipeline.ingest.review import Decision, Review, apply_decisions, check_applied, read_review, with_decisions
 from data_pipeline.ingest.scan import scan
 from data_pipeline.ingest.split_check import check_splits
 from data_pipeline.names import Names, shown
@@ -54,6 +55,8 @@ class _Recipe:
     settings: ShardSettings
     ratio: Ratio
     exclusions: tuple[Exclusion, ...]
+    decisions: tuple[Decision, ...]  # of experts, remembered and new
+    review: Review  # what is new
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -66,6 +69,7 @@ def build_dataset(
     *,
     remove: Sequence[str] = (),
     exclude: Path | None = None,
+    review: Sequence[Path] | None = None,
     settings: ShardSettings | None = None,
     ratio: Sequence[float] | None = None,
     workers: int = 1,
@@ -76,14 +80,15 @@ def build_dataset(
 
     root: a folder, or its URL in a store. Sources declared before are remembered and read again; a source of the same
     name is replaced. exclude, settings, ratio: None for the remembered ones, else the defaults; a list of exclusions
-    replaces the remembered one. map_tasks: reads images and writes shards in place of `workers` processes of this
+    replaces the remembered one. review: experts' decisions, one CSV each, which are added to the remembered ones; an
+    empty list forgets these. map_tasks: reads images and writes shards in place of `workers` processes of this
     machine; the bytes are the same. UserError for the user's mistakes; the old data set is then unchanged.
     """
     started, work = time.monotonic(), Work(workers, progress, map_tasks)
     root = root_of(root)
     site = StoreSite(root) if isinstance(root, Store) else DiskSite(Path(os.path.abspath(root)))
     with site.held() as old:
-        recipe = _recipe(site.root, old, sources, remove, exclude, settings, ratio)
+        recipe = _recipe(site.root, old, sources, remove, exclude, review, settings, ratio)
         images, warnings = _discover(recipe, {declaration.name for declaration in sources})
         before = from_table(old.table) if old else []
         samples, remarks = _scan(recipe, images, _known_facts(old, before), work)
@@ -105,6 +110,7 @@ def build_dataset(
             removed=len(set(old.metadata["shards"]) - set(shards)) if old else 0,
             content_hash=metadata["content_hash"],
             warnings=warnings,
+            review=recipe.review,
             seconds=time.monotonic() - started,
         )
         site.commit(samples, metadata, report)
@@ -117,6 +123,7 @@ def _recipe(
     sources: Sequence[SourceDeclaration],
     remove: Sequence[str],
     exclude: Path | None,
+    review: Sequence[Path] | None,
     settings: ShardSettings | None,
     ratio: Sequence[float] | None,
 ) -> _Recipe:
@@ -140,11 +147,15 @@ def _recipe(
         exclusions = [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
     else:
         exclusions = read_exclusions(exclude)
+    decided = [] if review == [] else [Decision(**stored) for stored in remembered.get("decisions", [])]
+    new = read_review(review) if review else Review()
     return _Recipe(
         tuple(declared.values()),
         settings or ShardSettings(**remembered.get("settings", {})),
         check_ratio(remembered.get("ratio", DEFAULT_RATIO) if ratio is None else ratio),
         tuple(exclusions),
+        with_decisions(decided, new.decisions),
+        new,
     )
 
 
@@ -213,17 +224,17 @@ def _known_facts(old: Dataset | None, before: Sequence[Sample]) -> dict[str, Ima
 
 
 def _curate(samples: list[Sample], recipe: _Recipe, work: Work) -> list[str]:
-    """Exclude what is no picture of a cell, what the expert's list names, and duplicates; returns warnings.
+    """Exclude what is no picture of a cell, what experts exclude, and duplicates; correct labels; returns warnings.
 
-    The expert's list comes before duplicates: it may settle a conflict of labels by excluding one side.
+    Experts come before duplicates: they may settle a conflict of labels.
     """
     folders = recipe.folders
     listed = frozenset(declaration.name for declaration in recipe.sources if layouts()[declaration.kind].is_file)
     whole = [row for row in samples if region_of(row.path) is None]  # somebody drew a box round each region
     warnings = exclude_litter(whole, listed, lambda row: on_disk(folders[row.source], row.path), work)
-    unmatched = apply_exclusions(samples, recipe.exclusions)
+    warnings += unmatched_exclusions(apply_exclusions(samples, recipe.exclusions), samples)
+    warnings += check_applied(recipe.review, *apply_decisions(samples, recipe.decisions))
     exclude_duplicates(samples, list(folders))
-    warnings += unmatched_exclusions(unmatched, samples)
     return warnings + check_splits(samples, recipe.ratio) + names_alike(samples)
 
 
@@ -285,6 +296,7 @@ def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[s
         "settings": dataclasses.asdict(recipe.settings),
         "ratio": list(recipe.ratio),
         "exclusions": [dataclasses.asdict(exclusion) for exclusion in recipe.exclusions],
+        "decisions": [dataclasses.asdict(decision) for decision in recipe.decisions],
         "shards": dict(shards),
         "content_hash": hashed,
     }

@@ -2,21 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ingest.curate import Exclusion
+from data_pipeline.ingest.review import REVIEWED, Review
 from data_pipeline.names import Names, difference, plain, shown
 
 UNLABELLED = "unlabelled"
 # No example is named where the reason is the same for all or the user's own.
-_NOT_NAMED = ("duplicate", "near duplicate", "hidden file", "expert's list")
+_NOT_NAMED = ("duplicate", "near duplicate", "hidden file", "expert's list", REVIEWED)
 _NAMED = 3  # examples of each other reason
+_DISAGREEMENTS = 20  # printed at most
 
 
 def reason_kind(row: Sample) -> str:
-    """The kind of the reason for which a sample is excluded."""
+    """The kind of the reason for which a sample is excluded, or its label was corrected; '' for neither."""
     return row.reason.partition(": ")[0]
 
 
@@ -44,8 +47,9 @@ def make_report(
     content_hash: str,
     warnings: Sequence[str],
     seconds: float,
+    review: Review = Review(),
 ) -> dict[str, Any]:
-    """The report of a build. written, kept, removed: numbers of shards."""
+    """The report of a build. written, kept, removed: numbers of shards. review: experts' new decisions."""
     reasons = Counter(reason_kind(row) for row in samples if not row.kept)
     return {
         "shards_written": written,
@@ -55,6 +59,9 @@ def make_report(
         "excluded": reasons.total(),
         "excluded_by_reason": dict(sorted(reasons.items())),
         "excluded_first": _first_of_each_reason(samples),
+        "corrected_labels": sum(row.kept and bool(row.reason) for row in samples),
+        "agreements": list(map(asdict, review.agreements)),
+        "disagreements": list(map(asdict, review.disagreements)),
         "counts": count_samples(samples),
         "content_hash": content_hash,
         "warnings": list(warnings),
@@ -133,6 +140,10 @@ def format_report(report: dict[str, Any]) -> str:
         for kind, images in report["excluded_first"].items():
             more = ", ..." if report["excluded_by_reason"][kind] > len(images) else ""
             blocks.append("\n".join([f"{kind}:", *(f"  {image}" for image in images)]) + more)
+    if report["corrected_labels"]:
+        blocks.append(f"{report['corrected_labels']} labels corrected by experts")
+    if report["agreements"]:
+        blocks.append("\n".join(_agreement_lines(report)))
     if report["warnings"]:
         blocks.append("\n".join(f"warning: {warning}" for warning in report["warnings"]))
     blocks.append(
@@ -140,6 +151,22 @@ def format_report(report: dict[str, Any]) -> str:
         f"{report['shards_kept']} kept, {report['shards_removed']} removed; {report['seconds']} s"
     )
     return "\n\n".join(blocks)
+
+
+def _agreement_lines(report: dict[str, Any]) -> list[str]:
+    """How far experts agree, and the first images on which they do not."""
+    lines = []
+    for each in report["agreements"]:
+        kappa = "not defined" if each["kappa"] is None else f"{each['kappa']:.2f}"
+        both = f"{' and '.join(each['experts'])}: {each['images']} images decided by both"
+        lines.append(f"{both}, {each['same']} of them alike; Cohen's kappa {kappa}")
+    differ = report["disagreements"]
+    if differ:
+        lines.append(f"{len(differ)} images stay as they are, for the experts disagree:")
+        lines += [f"  {each['image']}: {', '.join(each['decisions'])}" for each in differ[:_DISAGREEMENTS]]
+        if len(differ) > _DISAGREEMENTS:
+            lines.append("  ... (all are in build_report.json)")
+    return lines
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

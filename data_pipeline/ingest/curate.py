@@ -20,6 +20,8 @@ from data_pipeline.sources.csv_files import read_csv
 # of 13 million pairs of different cells in the two public sets the nearest differs in 66.
 NEAR_DUPLICATE_BITS = 16
 
+CONFLICT = "conflicting labels"  # kind of reason
+
 _HELD_OUT_FIRST = {split: rank for rank, split in enumerate(reversed(SPLITS))}
 
 Ratio = tuple[float, float, float]  # train, validation, test
@@ -151,7 +153,7 @@ def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
     if len(cell_types) > 1:
         for row in rows:
             other = next(other for other in rows if other.cell_type not in ("", row.cell_type))
-            row.exclude("conflicting labels", f"{other.cell_type} at {other.source}:{other.path}")
+            row.exclude(CONFLICT, f"{other.cell_type} at {other.source}:{other.path}")
         return
     # Stain models need the same cell in two stains of one split: one image of each is kept.
     keepers: dict[str, Sample] = {}

@@ -113,6 +113,20 @@ def nearest_learned(
     return np.where(nearest >= 0, first[nearest], -1)[place.ravel()]
 
 
+def same_pictures(hashes: npt.NDArray[np.uint8], max_distance: int = SAME_PICTURE_BITS) -> list[tuple[int, int]]:
+    """Rows (earlier, later) of hashes, uint8 [n, 32], of one picture, mirrored and turned ones too.
+
+    Of many copies each later one is named once, with the first that it is near to.
+    """
+    first: dict[int, int] = {}
+    for one, other in _near_pairs_between(_turned(hashes), hashes, max_distance) if len(hashes) else ():
+        for pair in zip(one % len(hashes), other, strict=True):
+            earlier, later = int(min(pair)), int(max(pair))
+            if earlier < later:
+                first[later] = min(earlier, first.get(later, earlier))
+    return [(earlier, later) for later, earlier in sorted(first.items())]
+
+
 def _turned(hashes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Hashes, uint8 [8 n, 32], of the mirrored and turned versions of n pictures, each right within a few bits."""
     side = int((hashes.shape[1] * 8) ** 0.5)

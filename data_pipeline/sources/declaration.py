@@ -18,6 +18,7 @@ from data_pipeline.ingest.file_names import printable
 
 # auto: what the layout says of patients and slides; folder: the first sub-folder is one; none: each image is its own.
 GroupRule = Literal["auto", "folder", "none"]
+AnnotationFormat = Literal["voc", "coco", "csv"]
 # By name alone: a text file called .jpg is an unreadable image, not a text file.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
 # Names become parts of file names (shards, scores).
@@ -37,6 +38,7 @@ class SourceDeclaration:
     # How patients and slides are read. None, in data sets older than this choice: a table's identifiers as they are
     # written, no sub-folders, so that no image changes its split.
     group: GroupRule | None = "auto"
+    annotations: AnnotationFormat = "voc"  # of fields with boxes
 
     @property
     def folder(self) -> Path:
@@ -52,6 +54,8 @@ class SourceDeclaration:
             "labels": dict(sorted(self.labels.items())),
             "promyelocytes": self.promyelocytes,
         }
+        if layouts()[self.kind].annotated and self.annotations != "voc":  # in older data sets it was the only one
+            stored["annotations"] = self.annotations
         return stored if layouts()[self.kind].public or self.group is None else {**stored, "group": self.group}
 
     @classmethod
@@ -102,6 +106,7 @@ class RawLayout:
     public: bool = False  # a known data set, named after the keyword; else the user gives name= and domain=
     licence: str = ""  # of a public data set, and its citation, for model cards
     is_file: bool = False  # PATH is a file that lists the images; else it is their folder
+    annotated: bool = False  # annotations= says in which format boxes round cells are written
     group_by_folder: bool = False  # group= says whether sub-folders name patients or slides
     group_of: Callable[[str], str] | None = None  # the group that a path alone tells; an audit computes it again
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, math, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 from torch.utils.dlpack import from_dlpack
 
@@ -33,6 +33,7 @@ class GraphConfig:
     batch_size: int  # most images of one batch
     operations: tuple[Augmentation, ...] = ()  # active augmentations, in their order
     crop: bool = False  # whether images get a central crop before they are resized
+    pad: bool = False  # whether images that are not square get white margins, evenly, before they are resized
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def build_graph(config: GraphConfig, source: Callable[[], GraphInputs], device_i
         encoded, *rest = fn.external_source(source=columns, num_outputs=1 + len(names), batch=True)
         given = _by_operation(names, rest)
         images = _decode(config, encoded, given[""].get(_CROP), device_id)
+        images = _padded(images) if config.pad else images
         size = [config.data.image_size] * 2
         resize = _options([each.resize_options(given[each.name]) for each in config.operations])
         images = fn.resize(images, size=size, antialias=True, **resize)
@@ -129,6 +131,14 @@ def _options(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"two augmentations set {', '.join(twice)}; only one can")
     return {name: value for options in each for name, value in options.items()}
+
+
+@do_not_convert
+def _padded(images: Any) -> Any:
+    """The images in the middle of white squares."""
+    shape = images.shape(dtype=types.FLOAT)
+    side = math.max(shape[0], shape[1])
+    return fn.crop(images, crop_w=side, crop_h=side, out_of_bounds_policy="pad", fill_values=[255.0] * 3)
 
 
 def _decode(config: GraphConfig, encoded: Any, crop: Any, device_id: int | None) -> Any:

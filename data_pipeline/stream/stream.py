@@ -89,6 +89,7 @@ class Stream:
         epoch_size: int | None = None,
         make_order: Callable[[npt.ArrayLike], Order] | None = None,
         operations: Sequence[Augmentation] = (),
+        pad: bool = False,
     ) -> None:
         """A stream over the images of `cell_types` in `splits` and `folds`, restricted to `ids`; None takes all.
 
@@ -98,6 +99,7 @@ class Stream:
         with equal cell types, seed and epoch_size show the same cell type at the same position. Other orders ignore it.
         make_order: from the label of each row to its order, in place of config's.
         operations: change the images in place of config's where training is False.
+        pad: images that are not square are padded, not squeezed.
         UserError when no image is selected, the batch does not fit, data.crop names a domain that is not in the data
         set, or, with epoch_size, a cell type has no image.
         """
@@ -108,6 +110,7 @@ class Stream:
         self._seed = seed
         self._topology = topology
         self._dataset = dataset
+        self._pad = pad
         self._operations = config.augment.operations if training else tuple(operations)
         self._place = "/".join(splits or SPLITS) + (f", folds {', '.join(map(str, folds))}" if folds else "")
         self.samples = self._select(splits, folds, ids)
@@ -160,7 +163,11 @@ class Stream:
         """The graph that this stream runs."""
         slice_size = -(-self.global_batch // self._topology.world_size)
         return GraphConfig(
-            self.config, -(-slice_size // self.parts), self._operations, crop=bool((self._crop != 1).any())
+            self.config,
+            -(-slice_size // self.parts),
+            self._operations,
+            crop=bool((self._crop != 1).any()),
+            pad=self._pad,
         )
 
     def _inputs(

@@ -51,11 +51,13 @@ def imported_packages(importtime: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
+        ("adapt", (RUN[0], "images=x", "out=y"), RUN[1]),
         ("ablate", ("sweep=nowhere", "out=x"), "no sweep file to read"),
         ("audit", DATASET[:1], DATASET[1]),
         ("audit", RUN[:1], RUN[1]),
         ("balance", (DATASET[0], "banks=[a]", "out=x", "per_type=3"), DATASET[1]),
         ("build_shards", ("shards=x", "folder=nowhere", "name=a", "domain=b"), "nowhere: no such folder"),
+        ("count", (RUN[0], "fields=x", "out=y"), RUN[1]),
         ("evaluate", RUN[:1], RUN[1]),
         ("evaluate", ("bank=.", "shards=x", "classifier=y"), "x: no data set here"),
         ("export", (RUN[0], "format=onnx"), RUN[1]),
@@ -67,6 +69,7 @@ def imported_packages(importtime: str) -> set[str]:
         ("train_classifier", (DATASET[0], "run=x"), DATASET[1]),
         ("train_classifier", ("phantom.per_tipe=3",), "the nearest is phantom.per_type"),
         ("train_conditional_gan", (DATASET[0], "run=x"), DATASET[1]),
+        ("train_detector", (DATASET[0], "run=x"), DATASET[1]),
         ("train_few_shot_gan", (DATASET[0], "run=x"), DATASET[1]),
         ("train_stain_gan", (DATASET[0], "run=x"), DATASET[1]),
     ],
@@ -95,7 +98,7 @@ def test_help_imports_nothing_heavy(name: str) -> None:
 def test_a_trainings_first_step_waits_for_no_report() -> None:
     """What only scores, figures and other models need is imported when they begin."""
     trainings = ", ".join(
-        f"trainer.tasks.{task}.task" for task in ("classification", "stain", "conditional", "few_shot")
+        f"trainer.tasks.{task}.task" for task in ("classification", "stain", "conditional", "few_shot", "detection")
     )
     script = f"import sys, trainer.runs.training, {trainings}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

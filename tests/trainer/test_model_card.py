@@ -181,7 +181,7 @@ def test_licences_of_public_images_and_weights_stand_in_the_card(tiny_dataset: D
     save_training_data(tmp_path, tiny_dataset, StreamConfig(image_size=32))
     trained_on = read_training_data(tmp_path) or {}
     trained_on["sources"] = [{"name": name, "kind": name, "domain": name} for name in ("barcelona", "munich", "bccd")]
-    text = model_card("shipped", RunRecord.read(tmp_path), trained_on, [])
+    text = model_card("shipped", RunRecord.read(tmp_path), trained_on, [], None)
     licences = text.split("## Licences and citations")[1].split("##")[0]
     for said in ("barcelona: CC BY 4.0", "munich: CC BY 3.0", "bccd: MIT", "timm's tf_efficientnet_lite0, apache-2.0"):
         assert said in licences

@@ -210,24 +210,32 @@ def thumbnail(source: Path | bytes, alt: str, heat: bytes | None = None, *, midd
 
     heat: as grad_cam.in_picture gives it, laid over it; with middle_square, of the picture's middle square.
     """
+    found = small_picture(source, _SIZE)
+    if found is None:
+        return NO_PICTURE
+    data, size = found
+    picture = Markup('<img src="{}" alt="{}" loading="lazy">').format(Markup(data), alt)
+    if heat is None:
+        return picture
+    overlay = _overlay(heat, size, middle_square)
+    return Markup('<div class="look">{}<img class="heat" src="data:image/png;base64,{}" alt="heat"></div>').format(
+        picture, Markup(overlay)
+    )
+
+
+def small_picture(source: Path | bytes, side: int) -> tuple[str, tuple[int, int]] | None:
+    """The picture as a data URI, a JPEG of at most `side` pixels a side, and its size; None where it cannot be read."""
     try:
         if isinstance(source, Path):
             small = decode_rgb(file_of(source).read_bytes(), region_of(source))
         else:
             small = decode_rgb(source)
-        small.thumbnail((_SIZE, _SIZE))
+        small.thumbnail((side, side))
     except (OSError, UnreadableImage):
-        return NO_PICTURE
+        return None
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    picture = Markup('<img src="data:image/jpeg;base64,{}" alt="{}" loading="lazy">').format(Markup(data), alt)
-    if heat is None:
-        return picture
-    overlay = _overlay(heat, small.size, middle_square)
-    return Markup('<div class="look">{}<img class="heat" src="data:image/png;base64,{}" alt="heat"></div>').format(
-        picture, Markup(overlay)
-    )
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", small.size
 
 
 def _overlay(heat: bytes, size: tuple[int, int], middle_square: bool) -> str:

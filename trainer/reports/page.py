@@ -7,6 +7,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -150,7 +151,10 @@ def write_page(path: Path, title: str, subtitle: str, blocks: Sequence[Block], s
 
     blocks stand above the table of contents, which is left out when there is one section or none.
     """
-    template = _ENVIRONMENT.get_template("template.html")
-    text = template.render(title=title, subtitle=subtitle, blocks=blocks, sections=sections)
-    replace_through(path, text.encode())
+    return fill_template(path, "template.html", title=title, subtitle=subtitle, blocks=blocks, sections=sections)
+
+
+def fill_template(path: Path, template: str, **values: Any) -> Path:
+    """Write a template of this folder with its values, renamed into place whole; returns path."""
+    replace_through(path, _ENVIRONMENT.get_template(template).render(**values).encode())
     return path

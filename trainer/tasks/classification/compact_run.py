@@ -6,6 +6,7 @@ classifier's run. It cannot be resumed. The folders of the machine that trained 
 
 import dataclasses
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainer.metrics.evaluation import SavedEvaluation, load_evaluations
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import FILE as TRAINING_DATA_FILE
 from trainer.runs.training_data import read_training_data
+from trainer.tasks.classification.adaptation_record import Adaptation, read_adaptation
 from trainer.tasks.classification.calibration import FILE as CALIBRATION_FILE
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.export import compare, written_aside
@@ -46,7 +48,8 @@ def write_compact_run(
         raise UserError(f"{run}: has a normaliser, which format=safetensors does not hold: take onnx or torch_export")
     record: RunRecord[ClassifierRunConfig] = RunRecord.read(run, ClassifierRunConfig.kind)
     evaluations = load_evaluations(run)
-    by_name = _naming_files(record.config, evaluations)
+    adaptation = read_adaptation(run)
+    by_name = _naming_files(record.config, evaluations, adaptation)
     with written_aside(out) as aside:
         weights = trained.network.state_dict()
         written = CheckpointStore(aside / "checkpoints").save_weights(trained.checkpoint.step, "classifier", weights)
@@ -60,14 +63,18 @@ def write_compact_run(
             shutil.copyfile(run / TRAINING_DATA_FILE, aside / TRAINING_DATA_FILE)
         if (run / LEARNED_FILE).exists():
             _copy_learned(run, aside, by_name)
-        card = by_name(model_card(out.name, record, read_training_data(run), evaluations))
+        card = by_name(model_card(out.name, record, read_training_data(run), evaluations, adaptation))
         (aside / MODEL_CARD).write_text(card, encoding="utf-8")
         return compare(load_raw_classifier([run], domain), load_raw_classifier([aside], domain), dataset, TOLERANCE)
 
 
-def _naming_files(config: ClassifierRunConfig, evaluations: list[SavedEvaluation]) -> Callable[[str], str]:
+def _naming_files(
+    config: ClassifierRunConfig, evaluations: list[SavedEvaluation], adaptation: Adaptation | None
+) -> Callable[[str], str]:
     """A function of a text: it gives files and data sets by their names, without the folders that they lie in."""
     paths = {config.shards, config.model.weights, *(each.record.dataset.path for each in evaluations)}
+    if adaptation is not None:
+        paths |= {word.partition("=")[2] for word in shlex.split(adaptation.command) if "/" in word}
     known = sorted((path for path in paths if path), key=len, reverse=True)  # no path before one that it begins
 
     def by_name(text: str) -> str:

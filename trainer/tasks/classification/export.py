@@ -64,18 +64,21 @@ def export_classifier(
 
 @contextlib.contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A new folder that becomes `out` at the end; on an error nothing is left. UserError if `out` is there already."""
+    """A new folder of the same name that becomes `out` at the end; on an error nothing is left.
+
+    UserError if `out` is there already.
+    """
     if out.exists():
         raise UserError(f"{out}: there already: name another out=DIR, or remove it")
     aside = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    folder = aside / out.name  # cards and reports take their title from it
+    folder.mkdir(parents=True)
     try:
-        yield aside
-        aside.rename(out)
-    except BaseException:
+        yield folder
+        folder.rename(out)
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 class _Probabilities(nn.Module):
@@ -160,6 +163,8 @@ def _copy_model_cards(ensemble: Ensemble, folder: Path) -> None:
 
 def compare(live: RawClassifier, exported: RawClassifier, dataset: Dataset | None, tolerance: float) -> dict[str, Any]:
     """The largest difference of a probability, and on which images. UserError if it is more than `tolerance`."""
+    if dataset is not None and not len(dataset.samples(splits=["test"], cell_types=live.cell_types)):
+        dataset = None  # a laboratory's few cells, all of them for training
     batch = _rendered(live.data.image_size) if dataset is None else _real(live, dataset)
     answers = [predict(classifier.network, [batch])[0].softmax(dim=1) for classifier in (live, exported)]
     difference = float((answers[0] - answers[1]).abs().max())

@@ -68,9 +68,9 @@ def fit_at_once(
     run, steps, clock = Path(str(config.run)), sum(each.length for each in training), StepClock()
     log = RunLog(run, step=0, total_steps=steps, enabled=topology.rank == 0, description="fitting")
     with closing(log):
-        taken = [_take(classifier, each, topology, clock, log) for each in training]
+        taken = [take_features(classifier, each, topology, clock, log) for each in training]
         features, labels = (np.concatenate(parts) for parts in zip(*taken, strict=True))
-        validation_features, truth = _take(classifier, held_out, topology, clock)
+        validation_features, truth = take_features(classifier, held_out, topology, clock)
         chosen = _fit(classifier, features, labels, (validation_features, truth), config)
         classifier.to(topology.device)
         numbers = {f"train_{name}": value for name, value in _training_scores(classifier, features, labels).items()}
@@ -148,7 +148,7 @@ def _fit(
     return {{"linear": "l2", "nearest": "neighbours"}[kind]: fitted.setting}
 
 
-def _take(
+def take_features(
     classifier: FittedClassifier, each: Pass, topology: Topology, clock: StepClock, log: RunLog | None = None
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Features [n, d] and labels [n] of a pass, from its bank if it is whole, else computed and kept there."""

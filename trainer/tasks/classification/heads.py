@@ -18,6 +18,7 @@ HeadKind = Literal["linear", "nearest"]
 Features = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+FOLDS = 5  # of a cross-validation, at most
 # The settings that are tried: l2 penalties, strongest first, and numbers of neighbours.
 SETTINGS: dict[HeadKind, tuple[float, ...]] = {
     "linear": (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001),
@@ -68,36 +69,57 @@ def choose_head(
         if not folds:
             head = _path(kind, features, labels, types, (_DEFAULT[kind],), weights)[0]
             return FittedHead(head, _DEFAULT[kind], {}, "default")
-        logits, truth = torch.empty(len(settings), len(labels), types), labels
-        for held in folds:
-            rest = np.setdiff1d(np.arange(len(labels)), held)
-            among = None if weights is None else weights[rest]
-            heads = _path(kind, features[rest], labels[rest], types, settings, among)
-            logits[:, torch.from_numpy(held)] = _predict(heads, features[held])
+        logits, truth = _cross_validated(kind, features, labels, types, weights, folds), labels
         chosen_by = f"cross-validation in {len(folds)} folds"
-    shares = torch.from_numpy(balanced_weights(truth, types))
-    losses = [functional.cross_entropy(each, torch.from_numpy(truth), reduction="none") @ shares for each in logits]
-    best = int(torch.stack(losses).argmin())
+    best = _lowest_loss(logits, truth)
     head = _path(kind, features, labels, types, settings[: best + 1], weights)[-1]
     scores = epoch_scores(logits[best].softmax(dim=1).numpy(), truth)
     return FittedHead(head, settings[best], scores, chosen_by)
 
 
-def fit_linear(features: Features, labels: Labels, types: int, l2: float, weights: Features | None = None) -> nn.Linear:
+def out_of_fold(
+    kind: HeadKind, features: Features, labels: Labels, types: int, groups: NDArray[np.generic]
+) -> NDArray[np.float32]:
+    """Probabilities [n, types] of each image by a head that learned from the images of other folds and groups.
+
+    Setting as in `choose_head`. In a fold that holds all images of a type, that type is improbable.
+    """
+    # Types with fewer images than folds are dealt out with those of the largest type.
+    counts = np.bincount(labels, minlength=types)
+    strata = np.where(counts[labels] < FOLDS, counts.argmax(), labels)
+    logits = _cross_validated(kind, features, labels, types, None, _folds(strata, groups))
+    probabilities: NDArray[np.float32] = logits[_lowest_loss(logits, labels)].softmax(dim=1).numpy()
+    return probabilities
+
+
+def fit_linear(
+    features: Features,
+    labels: Labels,
+    types: int,
+    l2: float,
+    weights: Features | None = None,
+    towards: nn.Linear | None = None,
+) -> nn.Linear:
     """Multinomial logistic regression: the minimum of mean cross-entropy + l2 / 2 * the weights' square.
 
     Features float [n, d] are standardised for the fit, and the standardisation is folded into the returned layer, which
     takes them as they are. weights: of the images, float [n]; they are scaled to a mean of 1. A type without an image
-    gets a low logit everywhere.
+    gets a low logit everywhere. towards: a layer whose weights the penalty draws the fitted ones to, instead of zero.
     """
-    return regularisation_path(features, labels, types, (l2,), weights)[0]
+    return regularisation_path(features, labels, types, (l2,), weights, towards)[0]
 
 
 def regularisation_path(
-    features: Features, labels: Labels, types: int, penalties: tuple[float, ...], weights: Features | None = None
+    features: Features,
+    labels: Labels,
+    types: int,
+    penalties: tuple[float, ...],
+    weights: Features | None = None,
+    towards: nn.Linear | None = None,
 ) -> list[nn.Linear]:
     """`fit_linear` for several l2 penalties, each from the solution before it: give the strongest first."""
     inputs, truth = torch.from_numpy(features).float(), torch.from_numpy(labels)
+    before = torch.zeros(types) if towards is None else towards(inputs).detach()
     mean, deviation = inputs.mean(dim=0), inputs.std(dim=0, correction=0)
     deviation = torch.where(deviation > 1e-6 * mean.abs().clamp_min(1e-6), deviation, 1.0)  # a constant feature
     inputs = (inputs - mean) / deviation
@@ -106,10 +128,13 @@ def regularisation_path(
     weight, bias = torch.zeros(types, inputs.shape[1]), torch.zeros(types)
     heads = []
     for l2 in penalties:
-        _minimise(inputs, truth, shares, l2, weight, bias)
+        _minimise(inputs, truth, shares, before, l2, weight, bias)
         head = nn.Linear(inputs.shape[1], types)
         folded = weight.detach() / deviation
-        head.load_state_dict({"weight": folded, "bias": bias.detach() - folded @ mean})
+        offset = bias.detach() - folded @ mean
+        if towards is not None:
+            folded, offset = folded + towards.weight.detach(), offset + towards.bias.detach()
+        head.load_state_dict({"weight": folded, "bias": offset})
         heads.append(head.requires_grad_(False))
     return heads
 
@@ -120,8 +145,10 @@ def balanced_weights(labels: Labels, types: int) -> Features:
     return (len(labels) / ((counts > 0).sum() * counts[labels])).astype(np.float32)
 
 
-def _minimise(inputs: Tensor, truth: Tensor, shares: Tensor, l2: float, weight: Tensor, bias: Tensor) -> None:
-    """Move weight [types, d] and bias [types] to the minimum of the penalised loss, in place."""
+def _minimise(
+    inputs: Tensor, truth: Tensor, shares: Tensor, before: Tensor, l2: float, weight: Tensor, bias: Tensor
+) -> None:
+    """Move weight [types, d] and bias [types] to the minimum of the penalised loss, in place; before: added logits."""
     optimizer = torch.optim.LBFGS(
         [weight.requires_grad_(), bias.requires_grad_()],
         max_iter=300,
@@ -132,7 +159,7 @@ def _minimise(inputs: Tensor, truth: Tensor, shares: Tensor, l2: float, weight: 
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        each = functional.cross_entropy(functional.linear(inputs, weight, bias), truth, reduction="none")
+        each = functional.cross_entropy(before + functional.linear(inputs, weight, bias), truth, reduction="none")
         value = (shares * each).sum() + l2 / 2 * weight.square().sum()
         value.backward()
         return value
@@ -155,13 +182,39 @@ def _path(
     return [NearestNeighbours(stored, known, types, int(neighbours)) for neighbours in settings]
 
 
+def _cross_validated(
+    kind: HeadKind,
+    features: Features,
+    labels: Labels,
+    types: int,
+    weights: Features | None,
+    folds: list[NDArray[np.int64]],
+) -> Tensor:
+    """Logits [settings, n, types] of the images of each fold by heads fitted to the others, under each setting."""
+    settings = SETTINGS[kind]
+    logits = torch.empty(len(settings), len(labels), types)
+    for held in folds:
+        rest = np.setdiff1d(np.arange(len(labels)), held)
+        among = None if weights is None else weights[rest]
+        heads = _path(kind, features[rest], labels[rest], types, settings, among)
+        logits[:, torch.from_numpy(held)] = _predict(heads, features[held])
+    return logits
+
+
+def _lowest_loss(logits: Tensor, labels: Labels) -> int:
+    """Which of the settings' logits [settings, n, types] has the lowest log loss; every type weighs the same."""
+    truth, shares = torch.from_numpy(labels), torch.from_numpy(balanced_weights(labels, logits.shape[2]))
+    losses = [functional.cross_entropy(each, truth, reduction="none") @ shares for each in logits]
+    return int(torch.stack(losses).argmin())
+
+
 @torch.no_grad()
 def _predict(heads: list[nn.Module], features: Features) -> Tensor:
     """Logits [heads, n, types]."""
     return torch.stack([head(torch.from_numpy(features)) for head in heads])
 
 
-def _folds(labels: Labels, groups: NDArray[np.generic] | None, most: int = 5) -> list[NDArray[np.int64]]:
+def _folds(labels: Labels, groups: NDArray[np.generic] | None, most: int = FOLDS) -> list[NDArray[np.int64]]:
     """Held-out rows of each fold; empty where a type has one image, or one group holds all images.
 
     As many folds as the rarest type has images, or as there are groups, at most 5.

@@ -89,7 +89,8 @@ def load_classifier(run: Path) -> TrainedClassifier:
     checkpoint.fill(network, state["average"] or state["module"], path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
     calibration = load_calibration(run, checkpoint.digest)
-    domains = tuple(sorted((read_training_data(run) or {}).get("domains", ())))
+    # A run that was adapted to unlabelled images has no count of labelled ones.
+    domains = tuple(sorted((read_training_data(run) or {}).get("domains") or config.data.domains or ()))
     return TrainedClassifier(
         network.eval(), checkpoint, config, cell_types, made.dataset_hash, made.storage, bundle, calibration, domains
     )

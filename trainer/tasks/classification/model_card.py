@@ -21,6 +21,7 @@ from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import read_training_data
+from trainer.tasks.classification.adaptation_record import Adaptation, facts_of, read_adaptation, table_of
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 Made = RunRecord[ClassifierRunConfig]
@@ -44,25 +45,31 @@ def write_model_card(run: Path) -> Path:
     """
     made: Made = RunRecord.read(run, ClassifierRunConfig.kind)
     path = run / MODEL_CARD
-    card = model_card(run.resolve().name, made, read_training_data(run), load_evaluations(run))
+    card = model_card(run.resolve().name, made, read_training_data(run), load_evaluations(run), read_adaptation(run))
     replace_through(path, card.encode())
     return path
 
 
 def model_card(
-    name: str, made: Made, trained_on: Mapping[str, Any] | None, evaluations: Sequence[SavedEvaluation]
+    name: str,
+    made: Made,
+    trained_on: Mapping[str, Any] | None,
+    evaluations: Sequence[SavedEvaluation],
+    adaptation: Adaptation | None,
 ) -> str:
-    """The text of a card. name: its title."""
+    """The text of a card. name: its title. adaptation: of a run that adapt.py wrote."""
     parts = [
         f"---\n{yaml.safe_dump(_FRONT_MATTER, sort_keys=False)}---",
         f"# {name}",
         _use(made, trained_on),
         _training_data(made, trained_on),
         _training(made.config),
+        "" if adaptation is None else _adaptation(adaptation),
         *(_scores(evaluation) for evaluation in evaluations),
         _limits(made.cell_types, trained_on, evaluations),
         _licences(made.config.model, trained_on),
-        f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n{command(made.config)}\n```",
+        f"## To reproduce\n\nOn the data set of content {made.dataset_hash}:\n\n```sh\n"
+        f"{command(made.config) if adaptation is None else adaptation.command}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -160,6 +167,15 @@ def _training(config: ClassifierRunConfig) -> str:
         ("seed", config.seed),
     ]
     return f"## Training\n\n{_facts(facts)}"
+
+
+def _adaptation(adaptation: Adaptation) -> str:
+    """What the run was adapted from and to; the training above is that of the run it was adapted from."""
+    parts = ["## Adaptation", _facts(facts_of(adaptation)), *adaptation.advice]
+    caption, head, rows = table_of(adaptation)
+    if rows:
+        parts += [caption, _table(head, rows)]
+    return "\n\n".join(parts)
 
 
 def _scores(evaluation: SavedEvaluation) -> str:

@@ -36,7 +36,7 @@ _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.htm
 
 def predict_images(
     runs: Sequence[Path],
-    source: Path,
+    source: Path | Sequence[Path],
     out: Path,
     *,
     domain: str | None,
@@ -46,7 +46,7 @@ def predict_images(
     heatmaps: bool,
     topology: Topology,
 ) -> None:
-    """Predict the type of each image of `source`, an image or a folder, also one of annotated fields.
+    """Predict the type of each image of `source`: an image, a folder, also one of annotated fields, or paths.
 
     `out` then holds this prediction only.
 
@@ -72,7 +72,8 @@ def predict_images(
     )
     if not len(frame):
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in list(stream.unreadable.items())[:3])
-        raise UserError(f"{source}: none of its {len(paths)} images can be read ({reasons})")
+        place = source if isinstance(source, Path) else paths[0].parent
+        raise UserError(f"{place}: none of its {len(paths)} images can be read ({reasons})")
     unreadable = {printable(path): reason for path, reason in stream.unreadable.items()}
     with _in_place_of_earlier(out) as aside:
         frame.drop(columns=HEAT, errors="ignore").to_csv(aside / "predictions.csv", index=False)
@@ -86,11 +87,13 @@ def predict_images(
     print(f"{(out / 'predictions.csv').resolve()}\n{(out / gallery.name).resolve()}")
 
 
-def _find(source: Path) -> tuple[list[Path], dict[str, str]]:
+def _find(source: Path | Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
     """The images to classify, and the files skipped with the reason: those that build_shards.py skips too.
 
     Of annotated fields, the images are the squares round the white cells.
     """
+    if not isinstance(source, Path):
+        return list(source), {}
     if not source.is_dir():
         try:
             problem = no_file(source)

@@ -23,6 +23,7 @@ from trainer.reports.page import (
     configuration_section,
     write_page,
 )
+from trainer.tasks.classification.adaptation_record import adaptation_section, read_adaptation
 from trainer.tasks.classification.model_card import MODEL_CARD
 
 
@@ -53,7 +54,9 @@ def write_run_report(run: Path) -> Path:
     sections = [evaluation_section(evaluation) for evaluation in evaluations]
     if of_ensemble:
         return write_page(run / "report.html", f"Ensemble {run.resolve().name}", subtitle, above, sections)
-    sections = [_training(run), *sections, configuration_section(run)]
+    adaptation = read_adaptation(run)
+    first = _training(run) if adaptation is None else adaptation_section(adaptation)
+    sections = [first, *sections, configuration_section(run)]
     return write_page(run / "report.html", f"Run {run.resolve().name}", subtitle, above, sections)
 
 

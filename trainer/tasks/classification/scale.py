@@ -11,7 +11,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
@@ -82,7 +81,8 @@ def nucleus_diameters(images: torch.Tensor) -> NDArray[np.float64]:
     images: float32 [n, 3, S, S] in [-1, 1]. Nuclei are what is dense in red light (Otsu's threshold of the image); the
     lobes of one nucleus count together.
     """
-    # Imported here: it takes a second.
+    # Imported here: they take a second, for which a training that measures no nuclei need not wait.
+    from scipy import ndimage
     from skimage.filters import threshold_otsu
 
     red = ((images[:, 0] + 1) * 127.5).cpu().numpy()

@@ -1,0 +1,35 @@
+"""Train a detector that finds white cells, red cells and platelets in fields of view.
+
+usage:
+  accelerate launch launchers/train_detector.py shards=DIR run=DIR [model=NAME] [key=value ...]
+      shards=DIR          a data set with whole fields, build_shards.py whole_fields=: a folder, or a URL in a store,
+                          s3://bucket/prefix
+      cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
+      cache_size=100      gigabytes that they take at most; those used longest ago make room
+      run=DIR             where the run is written; the same command goes on where it stopped
+      model=NAME          default fcos_lite, for a CPU; fcos_resnet50 for a GPU; one of
+                          {models:detection}
+      model.network.weights=FILE   ImageNet weights of the backbone, timm's; pretrained downloads them; default: random
+      data.image_size=320 train.epochs=60 train.global_batch=8 ...   see configs/train_detector.yaml
+      data.augment.KEY=     {augmentations}
+  The kinds of cells are those that training fields have boxes of. Scores the test split: average precision and counts
+  per field, beside the classical finder that needs no training. Then: launchers/count.py detector=RUN.
+
+example:
+  python launchers/build_shards.py shards=data/fields whole_fields=raw/BCCD name=bccd domain=bccd
+  accelerate launch launchers/train_detector.py shards=data/fields run=runs/detector \\
+      model.network.weights=tf_efficientnet_lite0.safetensors
+"""
+
+from collections.abc import Sequence
+
+from launchers.console import launch, read_config, train_run
+from trainer.tasks.detection.config import DetectorRunConfig
+
+
+def main(arguments: Sequence[str]) -> None:
+    train_run(read_config(DetectorRunConfig, "train_detector", arguments), "train_detector.py")
+
+
+if __name__ == "__main__":
+    launch(main, __doc__)

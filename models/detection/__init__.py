@@ -1,0 +1,1 @@
+"""Networks that find cells in fields."""

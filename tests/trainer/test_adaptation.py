@@ -1,0 +1,278 @@
+"""If these fail, an adaptation loses what the classifier knew, claims what it did not measure, or leaves half a run."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.errors import UserError
+from data_pipeline.learned_images import LearnedImages
+from data_pipeline.phantoms.folders import render_phantoms
+from data_pipeline.stream.stream import Topology
+from launchers.console import read_config
+from launchers.export import main as export
+from launchers.predict import main as predict
+from models.classifiers.build import build_classifier
+from tests.data_pipeline.test_fields import write_field
+from tests.trainer.test_frozen import config_of
+from trainer.learners.choices import VIEWS
+from trainer.runs import shipped
+from trainer.runs.provenance import learned_by_run
+from trainer.runs.training import train
+from trainer.tasks.classification import adaptation
+from trainer.tasks.classification.adaptation import adapt
+from trainer.tasks.classification.adaptation_choice import folds, possible_methods
+from trainer.tasks.classification.adaptation_config import AdaptConfig
+from trainer.tasks.classification.adaptation_data import Images
+from trainer.tasks.classification.adaptation_methods import mixed_statistics
+from trainer.tasks.classification.adaptation_record import read_adaptation
+from trainer.tasks.classification.calibration import load_calibration
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.heads import fit_linear
+from trainer.tasks.classification.load import load_classifier
+
+TOPOLOGY = Topology()
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of three types that has seen both stains of phantoms."""
+    run = tmp_path_factory.mktemp("adapt") / "trained"
+    arguments = [
+        f"shards={tiny_dataset.root}",
+        f"run={run}",
+        "model=senet_tiny_ge",
+        "data.image_size=32",
+        "train.epochs=5",
+        "train.global_batch=12",
+    ]
+    return train(read_config(ClassifierRunConfig, "train_classifier", arguments), TOPOLOGY)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled folders of a stain, six cells of four types; the classifier does not know monocytes."""
+    types = ("basophil", "eosinophil", "lymphocyte", "monocyte")
+    folder = tmp_path_factory.mktemp("cells") / "raw"
+    render_phantoms(folder, 6, stains=("violet",), size=32, seed=9, cell_types=types, progress=False)
+    return folder / "violet"
+
+
+def adapted(trained: Path, out: Path, **settings: Any) -> Path:
+    return adapt(AdaptConfig(run=str(trained), out=str(out), steps=2, **settings), TOPOLOGY)
+
+
+def test_labelled_cells_make_a_run_like_any_other(trained: Path, cells: Path, tmp_path: Path) -> None:
+    """It knows the new type, predicts raw images, says what it was adapted from, and remembers what it has seen."""
+    run = adapted(trained, tmp_path / "new", labelled=str(cells))
+    found = load_classifier(run)
+    assert found.cell_types == ("basophil", "eosinophil", "lymphocyte", "monocyte")
+    calibrations = [load_calibration(run, found.checkpoint.digest, views) for views in VIEWS]
+    assert [each.images for each in calibrations] == [24] * 4  # each labelled cell was held out once
+    record = read_adaptation(run)
+    assert record is not None
+    assert [each.method for each in record.methods if each.method != "scale"] == ["as_is", "head", "all"]
+    best = max(record.methods, key=lambda each: each.balanced_accuracy.value or 0)
+    assert record.method == best.method
+    assert "is scored on, so its score is a little too high" in record.advice[2]
+    assert "label 10 more" in record.advice[-1]  # six are few
+    assert f"adapted from | {trained}" in (run / "model_card.md").read_text()
+    predict([f"run={run}", f"images={cells}", f"out={tmp_path / 'answers'}", "views=2"])
+    assert (tmp_path / "answers" / "predictions.csv").read_text().count("\n") == 25
+    seen = set(learned_by_run(run).table["id"])
+    labelled = set(Dataset.open(run / "laboratory").samples()["id"])
+    assert len(labelled) == 24
+    assert labelled | set(LearnedImages.load(trained / "learned.parquet").table["id"]) == seen
+
+
+def test_a_head_learns_a_type_that_the_run_did_not_know(trained: Path, cells: Path, tmp_path: Path) -> None:
+    """As is, the new type is never answered."""
+    scores = {}
+    for method in ("as_is", "head"):
+        run = adapted(trained, tmp_path / method, labelled=str(cells), method=method)
+        record = read_adaptation(run)
+        assert record is not None
+        assert record.method == method
+        scores = {each.method: each.sensitivity["monocyte"].value or 0.0 for each in record.methods}
+    assert scores["as_is"] == 0
+    assert scores["head"] > 0
+
+
+def test_without_labels_it_is_said_what_the_choice_rests_on(trained: Path, cells: Path, tmp_path: Path) -> None:
+    run = adapted(trained, tmp_path / "new", images=str(cells))
+    record = read_adaptation(run)
+    assert record is not None
+    assert record.methods == []
+    assert [each.method for each in record.evidence if each.method != "scale"] == ["as_is", "statistics"]
+    assert record.evidence[0].gain.value == 0
+    assert record.evidence[0].unchanged == 1
+    gains = {each.method: each.gain.low or 0 for each in record.evidence}
+    assert (record.method != "as_is") == (max(gains.values()) > 0)
+    assert "says little of how right they are" in record.advice[2]
+    assert record.home is not None  # the data set of the run is at hand
+    new, old = load_classifier(run), load_classifier(trained)
+    assert new.domains == ("laboratory",)
+    assert new.calibration.temperature == old.calibration.temperature
+
+
+@pytest.mark.parametrize("method", ["statistics", "self_training"])
+def test_unlabelled_methods_change_what_they_say(
+    trained: Path, cells: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statistics leave all weights, self-training leaves all statistics."""
+    monkeypatch.setattr(adaptation, "CONFIDENT", 0.3)
+    run = adapted(trained, tmp_path / "new", images=str(cells), method=method)
+    old, new = (load_classifier(folder).network for folder in (trained, run))
+    statistics = [torch.equal(a, b) for a, b in zip(old.buffers(), new.buffers(), strict=True)]
+    weights = [torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True)]
+    assert all(weights) == (method == "statistics")
+    assert all(statistics) == (method == "self_training")
+
+
+def test_an_adaptation_that_fails_leaves_nothing_and_the_same_command_begins_again(
+    trained: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new"
+    (tmp_path / ".new.writing" / "new").mkdir(parents=True)  # of a process that was killed
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(adaptation, "write_adapted_run", fail)
+        with pytest.raises(RuntimeError, match="cut off"):
+            adapted(trained, out, images=str(cells))
+    assert list(tmp_path.iterdir()) == []
+    adapted(trained, out, images=str(cells))
+    before = (out / "config.yaml").stat().st_mtime_ns
+    adapted(trained, out, images=str(cells))  # finished: a no-op
+    assert (out / "config.yaml").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="not of this command"):
+        adapted(trained, out, images=str(cells), seed=1)
+
+
+def test_what_cannot_be_is_refused_in_one_line(trained: Path, cells: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs labelled cells"):
+        adapted(trained, tmp_path / "new", images=str(cells), method="head")
+    with pytest.raises(UserError, match="needs unlabelled images"):
+        adapted(trained, tmp_path / "new", labelled=str(cells), method="statistics")
+    wrong = tmp_path / "labelled" / "martian cell"
+    wrong.mkdir(parents=True)
+    shutil.copy(next(cells.rglob("*.png")), wrong)
+    with pytest.raises(UserError, match="unknown label 'martian cell'"):
+        adapted(trained, tmp_path / "new", labelled=str(wrong.parent))
+    first = adapted(trained, tmp_path / "first", labelled=str(cells), method="head")
+    with pytest.raises(UserError, match="24 of the 24 labelled cells"):
+        adapted(first, tmp_path / "new", labelled=str(cells))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_data_set_is_adapted_to_without_its_test_images(trained: Path, two_stains: Dataset, tmp_path: Path) -> None:
+    """Its test split then scores the adapted run."""
+    run = adapted(trained, tmp_path / "new", shards=str(two_stains.root), domain="violet", method="head")
+    used = set(LearnedImages.load(run / "learned.parquet").only_through("").table["id"])
+    rows = two_stains.samples(domains=["violet"])
+    assert used == set(rows[rows["split"] == "train"]["id"])
+
+
+def test_cells_of_one_patient_are_not_learned_from_and_scored(tiny_dataset: Dataset) -> None:
+    rows = tiny_dataset.samples()
+    labels = rows["cell_type"].astype("category").cat.codes.to_numpy(np.int64)
+    images = Images(tiny_dataset, None, tuple(rows["id"]), tuple(rows["group"]), labels, TOPOLOGY)  # type: ignore[arg-type]
+    parts = list(folds(images, 0))
+    assert sorted(np.concatenate([held for _, held in parts])) == list(range(len(rows)))
+    for rest, held in parts:
+        assert not {images.groups[row] for row in rest} & {images.groups[row] for row in held}
+    assert list(folds(dataclasses.replace(images, groups=("one",) * len(rows)), 0)) == []
+
+
+def test_a_head_is_shrunk_towards_the_runs_own() -> None:
+    """With a large penalty it is the run's own, in the features' own units."""
+    draw = np.random.default_rng(0)
+    features, labels = (100 * draw.normal(size=(30, 4)) + 7).astype(np.float32), np.arange(30) % 3
+    own = torch.nn.Linear(4, 3)
+    shrunk = fit_linear(features, labels, 3, 1e6, towards=own)
+    asked = torch.from_numpy(features)
+    shift = (shrunk(asked) - own(asked)).detach()
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-2, rtol=0)  # the bias is not penalised
+    free, alone = (fit_linear(features, labels, 3, 1e-6, towards=layer)(asked).softmax(1) for layer in (own, None))
+    torch.testing.assert_close(free, alone, atol=0.01, rtol=0)
+
+
+def test_statistics_do_not_follow_the_mix_of_types(trained: Path, tiny_dataset: Dataset) -> None:
+    """A laboratory with six times as many cells of one type gives nearly the statistics of an even mix."""
+    classifier, rows = load_classifier(trained), tiny_dataset.samples()
+    labels = rows["cell_type"].astype("category").cat.codes.to_numpy(np.int64)
+    even = Images(tiny_dataset, classifier.config.data, tuple(rows["id"]), tuple(rows["group"]), labels, TOPOLOGY)
+    few = np.concatenate([np.flatnonzero(labels == label)[:6] for label in (1, 2)])
+    skewed = even.chosen(np.concatenate([np.flatnonzero(labels == 0), few]))
+
+    def means(images: Images, answers: Any) -> torch.Tensor:
+        mixed = mixed_statistics(classifier.network, images, answers, seed=0)
+        return torch.cat([buffer for name, buffer in mixed.named_buffers() if name.endswith("running_mean")])
+
+    target = means(even, even.labels)
+    balanced, plain = means(skewed, skewed.labels), means(skewed, np.zeros(len(skewed), np.int64))
+    assert (balanced - target).norm() < (plain - target).norm()
+
+
+@pytest.mark.parametrize("network", [{"model": "senet_tiny_ge", "model.norm": "group"}, {"model.norm": "frozen"}])
+def test_statistics_are_left_to_networks_that_follow_them(trained: Path, network: dict[str, str]) -> None:
+    """Refused where asked for, left out where not."""
+    config = load_classifier(trained).config
+    model = dataclasses.replace(config.model, norm=network["model.norm"])  # type: ignore[arg-type]
+    other = dataclasses.replace(load_classifier(trained), network=build_classifier(model, 3, 32))
+    assert possible_methods(other, "auto", 0, 5) == ["as_is", "scale", "self_training"]
+    with pytest.raises(UserError, match=r"method=statistics: .* has no batch norms that follow"):
+        possible_methods(other, "statistics", 0, 5)
+    assert possible_methods(load_classifier(trained), "statistics", 0, 5) == ["as_is", "statistics"]
+
+
+def test_a_frozen_network_gets_a_new_head_only(trained: Path, cells: Path, tmp_path: Path) -> None:
+    frozen = config_of(load_classifier(trained).config.open_dataset(), tmp_path)
+    run = train(frozen, TOPOLOGY)
+    with pytest.raises(UserError, match=r"method=all: the features of .* are frozen: take method=head"):
+        adapted(run, tmp_path / "new", labelled=str(cells), method="all")
+    new = load_classifier(adapted(run, tmp_path / "new", labelled=str(cells), method="head")).network
+    old = load_classifier(run).network
+    assert all(torch.equal(a, b) for a, b in zip(old.backbone.parameters(), new.backbone.parameters(), strict=True))  # type: ignore[union-attr]
+    assert new.head.out_features == 4  # type: ignore[union-attr]
+    nearest = train(
+        dataclasses.replace(
+            frozen, run=str(tmp_path / "nearest"), model=dataclasses.replace(frozen.model, head="nearest")
+        ),
+        TOPOLOGY,
+    )
+    with pytest.raises(UserError, match="last layer is linear"):
+        adapted(nearest, tmp_path / "other", labelled=str(cells))
+
+
+def test_the_shipped_classifier_is_adapted_like_a_run(
+    trained: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes without the data set that it was trained on."""
+    export([f"run={trained}", "format=safetensors", f"out={tmp_path / 'shipped'}"])
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "shipped")
+    run = adapt(AdaptConfig(run="shipped", out=str(tmp_path / "new"), labelled=str(cells), method="head"), TOPOLOGY)
+    record = read_adaptation(run)
+    assert record is not None
+    assert record.home is None
+    assert len(learned_by_run(run)) == len(learned_by_run(trained)) + 24
+    export([f"run={run}", "format=safetensors", f"out={tmp_path / 'compact'}"])
+    card = (tmp_path / "compact" / "model_card.md").read_text()
+    assert str(tmp_path) not in card
+    assert "python launchers/adapt.py run=shipped" in card
+
+
+def test_cells_of_annotated_fields_are_adapted_to(trained: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("lymphocyte", "basophil") * 3):
+        write_field(tmp_path / "fields", f"f{number}", number, (name, 20, 20, 60, 60), ("RBC", 60, 60, 80, 80))
+    run = adapted(trained, tmp_path / "new", labelled=str(tmp_path / "fields"), method="head")
+    record = read_adaptation(run)
+    assert record is not None
+    assert (record.labelled["lymphocyte"], record.labelled["basophil"], record.labelled["eosinophil"]) == (3, 3, 0)

@@ -1,0 +1,114 @@
+"""Which adaptation to use: what a run and its images allow, and cross-validation on a laboratory's labelled cells."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+
+from data_pipeline.errors import UserError
+from models.classifiers.fitted import FittedClassifier
+from trainer.metrics.classification import Scores, score
+from trainer.tasks.classification.adaptation_config import METHODS, WITH_LABELS, WITH_UNLABELLED, Choice, Method
+from trainer.tasks.classification.adaptation_data import Images, Numbers
+from trainer.tasks.classification.adaptation_methods import batch_norms, last_layer
+from trainer.tasks.classification.load import TrainedClassifier
+
+FOLDS = 3
+# Below these a type is named among those to label more cells of.
+ENOUGH_CELLS = 10
+GOOD_SENSITIVITY = 0.8
+
+
+def require_adaptable(trained: TrainedClassifier) -> None:
+    """UserError for a run that no method can adapt."""
+    if trained.normalizer is not None:
+        raise UserError(f"{trained.folder}: adapt.py takes a classifier of raw images, without a normaliser")
+    last_layer(trained.network)
+
+
+def possible_methods(trained: TrainedClassifier, choice: Choice, labelled: int, unlabelled: int) -> list[Method]:
+    """as_is and those of `choice` that the network and the numbers of images allow. UserError for one that is not."""
+    refused: dict[Method, str] = {}
+    if not labelled:
+        refused |= dict.fromkeys(WITH_LABELS, "it needs labelled cells: give labelled=FOLDER")
+    if not unlabelled:
+        refused |= dict.fromkeys(WITH_UNLABELLED, "it needs unlabelled images: give images=FOLDER")
+    if not batch_norms(trained.network):
+        refused["statistics"] = f"{trained.folder} has no batch norms that follow running statistics of training"
+    if isinstance(trained.network, FittedClassifier):
+        why = f"the features of {trained.folder} are frozen: take method=head, or train a run that is not frozen"
+        refused |= dict.fromkeys(("statistics", "self_training", "all"), why)
+    if choice == "auto":
+        return [method for method in METHODS if method not in refused]
+    if choice in refused:
+        raise UserError(f"method={choice}: {refused[choice]}")
+    return ["as_is"] if choice == "as_is" else ["as_is", choice]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Answers of one method to labelled cells that it had not seen, and the scores of the first view of each."""
+
+    answers: torch.Tensor  # log probabilities float32 [repeats * n, views, types]
+    labels: Numbers  # [repeats * n]
+    scores: Scores
+
+    @property
+    def balanced_accuracy(self) -> float:
+        return float(self.scores["balanced_accuracy"].value or 0.0)
+
+
+def folds(images: Images, repeat: int) -> Iterator[tuple[Numbers, Numbers]]:
+    """Rows to learn from and rows to score, stratified by type; images of one patient or slide stay together.
+
+    Nothing where all images are of one group, or each is the only one of its type.
+    """
+    groups = np.unique(np.array(images.groups), return_inverse=True)[1]
+    count = min(FOLDS, len(np.unique(groups)), int(np.bincount(images.labels).max()))
+    if count < 2:
+        return
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=repeat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a type with fewer images than folds is missing from some
+        parts = list(splitter.split(np.zeros(len(images)), images.labels, groups))
+    yield from ((rest, held) for rest, held in parts if len(rest) and len(held))
+
+
+def cross_validate(
+    answers: Callable[[Numbers, Numbers], torch.Tensor], images: Images, cell_types: Sequence[str], repeats: int = 1
+) -> Trial | None:
+    """Score a method on images that it did not learn from; None where nothing can be held out.
+
+    answers: rows to learn from and rows to score -> log probabilities [rows, views, types].
+    """
+    parts = [(held, answers(rest, held)) for repeat in range(repeats) for rest, held in folds(images, repeat)]
+    if not parts:
+        return None
+    rows = np.concatenate([held for held, _ in parts])
+    return trial(torch.cat([found for _, found in parts]), images, rows, cell_types)
+
+
+def trial(answers: torch.Tensor, images: Images, rows: Numbers, cell_types: Sequence[str]) -> Trial:
+    """Score the answers to these rows of the images; a row may be there several times."""
+    labels, groups = images.labels[rows], [images.groups[row] for row in rows]
+    return Trial(answers, labels, score(answers[:, 0].double().softmax(dim=1).numpy(), labels, groups, cell_types))
+
+
+def best_method(trials: Mapping[Method, Trial]) -> Method:
+    """The method with the highest balanced accuracy, of equal ones the first."""
+    return max(trials, key=lambda method: trials[method].balanced_accuracy)
+
+
+def types_to_label(images: Images, chosen: Trial | None, cell_types: Sequence[str]) -> dict[str, str]:
+    """Types with too few labelled cells, or often missed by the chosen method, and why; the worst first."""
+    counts = np.bincount(images.labels, minlength=len(cell_types))
+    missed: dict[str, tuple[float, str]] = {}
+    for name, count in zip(cell_types, counts, strict=True):
+        found = None if chosen is None else chosen.scores.per_type[name]["sensitivity"].value
+        if len(images) and (count < ENOUGH_CELLS or (found is not None and found < GOOD_SENSITIVITY)):
+            words = f"{count} labelled" + ("" if found is None else f", {100 * found:.0f} % found")
+            missed[name] = (found or 0.0, words)
+    return {name: missed[name][1] for name in sorted(missed, key=lambda name: missed[name][0])}

@@ -1,0 +1,107 @@
+"""The run that an adaptation writes: like that of a training, to predict, score and export with."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_pipeline.learned_images import LearnedImages, Role
+from data_pipeline.shards.writer import ShardSettings
+from trainer.learners.choices import VIEWS
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.progress import Progress, checkpoint_state
+from trainer.metrics.records import to_json, write_json
+from trainer.runs.provenance import learned_by_weights
+from trainer.runs.record import RunRecord
+from trainer.runs.training_data import save_training_data
+from trainer.tasks.classification.adaptation_choice import Trial
+from trainer.tasks.classification.adaptation_config import AdaptConfig
+from trainer.tasks.classification.adaptation_data import FOLDER, Laboratory
+from trainer.tasks.classification.adaptation_record import FILE, Adaptation
+from trainer.tasks.classification.calibration import (
+    Calibration,
+    fit_temperature,
+    load_calibration,
+    save_calibration,
+)
+from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.model_card import write_model_card
+from trainer.tasks.classification.report import write_run_report
+from trainer.tasks.classification.views import mean_log_probabilities
+
+
+def write_adapted_run(
+    folder: Path,
+    out: Path,
+    trained: TrainedClassifier,
+    laboratory: Laboratory,
+    network: nn.Module,
+    record: Adaptation,
+    chosen: Trial | None,
+) -> None:
+    """Write the run into `folder`, which is then renamed to `out`.
+
+    chosen: the chosen method's answers to cells that it had not learned from; None: nothing was held out.
+    """
+    dataset = laboratory.labelled.dataset
+    data = laboratory.labelled.zoomed(record.zoom).config
+    address = str((out / FOLDER).resolve()) if (folder / FOLDER).exists() else dataset.address
+    config = dataclasses.replace(
+        trained.config,
+        shards=address,
+        run=str(out),
+        data=data,
+        model=dataclasses.replace(trained.config.model, weights=record.source),
+    )
+    RunRecord(
+        config=config,
+        kind=config.kind,
+        cell_types=laboratory.cell_types,
+        dataset_hash=dataset.content_hash,
+        storage=ShardSettings(**dataset.metadata["settings"]),
+        domain="",
+        normalizer=None,
+    ).write(folder)
+    role: Role = "chosen" if record.method == "as_is" else "trained"
+    own = LearnedImages.of(dataset, {role: list(laboratory.everything)})
+    LearnedImages.joined([own, learned_by_weights(record.source)]).save(folder)
+    weights = {name: value.cpu() for name, value in network.state_dict().items()}
+    learners = {"classifier": {"module": weights, "average": None}}
+    fingerprint = {"adapted by": record.command}
+    store = CheckpointStore(folder / "checkpoints")
+    store.save(1, checkpoint_state(learners, {}, Progress(1, best_epoch=0), fingerprint), best=True)
+    checkpoint = store.best()
+    assert checkpoint is not None
+    save_calibration(folder, *_calibrations(trained, laboratory, chosen, checkpoint.digest))
+    write_json(folder / FILE, to_json(record))
+    save_training_data(folder, dataset, data)
+    write_model_card(folder)
+    write_run_report(folder)
+
+
+def _calibrations(
+    trained: TrainedClassifier, laboratory: Laboratory, chosen: Trial | None, digest: str
+) -> list[Calibration]:
+    """For each number of views a temperature fitted to labelled cells that the network had not learned from.
+
+    Without such cells they are the run's own.
+    """
+    if chosen is None:
+        own = [load_calibration(trained.folder, trained.checkpoint.digest, count) for count in VIEWS]
+        remark = "the temperature of the run that was adapted: no labelled cells were held out"
+        return [dataclasses.replace(each, remark=remark, checkpoint=digest) for each in own]
+    once = len(laboratory.labelled)  # the first repeat of the cross-validation
+    answers, labels = chosen.answers[:once], torch.from_numpy(chosen.labels[:once])
+    return [fit_temperature(mean_log_probabilities(answers[:, :count]), labels, digest, count) for count in VIEWS]
+
+
+def command_of(config: AdaptConfig) -> str:
+    """The shell command of an adaptation."""
+    changed = [
+        f"{each.name}={value}"
+        for each in dataclasses.fields(config)
+        if (value := getattr(config, each.name)) != each.default
+    ]
+    return " ".join(["python launchers/adapt.py", *map(shlex.quote, changed)])

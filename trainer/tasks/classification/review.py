@@ -1,0 +1,170 @@
+"""The page on which an expert reviews the labels of a data set."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
+from data_pipeline.errors import UserError
+from data_pipeline.ingest.curate import CONFLICT
+from data_pipeline.ingest.duplicates import same_pictures
+from data_pipeline.ingest.file_names import on_disk
+from data_pipeline.ingest.images import HASH_BYTES
+from data_pipeline.progress_bar import track
+from data_pipeline.shards.build_files import BUILT
+from data_pipeline.sources import SourceDeclaration
+from data_pipeline.stream.stream import Stream, Topology
+from models.classifiers.architectures.frozen import FrozenClassifier
+from trainer.loop.clock import StepClock
+from trainer.reports.gallery import small_picture
+from trainer.reports.review_page import SIDE, ReviewImage, ReviewItem, write_review_page
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.ensemble import scoring_batch
+from trainer.tasks.classification.fitting import frozen_passes, take_features
+from trainer.tasks.classification.heads import out_of_fold
+from trainer.tasks.classification.load import build_network
+from trainer.tasks.classification.review_order import Asked, Why, review_order
+
+# What the page says of an image, and how the printed summary names such images.
+_WORDS: dict[Why, tuple[str, str]] = {
+    "conflict": ("One cell with two labels; it is left out of the data set until you decide.", "with two labels"),
+    "label": ("The label may be wrong: a classifier that never saw this image disagrees.", "labels may be wrong"),
+    "pair": ("Nearly the same picture as the one beside it. If it is a copy, leave one out.", "near duplicates"),
+    "unsure": ("A classifier that never saw this image is unsure.", "a classifier is unsure"),
+    "unusual": ("This image is unlike all others of the data set.", "unlike all others"),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The labelled images of a data set, and what a classifier that has not learned from each says of it."""
+
+    samples: pd.DataFrame  # n rows of the catalogue
+    cell_types: tuple[str, ...]
+    features: NDArray[np.float32]  # [n, d], of a frozen network
+    labels: NDArray[np.int64]  # [n]
+    probabilities: NDArray[np.float32]  # [n, types], out of fold
+
+    def answer(self, row: int) -> str:
+        """'monocyte 94 %, lymphocyte 3 %'."""
+        best = self.probabilities[row].argsort()[::-1][:2]
+        return ", ".join(f"{self.cell_types[kind]} {100 * self.probabilities[row, kind]:.0f} %" for kind in best)
+
+
+def write_review(
+    config: ClassifierRunConfig, out: Path, *, splits: Sequence[str], images: int, topology: Topology
+) -> None:
+    """Write the page of the images that are most worth an expert's time, and print what they are.
+
+    config: data set, `data`, and `model`, a frozen network; its features decide what is likely wrong. images: at most
+    so many on the page. UserError for a data set that was not built from raw images, and where nothing is left.
+    """
+    dataset = config.open_dataset()
+    if dataset.metadata["made_by"] != BUILT:
+        raise UserError(f"{dataset.root}: made from another data set: review that one, and make this one again")
+    judged = judge(config, dataset, splits, topology)
+    conflicts = _conflicts(dataset, splits)
+    order = review_order(
+        judged.samples["id"].tolist(),
+        judged.features,
+        judged.labels,
+        judged.probabilities,
+        conflicts=zip(conflicts["id"], conflicts["other"], strict=True),
+        copies=_copies(dataset, judged.samples),
+        decided={decision["id"] for decision in dataset.metadata.get("decisions", [])},
+    )
+    items = _items(dataset, judged, conflicts, order[:images])
+    if not items:
+        raise UserError(f"{dataset.root}: experts have decided about all its images of split {'/'.join(splits)}")
+    present = [name for name in CELL_TYPES if name in judged.cell_types]
+    write_review_page(
+        out, items, dataset=Path(dataset.address).name, content_hash=dataset.content_hash, present=present
+    )
+    _tell(order, images)
+    print(out.resolve())
+
+
+def judge(config: ClassifierRunConfig, dataset: Dataset, splits: Sequence[str], topology: Topology) -> Judged:
+    """Features of every labelled image by the frozen network, and its out-of-fold probabilities."""
+    present = set(dataset.samples(splits=splits, domains=config.data.domains, columns=["cell_type"])["cell_type"])
+    cell_types = tuple(name for name in CELL_TYPES if name in present)
+    if len(cell_types) < 2:
+        raise UserError(f"{dataset.root}: labelled images of {len(cell_types)} cell types; a review needs two at least")
+    network = build_network(config.model, len(cell_types), config.data.image_size)
+    if not isinstance(network, FrozenClassifier):
+        raise UserError(f"model={config.model.name}: a review takes its features from model=frozen")
+    batch = scoring_batch(config.train)
+    stream = Stream(
+        dataset,
+        config.data,
+        splits=splits,
+        cell_types=cell_types,
+        global_batch=batch,
+        training=False,
+        topology=topology,
+    )
+    ((images,),) = frozen_passes(network, dataset, config, [stream], stream)
+    features, labels = take_features(network.to(topology.device).eval(), images, topology, StepClock())
+    groups = stream.samples["group"].to_numpy()
+    probabilities = out_of_fold("linear", features, labels, len(cell_types), groups)
+    return Judged(stream.samples, cell_types, features, labels, probabilities)
+
+
+def _copies(dataset: Dataset, samples: pd.DataFrame) -> list[tuple[int, int]]:
+    """Rows of `samples`, earlier and later, that show nearly the same picture."""
+    hashes = dataset.samples(columns=["id", "perceptual_hash"]).set_index("id")["perceptual_hash"]
+    known = hashes[samples["id"]].reset_index(drop=True).dropna()
+    rows = np.frombuffer(b"".join(known), np.uint8).reshape(-1, HASH_BYTES)
+    return [(int(known.index[earlier]), int(known.index[later])) for earlier, later in same_pictures(rows)]
+
+
+def _conflicts(dataset: Dataset, splits: Sequence[str]) -> pd.DataFrame:
+    """Rows that are left out as their cell carries another label elsewhere; other: the id of the image that does."""
+    rows = dataset.table.to_pandas()
+    named = rows.drop_duplicates(["source", "path"]).set_index(rows["source"] + ":" + rows["path"])["id"]
+    rows = rows[rows["reason"].str.startswith(f"{CONFLICT}: ") & rows["split"].isin(splits)]
+    return rows.assign(other=rows["reason"].str.split(" at ", n=1).str[1].map(named))
+
+
+def _items(dataset: Dataset, judged: Judged, conflicts: pd.DataFrame, order: Sequence[Asked]) -> list[ReviewItem]:
+    """What the page shows. The raw file of an image that is left out may be gone; it is shown without a picture."""
+    folders = {each["name"]: SourceDeclaration.from_json(each).folder for each in dataset.metadata["sources"]}
+    row_of = {image: row for row, image in enumerate(judged.samples["id"])}
+    left_out = dict(iter(conflicts.groupby("id")))
+
+    def image(identity: str) -> ReviewImage:
+        if identity in row_of:
+            sample = judged.samples.iloc[row_of[identity]]
+            label, picture = sample["cell_type"], small_picture(dataset.read_encoded(sample), SIDE)
+        else:
+            rows = left_out[identity]
+            sample, labels = rows.iloc[0], set(rows["cell_type"])
+            label = labels.pop() if len(labels) == 1 else ""
+            picture = small_picture(on_disk(folders[sample["source"]], sample["path"]), SIDE)
+        return ReviewImage(identity, sample["source"], sample["path"], label, picture[0] if picture else "")
+
+    return [
+        ReviewItem(
+            image(asked.id),
+            _WORDS[asked.why][0],
+            judged.answer(row_of[asked.id]) if asked.id in row_of else "",
+            image(asked.beside) if asked.beside else None,
+        )
+        for asked in track(order, len(order), "pictures", "image")
+    ]
+
+
+def _tell(order: Sequence[Asked], images: int) -> None:
+    """Print how many images are on the page, and why."""
+    counts = Counter(asked.why for asked in order[:images])
+    listed = ", ".join(f"{counts[why]} {words}" for why, (_, words) in _WORDS.items() if counts[why])
+    print(f"{min(images, len(order))} of {len(order)} images: {listed}")
+    more = Counter(asked.why for asked in order[images:])["label"]
+    if more:
+        print(f"{more} more labels may be wrong: raise images={images}, or review the rest afterwards")

@@ -1,0 +1,74 @@
+"""In which order an expert looks at images: what is most worth the time first."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.metrics.label_quality import label_margins, likely_label_errors, neighbour_distances
+
+Why = Literal["conflict", "label", "pair", "unsure", "unusual"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An image to look at."""
+
+    id: str
+    why: Why
+    beside: str = ""  # id of the image shown beside it
+
+
+def review_order(
+    ids: Sequence[str],
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    *,
+    conflicts: Iterable[tuple[str, str]] = (),
+    copies: Iterable[tuple[int, int]] = (),
+    decided: Collection[str] = (),
+) -> list[Asked]:
+    """All images but those that experts have decided about, each once.
+
+    First images with two labels (conflicts: ids, twice the same for one file), labels that are likely wrong, the most
+    suspect first, and near duplicates (copies: rows earlier, later). Then in turn the image with the least confident
+    prediction and the one that is furthest from its neighbours.
+
+    features [n, d], labels [n] and out-of-fold probabilities [n, types] are of the images `ids`.
+    """
+    order: dict[str, Asked] = {}
+    beside: dict[str, str] = {}
+
+    def ask(image: str, why: Why) -> None:
+        if image not in decided:
+            order.setdefault(image, Asked(image, why, beside.get(image, "")))
+
+    pairs = [(ids[earlier], ids[later]) for earlier, later in copies]
+    conflicts = list(conflicts)
+    for one, other in [*conflicts, *pairs]:
+        if one != other:
+            beside.setdefault(one, other)
+            beside.setdefault(other, one)
+    for pair in conflicts:
+        for image in pair:
+            ask(image, "conflict")
+    suspects = likely_label_errors(probabilities, labels)
+    for row in label_margins(probabilities, labels).argsort(kind="stable"):
+        if suspects[row]:
+            ask(ids[row], "label")
+    for pair in pairs:
+        for image in pair:
+            ask(image, "pair")
+    unsure = probabilities.max(axis=1).argsort(kind="stable")
+    unusual = (-neighbour_distances(features)).argsort(kind="stable")
+    for row, why in chain.from_iterable(zip(_named(unsure, "unsure"), _named(unusual, "unusual"), strict=True)):
+        ask(ids[row], why)
+    return list(order.values())
+
+
+def _named(rows: NDArray[np.int64], why: Why) -> list[tuple[int, Why]]:
+    return [(int(row), why) for row in rows]

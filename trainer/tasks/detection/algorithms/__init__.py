@@ -1,0 +1,1 @@
+"""Algorithms that train detectors, a file each."""
