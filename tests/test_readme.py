@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from data_pipeline.banks.balance_config import BalanceConfig
-from launchers import audit, build_shards, export, plan, predict, reproduce, train_classifier
+from launchers import audit, build_shards, count, export, plan, predict, reproduce, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.launching import ROOT
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
 from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.tasks.detection.config import DetectorRunConfig
 
 USERS = "README.md"
 # Every README by its path; none of what is installed or made here.
@@ -38,9 +39,11 @@ KINDS: dict[str, type] = {
     "balance": BalanceConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,
+    "count": count.CountConfig,
     "evaluate": EvaluateConfig,
     "export": export.ExportConfig,
     "predict": predict.PredictConfig,
+    "train_detector": DetectorRunConfig,
 }
 # What keeps a training short; a command's own word for the same gives way.
 TINY_TRAINING = {
