@@ -60,7 +60,7 @@ Floats = NDArray[np.float64]
 class Answers:
     """A classifier's answers to n images."""
 
-    layers: Floats  # [n, d], means of all stages' maps, and the features
+    layers: Floats  # [n, d], means of the last stages' maps, and the features
     features: Floats  # [n, c], the last layer's input
     logits: Floats  # [n, types]
     groups: list[str]
@@ -173,7 +173,7 @@ def methods(trained: TrainedClassifier, training: Answers, validation: Answers) 
         "ViM (Wang 2022)": virtual_logit(training, weight, bias, min(64, weight.shape[1] // 2)),
         "Mahalanobis (Lee 2018)": points,
         "relative Mahalanobis (Ren 2021)": lambda images: points(images) - every(images),
-        "relative Mahalanobis, every stage": lambda images: stages(torch.from_numpy(images.layers).float()).numpy(),
+        "relative Mahalanobis, last stages": lambda images: stages(torch.from_numpy(images.layers).float()).numpy(),
     }
 
 
