@@ -56,10 +56,10 @@ def review_order(
     for pair in conflicts:
         for image in pair:
             ask(image, "conflict")
-    suspects = likely_label_errors(probabilities, labels)
-    for row in label_confidences(probabilities, labels).argsort(kind="stable"):
-        if suspects[row]:
-            ask(ids[row], "label")
+    # Confident learning tells how many labels are wrong; which, the probabilities of the labels tell better.
+    count = int(likely_label_errors(probabilities, labels).sum())
+    for row in label_confidences(probabilities, labels).argsort(kind="stable")[:count]:
+        ask(ids[row], "label")
     for pair in pairs:
         for image in pair:
             ask(image, "pair")
