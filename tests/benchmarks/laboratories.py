@@ -34,6 +34,7 @@ RECIPE = {
     "data/augment": "laboratory",
     "data.sampling": "domain_balanced",
     "nucleus_share": "0.43",
+    "train.select_within": "0.01",
 }
 # name -> what differs from the recipe; "" leaves a setting out.
 ARMS: dict[str, dict[str, str]] = {
