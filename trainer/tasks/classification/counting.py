@@ -29,8 +29,7 @@ from trainer.reports.differential_report import CountedField, write_differential
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.prediction import predict_images
 
-# Column of predictions.csv that says that an image is like none of the training.
-_COVERAGE = 0.9  # of the sets of types beside the predictions
+_COVERAGE = 0.9  # of the sets of types in predictions.csv
 
 
 @dataclass(frozen=True)
