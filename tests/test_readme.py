@@ -16,7 +16,7 @@ import pytest
 from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.phantoms.folders import render_phantoms
-from launchers import adapt, audit, build_shards, count, export, plan, predict, reproduce, train_classifier
+from launchers import adapt, audit, build_shards, count, export, plan, predict, reproduce, review, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.conftest import TINY_TYPES
 from tests.launching import ROOT
@@ -49,6 +49,7 @@ KINDS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "export": export.ExportConfig,
     "predict": predict.PredictConfig,
+    "review": review.ReviewConfig,
     "train_detector": DetectorRunConfig,
 }
 # What keeps a training short; a command's own word for the same gives way.
