@@ -131,7 +131,7 @@ def _scores(record: Any) -> dict[str, Any]:
     found = {name: row["sensitivity"].format() for name, row in record.scores.per_type.items() if row.count}
     data = record.dataset
     return (
-        {"domain": data.domains[0], "split": data.split, "images": data.images, "views": record.views}
+        {"domain": data.domains[0], "split": data.split, "images": data.count, "views": record.views}
         | headline
         | {"sensitivity": found}
     )

@@ -70,15 +70,13 @@ def count_fields(
         raise UserError(f"{root}: no white cell found in {len(fields)} fields; are they stained and in focus?")
     named = _predict(runs, [on_disk(Path(), cell) for _, cell in wanted], out, options, topology)
     named["group"] = named["path"].map({cell: group_of[path] for path, cell in wanted})
-    answers = {row.path: row for row in named.itertuples()}
+    answers = {path: (str(kind), bool(look)) for path, kind, look in named[["path", "type", "look"]].to_numpy()}
     counted = [
         CountedField(
             on_disk(root, field.path),
             group_of[field.path],
             field.boxes,
-            tuple(
-                (box, answers[cell].type, bool(answers[cell].look)) for box, cell in cut[field.path] if cell in answers
-            ),
+            tuple((box, *answers[cell]) for box, cell in cut[field.path] if cell in answers),
         )
         for field in fields
         if group_of[field.path]
