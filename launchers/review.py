@@ -8,9 +8,12 @@ usage:
                     unsure and images unlike all others. Images that experts have decided about are not asked again
       split=all     or train, validation, test
       images=500    on the page, at most
-      model.timm_name=N model.weights=FILE data.image_size=160   the network whose features are used, as for
-                    train_classifier.py model=frozen. Nothing is trained but heads on its features, each on four fifths
-                    of the images, so that no image is judged by a head that learned its label
+      model=frozen  features of a pretrained network, and linear discriminants of them. No image is judged by one that
+                    learned its label: the images are dealt to folds=5, patients apart, and each fold is judged by what
+                    was fitted to the others
+      model=efficientnet_lite_pretrained optimizer=pretrained data.image_size=96 train.epochs=6 folds=2   or any other
+                    classifier and setting of train_classifier.py: it is trained without each fold in turn. It takes as
+                    long as so many trainings, and finds more wrong labels
   The expert presses Enter (the label is right), a digit (it is another type) or X (leave it out, and why), and S to
   save the decisions as a CSV. They stay in the browser until then. build_shards.py review=FILE applies them; of two
   experts (review=[A.csv,B.csv]) it prints the agreement and lists the images on which they differ.
@@ -21,30 +24,28 @@ example:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data_pipeline.dataset_config import DatasetConfig
 from data_pipeline.errors import UserError
-from data_pipeline.stream.config import StreamConfig
 from launchers.console import launch, read_config
-from models.classifiers.config import ClassifierConfig
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 
 @dataclass(frozen=True)
-class ReviewConfig(DatasetConfig):
-    """What an expert is to look at."""
+class ReviewConfig(ClassifierRunConfig):
+    """What an expert is to look at, and the classifiers that judge which images are worth it."""
 
     out: str | None = None
     split: Literal["all", "train", "validation", "test"] = "all"
     images: int = 500
-    data: StreamConfig = field(default_factory=StreamConfig)
-    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    folds: int = 5
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"images={self.images}: must be at least 1")
+        super().__post_init__()
+        if self.images < 1 or self.folds < 2:
+            raise ValueError(f"images={self.images}, folds={self.folds}: at least 1 image and 2 folds")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -57,17 +58,13 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from data_pipeline.catalog import SPLITS
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.config import ClassifierRunConfig
     from trainer.tasks.classification.review import write_review
 
     topology = join_processes()
     if topology.world_size > 1:
         raise UserError("review.py is one process: start it with python, not with several processes")
-    run = ClassifierRunConfig(
-        config.shards, cache=config.cache, cache_size=config.cache_size, data=config.data, model=config.model
-    )
     splits = SPLITS if config.split == "all" else (config.split,)
-    write_review(run, Path(config.out), splits=splits, images=config.images, topology=topology)
+    write_review(config, Path(config.out), splits=splits, folds=config.folds, images=config.images, topology=topology)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ PRELOADED = [
     "launchers.normalize_stains",
     "launchers.plan",
     "launchers.predict",
+    "launchers.review",
     "launchers.synthesize",
     "launchers.train_classifier",
     "launchers.train_conditional_gan",

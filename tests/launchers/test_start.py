@@ -64,6 +64,7 @@ def imported_packages(importtime: str) -> set[str]:
         ("normalize_stains", (DATASET[0], "out=x"), DATASET[1]),
         ("plan", ("config=train_classifier", DATASET[0]), DATASET[1]),
         ("predict", (RUN[0], "images=x", "out=y"), RUN[1]),
+        ("review", (DATASET[0], "out=x.html"), DATASET[1]),
         ("reproduce", ("preset=nowhere", "run=x"), "no preset file to read"),
         ("synthesize", (RUN[0], "bank=x", "count=1"), RUN[1]),
         ("train_classifier", (DATASET[0], "run=x"), DATASET[1]),

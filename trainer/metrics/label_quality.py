@@ -16,21 +16,17 @@ def likely_label_errors(probabilities: Floats, labels: Labels) -> NDArray[np.boo
     """
     types = probabilities.shape[1]
     counts = np.bincount(labels, minlength=types)
-    own = probabilities[np.arange(len(labels)), labels]
-    thresholds = np.bincount(labels, own, minlength=types) / np.maximum(counts, 1)
+    thresholds = np.bincount(labels, label_confidences(probabilities, labels), minlength=types) / np.maximum(counts, 1)
     confident = (probabilities >= np.where(counts > 0, thresholds, np.inf)).astype(bool)
     meant = np.where(confident, probabilities, -1.0).argmax(axis=1)
     likely: NDArray[np.bool_] = confident.any(axis=1) & (meant != labels)
     return likely
 
 
-def label_margins(probabilities: Floats, labels: Labels) -> Floats:
-    """Probability of the label minus that of the most probable other type, [n] in [-1, 1]; low ones are suspect."""
-    rows = np.arange(len(labels))
-    others = probabilities.copy()
-    others[rows, labels] = -1.0
-    margins: Floats = probabilities[rows, labels] - others.max(axis=1)
-    return margins
+def label_confidences(probabilities: Floats, labels: Labels) -> Floats:
+    """Out-of-fold probability of each label, [n] in [0, 1]; the lowest is the most suspect ("self-confidence")."""
+    confidences: Floats = probabilities[np.arange(len(labels)), labels]
+    return confidences
 
 
 def neighbour_distances(features: Floats, neighbours: int = 10) -> Floats:

@@ -69,27 +69,45 @@ def choose_head(
         if not folds:
             head = _path(kind, features, labels, types, (_DEFAULT[kind],), weights)[0]
             return FittedHead(head, _DEFAULT[kind], {}, "default")
-        logits, truth = _cross_validated(kind, features, labels, types, weights, folds), labels
+        logits, truth = torch.empty(len(settings), len(labels), types), labels
+        for held in folds:
+            rest = np.setdiff1d(np.arange(len(labels)), held)
+            among = None if weights is None else weights[rest]
+            heads = _path(kind, features[rest], labels[rest], types, settings, among)
+            logits[:, torch.from_numpy(held)] = _predict(heads, features[held])
         chosen_by = f"cross-validation in {len(folds)} folds"
-    best = _lowest_loss(logits, truth)
+    shares = torch.from_numpy(balanced_weights(truth, types))
+    losses = [functional.cross_entropy(each, torch.from_numpy(truth), reduction="none") @ shares for each in logits]
+    best = int(torch.stack(losses).argmin())
     head = _path(kind, features, labels, types, settings[: best + 1], weights)[-1]
     scores = epoch_scores(logits[best].softmax(dim=1).numpy(), truth)
     return FittedHead(head, settings[best], scores, chosen_by)
 
 
-def out_of_fold(
-    kind: HeadKind, features: Features, labels: Labels, types: int, groups: NDArray[np.generic]
+def discriminants_out_of_fold(
+    features: Features, labels: Labels, types: int, folds: list[NDArray[np.int64]]
 ) -> NDArray[np.float32]:
-    """Probabilities [n, types] of each image by a head that learned from the images of other folds and groups.
+    """Probabilities [n, types] of each image by linear discriminants (shrinkage 0.3) of the images of other folds.
 
-    Setting as in `choose_head`. In a fold that holds all images of a type, that type is improbable.
+    Every type is as probable before the image is seen. Where a few labels are wrong, they judge others better than
+    `choose_head`, which fits the wrong ones, too. A type without an image in the other folds has probability 0.
     """
-    # Types with fewer images than folds are dealt out with those of the largest type.
-    counts = np.bincount(labels, minlength=types)
-    strata = np.where(counts[labels] < FOLDS, counts.argmax(), labels)
-    logits = _cross_validated(kind, features, labels, types, None, _folds(strata, groups))
-    probabilities: NDArray[np.float32] = logits[_lowest_loss(logits, labels)].softmax(dim=1).numpy()
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here: slow to import
+
+    probabilities = np.zeros((len(labels), types), np.float32)
+    for held in folds:
+        rest = np.setdiff1d(np.arange(len(labels)), held)
+        there = np.unique(labels[rest])
+        fitted = LinearDiscriminantAnalysis("lsqr", shrinkage=0.3, priors=np.full(len(there), 1 / len(there)))
+        probabilities[np.ix_(held, there)] = fitted.fit(features[rest], labels[rest]).predict_proba(features[held])
     return probabilities
+
+
+def folds_for_all(labels: Labels, groups: NDArray[np.generic], most: int = FOLDS) -> list[NDArray[np.int64]]:
+    """Held-out rows of each fold, stratified; images of one group stay together. Rare types do not reduce the folds."""
+    # Types with fewer images than folds are dealt out with those of the largest type.
+    counts = np.bincount(labels)
+    return _folds(np.where(counts[labels] < most, counts.argmax(), labels), groups, most)
 
 
 def fit_linear(
@@ -180,32 +198,6 @@ def _path(
         return list(regularisation_path(features, labels, types, settings, weights))
     stored, known = torch.from_numpy(features), torch.from_numpy(labels)
     return [NearestNeighbours(stored, known, types, int(neighbours)) for neighbours in settings]
-
-
-def _cross_validated(
-    kind: HeadKind,
-    features: Features,
-    labels: Labels,
-    types: int,
-    weights: Features | None,
-    folds: list[NDArray[np.int64]],
-) -> Tensor:
-    """Logits [settings, n, types] of the images of each fold by heads fitted to the others, under each setting."""
-    settings = SETTINGS[kind]
-    logits = torch.empty(len(settings), len(labels), types)
-    for held in folds:
-        rest = np.setdiff1d(np.arange(len(labels)), held)
-        among = None if weights is None else weights[rest]
-        heads = _path(kind, features[rest], labels[rest], types, settings, among)
-        logits[:, torch.from_numpy(held)] = _predict(heads, features[held])
-    return logits
-
-
-def _lowest_loss(logits: Tensor, labels: Labels) -> int:
-    """Which of the settings' logits [settings, n, types] has the lowest log loss; every type weighs the same."""
-    truth, shares = torch.from_numpy(labels), torch.from_numpy(balanced_weights(labels, logits.shape[2]))
-    losses = [functional.cross_entropy(each, truth, reduction="none") @ shares for each in logits]
-    return int(torch.stack(losses).argmin())
 
 
 @torch.no_grad()

@@ -22,12 +22,14 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
 from trainer.loop.clock import StepClock
+from trainer.metrics.label_quality import neighbour_distances
 from trainer.reports.gallery import small_picture
 from trainer.reports.review_page import SIDE, ReviewImage, ReviewItem, write_review_page
 from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.cross_fit import cross_fit
 from trainer.tasks.classification.ensemble import scoring_batch
 from trainer.tasks.classification.fitting import frozen_passes, take_features
-from trainer.tasks.classification.heads import out_of_fold
+from trainer.tasks.classification.heads import discriminants_out_of_fold, folds_for_all
 from trainer.tasks.classification.load import build_network
 from trainer.tasks.classification.review_order import Asked, Why, review_order
 
@@ -47,9 +49,9 @@ class Judged:
 
     samples: pd.DataFrame  # n rows of the catalogue
     cell_types: tuple[str, ...]
-    features: NDArray[np.float32]  # [n, d], of a frozen network
     labels: NDArray[np.int64]  # [n]
     probabilities: NDArray[np.float32]  # [n, types], out of fold
+    distances: NDArray[np.float32]  # [n], to its neighbours in the classifier's features
 
     def answer(self, row: int) -> str:
         """'monocyte 94 %, lymphocyte 3 %'."""
@@ -58,23 +60,23 @@ class Judged:
 
 
 def write_review(
-    config: ClassifierRunConfig, out: Path, *, splits: Sequence[str], images: int, topology: Topology
+    config: ClassifierRunConfig, out: Path, *, splits: Sequence[str], folds: int, images: int, topology: Topology
 ) -> None:
     """Write the page of the images that are most worth an expert's time, and print what they are.
 
-    config: data set, `data`, and `model`, a frozen network; its features decide what is likely wrong. images: at most
-    so many on the page. UserError for a data set that was not built from raw images, and where nothing is left.
+    config: data set, and the classifiers that judge its images, see `judge`. images: at most so many on the page.
+    UserError for a data set that was not built from raw images, and where nothing is left.
     """
     dataset = config.open_dataset()
     if dataset.metadata["made_by"] != BUILT:
         raise UserError(f"{dataset.root}: made from another data set: review that one, and make this one again")
-    judged = judge(config, dataset, splits, topology)
+    judged = judge(config, dataset, splits, folds, topology)
     conflicts = _conflicts(dataset, splits)
     order = review_order(
         judged.samples["id"].tolist(),
-        judged.features,
         judged.labels,
         judged.probabilities,
+        judged.distances,
         conflicts=zip(conflicts["id"], conflicts["other"], strict=True),
         copies=_copies(dataset, judged.samples),
         decided={decision["id"] for decision in dataset.metadata.get("decisions", [])},
@@ -90,30 +92,43 @@ def write_review(
     print(out.resolve())
 
 
-def judge(config: ClassifierRunConfig, dataset: Dataset, splits: Sequence[str], topology: Topology) -> Judged:
-    """Features of every labelled image by the frozen network, and its out-of-fold probabilities."""
+def judge(
+    config: ClassifierRunConfig, dataset: Dataset, splits: Sequence[str], folds: int, topology: Topology
+) -> Judged:
+    """Judge every labelled image of the splits by a classifier that learned from the other folds, patients apart.
+
+    model=frozen: linear discriminants of one network's features. Others are trained without each fold.
+    """
     present = set(dataset.samples(splits=splits, domains=config.data.domains, columns=["cell_type"])["cell_type"])
     cell_types = tuple(name for name in CELL_TYPES if name in present)
     if len(cell_types) < 2:
         raise UserError(f"{dataset.root}: labelled images of {len(cell_types)} cell types; a review needs two at least")
-    network = build_network(config.model, len(cell_types), config.data.image_size)
-    if not isinstance(network, FrozenClassifier):
-        raise UserError(f"model={config.model.name}: a review takes its features from model=frozen")
-    batch = scoring_batch(config.train)
     stream = Stream(
         dataset,
         config.data,
         splits=splits,
         cell_types=cell_types,
-        global_batch=batch,
+        global_batch=scoring_batch(config.train),
         training=False,
         topology=topology,
     )
-    ((images,),) = frozen_passes(network, dataset, config, [stream], stream)
-    features, labels = take_features(network.to(topology.device).eval(), images, topology, StepClock())
-    groups = stream.samples["group"].to_numpy()
-    probabilities = out_of_fold("linear", features, labels, len(cell_types), groups)
-    return Judged(stream.samples, cell_types, features, labels, probabilities)
+    labels, groups = stream.labels, stream.samples["group"].to_numpy()
+    held_out = folds_for_all(labels, groups, folds)
+    if not held_out:
+        raise UserError(f"{dataset.root}: all images are of one patient or slide, so none can be held out")
+    if config.model.architecture == "frozen":
+        network = build_network(config.model, len(cell_types), config.data.image_size)
+        assert isinstance(network, FrozenClassifier)
+        ((images,),) = frozen_passes(network, dataset, config, [stream], stream)
+        features, _ = take_features(network.to(topology.device).eval(), images, topology, StepClock())
+        probabilities = discriminants_out_of_fold(features, labels, len(cell_types), held_out)
+        return Judged(stream.samples, cell_types, labels, probabilities, neighbour_distances(features))
+    probabilities = np.empty((len(labels), len(cell_types)), np.float32)
+    distances = np.empty(len(labels), np.float32)
+    for fold in cross_fit(config, dataset, stream, held_out, topology):
+        probabilities[fold.rows] = fold.probabilities
+        distances[fold.rows] = neighbour_distances(fold.features)
+    return Judged(stream.samples, cell_types, labels, probabilities, distances)
 
 
 def _copies(dataset: Dataset, samples: pd.DataFrame) -> list[tuple[int, int]]:

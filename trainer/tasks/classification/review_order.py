@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics.label_quality import label_margins, likely_label_errors, neighbour_distances
+from trainer.metrics.label_quality import label_confidences, likely_label_errors
 
 Why = Literal["conflict", "label", "pair", "unsure", "unusual"]
 
@@ -24,9 +24,9 @@ class Asked:
 
 def review_order(
     ids: Sequence[str],
-    features: NDArray[np.float32],
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
+    distances: NDArray[np.float32],
     *,
     conflicts: Iterable[tuple[str, str]] = (),
     copies: Iterable[tuple[int, int]] = (),
@@ -38,7 +38,7 @@ def review_order(
     suspect first, and near duplicates (copies: rows earlier, later). Then in turn the image with the least confident
     prediction and the one that is furthest from its neighbours.
 
-    features [n, d], labels [n] and out-of-fold probabilities [n, types] are of the images `ids`.
+    labels [n], out-of-fold probabilities [n, types] and distances [n] to the neighbours are of the images `ids`.
     """
     order: dict[str, Asked] = {}
     beside: dict[str, str] = {}
@@ -56,15 +56,15 @@ def review_order(
     for pair in conflicts:
         for image in pair:
             ask(image, "conflict")
-    suspects = likely_label_errors(probabilities, labels)
-    for row in label_margins(probabilities, labels).argsort(kind="stable"):
-        if suspects[row]:
-            ask(ids[row], "label")
+    # Confident learning tells how many labels are wrong; which, the probabilities of the labels tell better.
+    count = int(likely_label_errors(probabilities, labels).sum())
+    for row in label_confidences(probabilities, labels).argsort(kind="stable")[:count]:
+        ask(ids[row], "label")
     for pair in pairs:
         for image in pair:
             ask(image, "pair")
     unsure = probabilities.max(axis=1).argsort(kind="stable")
-    unusual = (-neighbour_distances(features)).argsort(kind="stable")
+    unusual = (-distances).argsort(kind="stable")
     for row, why in chain.from_iterable(zip(_named(unsure, "unsure"), _named(unusual, "unusual"), strict=True)):
         ask(ids[row], why)
     return list(order.values())

@@ -60,7 +60,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
         select_by = config.train.select_by
-        self.selection = Selection(select_by, epoch_measures()[select_by].higher_is_better, config.train.patience)
+        higher_is_better = epoch_measures()[select_by].higher_is_better
+        self.selection = Selection(select_by, higher_is_better, config.train.patience, config.train.select_within)
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
