@@ -78,7 +78,7 @@ def test_decisions_made_by_keyboard_mend_the_data_set(flipped: tuple[Path, dict[
     with browser(tmp_path) as page:
         page.open(tmp_path / "review.html")
         page.press(*"AB", "Enter")
-        keys = page.value("Object.fromEntries(Object.entries(types).map(([key, type]) => [type, key]))")
+        keys = page.value("Object.fromEntries(types.map(([key, type]) => [type, key]))")
         answers = [
             keys[right[item["image"]["path"]]] if item["image"]["path"] in right else "Enter" for item in items[:count]
         ]
