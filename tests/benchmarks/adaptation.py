@@ -100,10 +100,14 @@ def _draw(
     without = adapter_of(Laboratory(trained.cell_types, none, shown, home, None))
     found = without.run()[1]
     score_arm("as is", without, "as_is")
-    score_arm(f"{unlabelled} unlabelled: chosen", without, found.method)
     zoom, without.zoom = without.zoom, 1.0
     for method in (each for each in WITH_UNLABELLED if each in methods):
         score_arm(f"{unlabelled} unlabelled: {method}", without, method)
+    chosen, without.zoom = f"{unlabelled} unlabelled: chosen", zoom
+    if zoom != 1:
+        score_arm(chosen, without, found.method)
+    else:
+        arms[chosen] = arms["as is" if found.method == "as_is" else f"{unlabelled} unlabelled: {found.method}"]
     result = {
         "seed": seed,
         "scored": len(scored),
@@ -140,7 +144,7 @@ def _zooms(adapter: Adapter, trained: TrainedClassifier, scored: Images) -> list
     """For each zoom what the answers to unlabelled images say, and the balanced accuracy on the others."""
     rows = []
     for zoom in adapter.zooms:
-        answers = adapter.answers_to(trained.network, zoom)
+        answers = adapter.answers_as_is(zoom)
         (facts,) = evidence_of({"as_is": answers}, adapter.looked_at.groups, trained.cell_types, adapter.temperature)
         right = _scores(answers_of(trained.network, scored.zoomed(zoom), 1), scored, trained.cell_types)
         said = {name: getattr(facts, name) for name in ("information", "confidence", "agreement")}

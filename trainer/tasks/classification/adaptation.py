@@ -112,6 +112,7 @@ class Adapter:
         images = laboratory.unlabelled if len(laboratory.unlabelled) else laboratory.labelled
         self.looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
         self.zoom = 1.0  # of every method but as_is
+        self._as_is: dict[float, torch.Tensor] = {}
 
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
@@ -128,12 +129,12 @@ class Adapter:
 
     def _best_zoom(self) -> float:
         """The zoom that the answers to the images speak for; their labels are not looked at."""
-        answers = {zoom: self.answers_to(self._network, zoom) for zoom in self.zooms}
+        answers = {zoom: self.answers_as_is(zoom) for zoom in self.zooms}
         return best_zoom(answers, self.looked_at.groups, self.temperature)
 
     def _evidence(self) -> list[Evidence]:
         """What the unlabelled images say of each method. A zoom other than 1 has been chosen by the same."""
-        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_to(self._network, 1.0)}
+        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_as_is(1.0)}
         for method in self.methods:
             # Self-training makes a network sure of its answers, right or wrong: that says nothing for it.
             skipped = method == "self_training" and self._config.method == "auto"
@@ -145,6 +146,12 @@ class Adapter:
     def zooms(self) -> list[float]:
         """Those that the images' borders allow."""
         return [zoom for zoom in ZOOMS if zoom >= self.looked_at.least_zoom - 1e-6]
+
+    def answers_as_is(self, zoom: float) -> torch.Tensor:
+        """Those of the network as it is, computed once for each zoom."""
+        if zoom not in self._as_is:
+            self._as_is[zoom] = self.answers_to(self._network, zoom)
+        return self._as_is[zoom]
 
     def answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
         """The answers to the images that are looked at without their labels."""
