@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(ReviewConfig, "review", arguments)
     if not (config.shards and config.out):
         raise UserError("review.py needs shards=DIR and out=FILE.html")
+    if config.run:
+        raise UserError("review.py writes no run: leave out run=")
     if not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"{config.out}: its folder is not there; make it, or name another out=FILE")
     config.require_dataset()

@@ -20,6 +20,7 @@ from data_pipeline.sources import SourceDeclaration
 from launchers import review
 from tests.browser import browser, downloaded
 from tests.conftest import TINY_TYPES
+from trainer.tasks.classification import cross_fit
 
 BACKBONE = "test_efficientnet"
 
@@ -78,7 +79,7 @@ def test_decisions_made_by_keyboard_mend_the_data_set(flipped: tuple[Path, dict[
     with browser(tmp_path) as page:
         page.open(tmp_path / "review.html")
         page.press(*"AB", "Enter")
-        keys = page.value("Object.fromEntries(Object.entries(types).map(([key, type]) => [type, key]))")
+        keys = page.value("Object.fromEntries(types.map(([key, type]) => [type, key]))")
         answers = [
             keys[right[item["image"]["path"]]] if item["image"]["path"] in right else "Enter" for item in items[:count]
         ]
@@ -127,6 +128,31 @@ def test_near_duplicates_and_cells_with_two_labels_stand_side_by_side(
     mirrored = next(item for item in items if item["image"]["path"].endswith("mirrored.png"))
     assert mirrored["beside"]["path"].endswith(images[0].name)
     assert all(item["image"]["picture"].startswith("data:image/jpeg") for item in items)
+    # Whatever splits the two are in.
+    for split in ("train", "test"):
+        write_page(tmp_path / "data", tmp_path / "review.html", f"split={split}")
+
+
+def test_a_trained_network_judges_each_image_without_having_learned_it(
+    flipped: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[set[str]] = []
+    looked: list[set[str]] = []
+    part = cross_fit._part
+
+    def noted(*arguments: Any, training: bool) -> Any:
+        stream = part(*arguments, training=training)
+        (learned if training else looked).append(set(stream.samples["id"]))
+        return stream
+
+    monkeypatch.setattr(cross_fit, "_part", noted)
+    sizes = ("data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=16", "folds=2")
+    page = tmp_path / "review.html"
+    review.main([f"shards={flipped[0]}", f"out={page}", "model=senet_tiny_ge", *sizes])
+    items = items_of(page)
+    assert all(not one & other for one, other in zip(learned, looked, strict=True))
+    assert sorted(image for fold in looked for image in fold) == sorted(item["image"]["id"] for item in items)
+    assert all(item["answer"].count("%") == 2 for item in items)
 
 
 def test_a_data_set_made_from_another_is_not_reviewed(tiny_dataset: Dataset, tmp_path: Path) -> None:

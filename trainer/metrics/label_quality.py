@@ -37,6 +37,8 @@ def neighbour_distances(features: Floats, neighbours: int = 10) -> Floats:
     """
     from sklearn.neighbors import NearestNeighbors
 
+    if len(features) < 2:
+        return np.zeros(len(features), np.float32)
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     k = min(neighbours, len(units) - 1)
     found: Floats = NearestNeighbors(n_neighbors=k).fit(units).kneighbors()[0][:, -1]  # without the image itself

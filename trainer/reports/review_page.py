@@ -53,7 +53,7 @@ def write_review_page(
         dataset=dataset,
         content={
             "items": list(map(asdict, items)),
-            "types": dict(zip(_KEYS, types, strict=True)),
+            "types": list(zip(_KEYS, types, strict=True)),
             "reasons": REASONS,
             "store": f"review {content_hash}",
         },

@@ -98,6 +98,9 @@ def discriminants_out_of_fold(
     for held in folds:
         rest = np.setdiff1d(np.arange(len(labels)), held)
         there = np.unique(labels[rest])
+        if len(there) < 2 or len(rest) <= len(there):  # too few to fit anything to
+            probabilities[np.ix_(held, there)] = 1 / len(there)
+            continue
         fitted = LinearDiscriminantAnalysis("lsqr", shrinkage=0.3, priors=np.full(len(there), 1 / len(there)))
         probabilities[np.ix_(held, there)] = fitted.fit(features[rest], labels[rest]).predict_proba(features[held])
     return probabilities

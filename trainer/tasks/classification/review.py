@@ -71,13 +71,14 @@ def write_review(
     if dataset.metadata["made_by"] != BUILT:
         raise UserError(f"{dataset.root}: made from another data set: review that one, and make this one again")
     judged = judge(config, dataset, splits, folds, topology)
-    conflicts = _conflicts(dataset, splits)
+    conflicts = _conflicts(dataset)
+    asked = conflicts[conflicts["split"].isin(splits)]
     order = review_order(
         judged.samples["id"].tolist(),
         judged.labels,
         judged.probabilities,
         judged.distances,
-        conflicts=zip(conflicts["id"], conflicts["other"], strict=True),
+        conflicts=zip(asked["id"], asked["other"], strict=True),
         copies=_copies(dataset, judged.samples),
         decided={decision["id"] for decision in dataset.metadata.get("decisions", [])},
     )
@@ -116,10 +117,12 @@ def judge(
     held_out = folds_for_all(labels, groups, folds)
     if not held_out:
         raise UserError(f"{dataset.root}: all images are of one patient or slide, so none can be held out")
+    if config.model.architecture == "naive_bayes":
+        raise UserError(f"model={config.model.name} has no features of layers: review with another model")
     if config.model.architecture == "frozen":
         network = build_network(config.model, len(cell_types), config.data.image_size)
         assert isinstance(network, FrozenClassifier)
-        ((images,),) = frozen_passes(network, dataset, config, [stream], stream)
+        images = frozen_passes(network, dataset, config, [stream], stream)[0][0]
         features, _ = take_features(network.to(topology.device).eval(), images, topology, StepClock())
         probabilities = discriminants_out_of_fold(features, labels, len(cell_types), held_out)
         return Judged(stream.samples, cell_types, labels, probabilities, neighbour_distances(features))
@@ -139,12 +142,13 @@ def _copies(dataset: Dataset, samples: pd.DataFrame) -> list[tuple[int, int]]:
     return [(int(known.index[earlier]), int(known.index[later])) for earlier, later in same_pictures(rows)]
 
 
-def _conflicts(dataset: Dataset, splits: Sequence[str]) -> pd.DataFrame:
+def _conflicts(dataset: Dataset) -> pd.DataFrame:
     """Rows that are left out as their cell carries another label elsewhere; other: the id of the image that does."""
     rows = dataset.table.to_pandas()
-    named = rows.drop_duplicates(["source", "path"]).set_index(rows["source"] + ":" + rows["path"])["id"]
-    rows = rows[rows["reason"].str.startswith(f"{CONFLICT}: ") & rows["split"].isin(splits)]
-    return rows.assign(other=rows["reason"].str.split(" at ", n=1).str[1].map(named))
+    place = rows["source"] + ":" + rows["path"]
+    named = rows["id"].set_axis(place)[~place.duplicated().to_numpy()]
+    rows = rows[rows["reason"].str.startswith(f"{CONFLICT}: ")]
+    return rows.assign(other=rows["reason"].str.split(" at ", n=1).str[1].map(named).fillna(rows["id"]))
 
 
 def _items(dataset: Dataset, judged: Judged, conflicts: pd.DataFrame, order: Sequence[Asked]) -> list[ReviewItem]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
@@ -198,6 +199,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             save_calibration(self._run, *fitted)
             if reference is not None:
                 save_reference(self._run, reference)
+        if distributed.is_initialized():
+            distributed.barrier()  # every rank reads the reference when it scores
         return dataclasses.replace(trained, calibration=fitted[0])
 
 
