@@ -4,7 +4,7 @@ usage:
   python launchers/count.py run=CLASSIFIER fields=FOLDER out=DIR [detector=RUN] [patients=CSV] [reference=CSV]
   python launchers/count.py run=CLASSIFIER images=FOLDER out=DIR [patients=CSV] [reference=CSV]
       run=CLASSIFIER    names the cells: a run of train_classifier.py, several, or an export, as in predict.py; default:
-                        the classifier that comes with the installation, if one does
+                        the classifier that comes with the installation
       fields=FOLDER     fields of view, at any depth, in which white cells are found and cut out
       detector=RUN      finds them: a run of train_detector.py; default: classical, by the optical density of nuclei,
                         which needs no training

@@ -2,7 +2,8 @@
 
 usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
-      run=DIR       a run of train_classifier.py, whose best checkpoint is scored, or of train_stain_gan.py.
+      run=DIR       a run of train_classifier.py, whose best checkpoint is scored, of train_stain_gan.py or
+                    train_detector.py.
                     run=[A,B] out=DIR: runs of train_classifier.py that answer together, see predict.py; DIR receives
                     evaluation/ and report.html
       views=1       or 2, 4, 8 views of each image, see predict.py

@@ -3,7 +3,7 @@
 usage:
   python launchers/export.py run=DIR format=FORMAT [out=DIR] [domain=NAME] [shards=DIR]
       run=DIR       a run of train_classifier.py; its best checkpoint is used. run=[A,B]: runs that answer together;
-                    run=shipped: the classifier that comes with the installation, if one does
+                    run=shipped: the classifier that comes with the installation
       views=1       or 2, 4, 8, as of predict.py; views and runs are all in the one model
       format=       onnx, or torch_export (torch.export.load); or safetensors: a run of a few megabytes, with weights
                     in half precision, for every launcher that takes run= of a classifier, but not to resume

@@ -6,7 +6,7 @@ usage:
       run=DIR       a run of train_classifier.py, whose best checkpoint is used; or a folder that export.py wrote.
                     run=[A,B,C]: runs that answer together, by the mean of their probabilities; image sizes, crops,
                     normalisers and training data may differ, the cell types may not.
-                    Without it (or run=shipped) the classifier that comes with the installation, if one does
+                    Without it (or run=shipped) the classifier that comes with the installation
       views=1       answers for so many views of each image, and takes their mean: 2, it and its mirror image; 4, both
                     upside down too; 8, all turned by a quarter too. It takes as many times as long
       images=PATH   an image, or a folder of images at any depth; or a folder of fields with boxes in the layout of

@@ -19,6 +19,7 @@ usage:
       train.checkpoint_activations=true   less memory for about a third more time
       train.compile=true                  by torch.compile; needs a C++ compiler
       train.select_by=NAME    validation score that chooses the best checkpoint: {select_by}
+      train.select_within=0.01   a later epoch is chosen even if its score is so much below the best one
       optimizer.learning_rate=0.001
       optimizer=pretrained    learning rate and average for pretrained weights
       optimizer.layer_decay=0.75   earlier layers learn more slowly: each stage at 0.75 of the next one's rate

@@ -10,7 +10,7 @@ usage:
       model=NAME          default fcos_lite, for a CPU; fcos_resnet50 for a GPU; one of
                           {models:detection}
       model.network.weights=FILE   ImageNet weights of the backbone, timm's; pretrained downloads them; default: random
-      data.image_size=320 train.epochs=60 train.global_batch=8 ...   see configs/train_detector.yaml
+      data.image_size=256 train.epochs=34 train.global_batch=4 ...   see configs/train_detector.yaml
       data.augment.KEY=     {augmentations}
   The kinds of cells are those that training fields have boxes of. Scores the test split: average precision and counts
   per field, beside the classical finder that needs no training. Then: launchers/count.py detector=RUN.

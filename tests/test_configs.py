@@ -8,10 +8,12 @@ import yaml
 
 from data_pipeline.errors import UserError
 from launchers.console import CONFIGS
-from trainer.experiments.launches import LAUNCHER_CONFIGS as KINDS
+from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.runs.configuration import typed
 from trainer.runs.registry import algorithm_class
+from trainer.tasks.detection.config import DetectorRunConfig
 
+KINDS: dict[str, type] = LAUNCHER_CONFIGS | {"train_detector": DetectorRunConfig}
 TRAININGS = sorted(name for name in KINDS if name.startswith("train_"))
 # What says which network or algorithm a file is of.
 NAMES = ("model.name", "model.algorithm")

@@ -64,10 +64,10 @@ def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
     Only images with a cell type count, if any has one. A split may be empty if its share is 0.
     """
     groups = _Groups.of(samples)
-    if not groups.names:
+    if not groups.names or max(ratio) == 1:  # nothing is to be held out
         return []
     warnings = _large_groups(groups)
-    if len(groups.names) == 1 and max(ratio) < 1:
+    if len(groups.names) == 1:
         return [
             f"all images are of one group ({shown(groups.names[0])}), so nothing can be held out: no ratio= helps; "
             "name patients or slides (a table's columns, sub-folders), three at least",

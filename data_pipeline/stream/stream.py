@@ -115,7 +115,7 @@ class Stream:
         self._place = "/".join(splits or SPLITS) + (f", folds {', '.join(map(str, folds))}" if folds else "")
         self.samples = self._select(splits, folds, ids)
         numbers = {name: number for number, name in enumerate(cell_types)}
-        self.labels = self.samples["cell_type"].map(numbers).to_numpy(np.int64)
+        self.labels: Rows = np.asarray(self.samples["cell_type"].map(numbers), np.int64)
         order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
         self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
         self._crop = self._crop_of_rows()

@@ -12,6 +12,9 @@ from models.classifiers.architectures.senet import SENetGE
 from models.classifiers.input_adapter import InputAdapter
 from models.errors import ModelError
 
+# Stages whose maps `watch_layers` sees: the first ones tell stain and sharpness, not cell types.
+LAST_STAGES = 3
+
 
 def last_layer(classifier: nn.Module) -> nn.Module:
     """The layer that turns features into logits. ModelError for a network without one, naive Bayes."""
@@ -60,14 +63,14 @@ def watch_features(classifier: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def watch_layers(classifier: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that receives, in a forward pass in the context, the mean [n, c] of each stage's map, and the features."""
+    """A list that receives, in a forward pass, the mean [n, c] of each of the last stages' maps, and the features."""
 
     def keep(_stage: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             seen.append(_mean_of_map(output))
 
     with watch_features(classifier) as seen, ExitStack() as hooks:
-        for stage in stages(classifier):
+        for stage in stages(classifier)[-LAST_STAGES:]:
             hooks.callback(stage.register_forward_hook(keep).remove)
         yield seen
 

@@ -2,11 +2,12 @@
 
 usage:
   uv run python -m tests.benchmarks.adaptation run=DIR shards=DIR domain=NAME out=FILE.json
-      [draws=3] [cells=10] [unlabelled=200] [most=60] [steps=100]
+      [draws=3] [cells=10] [unlabelled=200] [most=60] [steps=100] [methods=statistics,self_training,head,all]
 run: a classifier that has not learned from the domain; shards: a data set that holds the domain's images. In each draw
 `cells` cells of each type (of a type with fewer than twice as many, half of them) are taken as labelled, and another
 `unlabelled` images, of any type, as unlabelled. Scored are the other images of the types that the classifier knows, at
-most `most` of a type, by balanced accuracy. Nothing is chosen by the images that are scored.
+most `most` of a type, by balanced accuracy. Nothing is chosen by the images that are scored. Other zooms are always
+tried; methods: what else is. The file is written anew after each draw.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ def main() -> None:
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
     trained, topology = load_classifier(Path(arguments["run"])), Topology()
     every, home = _every_image(trained, Dataset.open(arguments["shards"]), arguments["domain"], topology)
-    draws = [_draw(trained, every, home, arguments, seed, topology) for seed in range(int(arguments.get("draws", "3")))]
+    draws: list[dict[str, Any]] = []
     report = {
         "machine": describe_machine(),
         "settings": {name: Path(value).name for name, value in arguments.items()},
@@ -45,7 +46,9 @@ def main() -> None:
         "data": every.dataset.content_hash,
         "draws": draws,
     }
-    Path(arguments["out"]).write_text(json.dumps(report, indent=1) + "\n")
+    for seed in range(int(arguments.get("draws", "3"))):
+        draws.append(_draw(trained, every, home, arguments, seed, topology))
+        Path(arguments["out"]).write_text(json.dumps(report, indent=1) + "\n")
     for arm in draws[0]["arms"]:
         values = [draw["arms"][arm]["balanced_accuracy"][0] for draw in draws]
         print(
@@ -74,6 +77,7 @@ def _draw(
 ) -> dict[str, Any]:
     """The arms of one draw of images, and what each was chosen by."""
     cells, unlabelled = int(arguments.get("cells", "10")), int(arguments.get("unlabelled", "200"))
+    methods = arguments.get("methods", "statistics,self_training,head,all").split(",")
     order = np.random.default_rng(derive_key(seed, "laboratory")).permutation(len(every))
     taken = _cells(every.labels, order, cells)
     others = order[~np.isin(order, taken)]
@@ -88,13 +92,22 @@ def _draw(
         rows = np.arange(len(labelled) if method in WITH_LABELS else 0)
         arms[name] = _scores(answers_of(adapter.adapted(method, rows), images), scored, trained.cell_types)
 
-    without = Adapter(config, trained, Laboratory(trained.cell_types, none, shown, home, None), topology)
+    def adapter_of(laboratory: Laboratory) -> Adapter:
+        adapter = Adapter(config, trained, laboratory, topology)
+        adapter.methods = [each for each in adapter.methods if each in ("as_is", "scale", *methods)]
+        return adapter
+
+    without = adapter_of(Laboratory(trained.cell_types, none, shown, home, None))
     found = without.run()[1]
     score_arm("as is", without, "as_is")
-    score_arm(f"{unlabelled} unlabelled: chosen", without, found.method)
     zoom, without.zoom = without.zoom, 1.0
-    for method in WITH_UNLABELLED:
+    for method in (each for each in WITH_UNLABELLED if each in methods):
         score_arm(f"{unlabelled} unlabelled: {method}", without, method)
+    chosen, without.zoom = f"{unlabelled} unlabelled: chosen", zoom
+    if zoom != 1:
+        score_arm(chosen, without, found.method)
+    else:
+        arms[chosen] = arms["as is" if found.method == "as_is" else f"{unlabelled} unlabelled: {found.method}"]
     result = {
         "seed": seed,
         "scored": len(scored),
@@ -104,9 +117,9 @@ def _draw(
         "evidence": [dataclasses.asdict(each) for each in found.evidence],
     }
     if cells:
-        adapter = Adapter(config, trained, Laboratory(trained.cell_types, labelled, none, home, None), topology)
+        adapter = adapter_of(Laboratory(trained.cell_types, labelled, none, home, None))
         found = adapter.run()[1]
-        for method in WITH_LABELS:
+        for method in (each for each in WITH_LABELS if each in methods):
             score_arm(f"{cells} labelled of each type: {method}", adapter, method)
         score_arm(f"{cells} labelled of each type: chosen", adapter, found.method)
         result |= {
@@ -131,7 +144,7 @@ def _zooms(adapter: Adapter, trained: TrainedClassifier, scored: Images) -> list
     """For each zoom what the answers to unlabelled images say, and the balanced accuracy on the others."""
     rows = []
     for zoom in adapter.zooms:
-        answers = adapter.answers_to(trained.network, zoom)
+        answers = adapter.answers_as_is(zoom)
         (facts,) = evidence_of({"as_is": answers}, adapter.looked_at.groups, trained.cell_types, adapter.temperature)
         right = _scores(answers_of(trained.network, scored.zoomed(zoom), 1), scored, trained.cell_types)
         said = {name: getattr(facts, name) for name in ("information", "confidence", "agreement")}

@@ -34,6 +34,7 @@ RECIPE = {
     "data/augment": "laboratory",
     "data.sampling": "domain_balanced",
     "nucleus_share": "0.43",
+    "train.select_within": "0.01",
 }
 # name -> what differs from the recipe; "" leaves a setting out.
 ARMS: dict[str, dict[str, str]] = {
@@ -131,7 +132,7 @@ def _scores(record: Any) -> dict[str, Any]:
     found = {name: row["sensitivity"].format() for name, row in record.scores.per_type.items() if row.count}
     data = record.dataset
     return (
-        {"domain": data.domains[0], "split": data.split, "images": data.images, "views": record.views}
+        {"domain": data.domains[0], "split": data.split, "images": data.count, "views": record.views}
         | headline
         | {"sensitivity": found}
     )

@@ -47,7 +47,8 @@ _LEFT_OUT = {
     "fast_gan": "learns in its adaptation alone",
     "diff_augment": "learns in its adaptation alone",
 }
-_GAN_LAUNCHERS = {
+_LAUNCHERS = {
+    "train_detector": "detection",
     "train_stain_gan": "stain",
     "train_conditional_gan": "conditional",
     "train_few_shot_gan": "few_shot",
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
 def run(options: Options) -> dict[str, Any]:
     """All measurements, as they go into the JSON."""
     launchers = {path.stem: launcher_of(path) for path in sorted((CONFIGS / "model").glob("*.yaml"))}
+    # A detector learns from whole fields; the phantoms here are single cells.
+    launchers = {name: launcher for name, launcher in launchers.items() if launcher != "train_detector"}
     chosen = options.models.split(",") if options.models else list(launchers)
     unknown = [name for name in chosen if name not in launchers]
     if unknown:
@@ -113,7 +116,7 @@ def launcher_of(path: Path) -> str:
     content = yaml.safe_load(path.read_text())
     if "algorithm" not in content:
         return "train_classifier"
-    return next(name for name, task in _GAN_LAUNCHERS.items() if content["algorithm"] in algorithm_names(task))
+    return next(name for name, task in _LAUNCHERS.items() if content["algorithm"] in algorithm_names(task))
 
 
 def overrides_of(name: str, launcher: str, dataset: Path, run: Path) -> list[str]:

@@ -81,3 +81,4 @@ def test_every_model_s_configuration_has_its_launcher() -> None:
     assert launchers["cyclegan"] == "train_stain_gan"
     assert launchers["info_gan"] == "train_conditional_gan"
     assert launchers["figr"] == "train_few_shot_gan"
+    assert launchers["fcos_lite"] == "train_detector"

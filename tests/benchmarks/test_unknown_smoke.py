@@ -18,4 +18,3 @@ def test_every_method_is_measured_on_everything_unknown(tiny_dataset: Dataset, t
         assert set(scores) == kinds
         assert all(0 <= each["value"] <= 1 for each in scores.values())
     assert set(found["sets"]) == {"LAC (Sadinle 2019)", "APS (Romano 2020)", "RAPS (Angelopoulos 2021)"}
-    assert list(found["product"]["unknown"]) == ["lymphocyte"]

@@ -54,7 +54,9 @@ def test_an_exported_classifier_answers_as_the_run_does(
     np.testing.assert_allclose(by_onnx.sum(axis=1), 1, atol=1e-5)
 
 
-def test_mistakes_are_one_line_and_nothing_is_written(run: Path, launch: Launch, tmp_path: Path) -> None:
+def test_mistakes_are_one_line_and_nothing_is_written(
+    run: Path, tiny_dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
     assert_refused(launch("export", "run=run"), "format=onnx")
     assert_refused(launch("export", "run=run", "format=tflite"), "format=tflite", "onnx")
     assert_refused(launch("export", "run=nowhere", "format=onnx"), "nowhere", "no config.yaml")
@@ -62,10 +64,11 @@ def test_mistakes_are_one_line_and_nothing_is_written(run: Path, launch: Launch,
     assert not (run / "export-onnx").exists()
     assert launch("export", "run=run", "format=onnx", "out=out", "domain=giemsa").returncode == 0
     assert_refused(launch("export", "run=run", "format=onnx", "out=out"), "out: there already")
-    assert_refused(launch("predict", "run=out", "images=out", "out=p", "domain=violet"), "giemsa, not violet")
+    images = f"images={tiny_dataset.root.parent / 'raw'}"
+    assert_refused(launch("predict", "run=out", images, "out=p", "domain=violet"), "giemsa, not violet")
     model = tmp_path / "out/model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"x")
-    assert_refused(launch("predict", "run=out", "images=out", "out=p"), "model.onnx are not those that were written")
+    assert_refused(launch("predict", "run=out", images, "out=p"), "model.onnx are not those that were written")
 
 
 @pytest.mark.parametrize("method", ["reinhard", "run"])

@@ -1,7 +1,9 @@
 """If these fail, an adaptation loses what the classifier knew, claims what it did not measure, or leaves half a run."""
 
 import dataclasses
+import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from launchers.console import read_config
 from launchers.export import main as export
 from launchers.predict import main as predict
 from models.classifiers.build import build_classifier
+from tests.benchmarks import adaptation as benchmark
 from tests.data_pipeline.test_fields import write_field
 from tests.trainer.test_frozen import config_of
 from trainer.learners.choices import VIEWS
@@ -276,3 +279,16 @@ def test_cells_of_annotated_fields_are_adapted_to(trained: Path, tmp_path: Path)
     record = read_adaptation(run)
     assert record is not None
     assert (record.labelled["lymphocyte"], record.labelled["basophil"], record.labelled["eosinophil"]) == (3, 3, 0)
+
+
+def test_the_benchmark_scores_what_was_not_taken(
+    trained: Path, two_stains: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (f"run={trained}", f"shards={two_stains.root}", "domain=violet", f"out={tmp_path / 'scores.json'}")
+    sizes = ("draws=1", "cells=3", "unlabelled=10", "steps=1")
+    monkeypatch.setattr(sys, "argv", ["adaptation", *arguments, *sizes])
+    benchmark.main()
+    (draw,) = json.loads((tmp_path / "scores.json").read_text())["draws"]
+    assert (draw["labelled"], draw["scored"]) == (9, len(two_stains.samples(domains=["violet"])) - 9)
+    assert len(draw["arms"]) == 7
+    assert [row["zoom"] for row in draw["zooms"]] == [1.0, 1.2, 1.4, 1.7]  # nothing lies beyond the borders

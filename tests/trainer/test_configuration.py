@@ -1,5 +1,6 @@
 """If these fail, a setting that the documentation shows is refused, or a wrong one is taken."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import yaml
 from data_pipeline.errors import UserError
 from data_pipeline.stream.config import StreamConfig
 from launchers.console import read_config
+from models.detection.fcos import build_fcos
 from models.stain.build import build_critic
 from trainer.runs.configuration import typed
 from trainer.runs.registry import algorithm_class, algorithm_names
 from trainer.runs.run_directory import read_run_config, write_run_config
 from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.detection.config import DetectorRunConfig
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.episode import episode_class
 from trainer.tasks.stain.config import StainRunConfig
@@ -128,6 +131,9 @@ def test_every_model_config_names_a_algorithm_that_can_be_built(name: str) -> No
             conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
             algorithm = algorithm_class("conditional", conditional.model.algorithm)
             networks = list(algorithm.build_networks(conditional.model, conditional.data.image_size, 8).values())
+        elif ALGORITHMS[name] in algorithm_names("detection"):
+            detector = read_config(DetectorRunConfig, "train_detector", [f"model={name}"])
+            networks = [build_fcos(dataclasses.replace(detector.model.network, weights=None), 3)]
         else:
             few_shot = read_config(FewShotRunConfig, "train_few_shot_gan", [f"model={name}"])
             networks = list(

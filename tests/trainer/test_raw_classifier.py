@@ -61,11 +61,18 @@ def test_an_ensemble_takes_a_domain_that_one_of_its_runs_knows() -> None:
 def test_images_of_an_unknown_laboratory_are_cropped_as_on_average() -> None:
     """Predictions and scores alike: else what is scored is not what a user gets."""
     data = StreamConfig(crop={"giemsa": 0.64, "violet": 0.36})
-    config: Any = SimpleNamespace(data=data)
-    known: Any = SimpleNamespace(config=config, domains=("giemsa", "violet"))
-    assert [TrainedClassifier.crop_of(known, domain) for domain in ("giemsa", "violet")] == [0.64, 0.36]
-    assert TrainedClassifier.crop_of(known, None) == TrainedClassifier.crop_of(known, "purple") == pytest.approx(0.48)
-    one: Any = SimpleNamespace(config=config, domains=("giemsa",))
-    assert TrainedClassifier.crop_of(one, "purple") == pytest.approx(0.64)
-    plain: Any = SimpleNamespace(config=config, domains=("purple",))
-    assert TrainedClassifier.crop_of(plain, "purple") == TrainedClassifier.crop_of(plain, None) == 1.0
+
+    def trained(*domains: str, nucleus_share: float | None = None) -> TrainedClassifier:
+        config: Any = SimpleNamespace(data=data, nucleus_share=nucleus_share)
+        unused: Any = None
+        return TrainedClassifier(unused, unused, config, (), "", unused, None, unused, domains)
+
+    known = trained("giemsa", "violet")
+    assert [known.crop_of(domain) for domain in ("giemsa", "violet")] == [0.64, 0.36]
+    assert known.crop_of(None) == known.crop_of("purple") == pytest.approx(0.48)
+    assert known.crop_of("purple", nucleus=0.3) == pytest.approx(0.48)  # its own images were not cropped by nuclei
+    assert trained("giemsa").crop_of("purple") == pytest.approx(0.64)
+    assert trained("purple").crop_of("purple") == trained("purple").crop_of(None) == 1.0
+    scaled = trained("giemsa", nucleus_share=0.5)
+    assert scaled.crop_of("purple", nucleus=0.3) == scaled.crop_of(None, nucleus=0.3) == 0.6
+    assert scaled.crop_of("giemsa", nucleus=0.3) == 0.64

@@ -39,10 +39,15 @@ class Selection:
     score: str  # name of a validation score that is computed after each epoch
     higher_is_better: bool = True
     patience: int | None = None  # epochs without improvement before the stop; None: no early stop
+    within: float = 0.0  # a later epoch is chosen even if its score is less than this below the best
 
     def rank(self, scores: Mapping[str, float]) -> float:
         """The score, negated if lower is better."""
         return scores[self.score] if self.higher_is_better else -scores[self.score]
+
+    def prefers(self, rank: float, best: float) -> bool:
+        """Whether an epoch of this rank is chosen after one of the best rank so far. Never one of a NaN score."""
+        return rank > best - self.within
 
 
 @dataclass(frozen=True)
@@ -178,9 +183,9 @@ class _Loop:
         if plan.selection is None:
             return False
         score = plan.selection.rank(scores)
-        better = score > progress.best_score
+        better = plan.selection.prefers(score, progress.best_score)
         if better:
-            progress.best_score, progress.best_epoch = score, epoch
+            progress.best_score, progress.best_epoch = max(score, progress.best_score), epoch
         return better
 
     def _save(self, *, best: bool) -> None:

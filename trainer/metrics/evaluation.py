@@ -17,7 +17,7 @@ from data_pipeline.learned_images import SeenImages
 from trainer.metrics.classification import Scores, Trust
 from trainer.metrics.corruption import CorruptionRecord
 from trainer.metrics.records import read_record, to_json, write_json
-from trainer.metrics.uncertainty import UncertaintyRecord
+from trainer.metrics.uncertainty import UNFAMILIARITY, UncertaintyRecord
 
 OWN_TEST = "metrics.json"
 # Cells that a report shows.
@@ -133,12 +133,15 @@ def predictions_frame(
 ) -> pd.DataFrame:
     """Catalogue rows beside the model's answers: SAMPLE_COLUMNS, "predicted", float32 "p:<type>" columns.
 
+    And UNFAMILIARITY, where samples has it.
+
     probabilities [n, C] in the order of the rows of samples and of cell_types.
     """
-    frame = samples.loc[:, list(SAMPLE_COLUMNS)].reset_index(drop=True)
+    columns = [*SAMPLE_COLUMNS, *samples.columns.intersection([UNFAMILIARITY])]
+    frame = samples.loc[:, columns].reset_index(drop=True)
     frame["predicted"] = np.array(cell_types, dtype=object)[np.asarray(probabilities).argmax(axis=1)]
-    columns = {f"{PROBABILITY}{cell_type}": probabilities[:, i] for i, cell_type in enumerate(cell_types)}
-    return pd.concat([frame, pd.DataFrame(columns, dtype=np.float32)], axis=1)
+    answers = {f"{PROBABILITY}{cell_type}": probabilities[:, i] for i, cell_type in enumerate(cell_types)}
+    return pd.concat([frame, pd.DataFrame(answers, dtype=np.float32)], axis=1)
 
 
 def shown_cells(predictions: pd.DataFrame, cell_types: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:

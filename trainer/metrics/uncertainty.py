@@ -51,12 +51,13 @@ def uncertainty_scores(
     probabilities: Floats,
     cell_types: Sequence[str],
     least: Mapping[float, float],
-    unknown: pd.DataFrame,
+    unknown: pd.DataFrame | None,
 ) -> UncertaintyRecord:
     """Scores with 95 % intervals over groups.
 
     samples: columns cell_type, group, unfamiliarity of n images, with calibrated probabilities [n, C]. least:
-    coverage -> threshold of the sets (`least_probability`). unknown: the same columns for images of other types.
+    coverage -> threshold of the sets (`least_probability`). unknown: the same columns for images of other types;
+    None without any.
     """
     labels = samples["cell_type"].map(list(cell_types).index).to_numpy(np.int64)
     images = scored_images(probabilities, labels, samples["group"].tolist(), len(cell_types))
@@ -68,7 +69,7 @@ def uncertainty_scores(
         sets.append(SetScores(coverage, _mean(images, covered), _mean(images, sizes), _mean(images, sizes == 0)))
     of_types = {
         str(name): UnknownType(len(part), float((part[UNFAMILIARITY] > 1).mean()), auroc(samples, part))
-        for name, part in unknown.groupby("cell_type")
+        for name, part in (samples[:0] if unknown is None else unknown).groupby("cell_type")
     }
     return UncertaintyRecord(sets, _mean(images, samples[UNFAMILIARITY] > 1), of_types)
 

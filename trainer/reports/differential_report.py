@@ -15,6 +15,7 @@ from PIL import ImageDraw
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.images import decode_rgb
 from data_pipeline.sources.annotations import Box
+from data_pipeline.sources.fields import WHITE_CELL
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.differential import NOT_WHITE, Differential, Ranges, beside_reference
 from trainer.reports.figures import INK, LINE, SERIES, STYLE, svg
@@ -73,7 +74,7 @@ def _section(
     corrected: bool,
 ) -> Section:
     kinds = Counter(box.name for field in fields for box in field.boxes)
-    others = [Tile(f"{kind}s found", str(count), "") for kind, count in sorted(kinds.items()) if kind != "white cell"]
+    others = [Tile(f"{kind}s found", str(count), "") for kind, count in sorted(kinds.items()) if kind != WHITE_CELL]
     tiles = [Tile("white cells counted", str(counted.white_cells), ""), Tile("to look at", str(look), ""), *others]
     blocks: list[Block] = [Tiles(tiles)]
     if counted.warning:
@@ -180,7 +181,7 @@ def _picture(field: CountedField) -> Markup:
             draw.text(place, words, fill=colour, font_size=18)
 
     for box in field.boxes:
-        if box.name != "white cell":
+        if box.name != WHITE_CELL:
             outline(box, _OTHER, "", 1)
     for box, cell_type, look in field.named:
         outline(box, _UNCERTAIN if look else _CERTAIN, cell_type, 3)

@@ -103,18 +103,21 @@ class Adapter:
         model = dataclasses.replace(trained.config.model, weights=None)
         network = build_network(model, len(types), trained.config.data.image_size)
         copy_weights(trained.network, network, trained.cell_types, types)
-        self._network = network.to(topology.device).eval()
+        # On a CPU, convolutions are faster in this memory format.
+        form = torch.channels_last if topology.device.type == "cpu" else torch.preserve_format
+        self._network = network.to(topology.device, memory_format=form).eval()  # type: ignore[call-overload]
         home = laboratory.home
         self._home = None if home is None else home.chosen(few_of_each(home.labels, HOME_IMAGES))
-        self._methods = possible_methods(trained, config.method, len(laboratory.labelled), len(laboratory.unlabelled))
+        self.methods = possible_methods(trained, config.method, len(laboratory.labelled), len(laboratory.unlabelled))
         images = laboratory.unlabelled if len(laboratory.unlabelled) else laboratory.labelled
         self.looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
         self.zoom = 1.0  # of every method but as_is
+        self._as_is: dict[float, torch.Tensor] = {}
 
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
         labelled = self._laboratory.labelled
-        if "scale" in self._methods:
+        if "scale" in self.methods:
             self.zoom = self._best_zoom()
         trials = self._trials() if len(labelled) else {}
         evidence = [] if trials else self._evidence()
@@ -126,13 +129,13 @@ class Adapter:
 
     def _best_zoom(self) -> float:
         """The zoom that the answers to the images speak for; their labels are not looked at."""
-        answers = {zoom: self.answers_to(self._network, zoom) for zoom in self.zooms}
+        answers = {zoom: self.answers_as_is(zoom) for zoom in self.zooms}
         return best_zoom(answers, self.looked_at.groups, self.temperature)
 
     def _evidence(self) -> list[Evidence]:
         """What the unlabelled images say of each method. A zoom other than 1 has been chosen by the same."""
-        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_to(self._network, 1.0)}
-        for method in self._methods:
+        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_as_is(1.0)}
+        for method in self.methods:
             # Self-training makes a network sure of its answers, right or wrong: that says nothing for it.
             skipped = method == "self_training" and self._config.method == "auto"
             if not skipped and method not in answers and (method != "scale" or self.zoom != 1):
@@ -143,6 +146,12 @@ class Adapter:
     def zooms(self) -> list[float]:
         """Those that the images' borders allow."""
         return [zoom for zoom in ZOOMS if zoom >= self.looked_at.least_zoom - 1e-6]
+
+    def answers_as_is(self, zoom: float) -> torch.Tensor:
+        """Those of the network as it is, computed once for each zoom."""
+        if zoom not in self._as_is:
+            self._as_is[zoom] = self.answers_to(self._network, zoom)
+        return self._as_is[zoom]
 
     def answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
         """The answers to the images that are looked at without their labels."""
@@ -157,7 +166,7 @@ class Adapter:
         """Each method's answers to labelled cells that it did not learn from."""
         labelled, cell_types = self._laboratory.labelled, self._laboratory.cell_types
         trials: dict[Method, Trial] = {}
-        for method in self._methods:
+        for method in self.methods:
             if method in WITH_LABELS:
                 repeats = REPEATS if method == "head" else 1
                 found = cross_validate(partial(self._answers, method), labelled, cell_types, repeats)

@@ -189,7 +189,7 @@ def images_of(
     dataset: Dataset, config: StreamConfig, rows: pd.DataFrame, cell_types: Sequence[str], topology: Topology
 ) -> Images:
     numbers = {name: number for number, name in enumerate(cell_types)}
-    labels: Numbers = rows["cell_type"].map(numbers).fillna(-1).to_numpy(np.int64)
+    labels: Numbers = np.asarray(rows["cell_type"].map(numbers).fillna(-1), np.int64)
     return Images(dataset, config, tuple(rows["id"]), tuple(rows["group"]), labels, topology)
 
 

@@ -27,6 +27,9 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     frozen_epochs: int = 0
     # The validation score that chooses the best checkpoint.
     select_by: str = "balanced_accuracy"
+    # A later epoch is chosen even if its score is less than this below the best: 0.01, say, where validation images are
+    # so few that a per cent is chance and the learning rate falls to the end.
+    select_within: float = field(default=0.0, metadata=AFFECTS_NOTHING)
     # Epochs without a better one after which training stops; null: no early stop.
     patience: int | None = field(default=None, metadata=AFFECTS_NOTHING)
 
@@ -38,7 +41,7 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
                 f"train.select_by={self.select_by} is none of {', '.join(epoch_measures())}"
                 f"{nearest(self.select_by, epoch_measures())}"
             )
-        for name in ("mixup", "cutmix"):
+        for name in ("mixup", "cutmix", "select_within"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be above 0, or 0 for none")
         if not 0 <= self.frozen_epochs < self.epochs:

@@ -29,8 +29,7 @@ from trainer.reports.differential_report import CountedField, write_differential
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.prediction import predict_images
 
-# Column of predictions.csv that says that an image is like none of the training.
-_COVERAGE = 0.9  # of the sets of types beside the predictions
+_COVERAGE = 0.9  # of the sets of types in predictions.csv
 
 
 @dataclass(frozen=True)
@@ -70,15 +69,13 @@ def count_fields(
         raise UserError(f"{root}: no white cell found in {len(fields)} fields; are they stained and in focus?")
     named = _predict(runs, [on_disk(Path(), cell) for _, cell in wanted], out, options, topology)
     named["group"] = named["path"].map({cell: group_of[path] for path, cell in wanted})
-    answers = {row.path: row for row in named.itertuples()}
+    answers = {path: (str(kind), bool(look)) for path, kind, look in named[["path", "type", "look"]].to_numpy()}
     counted = [
         CountedField(
             on_disk(root, field.path),
             group_of[field.path],
             field.boxes,
-            tuple(
-                (box, answers[cell].type, bool(answers[cell].look)) for box, cell in cut[field.path] if cell in answers
-            ),
+            tuple((box, *answers[cell]) for box, cell in cut[field.path] if cell in answers),
         )
         for field in fields
         if group_of[field.path]

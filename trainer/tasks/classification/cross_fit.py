@@ -40,7 +40,7 @@ def cross_fit(
     """
     ids = shown.samples["id"]
     for number, held in enumerate(folds):
-        stream = _part(dataset, shown, config, ids.drop(held).tolist(), training=True)
+        stream = _part(dataset, shown, config, ids.drop(index=held.tolist()).tolist(), training=True)
         torch.manual_seed(derive_key(config.seed, "weights", number))
         network = build_network(config.model, len(shown.cell_types), config.data.image_size)
         setting = Setting(

@@ -1,7 +1,7 @@
 """Scoring a trained classifier on a data set; the predictions are kept beside the scores (contract C14)."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,19 +156,16 @@ def evaluate(
             network = each.network if ensemble.uncertainty is None else ensemble.uncertainty.added_to(each.network)
             found = predict_all(network.to(topology.device), stream)
             logits.append(found[:, : len(cell_types)])
-            rows.append(stream.samples)
-            if ensemble.uncertainty is not None:
-                rows[-1] = stream.samples.assign(**{UNFAMILIARITY: found[:, len(cell_types)].numpy()})
+            beside = {UNFAMILIARITY: found[:, -1].numpy()} if found.shape[1] > len(cell_types) else {}
+            rows.append(stream.samples.assign(**beside))
         return torch.cat(logits), pd.concat(rows, ignore_index=True)
 
     logits, samples = answer()
     answers, scores, calibrated = _scores(samples, logits, cell_types, ensemble.calibration)
     uncertainty = None
     if ensemble.uncertainty is not None:
-        strangers = everything[~everything["cell_type"].isin([*cell_types, ""])]
-        there = [each for each in passes if strangers["domain"].isin(each.config.domains or strangers["domain"]).any()]
-        unknown = answer(of=sorted(set(strangers["cell_type"])), passes=there)[1] if there else samples[:0]
         least = {coverage: ensemble.uncertainty.least_probability(coverage) for coverage in COVERAGES}
+        unknown = _unknown(everything, passes, answer, cell_types)
         uncertainty = uncertainty_scores(samples, answers, cell_types, least, unknown)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
@@ -188,11 +185,21 @@ def evaluate(
         uncertainty=uncertainty,
     )
     frame = predictions_frame(samples, answers, cell_types)
-    if UNFAMILIARITY in samples:
-        frame[UNFAMILIARITY] = samples[UNFAMILIARITY]
     if topology.rank == 0:
         frame[HEAT] = _heat_of_shown(frame, passes, ensemble, dataset, topology)
     return record, frame
+
+
+def _unknown(
+    everything: pd.DataFrame, passes: Sequence[_Pass], answer: Callable[..., Any], cell_types: Sequence[str]
+) -> pd.DataFrame | None:
+    """The images of other types, with their unfamiliarity as `answer` finds it; None without any."""
+    rows = everything[~everything["cell_type"].isin([*cell_types, ""])]
+    there = [each for each in passes if rows["domain"].isin(each.config.domains or rows["domain"]).any()]
+    if not there:
+        return None
+    found: pd.DataFrame = answer(of=sorted(set(rows["cell_type"])), passes=there)[1]
+    return found
 
 
 def _scores(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
@@ -60,7 +61,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
         select_by = config.train.select_by
-        self.selection = Selection(select_by, epoch_measures()[select_by].higher_is_better, config.train.patience)
+        higher_is_better = epoch_measures()[select_by].higher_is_better
+        self.selection = Selection(select_by, higher_is_better, config.train.patience, config.train.select_within)
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
@@ -197,6 +199,8 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             save_calibration(self._run, *fitted)
             if reference is not None:
                 save_reference(self._run, reference)
+        if distributed.is_initialized():
+            distributed.barrier()  # every rank reads the reference when it scores
         return dataclasses.replace(trained, calibration=fitted[0])
 
 

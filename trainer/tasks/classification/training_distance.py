@@ -1,4 +1,4 @@
-"""How far an image is from the training images: relative Mahalanobis distance, in every stage of the network.
+"""How far an image is from the training images: relative Mahalanobis distance, in the last stages.
 
 The distance from the nearest type's mean, less the distance from the mean of all images, each under the covariance of
 its own residuals (Ren et al. 2021, arXiv 2106.09022): what all images of cells have in common does not count. The mean

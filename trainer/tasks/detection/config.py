@@ -32,6 +32,7 @@ class DetectorRunConfig(RunConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.data.image_size % 32:
             raise ValueError(f"data.image_size={self.data.image_size}: must be a multiple of 32 for a detector")
         if self.data.cell_types is not None or self.data.crop:

@@ -65,8 +65,8 @@ def detect(
         edges = square.back(answer["boxes"].double().cpu().numpy()).round().astype(int).tolist()
         names = [kinds[label] for label in answer["labels"].tolist()]
         boxes = [
-            Box(name, *each, score=score)
-            for name, each, score in zip(names, edges, answer["scores"].tolist(), strict=True)
+            Box(name, left, top, right, bottom, score)
+            for name, (left, top, right, bottom), score in zip(names, edges, answer["scores"].tolist(), strict=True)
         ]
         found.append([box for box in boxes if box.right > box.left and box.bottom > box.top])
     return found

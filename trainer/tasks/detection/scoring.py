@@ -71,8 +71,8 @@ def _classical(stream: Stream, dataset: Dataset) -> list[ScoredField]:
     finder, truth = NucleusFinder(), FieldBoxes(stream, dataset, [WHITE_CELL], seed=0)
     rows = dataset.samples().set_index("id", drop=False).loc[stream.samples["id"]].itertuples(index=False)
     pictures = (np.asarray(decode_rgb(dataset.read_encoded(row))) for row in rows)
-    pictures = track(pictures, len(stream.samples), "classical finder", "field")
-    return [ScoredField(boxes, finder.find(pixels)) for boxes, pixels in zip(truth.boxes, pictures, strict=True)]
+    tracked = track(pictures, len(stream.samples), "classical finder", "field")
+    return [ScoredField(boxes, finder.find(pixels)) for boxes, pixels in zip(truth.boxes, tracked, strict=True)]
 
 
 def precision_scores(fields: Sequence[ScoredField], kinds: Sequence[str]) -> dict[str, float]:
