@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def flipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 def test_decisions_made_by_keyboard_mend_the_data_set(flipped: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    root, right = flipped
+    root, right = shutil.copytree(flipped[0], tmp_path / "data"), flipped[1]
     items = write_page(root, tmp_path / "review.html")
     places = [number for number, item in enumerate(items) if item["image"]["path"] in right]
     count = max(*places, 9) + 1  # of images that get a label; two more are left out
@@ -100,6 +101,50 @@ def test_decisions_made_by_keyboard_mend_the_data_set(flipped: tuple[Path, dict[
     assert report["corrected_labels"] == len(right)
     asked_again = {item["image"]["id"] for item in write_page(root, tmp_path / "again.html")}
     assert asked_again == {item["image"]["id"] for item in items[count + 2 :]}
+
+
+@pytest.mark.slow
+def test_wrong_labels_among_barcelonas_are_found_and_mended(real_images: Path, tmp_path: Path) -> None:
+    """2 % of the training labels are wrong: at least 80 % of them are in the first 5 % of the page."""
+    weights = real_images.parent / "weights" / "tf_efficientnet_lite0.safetensors"
+    if not weights.is_file():
+        pytest.skip(f"no pretrained weights at {weights}")
+    public = SourceDeclaration("barcelona", "barcelona", real_images / "PBC_dataset_normal_DIB", "barcelona")
+    root, draw = tmp_path / "data", np.random.default_rng(0)
+    build_dataset(tmp_path / "clean", [public], progress=False)
+    samples = Dataset.open(tmp_path / "clean").samples()
+    right = dict(zip(samples["id"], samples["cell_type"], strict=True))
+    training = samples.index[samples["split"] == "train"]
+    flips = draw.choice(training, round(0.02 * len(training)), replace=False)
+    types = sorted(set(right.values()))
+    for row in flips:
+        samples.loc[row, "cell_type"] = draw.choice([name for name in types if name != samples["cell_type"][row]])
+    table = samples.assign(image=str(public.root) + "/" + samples["path"], label=samples["cell_type"])
+    table[["image", "label"]].to_csv(tmp_path / "labels.csv", index=False)
+    source = SourceDeclaration("table", "barcelona", tmp_path / "labels.csv", "barcelona")
+    build_dataset(root, [source], settings=ShardSettings(max_samples=64), progress=False)
+    page, first = tmp_path / "review.html", round(0.05 * len(training))
+    places = (f"shards={root}", f"out={page}", f"model.weights={weights}", f"cache={tmp_path / 'cache'}")
+    review.main([*places, "split=train", f"images={first}"])
+    items = items_of(page)
+    found = {item["image"]["id"] for item in items} & set(samples["id"][flips])
+    assert len(items) == first
+    assert len(found) >= 0.8 * len(flips)
+    with browser(tmp_path) as shown:
+        shown.open(page)
+        shown.press(*"AB", "Enter")
+        keys = shown.value("Object.fromEntries(types.map(([key, type]) => [type, key]))")
+        for item in items:
+            true = right[item["image"]["id"]]
+            shown.press("Enter" if true == item["image"]["label"] else keys[true])
+        shown.press("s")
+        decisions = downloaded(tmp_path, "decisions-AB.csv")
+    before = Dataset.open(root).samples().set_index("id")
+    report = build_dataset(root, [], review=[decisions], progress=False)
+    after = Dataset.open(root).samples().set_index("id")
+    wrong = {image for image, cell_type in after["cell_type"].items() if cell_type != right[str(image)]}
+    assert wrong == set(samples["id"][flips]) - found
+    assert report["shards_written"] == before.loc[list(found), "shard"].nunique() < before["shard"].nunique()
 
 
 def test_near_duplicates_and_cells_with_two_labels_stand_side_by_side(

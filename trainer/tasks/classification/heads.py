@@ -102,7 +102,10 @@ def discriminants_out_of_fold(
             probabilities[np.ix_(held, there)] = 1 / len(there)
             continue
         fitted = LinearDiscriminantAnalysis("lsqr", shrinkage=0.3, priors=np.full(len(there), 1 / len(there)))
-        probabilities[np.ix_(held, there)] = fitted.fit(features[rest], labels[rest]).predict_proba(features[held])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a type with one image
+            fitted.fit(features[rest], labels[rest])
+        probabilities[np.ix_(held, there)] = fitted.predict_proba(features[held])
     return probabilities
 
 

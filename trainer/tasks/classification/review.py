@@ -113,7 +113,7 @@ def judge(
         training=False,
         topology=topology,
     )
-    labels, groups = stream.labels, stream.samples["group"].to_numpy()
+    labels, groups = np.asarray(stream.labels, np.int64), stream.samples["group"].to_numpy()
     held_out = folds_for_all(labels, groups, folds)
     if not held_out:
         raise UserError(f"{dataset.root}: all images are of one patient or slide, so none can be held out")
