@@ -16,7 +16,7 @@ import pytest
 from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.catalog import Dataset
 from data_pipeline.phantoms.folders import render_phantoms
-from launchers import adapt, audit, build_shards, count, export, plan, predict, reproduce, review, train_classifier
+from launchers import audit, build_shards, count, export, plan, predict, reproduce, review, train_classifier
 from launchers.console import CONFIGS, read_config
 from tests.conftest import TINY_TYPES
 from tests.launching import ROOT
@@ -25,6 +25,7 @@ from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
 from trainer.runs import shipped
 from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.tasks.classification.adaptation_config import AdaptConfig
 from trainer.tasks.detection.config import DetectorRunConfig
 
 USERS = "README.md"
@@ -42,7 +43,7 @@ WALKS = "Worked examples"
 KINDS: dict[str, type] = {
     **LAUNCHER_CONFIGS,
     "balance": BalanceConfig,
-    "adapt": adapt.AdaptConfig,
+    "adapt": AdaptConfig,
     "audit": audit.AuditConfig,
     "build_shards": build_shards.BuildConfig,
     "count": count.CountConfig,

@@ -108,7 +108,7 @@ def _draw(
         score_arm(chosen, without, found.method)
     else:
         arms[chosen] = arms["as is" if found.method == "as_is" else f"{unlabelled} unlabelled: {found.method}"]
-    result = {
+    result: dict[str, Any] = {
         "seed": seed,
         "scored": len(scored),
         "chosen_without_labels": found.method,

@@ -31,7 +31,7 @@ from trainer.tasks.classification import adaptation
 from trainer.tasks.classification.adaptation import adapt
 from trainer.tasks.classification.adaptation_choice import folds, possible_methods
 from trainer.tasks.classification.adaptation_config import AdaptConfig
-from trainer.tasks.classification.adaptation_data import Images
+from trainer.tasks.classification.adaptation_data import Images, Numbers
 from trainer.tasks.classification.adaptation_methods import mixed_statistics
 from trainer.tasks.classification.adaptation_record import read_adaptation
 from trainer.tasks.classification.calibration import load_calibration
@@ -210,7 +210,7 @@ def test_a_head_is_shrunk_towards_the_runs_own() -> None:
 def test_statistics_do_not_follow_the_mix_of_types(trained: Path, tiny_dataset: Dataset) -> None:
     """A laboratory with six times as many cells of one type gives nearly the statistics of an even mix."""
     classifier, rows = load_classifier(trained), tiny_dataset.samples()
-    labels = rows["cell_type"].astype("category").cat.codes.to_numpy(np.int64)
+    labels: Numbers = rows["cell_type"].astype("category").cat.codes.to_numpy(np.int64)
     even = Images(tiny_dataset, classifier.config.data, tuple(rows["id"]), tuple(rows["group"]), labels, TOPOLOGY)
     few = np.concatenate([np.flatnonzero(labels == label)[:6] for label in (1, 2)])
     skewed = even.chosen(np.concatenate([np.flatnonzero(labels == 0), few]))
