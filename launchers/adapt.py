@@ -13,8 +13,8 @@ usage:
       method=NAME     as_is, or scale (another zoom); with unlabelled images statistics (batch norm's, of a balanced mix
                       of predicted types, mixed with the run's) and self_training (on confident answers, balanced over
                       predicted types); with labelled cells head (the last layer) and all (all layers).
-                      Default: with labelled cells the best by cross-validation; without them another zoom or
-                      statistics, if its answers tell the images apart better than those as is, else as_is
+                      Default: with labelled cells the best by cross-validation; without them statistics, if its
+                      answers tell the images apart better than those as is, else as_is
       steps=100 learning_rate=3e-4   of training all layers, and of self-training
   It prints the choice ("use as is" or "adapt"), what that rests on, and which types to label more cells of.
   The same stands, with the scores of every method, in DIR/adaptation.json and DIR/report.html. Training images of the

@@ -117,7 +117,8 @@ class Adapter:
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
         labelled = self._laboratory.labelled
-        if "scale" in self.methods:
+        # Without labels, the zoom with the most information was a harmful one on one laboratory (tests/benchmarks).
+        if "scale" in self.methods and (len(labelled) or self._config.method == "scale"):
             self.zoom = self._best_zoom()
         trials = self._trials() if len(labelled) else {}
         evidence = [] if trials else self._evidence()
