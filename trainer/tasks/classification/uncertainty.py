@@ -39,9 +39,7 @@ class UncertaintyReference:
     checkpoint: str  # digest of the checkpoint that it is of
     ids: tuple[str, ...]  # of the n validation images
     labels: Tensor  # int64 [n], of the run's types
-    answers: (
-        Tensor  # float32 [n, len(VIEWS), types]: log probabilities for each number of views, before the temperature
-    )
+    answers: Tensor  # float32 [n, len(VIEWS), types]: log probabilities for each number of views, uncalibrated
     distances: Tensor  # float32 [n], of the validation images from the training images
     distance: TrainingDistance
 
