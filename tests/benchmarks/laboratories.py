@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, str]] = {
     "whole recipe": {},
     "without the stretched channels": {"model.stretch": "false"},
     "without one scale": {"nucleus_share": "null"},
-    "without other optics, cameras and backgrounds": {"data/augment": "stain", "data.augment.scale": "1.4"},
+    "without other optics and backgrounds": {"data/augment": "stain", "data.augment.scale": "1.4"},
     "as before": {"model.stretch": "false", "nucleus_share": "null", "data/augment": "stain"},
     "from fresh weights": {"model.weights": "null"},
     "senet_small_ge": {"model": "senet_small_ge", "model.stretch": "true", "model.weights": ""},
@@ -76,7 +76,7 @@ class Benchmark:
         if self._find(arm, left_out, seed) is not None:
             return
         domains = ["barcelona"] if left_out == "none" else [name for name in LABORATORIES if name != left_out]
-        run = self.work / "runs" / f"{arm.replace(' ', '_').replace(',', '')}-{left_out}-{seed}"
+        run = self.work / "runs" / f"{arm.replace(' ', '_')}-{left_out}-{seed}"
         settings = RECIPE | {"model.weights": self.weights} | ARMS[arm]
         call(
             "train_classifier",
