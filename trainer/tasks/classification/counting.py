@@ -42,6 +42,7 @@ class CountOptions:
     min_confidence: float  # cells named with less are for a person to look at
     groups: Mapping[str, str]  # path of an image, relative -> its patient or slide; '' is not counted
     ranges: Ranges  # empty: no reference ranges are shown
+    side_microns: float | None = None  # of the squares that cells are cut in; None: by their boxes
 
 
 def count_fields(
@@ -58,7 +59,7 @@ def count_fields(
     """
     cut = {
         field.path: [
-            (box, printable(root / f"{field.path}{square_round(box, field.width, field.height)}"))
+            (box, printable(root / f"{field.path}{square_round(box, field, options.side_microns)}"))
             for box in field.boxes
             if box.name == WHITE_CELL
         ]
