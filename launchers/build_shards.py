@@ -15,6 +15,8 @@ usage:
       annotations=voc|coco|csv   of {annotated}: how boxes are written
                            voc: an XML file for each image, of its name; coco: a JSON file; csv: lines of
                            image,label,xmin,ymin,xmax,ymax. An annotation without boxes says that a field has no cells
+      side_microns=N       of fields=: cells are cut in squares of this side; default: twice as wide as their boxes
+      microns_per_pixel=N  of fields=: their scale; a column of this name in csv annotations is a field's own
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
       review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
@@ -40,7 +42,7 @@ example:
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
 from data_pipeline.catalog import Dataset
@@ -54,7 +56,7 @@ from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration, layouts
-from data_pipeline.sources.declaration import AnnotationFormat, GroupRule
+from data_pipeline.sources.declaration import AnnotationFormat, GroupRule, check_scale
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
@@ -72,6 +74,8 @@ class BuildOptions:
     promyelocytes: PromyelocyteReading = "immature granulocyte"
     group: GroupRule = "auto"
     annotations: AnnotationFormat | None = None
+    side_microns: float | None = None
+    microns_per_pixel: float | None = None
     exclude: str | None = None
     review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
@@ -83,6 +87,9 @@ class BuildOptions:
     ratio: list[float] | None = None
     workers: int | None = None
     cluster: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.side_microns, self.microns_per_pixel)
 
 
 BuildConfig: type[BuildOptions] = make_dataclass(
@@ -154,13 +161,23 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     if config.annotations and not any(layout.annotated for layout, _ in own):
         usages = " or ".join(layout.usage for layout in layouts().values() if layout.annotated)
         raise UserError(f"annotations= goes with {usages}")
+    if (config.side_microns or config.microns_per_pixel) and "fields" not in [layout.keyword for layout, _ in own]:
+        raise UserError("side_microns= and microns_per_pixel= go with fields=RAW")
     for layout, root in own:
         if not (config.name and config.domain):
             raise UserError(f"{layout.keyword}={root} needs name=N (of the source) and domain=D (of its stain)")
         declared = SourceDeclaration(
-            layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group
+            layout.keyword,
+            config.name,
+            Path(root),
+            config.domain,
+            mapping,
+            group=config.group,
+            annotations=config.annotations or "voc",
+            side_microns=config.side_microns,
+            microns_per_pixel=config.microns_per_pixel,
         )
-        sources.append(replace(declared, annotations=config.annotations or "voc"))
+        sources.append(declared)
     return sources
 
 
