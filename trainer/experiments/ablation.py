@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_pipeline.banks.balance import training_counts
@@ -14,15 +14,20 @@ from data_pipeline.shards.store import Root
 from trainer.experiments.launches import StagePlanner
 from trainer.experiments.method_stages import CellTypeRoles, MethodStages, in_label_order
 from trainer.experiments.stages import Stage
+from trainer.reports.thesis_tables import sweep_number, thesis_name
+from trainer.runs.composition import config_groups
 from trainer.tasks.few_shot.data import FEWEST_OF_RICH
 
 # Arguments that the ablation itself gives each launcher; a user may not set them.
 _SET_HERE = {
     "stain": ("shards", "run", "a", "b"),
-    "normalize": ("shards", "out", "run", "method", "a", "b", "image_size"),
+    "normalize": ("shards", "out", "run", "classifier", "method", "a", "b", "image_size"),
     "conditional": ("shards", "run", "data.cell_types"),
     "few_shot": ("shards", "run", "rich_types", "rare_types"),
+    "first_classifier": ("shards", "run"),
 }
+# Of a kind of generator, its launcher, whose default model is trained if the arguments name none.
+_LAUNCHERS = {"stain": "train_stain_gan", "conditional": "train_conditional_gan", "few_shot": "train_few_shot_gan"}
 _TYPE_LISTS = ("rich_types", "moderate_types", "rare_types")
 
 
@@ -48,6 +53,8 @@ class AblationConfig:
     normalize: list[str] = field(default_factory=list)  # of normalize_stains.py
     conditional: list[str] = field(default_factory=list)  # of train_conditional_gan.py
     few_shot: list[str] = field(default_factory=list)  # of train_few_shot_gan.py
+    # Of train_classifier.py, whose run names the types for policy=thesis_predicted among `normalize`.
+    first_classifier: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.per_type is not None and self.per_type < 1:
@@ -75,6 +82,22 @@ class AblationConfig:
                     raise ValueError(f"ablation.{name}={argument}: write arguments as key=value")
                 if key in taken:
                     raise ValueError(f"ablation.{name}={argument}: {key} is for the ablation to set; leave it out")
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model, a file of configs/model, that makes images of each kind: stain, conditional, few_shot."""
+        return {kind: _model_of(getattr(self, kind), launcher) for kind, launcher in _LAUNCHERS.items()}
+
+
+def _model_of(arguments: Sequence[str], launcher: str) -> str:
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
+    return [config_groups(launcher)["model"], *named][-1]
+
+
+def is_thesis(config: AblationConfig, classifier: Sequence[str]) -> bool:
+    """Whether every model of an experiment is the thesis's own, so that its numbers stand beside the experiment's."""
+    names = map(thesis_name, config.models.values())
+    return all(names) and bool(sweep_number("comparison", _model_of(classifier, "train_classifier"), "accuracy"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,8 @@ def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -
 def method_stages(config: AblationConfig, dataset: Dataset, planner: StagePlanner) -> MethodStages:
     """The method's stages for this data set."""
     roles = choose_roles(config, training_counts(dataset), dataset.root)
-    return MethodStages(roles, planner, config.stain, config.normalize, config.conditional, config.few_shot)
+    arguments = (config.stain, config.normalize, config.conditional, config.few_shot, config.first_classifier)
+    return MethodStages(roles, planner, *arguments)
 
 
 def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:

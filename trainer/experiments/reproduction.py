@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
+from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root
 from trainer.experiments.ablation import choose_stains, method_stages
@@ -24,10 +25,9 @@ from trainer.experiments.stages import Inputs, Stage, describe, in_order
 from trainer.experiments.sweep import Sweep, plan_sweep
 from trainer.experiments.sweep_config import SweepConfig
 from trainer.runs.arguments import written
+from trainer.tasks.stain.normalization_config import TO_A, TO_B
 
 AUDIT_FILE = "audit.json"
-# The thesis's own model of each kind.
-PROPOSED = {"stain": "w_cyclegan_gp", "conditional": "c_wgan_gp", "few_shot": "few_shot_meta"}
 # Scored images are other ones than those that classifiers are trained on.
 _SCORED_SEED = 1
 # A judge is none of the experiments' classifiers.
@@ -123,12 +123,51 @@ class Reproduction:
     def describe(self) -> list[str]:
         """Lines for people: every stage, its state, and its command line."""
         stages, config = self.stages, self.config
+        a, b = self.stains
         return [
+            f"A={a}, B={b}; {self.direction}",
+            self.counts(),
+            *self.sizes(),
             f"reproduction {self.where.stem}: {len(stages)} stages, {len(self.stages_to_run)} of them to run; "
             f"{len(self.ablation.trials)} trainings of the ablation, {len(config.models) * len(config.seeds)} to "
             "compare classifiers by",
             *describe(stages, self.stages_folder, config.resources),
         ]
+
+    @property
+    def direction(self) -> str:
+        """Which images take which stain, in words."""
+        a, b = self.stains
+        full = self.ablation.arms[0].dataset
+        (stage,) = (each for each in in_order([full]) if each.launcher == "normalize_stains")
+        policy = stage.settings.policy
+        if policy in ("to_a", "to_b"):
+            return f"all images take the stain of {a if policy == 'to_a' else b}"
+        told = "its label, in training images alone" if policy == "thesis" else "the type that a first classifier names"
+        return (
+            f"by {told}: {', '.join(TO_A)} of {b} take the stain of {a}, {', '.join(TO_B)} of {a} that of {b}, "
+            "all others stay as they are"
+        )
+
+    def counts(self) -> str:
+        """Images of each type, as in table 6."""
+        found = self.dataset.samples(columns=["cell_type"])["cell_type"].value_counts()
+        types = ", ".join(f"{name} {found[name]}" for name in CELL_TYPES if name in found)
+        return f"images: {types}; {found.drop('', errors='ignore').sum()} in all"
+
+    def sizes(self) -> list[str]:
+        """Sides of the images in pixels, as stored and as each network has them, and a warning where they differ."""
+        stored = self.dataset.metadata["settings"]["stored_size"]
+        made = {kind: next(iter(models.values())).run.settings.data.image_size for kind, models in self.models.items()}
+        seen = self.ablation.trials[0].config.data.image_size
+        words = ", ".join(f"{kind.replace('_', ' ')} {side}" for kind, side in made.items())
+        lines = [f"sizes: stored {stored or 'as they came'}, {words}, classifier {seen}"]
+        if set(made.values()) != {stored}:
+            lines.append(
+                "warning: real, normalised and generated images differ in size, so their sharpness betrays the origin: "
+                "give build_shards.py and all generators one size"
+            )
+        return lines
 
     def place(self, stage: Stage) -> str:
         """Where a stage's output lies in the reproduction's folder."""
@@ -168,6 +207,7 @@ class _Planner:
 
     def __init__(self, config: ReproductionConfig, dataset: Dataset, stages: StagePlanner) -> None:
         self._config, self._dataset, self._stages = config, dataset, stages
+        self._proposed = config.ablation.models
         self._shards: Root = dataset.root
         self.stains = choose_stains(config.ablation, dataset)
         self.method = method_stages(config.ablation, dataset, stages)
@@ -182,7 +222,7 @@ class _Planner:
     def stain(self) -> dict[str, Scored]:
         """W-CycleGAN-GP, which normalises all other data, and its rivals."""
         found = {}
-        for model, name, arguments in _models("stain", self._config.stain_models, "stain GAN", "stain"):
+        for model, name, arguments in self._models("stain", self._config.stain_models, "stain GAN", "stain"):
             run = self.method.stain_run(self._shards, *self.stains, name, arguments)
             inputs: Inputs = {"run": run} if self._inception else {"run": run, "features": self._stain_judge}
             found[model] = Scored(run, self._score(run.name, self._inception, inputs))
@@ -191,7 +231,8 @@ class _Planner:
     def conditional(self) -> dict[str, Scored]:
         """C-WGAN-GP and its rivals, on the moderate types."""
         types, found = self.method.roles.moderate, {}
-        for model, name, arguments in _models("conditional", self._config.conditional_models, "C-WGAN-GP", "generator"):
+        rivals = self._config.conditional_models
+        for model, name, arguments in self._models("conditional", rivals, "C-WGAN-GP", "generator"):
             run = self.method.conditional_run(self._normalized, types, name, arguments)
             found[model] = self._scored(run, self._normalized, types)
         return found
@@ -200,11 +241,12 @@ class _Planner:
         """The meta-learned generator, its rivals and C-WGAN-GP, on the rare types."""
         roles, found = self.method.roles, {}
         rare = roles.made(roles.rare)
-        for model, name, arguments in _models("few_shot", self._config.few_shot_models, "few-shot GAN", "few-shot"):
+        rivals = self._config.few_shot_models
+        for model, name, arguments in self._models("few_shot", rivals, "few-shot GAN", "few-shot"):
             run = self.method.few_shot_run(self._filled, roles.rich, roles.rare, name, arguments)
             found[model] = self._scored(run, self._filled, rare)
         alone = self.method.conditional_alone(self._normalized)
-        return found | {"c_wgan_gp": self._scored(alone, self._normalized, rare)}
+        return found | {self._proposed["conditional"]: self._scored(alone, self._normalized, rare)}
 
     def sites(self) -> list[SiteTraining]:
         """Classifiers of one stain's images alone, with and without each part, scored on the other's."""
@@ -212,8 +254,8 @@ class _Planner:
         found = []
         for site, other in ((to, of), (of, to)):
             for name, arm in SITE_ARMS.items():
-                data, domain = self._site_data(site, arm), self._domain(site, arm.normalize)
-                merged = (f"data.domains={written([domain])}", *self._config.classifier, *arm.overrides)
+                data, domains = self._site_data(site, arm), self._domains(site, arm.normalize)
+                merged = (f"data.domains={written(domains)}", *self._config.classifier, *arm.overrides)
                 for seed in self._config.seeds:
                     title = f"{site} {name.replace('_', ' ')} seed {seed}"
                     run = self._classifier(title, data, (*merged, f"seed={seed}"))
@@ -243,14 +285,31 @@ class _Planner:
             )
         method = dataclasses.replace(self.method, roles=CellTypeRoles((), tuple(counts), (), most, lacking))
         suffix = f"{site}{'' if arm.normalize else ' unnormalized'}"
-        domains = written([self._domain(site, arm.normalize)])
+        domains = written(self._domains(site, arm.normalize))
         run = method.conditional_run(parent, tuple(counts), f"C-WGAN-GP {suffix}", (f"data.domains={domains}",))
         return method.balanced(parent, (method.bank(run),), f"balanced data {suffix}", (f"domains={domains}",))
 
-    def _domain(self, site: str, normalized: bool) -> str:
-        """The domain of a site's images in the data set."""
-        to, of = self.stains
-        return f"{of}_as_{to}" if normalized and site == of else site
+    def _domains(self, site: str, normalized: bool) -> list[str]:
+        """The domains of a site's images in the data set."""
+        a, b = self.stains
+        if normalized and self.method.by_type:
+            return [site, f"{site}_as_{b if site == a else a}"]
+        return [f"{b}_as_{a}" if normalized and site == b else site]
+
+    def _models(
+        self, kind: str, models: Mapping[str, Sequence[str]], title: str, prefix: str
+    ) -> list[tuple[str, str, tuple[str, ...]]]:
+        """(model, name of its training, its own arguments), the method's own model first, whose training is `title`.
+
+        The method's own has the arguments of the method's stage, and so is that stage. A rival's name is its model,
+        unless its arguments name another.
+        """
+        found: list[tuple[str, str, tuple[str, ...]]] = [(self._proposed[kind], title, ())]
+        for name, own in models.items():
+            if name != self._proposed[kind]:
+                named = any(argument.startswith("model=") for argument in own)
+                found.append((name, f"{prefix} {name}", (*(() if named else (f"model={name}",)), *own)))
+        return found
 
     def _scored(self, run: Stage, shards: Stage, types: Sequence[str]) -> Scored:
         """A generator, images of it, and their score against real ones."""
@@ -263,19 +322,3 @@ class _Planner:
 
     def _classifier(self, name: str, shards: Stage | Root, arguments: Sequence[str]) -> Stage:
         return self._stages.training(name, "train_classifier", arguments, shards)
-
-
-def _models(
-    kind: str, models: Mapping[str, Sequence[str]], title: str, prefix: str
-) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(model, name of its training, its own arguments), the thesis's own model first, whose training is `title`.
-
-    The thesis's own has the arguments of the method's stage, and so is that stage. A rival's name is its model, unless
-    its arguments name another.
-    """
-    found: list[tuple[str, str, tuple[str, ...]]] = [(PROPOSED[kind], title, ())]
-    for name, own in models.items():
-        if name != PROPOSED[kind]:
-            named = any(argument.startswith("model=") for argument in own)
-            found.append((name, f"{prefix} {name}", (*(() if named else (f"model={name}",)), *own)))
-    return found

@@ -176,7 +176,7 @@ def _sites(plan: Reproduction) -> list[SiteResult]:
     data set, and those of raw images that the run's normaliser prepared afterwards.
     """
     to, of = plan.stains
-    raw_stain = {to: to, of: of, f"{of}_as_{to}": of}
+    raw_stain = {to: to, of: of, f"{of}_as_{to}": of, f"{to}_as_{of}": to}
     answers: dict[tuple[str, str, str], list[Answered]] = {}
     for arm, site, place in plan.site_runs():
         run = plan.folder / place

@@ -184,11 +184,14 @@ class SENetGE(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Y of figure 38, float [n, C, H, W]; the last layer sees its mean over H and W."""
-        first = last = images
-        for place, layer in enumerate(self.layer0, start=1):
-            last = layer(last)
-            first = last if place <= self._first_layers else first
-        last = self.pool0(last)
+        if self._first_layers == len(self.layer0):
+            first = stem = self.layer0(images)
+        else:
+            first = stem = images
+            for place, layer in enumerate(self.layer0, start=1):
+                stem = layer(stem)
+                first = stem if place <= self._first_layers else first
+        last: Tensor = self.pool0(stem)
         for stage in self.stages:
             blocks = self.get_submodule(stage)
             if self._checkpoints_blocks and torch.is_grad_enabled():
