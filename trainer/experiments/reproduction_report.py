@@ -10,6 +10,7 @@ from trainer.experiments.reproduction import Reproduction
 from trainer.experiments.reproduction_results import ReproductionSummary, summarize_reproduction
 from trainer.experiments.reproduction_tables import (
     conditional_tables,
+    control_table,
     counts_table,
     environment_table,
     few_shot_tables,
@@ -64,6 +65,7 @@ def write_reproduction_report(plan: Reproduction) -> Path:
         _few_shot(folder, summary),
         *_classifiers(folder, summary),
         *_renamed("Ablation", score_sections(summary.ablation)),
+        _control(summary),
         _sites(summary),
         _leaks(summary.audit),
         _what_was_run(plan, summary),
@@ -172,6 +174,19 @@ def _sites(summary: ReproductionSummary) -> Section:
         ),
     ]
     return Section("Between two laboratories", "With and without each part of the method.", blocks)
+
+
+def _control(summary: ReproductionSummary) -> Section:
+    blocks: list[Block] = [
+        Text(
+            "No score: under this protocol images of one patient, copies of one original and images of one generator "
+            "are trained on and tested on. It shows how much of the thesis's gain the protocol alone gives.",
+            warning=True,
+        ),
+        control_table(summary),
+    ]
+    intro = "Balanced first, split afterwards at random, synthetic and normalised images in the test set."
+    return Section("The thesis's protocol, as a control", intro, blocks)
 
 
 def _leaks(audit: Mapping[str, Any]) -> Section:

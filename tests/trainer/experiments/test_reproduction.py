@@ -14,8 +14,9 @@ from tests.conftest import Launch
 from tests.forged_catalog import full_downloads
 from tests.launchers.test_launchers import assert_refused
 from trainer.experiments.ablation import AblationConfig, is_thesis
-from trainer.experiments.reproduction import SITE_ARMS, Reproduction, plan_reproduction
+from trainer.experiments.reproduction import Reproduction, plan_reproduction
 from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
+from trainer.experiments.reproduction_stages import CONTROL_ARMS, SITE_ARMS
 from trainer.experiments.stages import Stage, in_order
 from trainer.reports.thesis_tables import thesis_name
 from trainer.runs.evaluation_config import EvaluateConfig
@@ -153,6 +154,18 @@ def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(pl
     assert found == {(site, arm) for site in own for arm in SITE_ARMS}
     both = [training.arm for training in planned.sites if training.site == "both"]
     assert {*both, *(arm.name for arm in planned.ablation.arms)} >= SITE_ARMS.keys()
+
+
+def test_controls_are_of_the_ablation_s_own_data_and_no_trial_of_it(planned: Reproduction) -> None:
+    """C14: only the protocol differs, and no score is read from such a run."""
+    arms = {arm.name: arm.dataset for arm in planned.ablation.arms}
+    assert tuple(each.arm for each in planned.controls) == tuple(name for name in arms if name in CONTROL_ARMS)
+    for control in planned.controls:
+        assert control.run.inputs["shards"] == arms[control.arm]
+        assert control.run.settings.protocol == "balance_first"
+    assert all(trial.config.protocol == "split_first" for trial in planned.ablation.trials)
+    scored = {each.run for models in planned.models.values() for each in models.values()}
+    assert not scored & {each.run for each in planned.controls}
 
 
 def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduction, tmp_path: Path) -> None:
