@@ -24,6 +24,8 @@ usage:
                            agreement is printed; images on which they disagree stay as they are. none: forget all
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
+      expect=thesis        compare a build of both public sets as downloaded with the thesis's tables 2 to 6, row by
+                           row: images of each folder, images left out, images of each type. Exit code 1: they differ
       ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
                            badly, the build says which ratio would do
       codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
@@ -40,16 +42,19 @@ example:
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from typing import Literal
 
-from data_pipeline.catalog import Dataset
+from data_pipeline.catalog import Dataset, from_table
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
-from data_pipeline.ingest.build_report import format_report
+from data_pipeline.ingest.build_report import aligned, format_report
+from data_pipeline.ingest.label_counts import compare_with_thesis
 from data_pipeline.parallel import TaskMap
 from data_pipeline.shards.build_files import REPORT_FILE
 from data_pipeline.shards.store import Root, Store, root_of
@@ -80,6 +85,7 @@ class BuildOptions:
     review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
     verify: bool = False
+    expect: Literal["thesis"] | None = None
     codec: str | None = None
     quality: int | None = None
     stored_size: int | None = None
@@ -107,6 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{root}: every shard, index and image is as it was written")
         if note:
             print(note)
+        _compare(config, root)
         return
     sources, settings = _declarations(config), _settings(config, root)
     with _who_works(config, root) as map_tasks:
@@ -123,6 +130,18 @@ def main(arguments: Sequence[str]) -> None:
         )
     print(format_report(report))
     print(f"{root if isinstance(root, Store) else root.resolve()}/{REPORT_FILE}")
+    _compare(config, root)
+
+
+def _compare(config: BuildOptions, root: Root) -> None:
+    """Print the comparison that expect= asks for; exit code 1 where a row differs."""
+    if config.expect is None:
+        return
+    rows, differ = compare_with_thesis(from_table(Dataset.read_catalog(root).table))
+    last = ["", "", "", "rows that differ", str(differ)]
+    print(aligned([["table", "label or type", "thesis", "here", "difference"], *rows, last]))
+    if differ:
+        sys.exit(1)
 
 
 @contextmanager

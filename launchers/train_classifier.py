@@ -26,6 +26,8 @@ usage:
       train.frozen_epochs=1   epochs in which only the last layer learns
       model.norm=group        group norm in place of batch norm; frozen: batch norm with the initial statistics
       train.mixup=0.2   train.cutmix=1.0   mix pairs of images and their labels
+      protocol=balance_first  the thesis's protocol, as a control: all images, synthetic ones too, are split at random
+                            after balancing. The result is in RUN/control.json, and is not a score
       data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 

@@ -57,6 +57,8 @@ class ClassifierConfig:
 
     # The attention on top of "senet", figure 38.
     ge: bool = True  # false: the plain SENet; always false for the other architectures
+    # F1: the output of the whole stem, or of its first convolution.
+    ge_first: Literal["stem", "convolution"] = "stem"
     ge_gather: Literal["average", "depthwise"] = "depthwise"  # parameter-free, or learned
     ge_extent: int = 0  # 0: the whole map; otherwise the extent ratio 2, 4, 8, ...
     ge_kernel: int = 7  # side of a global depth-wise gather's kernel: that of the last map at the usual image size

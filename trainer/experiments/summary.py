@@ -16,9 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
+from trainer.experiments.ablation import AblationConfig, is_thesis
 from trainer.experiments.results import (
     METHOD,
     RESAMPLES,
+    SWEEP_FILE,
     TRIALS_FOLDER,
     Answers,
     ArmScores,
@@ -102,6 +104,7 @@ class SweepSummary:
 
     name: str
     kind: str
+    of_thesis: bool  # an ablation whose models are all the thesis's own
     reference: str | None
     metric: str
     mode: str
@@ -130,6 +133,7 @@ def summarize(sweep: Path) -> SweepSummary:
     unfinished = [name for name in open_trials if (sweep / TRIALS_FOLDER / name).is_dir()]
     return SweepSummary(
         **{name: getattr(plan, name) for name in ("name", "kind", "reference", "metric", "mode", "fingerprint")},
+        of_thesis=plan.kind == "ablation" and _of_thesis(plan),
         intervals=f"{METHOD}; {RESAMPLES} resamples",
         multiply_accumulates=CONVENTION,
         arms=[_arm(counting[arm], answers[arm], reference) for arm in order],
@@ -141,6 +145,11 @@ def summarize(sweep: Path) -> SweepSummary:
         unfinished=unfinished,
         not_begun=[name for name in open_trials if name not in unfinished],
     )
+
+
+def _of_thesis(plan: SweepRecord) -> bool:
+    config = typed(AblationConfig, plan.sweep.get("ablation", {}), SWEEP_FILE)
+    return is_thesis(config, plan.sweep.get("fixed", ()))
 
 
 def metric_curve(run: Path, metric: str) -> list[tuple[int, float]]:

@@ -1,7 +1,7 @@
 """Settings of a classifier's run."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from data_pipeline.dataset_config import AFFECTS_NOTHING, SeenChoice
 from models.classifiers.config import ClassifierConfig
@@ -66,6 +66,9 @@ class ClassifierRunConfig(RunConfig):
     # laboratories then have one scale, those that are predicted too (see scale.py). A domain that data.crop names has
     # that crop. null: no others are cropped.
     nucleus_share: float | None = None
+    # split_first: real images are split before anything is made of them. balance_first: the thesis's protocol, a
+    # control whose result is not a score (see protocol.py).
+    protocol: Literal["split_first", "balance_first"] = "split_first"
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)

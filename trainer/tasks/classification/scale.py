@@ -4,6 +4,7 @@ Microscopes and cameras differ two-fold in scale. A classifier that is trained w
 each domain, and those of laboratories that it does not know, so that the median nucleus takes that share of the side.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 IMAGES = 200  # of a domain or a folder, at most, in which nuclei are measured
 LEAST_IMAGES = 20  # fewer say too little
@@ -36,6 +38,16 @@ def crop_to(nucleus_share: float, nucleus: float) -> float:
     nucleus: median diameter as a share of the whole images' side.
     """
     return round(min(1.0, max(_LEAST_CROP, nucleus / nucleus_share)), 3)
+
+
+def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
+    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
+    if config.nucleus_share is None:
+        return config
+    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
+    measured = [domain for domain in domains if domain not in config.data.crop]
+    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def crops_of_domains(dataset: Dataset, domains: Sequence[str], nucleus_share: float) -> dict[str, float]:

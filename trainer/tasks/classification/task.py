@@ -43,7 +43,7 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.scale import crops_of_domains
+from trainer.tasks.classification.scale import at_one_scale
 from trainer.tasks.classification.uncertainty import load_reference, save_reference
 from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
@@ -57,7 +57,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.config, self.dataset, self.topology = config, dataset, topology
         self._run = Path(str(config.run))
         self.cell_types = known_cell_types(dataset, config.data)
-        stream = training_stream(dataset, config, self.cell_types, topology)
+        stream = self._training()
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
         select_by = config.train.select_by
@@ -66,6 +66,9 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
+
+    def _training(self) -> Stream:
+        return training_stream(self.dataset, self.config, self.cell_types, self.topology)
 
     def _held_out(self, split: str) -> tuple[Stream, SeenImages]:
         """The stream of a split without images seen before, and which these are.
@@ -212,6 +215,10 @@ class Classification(Task[ClassifierRunConfig]):
     config = ClassifierRunConfig
 
     def open(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> ClassifierSession:
+        if config.protocol == "balance_first":
+            from trainer.tasks.classification.protocol import BalanceFirstSession
+
+            return BalanceFirstSession(config, dataset, topology)
         return ClassifierSession(config, dataset, topology)
 
     def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
@@ -227,11 +234,9 @@ class Classification(Task[ClassifierRunConfig]):
 
     def learned(self, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images, and validation images, by which checkpoint and temperature are chosen."""
-        trained, chosen = (
-            dataset.samples(splits=[split], domains=config.data.domains, cell_types=cell_types, columns=["id"])["id"]
-            for split in ("train", "validation")
-        )
-        own = LearnedImages.of(dataset, {"trained": trained.tolist(), "chosen": chosen.tolist()})
+        from trainer.tasks.classification.protocol import own_images  # here: it imports this module
+
+        own = own_images(config, dataset, cell_types)
         return LearnedImages.joined([own, learned_by_weights(config.model.weights), learned_by_makers(dataset)])
 
     def load(self, run: Path) -> TrainedClassifier:
@@ -271,16 +276,6 @@ def training_stream(
         training=augmented,
         topology=topology,
     )
-
-
-def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
-    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
-    if config.nucleus_share is None:
-        return config
-    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
-    measured = [domain for domain in domains if domain not in config.data.crop]
-    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
