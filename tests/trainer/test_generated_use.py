@@ -32,7 +32,7 @@ def filled(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> D
     """The tiny data set with noise for basophils and eosinophils of one stain, up to 60 images of each."""
     folder = tmp_path_factory.mktemp("filled")
     make_bank(folder / "noise", 50, bank_facts(TINY_TYPES[:2], dataset_hash=tiny_dataset.content_hash))
-    config = BalanceConfig(str(tiny_dataset.root), [str(folder / "noise")], str(folder / "out"), 60)
+    config = BalanceConfig(str(tiny_dataset.root), [str(folder / "noise")], str(folder / "out"), "60")
     balance_dataset(config, progress=False)
     return Dataset.open(folder / "out")
 
