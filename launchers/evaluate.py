@@ -28,7 +28,7 @@ usage:
   A classifier's probabilities are calibrated by the temperature in RUN/calibration.json for this number of views.
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else (with -views8 at its end for eight views), RUN/model_card.md and RUN/report.html; for a bank
-  BANK/evaluation, BANK/report.html and two scores of each image into the bank.
+  BANK/evaluation, BANK/report.html and scores of each image into the bank, which balance.py can choose by.
 
 example:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich

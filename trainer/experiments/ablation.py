@@ -1,4 +1,4 @@
-"""The thesis's ablation (chapter 5, figures 58-62): six arms, as graphs of stages that share what they can."""
+"""The thesis's ablation (chapter 5, figures 58-62) and a control: arms as graphs of stages that share what they can."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Arm:
 
 
 def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -> list[Arm]:
-    """The six arms of the thesis on this data set, the full method first.
+    """The six arms of the thesis on this data set, the full method first; then class-balanced sampling alone.
 
     Validation and test images are those of `shards` in every arm, normalised where the arm normalises.
     UserError for an argument that a launcher does not know, for a data set with one stain only, and if a generator has
@@ -129,6 +129,7 @@ def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -
         Arm("few_shot_only", "Few-shot generation for every type", stages.of_few_shot(normalized, config.folds)),
         Arm("conditional_only", "C-WGAN-GP for every type", stages.of_conditional(normalized)),
         Arm("original", "Original data", shards),
+        Arm("class_balanced", "Original data, class-balanced", shards, ("data.sampling=class_balanced",)),
     ]
 
 

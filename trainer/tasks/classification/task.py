@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,8 @@ import torch
 from torch import distributed
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.split_check import way_out
 from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
-from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.naive_bayes import NaiveBayes
@@ -44,6 +41,7 @@ from trainer.tasks.classification.evaluation import (
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
 from trainer.tasks.classification.scale import at_one_scale
+from trainer.tasks.classification.training_stream import known_cell_types, training_stream
 from trainer.tasks.classification.uncertainty import load_reference, save_reference
 from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
@@ -254,43 +252,3 @@ class Classification(Task[ClassifierRunConfig]):
 
 
 TASK = Classification()
-
-
-def training_stream(
-    dataset: Dataset,
-    config: ClassifierRunConfig,
-    cell_types: Sequence[str],
-    topology: Topology,
-    *,
-    augmented: bool = True,
-) -> Stream:
-    """The images a classifier learns from. augmented=False: each once, as it is, in a fixed order."""
-    return Stream(
-        dataset,
-        config.data,
-        splits=["train"],
-        cell_types=cell_types,
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        seed=config.seed,
-        training=augmented,
-        topology=topology,
-    )
-
-
-def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
-    """The types a classifier learns: those with training images, in the order of CELL_TYPES."""
-    rows = dataset.samples(
-        splits=["train"], domains=config.domains, cell_types=config.cell_types, columns=["cell_type"]
-    )
-    present = set(rows["cell_type"])
-    missing = [name for name in config.cell_types or [] if name not in present]
-    if missing:
-        raise UserError(f"{dataset.root}: no training image of {', '.join(missing)}: see data.cell_types")
-    known = tuple(name for name in CELL_TYPES if name in present)
-    if len(known) < 2:
-        raise UserError(
-            f"{dataset.root}: training images of {len(known)} cell types in domains {config.domains or 'all'}: "
-            "a classifier needs two at least; " + (way_out(dataset, ["train"]) or "see the counts in build_report.json")
-        )
-    return known
