@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
@@ -17,10 +19,10 @@ from trainer.tasks.few_shot.data import FEWEST_OF_RICH
 
 # Arguments that the ablation itself gives each launcher; a user may not set them.
 _SET_HERE = {
-    "stain": ("shards", "run", "a", "b"),
+    "stain": ("shards", "run", "a", "b", "seed"),
     "normalize": ("shards", "out", "run", "method", "a", "b", "image_size"),
-    "conditional": ("shards", "run", "data.cell_types"),
-    "few_shot": ("shards", "run", "rich_types", "rare_types"),
+    "conditional": ("shards", "run", "data.cell_types", "seed"),
+    "few_shot": ("shards", "run", "rich_types", "rare_types", "seed"),
 }
 _TYPE_LISTS = ("rich_types", "moderate_types", "rare_types")
 
@@ -30,8 +32,9 @@ class AblationConfig:
     """Types and stains of the arms, and settings of their launchers (key=value, the same in every arm).
 
     With all types and per_type null, the thesis's data give the thesis's roles: eight moderate types, three rare types,
-    and neutrophils unchanged. Each generator is trained once, and all seeds of the classifier use it: the intervals do
-    not cover the variation between trainings of a generator.
+    and neutrophils unchanged. Each generator is trained once with each of generator_seeds, and each arm's classifiers
+    with every seed on the images of each: with two generator seeds or more, intervals cover the variation between
+    trainings of a generator.
     """
 
     stain_to: str | None = None  # stain that all images get; null: the stain with more images, of the two
@@ -45,10 +48,13 @@ class AblationConfig:
     normalize: list[str] = field(default_factory=list)  # of normalize_stains.py
     conditional: list[str] = field(default_factory=list)  # of train_conditional_gan.py
     few_shot: list[str] = field(default_factory=list)  # of train_few_shot_gan.py
+    generator_seeds: list[int] = field(default_factory=lambda: [0])  # of these three trainings
 
     def __post_init__(self) -> None:
         if self.per_type is not None and self.per_type < 1:
             raise ValueError(f"ablation.per_type={self.per_type}: must be at least 1, or null")
+        if not self.generator_seeds or len(set(self.generator_seeds)) < len(self.generator_seeds):
+            raise ValueError(f"ablation.generator_seeds={self.generator_seeds}: name one at least, and each once")
         if self.folds < 2:
             raise ValueError(f"ablation.folds={self.folds}: must be at least 2, so that there are types to learn from")
         if (self.stain_to is None) != (self.stain_from is None) or (
@@ -76,12 +82,28 @@ class AblationConfig:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of an experiment: a classifier's data set and settings."""
+    """One arm of an experiment: a training's data set and settings."""
 
     name: str  # in folders and tables
     title: str  # for people
     dataset: Stage | Root  # the stage that makes it, or where it lies
-    overrides: tuple[str, ...] = ()  # arguments of train_classifier.py
+    overrides: tuple[str, ...] = ()  # arguments of the launcher
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # what a search varies, or the model of a comparison
+    generator_seed: int | None = None  # of the generators of its images; None: no generator made any
+
+
+def arms_of_seeds(config: AblationConfig, shards: Root, planner: StagePlanner) -> list[Arm]:
+    """The arms on the images of each generator seed: all of the first seed, then of the second those that differ."""
+    found: list[Arm] = []
+    for seed in config.generator_seeds:
+        of_seed = dataclasses.replace(config, generator_seeds=[seed])
+        named = dataclasses.replace(planner, suffix=f" generator seed {seed}" if found else "")
+        for arm in ablation_arms(of_seed, shards, named):
+            if isinstance(arm.dataset, Stage):
+                found.append(dataclasses.replace(arm, generator_seed=seed))
+            elif arm not in found:
+                found.append(arm)
+    return found
 
 
 def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -> list[Arm]:
@@ -107,9 +129,11 @@ def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -
 
 
 def method_stages(config: AblationConfig, dataset: Dataset, planner: StagePlanner) -> MethodStages:
-    """The method's stages for this data set."""
+    """The method's stages for this data set, of the first generator seed."""
     roles = choose_roles(config, training_counts(dataset), dataset.root)
-    return MethodStages(roles, planner, config.stain, config.normalize, config.conditional, config.few_shot)
+    seed = f"seed={config.generator_seeds[0]}"
+    trainings = [(*arguments, seed) for arguments in (config.stain, config.conditional, config.few_shot)]
+    return MethodStages(roles, planner, trainings[0], config.normalize, *trainings[1:])
 
 
 def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:
