@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Metadata of a field that no result depends on: it may change when a run is resumed.
 AFFECTS_NOTHING = {"affects": "nothing"}
+# Metadata of a field that may change when a run is resumed, though the result of a run from its start depends on it.
+AFFECTS_RESULT = {"affects": "result"}
 # Images that the weights were trained on: refuse to score, or score without them.
 SeenChoice = Literal["refuse", "leave_out"]
 

@@ -35,7 +35,8 @@ def write_sweep(sweep: Path, kind: str = "ablation", reference: str | None = "fu
         arms = plan.get("models") or plan.get("arms") or list(ARMS)
     content = {
         "format_version": FORMAT_VERSION,
-        "name": "parts", "kind": kind, "reference": reference, "metric": "validation_balanced_accuracy", "mode": "max",
+        "name": "parts", "kind": kind, "launcher": plan.pop("launcher", "train_classifier"), "reference": reference,
+        "metric": "validation_balanced_accuracy", "mode": "max",
         "sweep": {"kind": kind, **plan}, "fingerprint": "ab" * 32, "arms": {arm: _title(arm) for arm in arms},
         "trials": {f"{arm}-seed{seed}": HASH for arm in arms for seed in plan["seeds"]},
     }  # fmt: skip
@@ -52,7 +53,8 @@ def add_trial(sweep: Path, arm: str, seed: int, status: str = "finished", **valu
     run = sweep / "trials" / name
     line = {
         "format_version": FORMAT_VERSION,
-        "trial": name, "arm": arm, "title": _title(arm), "seed": seed, "parameters": {},
+        "trial": name, "arm": arm, "title": _title(arm), "generator_seed": None, "seed": seed,
+        "parameters": {},
         "command": f"accelerate launch launchers/train_classifier.py run=again seed={seed}", "run": f"trials/{name}",
         "dataset_hash": HASH, "status": status, "seconds": 100.0 + 20 * seed, "epochs": 2,
     } | values  # fmt: skip

@@ -18,8 +18,8 @@ from models.classifiers.build import build_classifier
 from tests.benchmarks.own_training import LAPS, Laps, OnDevice, train_laps
 from tests.benchmarks.peaks import utilization
 from tests.benchmarks.timm_training import TimmLoop, write_folder
-from trainer.experiments.summary import multiply_accumulates
 from trainer.learners.topology import resolve_precision
+from trainer.runs.network_size import multiply_accumulates
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 _CHOICES = ("channels_last", "compile", "checkpoint_activations")

@@ -113,7 +113,7 @@ class Materials:
         if "classifier" in wanted:
             scores = shutil.ignore_patterns("evaluation", "report.html", "model_card.md")
             shutil.copytree(self.classifier, self.unscored, ignore=scores)
-        space = {"optimizer.learning_rate": {"grid": [0.004, 0.001]}}
+        space = {"optimizer.learning_rate": {"grid_search": [0.004, 0.001]}}
         fixed = [text for text in CLASSIFIER if not text.startswith("train.epochs")] + ["train.epochs=1"]
         self.sweep.write_text(yaml.safe_dump({"kind": "search", "seeds": [0], "fixed": fixed, "space": space}))
 

@@ -56,7 +56,7 @@ def sweep_file(folder: Path, **content: Any) -> str:
 
 def sweep_of(folder: Path, dataset: Dataset, rates: Sequence[float] = RATES) -> tuple[str, ...]:
     """The arguments of a sweep of a trial for each learning rate."""
-    file = sweep_file(folder, kind="search", space={"optimizer.learning_rate": {"grid": list(rates)}})
+    file = sweep_file(folder, kind="search", space={"optimizer.learning_rate": {"grid_search": list(rates)}})
     return (file, f"shards={dataset.root}")
 
 
@@ -190,7 +190,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert_refused(launch(*other), str(out), "another sweep", "fixed was")
     assert_refused(launch("ablate", file, shards, "out=out", RAY_ADDRESS="127.0.0.1:1"), "127.0.0.1:1", "ray stop")
     assert_refused(launch("ablate", file, shards), "out=DIR")
-    file = sweep_file(tmp_path, kind="search", space={"optimizer.speed": {"grid": [1]}})
+    file = sweep_file(tmp_path, kind="search", space={"optimizer.speed": {"grid_search": [1]}})
     assert_refused(
         launch("ablate", file, f"shards={tiny_dataset.root}", "out=out"), file.removeprefix("sweep="), "speed"
     )
@@ -203,7 +203,7 @@ def test_a_trial_that_fails_is_one_line_and_the_others_go_on(
 ) -> None:
     """A plain CNN has no room in 3 px."""
     fixed = ["model=sequential_cnn", *TINY[2:]]
-    file = sweep_file(tmp_path, kind="search", space={"data.image_size": {"grid": [3, 32]}}, fixed=fixed)
+    file = sweep_file(tmp_path, kind="search", space={"data.image_size": {"grid_search": [3, 32]}}, fixed=fixed)
     arguments = (file, f"shards={tiny_dataset.root}", "out=out")
     finished = []
     for _ in range(2):  # the failed one is tried again, the finished one is not
@@ -224,7 +224,7 @@ def test_a_search_gives_up_what_falls_behind(
         tmp_path,
         kind="search",
         fixed=[*TINY[:-1], "train.epochs=6"],
-        space={"optimizer.learning_rate": {"grid": [0.004, 0.0000001]}},
+        space={"optimizer.learning_rate": {"grid_search": [0.004, 0.0000001]}},
         scheduler="asha",
         reduction=2,
         max_concurrent_trials=1,
@@ -286,7 +286,7 @@ def test_relative_paths_are_from_where_the_sweep_was_started(
     """Ray has its processes in folders of their own, a shell stands anywhere."""
     shutil.copytree(resumed.out / "trials" / NAMES[0], tmp_path / "before")
     file = sweep_file(
-        tmp_path, kind="search", fixed=[*TINY, "model.weights=before"], space={"train.epochs": {"grid": [1]}}
+        tmp_path, kind="search", fixed=[*TINY, "model.weights=before"], space={"train.epochs": {"grid_search": [1]}}
     )
     done = launch("ablate", file, f"shards={tiny_dataset.root}", "out=out", **cluster)
     assert done.returncode == 0, done.stderr

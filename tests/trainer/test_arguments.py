@@ -175,7 +175,8 @@ def test_of_two_arguments_with_one_key_the_later_wins() -> None:
 
 @pytest.mark.parametrize("text", ["2024_01_15", "2023-10-05", "10.50", "1e3", "no", "12:30:00", "0x10", "010"])
 def test_text_of_a_sweep_and_a_preset_is_as_the_file_has_it(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(f"kind: search\nshards: {text}\nspace: {{train.epochs: {{grid: [1, 2]}}}}\n")
+    space = "{train.epochs: {grid_search: [1, 2]}}"
+    (tmp_path / "a.yaml").write_text(f"kind: search\nshards: {text}\nspace: {space}\n")
     sweep = read_sweep(tmp_path / "a.yaml", [])
     assert (sweep.shards, parameter_sets(sweep)) == (text, [{"train.epochs": 1}, {"train.epochs": 2}])
     assert read_sweep(tmp_path / "a.yaml", [f"shards={text}x"]).shards == f"{text}x"
@@ -201,7 +202,7 @@ def test_a_file_says_null_for_nothing_and_quotes_make_it_text(tmp_path: Path) ->
         ("kind: comparison\nseeds: [1.0]\n", "seeds=1.0: write a whole number"),
         ("kind: comparison\nseed: [1]\n", "seed: no such key; the nearest is seeds"),
         ("kind: comparison\nresources_per_trial: 3\n", "resources_per_trial=3: write a name and a value"),
-        ("kind: search\nshards: a\nspace: {model.weights: {grid: [10.50]}}\n", "is quoted"),
+        ("kind: search\nshards: a\nspace: {model.weights: {grid_search: [10.50]}}\n", "is quoted"),
     ],
 )
 def test_a_wrong_sweep_file_is_one_line(content: str, says: str, tmp_path: Path) -> None:

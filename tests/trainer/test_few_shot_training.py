@@ -117,6 +117,33 @@ def test_two_processes_meta_train_as_one(tiny_dataset: Dataset, launch: Launch, 
         torch.testing.assert_close(two["algorithm"]["features"], one["algorithm"]["features"], rtol=1e-2, atol=1e-3)
 
 
+def test_more_processes_share_out_the_seeds_of_one_type_and_make_the_same_images(
+    tiny_dataset: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    """One rare type on 1, 2 and 4 processes, after one and the same training on the rich types."""
+    twelve = ["rare_types=[lymphocyte]", "train.global_batch=12", "train.iterations_per_epoch=1"]
+    arguments = [f"shards={tiny_dataset.root}", *TINY, *SHORT, *twelve]
+    assert launch("train_few_shot_gan", *arguments, "run=one").returncode == 0
+    first = load_few_shot_model(tmp_path / "one").draw("lymphocyte", 3, np.arange(8))
+    drawn = []
+    for processes in (1, 2, 4):
+        run = Path(shutil.copytree(tmp_path / "one", tmp_path / f"run-{processes}"))
+        shutil.rmtree(run / "adapted")
+        more = (*arguments, f"run={run.name}", "adaptation.seeds=4")
+        done = launch("train_few_shot_gan", *more, processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert len(list((run / "adapted").iterdir())) == 4
+        drawn.append(load_few_shot_model(run).draw("lymphocyte", 3, np.arange(8)))
+    for images, latents in drawn[1:]:
+        assert torch.equal(images, drawn[0][0])
+        assert torch.equal(latents, drawn[0][1])
+    # The first seed's are those of a run with one; the others have learned something else.
+    assert torch.equal(drawn[0][0][::4], first[0][::4])
+    assert not any(torch.equal(image, other) for image, other in zip(drawn[0][0][1:4], first[0][1:4], strict=True))
+    some = load_few_shot_model(tmp_path / "run-4").draw("lymphocyte", 3, np.array([6, 1]))[0]
+    assert torch.equal(some, drawn[0][0][[6, 1]])
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(
     tiny_dataset: Dataset, launch: Launch, start: Start, tmp_path: Path
 ) -> None:

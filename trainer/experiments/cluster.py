@@ -102,8 +102,8 @@ def run_trials(sweep: Sweep, room: int) -> None:
         trainable,
         param_space={"trial": tune.grid_search([*(known if scheduler else ()), *to_run])},
         tune_config=tune.TuneConfig(
-            metric=config.metric,
-            mode=config.mode,
+            metric=sweep.metric,
+            mode=sweep.mode,
             scheduler=scheduler,
             max_concurrent_trials=limit,
             # An actor's launch server then serves one trial after the other; a training in the actor itself cannot.
@@ -161,6 +161,7 @@ class _Endings(tune.Callback):
         ending = write_ending(planned.run, status, line)
         write_trials(self._sweep)
         epochs = read_epochs(planned.run)
-        metric = self._sweep.config.metric
-        score = f", {metric.replace('_', ' ')} {epochs[-1][metric]:.3f}" if epochs else ""
+        metric = self._sweep.metric
+        known = epochs[-1].get(metric) if epochs else None
+        score = f", {str(metric).replace('_', ' ')} {known:.3f}" if known is not None else ""
         print(f"{planned.name}: {ending.line or ending.status}, {ending.epochs} epochs{score}", flush=True)

@@ -21,6 +21,7 @@ from trainer.runs.config import RunConfig
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.conditional.config import ConditionalRunConfig
+from trainer.tasks.detection.config import DetectorRunConfig
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 from trainer.tasks.stain.config import StainRunConfig
@@ -33,6 +34,7 @@ LAUNCHER_CONFIGS: dict[str, type] = {
     "normalize_stains": NormalizeConfig,
     "train_conditional_gan": ConditionalRunConfig,
     "train_few_shot_gan": FewShotRunConfig,
+    "train_detector": DetectorRunConfig,
     "synthesize": SynthesizeConfig,
     "balance": BalanceConfig,
     "evaluate": EvaluateConfig,
@@ -46,6 +48,7 @@ class StagePlanner:
     where: Path  # file of the experiment, which UserErrors name
     resources: Resources  # of each stage
     in_store: bool  # the data set lies in an object store
+    suffix: str = ""  # of the name of each stage
 
     def configure(self, what: str, launcher: str, arguments: Sequence[str]) -> Any:
         """A launcher's configuration. UserError, naming the file and `what`, for what the launcher would refuse."""
@@ -63,7 +66,7 @@ class StagePlanner:
 
     def stage(self, name: str, launcher: str, arguments: Sequence[str], inputs: Inputs, output: str | None) -> Stage:
         """A stage, known by its whole configuration. UserError as of `configure`."""
-        arguments = later_wins(arguments)
+        name, arguments = f"{name}{self.suffix}", later_wins(arguments)
         settings = self.configure(name, launcher, arguments)
         return Stage(name, launcher, arguments, inputs, output, settings, one_process=launcher == "evaluate")
 

@@ -1,14 +1,12 @@
 """Results of a reproduction as one record, read from its runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.cell_types import CELL_TYPES
@@ -18,12 +16,13 @@ from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction import AUDIT_FILE, Reproduction
 from trainer.experiments.reproduction_stages import SITE_ARMS, Scored
 from trainer.experiments.summary import SweepSummary, summarize
-from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.log import logged_seconds, read_records
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.classification import score
 from trainer.metrics.evaluation import PROBABILITY, load_evaluations
 from trainer.metrics.records import read_record
+from trainer.runs import registry
+from trainer.runs.network_size import parameters_of
 from trainer.tasks.classification.protocol import ControlRecord, read_control
 from trainer.tasks.generation.records import BankEvaluation
 
@@ -146,42 +145,15 @@ def _model(plan: Reproduction, scored: Scored) -> ModelResult:
     records = sorted((plan.folder / (bank or place) / "evaluation").glob("*.json"))
     if not records:
         raise UserError(f"{run}: not scored: run reproduce.py again")
-    # The run, and its adaptations to rare types.
-    logs = [run, *sorted((run / "adapted").glob("*"))]
+    logs = registry.task(scored.run.settings.kind).logs(run)
     return ModelResult(
         place,
         bank,
         read_record(BankEvaluation, records[-1]) if bank else json.loads(records[-1].read_text(encoding="utf-8")),
         sum(map(logged_seconds, logs)),
         max((record["step"] for record in read_records(run)), default=0),
-        _parameters(logs),
+        parameters_of(logs),
     )
-
-
-def _parameters(logs: Sequence[Path]) -> dict[str, int]:
-    """Network -> number of its weights, from the first folder with a checkpoint."""
-    for log in logs:
-        checkpoint = CheckpointStore(log / "checkpoints").latest()
-        if checkpoint is not None:
-            return {name: _count(weights) for name, weights in _networks(checkpoint.load()).items()}
-    return {}
-
-
-def _networks(state: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
-    """A checkpoint's weights by network: of a training's learners, or of an adaptation's joint state."""
-    if "learners" in state:
-        return {name: learner["module"] for name, learner in state["learners"].items()}
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for part in ("generators", "discriminators"):
-        for key, value in state["episode"][part]["networks"].items():
-            found.setdefault(key.split(".")[0], {})[key] = value
-    return found
-
-
-def _count(state: Mapping[str, torch.Tensor]) -> int:
-    """Numbers in a state dict, without running statistics."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
 
 
 def _sites(plan: Reproduction) -> list[SiteResult]:

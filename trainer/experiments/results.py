@@ -21,10 +21,14 @@ SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"
 RESAMPLES = 1000
 METHOD = (
     "95 % percentile bootstrap: seeds, and groups of test images, drawn with replacement, every seed on the same "
-    "groups; the spread over S seeds is widened by sqrt(S / (S - 1)), which resampling them lacks; with one seed over "
-    "the groups alone; where every answer was right (or none), the exact binomial bound with one trial per group"
+    "groups; where generators have several seeds, these are drawn too, and the deviations of both draws are added; the "
+    "spread over S seeds is widened by sqrt(S / (S - 1)), which resampling them lacks; with one seed over the groups "
+    "alone; where every answer was right (or none), the exact binomial bound with one trial per group"
 )
-_BOOTSTRAP_SEED = 0
+_BOOTSTRAP_SEED, _PURPOSES = 0, 2
+
+# Of the generators (None: there are none), of the training.
+Seeds = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class SweepRecord:
 
     name: str
     kind: str
+    launcher: str  # what a trial runs
     reference: str | None  # arm that the others are compared with
-    metric: str
-    mode: str
+    metric: str | None  # the score of an epoch that trials are compared by
+    mode: str  # max or min: which end of it is better
     sweep: dict[str, Any]  # the sweep file, as plain values
     fingerprint: str
     arms: dict[str, str]  # name -> title
@@ -49,6 +54,7 @@ class Trial:
     trial: str
     arm: str
     title: str
+    generator_seed: int | None  # of the generators of its images; None: no generator made any
     seed: int
     parameters: dict[str, Any]
     command: str
@@ -57,6 +63,11 @@ class Trial:
     status: str  # finished, stopped (by the scheduler) or failed
     seconds: float | None  # wall time of its training
     epochs: int | None
+
+    @property
+    def seeds(self) -> "Seeds":
+        """Of generators and of the trial."""
+        return self.generator_seed, self.seed
 
     @functools.cached_property
     def evaluation(self) -> SavedEvaluation | None:
@@ -72,15 +83,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of an arm's trials, one for each seed, to the same test images."""
+    """Answers of an arm's trials to the same test images."""
 
-    seeds: tuple[int, ...]
+    seeds: tuple[Seeds, ...]  # of each trial
     cell_types: tuple[str, ...]
     images: tuple[tuple[str, str, str], ...]  # sorted (id, type, group); id: of the raw image, if normalised
-    scored: tuple[ScoredImages, ...]  # answers of each seed; groups sorted by name
+    scored: tuple[ScoredImages, ...]  # answers of each trial; groups sorted by name
 
-    def of_seeds(self, seeds: Sequence[int]) -> "Answers":
-        """The answers of these seeds alone."""
+    def of_seeds(self, seeds: Sequence[Seeds]) -> "Answers":
+        """The answers of these trials, in this order."""
         return replace(self, seeds=tuple(seeds), scored=tuple(self.scored[self.seeds.index(seed)] for seed in seeds))
 
 
@@ -132,10 +143,10 @@ def read_trials(sweep: Path) -> list[Trial]:
 
 def read_answers(trials: Sequence[Trial]) -> Answers:
     """Answers of one arm's trials that count (at least one). UserError if they do not fit together."""
-    trials = sorted(trials, key=lambda trial: trial.seed)
-    seeds = tuple(trial.seed for trial in trials)
+    trials = sorted(trials, key=lambda trial: (trial.generator_seed or 0, trial.seed))
+    seeds = tuple(trial.seeds for trial in trials)
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"{trials[0].run.parent}: arm {trials[0].arm} has two trials of one seed: {seeds}")
+        raise UserError(f"{trials[0].run.parent}: arm {trials[0].arm} has two trials of the same seeds: {seeds}")
     parts = [_answers_of(trial) for trial in trials]
     for part, trial in zip(parts, trials, strict=True):
         if (part.images, part.cell_types) != (parts[0].images, parts[0].cell_types):
@@ -163,11 +174,11 @@ def _answers_of(trial: Trial) -> Answers:
     scored = scored_images(probabilities, labels, frame["group"].tolist(), len(cell_types))
     images = tuple(sorted(zip(frame["raw"], frame["cell_type"], frame["group"], strict=True)))
     # The file's probabilities are rounded: two may have become equal.
-    return Answers((trial.seed,), cell_types, images, (replace(scored, predicted=predicted),))
+    return Answers((trial.seeds,), cell_types, images, (replace(scored, predicted=predicted),))
 
 
 def resampled(answers: Answers) -> dict[str, Floats]:
-    """Bootstrap values of each measure, [B resamples, S seeds, 1 + C]: over all types, then of each of the C types.
+    """Bootstrap values of each measure, [B resamples, T trials, 1 + C]: over all types, then of each of the C types.
 
     Two arms with the same test images get the same groups in each resample.
     """
@@ -181,24 +192,42 @@ def resampled(answers: Answers) -> dict[str, Floats]:
     }
 
 
-def over_seeds(draws: Floats, purpose: int = 1) -> Floats:
-    """Mean over seeds, [B, ...], of draws [B, S, ...]; for each resample the S seeds are drawn with replacement.
+def over_seeds(draws: Floats, seeds: Sequence[Seeds], purpose: int = 1) -> Floats:
+    """Mean over trials, [B, ...], of draws [B, T, ...] of trials with these seeds, which are resampled.
 
-    A mean over S resampled seeds has only (S - 1) / S of the variance of a mean over S new seeds. Its distance from the
-    mean of all seeds is enlarged to correct for this. purpose: another number gives other random draws.
+    The seeds of generators and those of trainings are two crossed factors. Of each, the means of its seeds are drawn
+    with replacement, and the deviations of both from the mean of all trials are added; a deviation that belongs to one
+    trial alone counts in both, so the interval is a little too wide rather than too narrow.
+    purpose: 1 or 2, which have other random draws.
+    """
+    result: Floats = draws.mean(axis=1)
+    of_trainings, of_generators = [seed for _, seed in seeds], [-1 if seed is None else seed for seed, _ in seeds]
+    for key, factor in ((purpose, of_trainings), (purpose + _PURPOSES, of_generators)):
+        levels = list(dict.fromkeys(factor))
+        if len(levels) > 1:
+            means = [draws[:, np.equal(factor, level)].mean(axis=1) for level in levels]
+            result = result + _resampled_deviation(np.stack(means, axis=1), key)
+    return result
+
+
+def _resampled_deviation(draws: Floats, key: int) -> Floats:
+    """Deviation [B, ...] of the mean of S values [B, S, ...] drawn with replacement from the mean of all.
+
+    A mean over S resampled seeds has only (S - 1) / S of the variance of a mean over S new seeds. It is enlarged to
+    correct for this.
     """
     count, seeds = draws.shape[:2]
-    mean = draws.mean(axis=1)
-    if seeds == 1:
-        return np.asarray(mean)
-    drawn = np.random.default_rng([_BOOTSTRAP_SEED, purpose]).integers(seeds, size=(count, seeds))
+    drawn = np.random.default_rng([_BOOTSTRAP_SEED, key]).integers(seeds, size=(count, seeds))
     of_drawn = np.take_along_axis(draws, drawn.reshape(count, seeds, *[1] * (draws.ndim - 2)), axis=1).mean(axis=1)
-    return np.asarray(mean + math.sqrt(seeds / (seeds - 1)) * (of_drawn - mean))
+    return np.asarray(math.sqrt(seeds / (seeds - 1)) * (of_drawn - draws.mean(axis=1)))
 
 
 def arm_scores(answers: Answers) -> ArmScores:
-    """Scores of one arm: the mean of each measure over the arm's seeds, with its 95 % interval."""
-    draws = {name: np.clip(over_seeds(each), *measures()[name].bounds) for name, each in resampled(answers).items()}
+    """Scores of one arm: the mean of each measure over the arm's trials, with its 95 % interval."""
+    draws = {
+        name: np.clip(over_seeds(each, answers.seeds), *measures()[name].bounds)
+        for name, each in resampled(answers).items()
+    }
     return _scores(answers, _points(answers), draws)
 
 
@@ -212,22 +241,35 @@ def difference(arm: Answers, reference: Answers) -> ArmScores:
         raise ValueError(f"not paired: {apart} test images are only in one of the two, or of another type or group")
     if arm.cell_types != reference.cell_types:
         raise ValueError("not paired: the classifiers know other types")
-    paired = sorted(set(arm.seeds) & set(reference.seeds))
-    ours, theirs = (answers.of_seeds(paired) if paired else answers for answers in (arm, reference))
+    pairs = _pairs(arm.seeds, reference.seeds)
+    ours = arm.of_seeds([own for own, _ in pairs]) if pairs else arm
+    theirs = reference.of_seeds([other for _, other in pairs]) if pairs else reference
     points, their_points = _points(ours), _points(theirs)
     draws, their_draws = resampled(ours), resampled(theirs)
+    both = [(own[0] if own[0] is not None else other[0], own[1]) for own, other in pairs]
     spread = {
-        name: over_seeds(draws[name] - their_draws[name])
-        if paired
-        else over_seeds(draws[name]) - over_seeds(their_draws[name], purpose=2)
+        name: over_seeds(draws[name] - their_draws[name], both)
+        if pairs
+        else over_seeds(draws[name], ours.seeds) - over_seeds(their_draws[name], theirs.seeds, purpose=2)
         for name in draws
     }
     values = {name: points[name] - their_points[name] for name in points}
+    paired = sorted({seed for _, seed in both})
     return replace(_scores(arm, values, spread, differences=True), paired_seeds=paired)
 
 
+def _pairs(ours: Sequence[Seeds], theirs: Sequence[Seeds]) -> list[tuple[Seeds, Seeds]]:
+    """Trials of the same seeds; one without generators is paired with those of its seed on the images of each."""
+    return [
+        (own, other)
+        for own in ours
+        for other in theirs
+        if own[1] == other[1] and (own[0] == other[0] or None in (own[0], other[0]))
+    ]
+
+
 def _points(answers: Answers) -> dict[str, Floats]:
-    """Each measure [1 + C], its mean over the seeds."""
+    """Each measure [1 + C], its mean over the trials."""
     of_seeds = [values_of(images.once, shown("sweeps")) for images in answers.scored]
     return {name: np.mean([found[name][0] for found in of_seeds], axis=0) for name in of_seeds[0]}
 

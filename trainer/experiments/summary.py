@@ -1,7 +1,6 @@
 """A sweep, finished or not, as one record: what its report shows and its results.json holds."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -10,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+import numpy as np
 
-from models.classifiers.build import build_classifier
-from models.classifiers.config import ClassifierConfig
 from trainer.experiments.ablation import AblationConfig, is_thesis
+from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.results import (
     METHOD,
     RESAMPLES,
@@ -28,20 +24,22 @@ from trainer.experiments.results import (
     Trial,
     arm_scores,
     difference,
+    over_seeds,
     read_answers,
     read_plan,
     read_trials,
 )
 from trainer.loop.log import read_records
+from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.evaluation import ScoredCheckpoint, ScoredData
+from trainer.runs import registry
 from trainer.runs.configuration import typed
-from trainer.runs.run_directory import CONFIG_FILE, read_run_config
-from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.runs.network_size import CONVENTION
+from trainer.runs.run_directory import read_run_config
+from trainer.runs.task import Task
 
-CONVENTION = (
-    "Multiply-accumulates of one image at the run's size: half of the floating-point operations that torch counts in "
-    "convolutions, matrix products and attention; norms, activations and pooling do not count."
-)
+# Fields of sweep.json that results.json has too.
+_OF_PLAN = ("name", "kind", "launcher", "reference", "metric", "mode", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,14 @@ class ArmData(ScoredData):
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of training an arm's classifier; means over its trials."""
+    """Cost of an arm's training; means over its trials."""
 
     seconds: float | None  # wall time
     epochs: float | None
     images_per_second: float | None  # over all epochs, scoring left out
     image_size: int  # pixels
-    parameters: int
-    multiply_accumulates: int  # see CONVENTION
+    parameters: int | None  # of all networks that are trained
+    multiply_accumulates: int | None  # see CONVENTION
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class ArmResult:
     arm: str
     title: str
     seeds: list[int]
+    generator_seeds: list[int]  # empty: no generator made any of its images
     data: ArmData
     scores: ArmScores
     difference: ArmScores | None  # from the reference; None: it is the reference, or see not_paired
@@ -80,13 +79,14 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Point:
-    """Trials of equal parameters in a search."""
+    """Trials of equal parameters."""
 
     parameters: dict[str, Any]
     trials: list[str]
     seeds: list[int]
     finished: int
-    metric: float  # mean over the finished trials; over all if none finished (stopped ones trained less)
+    metric: Estimate  # mean over the finished trials; over all if none finished (stopped ones trained less)
+    cost: Cost | None  # of the finished trials; None without one
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,17 @@ class SweepSummary:
 
     name: str
     kind: str
+    launcher: str
     of_thesis: bool  # an ablation whose models are all the thesis's own
     reference: str | None
-    metric: str
+    metric: str | None
     mode: str
     fingerprint: str
     intervals: str
     multiply_accumulates: str
-    arms: list[ArmResult]  # the reference first; of a search the best point alone
+    arms: list[ArmResult]  # the reference first; of a search the best point alone; empty for networks that name no type
     without_result: dict[str, dict[str, str]]  # arm without a trial that counts -> its trials that ended -> status
-    points: list[Point]  # of a search, the best first
+    points: list[Point]  # of a search, or of networks that name no type, the best first
     trials: list[TrialResult]
     unfinished: list[str]  # names of trials under way or interrupted
     not_begun: list[str]
@@ -122,9 +123,10 @@ class SweepSummary:
 def summarize(sweep: Path) -> SweepSummary:
     """All that is known of a sweep. UserError if the folder is no sweep, or a file in it is damaged."""
     plan, trials = read_plan(sweep), read_trials(sweep)
-    rows = [_trial(trial, sweep, plan) for trial in trials]
-    points = _points(rows, plan.mode) if plan.kind == "search" else []
-    of_arm = _trials_of_arms(plan, trials, points)
+    task = registry.task(LAUNCHER_CONFIGS[plan.launcher].kind)
+    rows = [_trial(trial, sweep, plan, task) for trial in trials]
+    points = _points(rows, sweep, plan, task) if plan.kind == "search" or not task.answers_test else []
+    of_arm = _trials_of_arms(plan, trials, points) if task.answers_test else {}
     counting = {arm: [trial for trial in own if trial.counts] for arm, own in of_arm.items()}
     order = sorted((arm for arm in counting if counting[arm]), key=lambda arm: arm != plan.reference)
     answers = {arm: read_answers(counting[arm]) for arm in order}
@@ -132,13 +134,15 @@ def summarize(sweep: Path) -> SweepSummary:
     open_trials = [name for name in plan.trials if name not in {trial.trial for trial in trials}]
     unfinished = [name for name in open_trials if (sweep / TRIALS_FOLDER / name).is_dir()]
     return SweepSummary(
-        **{name: getattr(plan, name) for name in ("name", "kind", "reference", "metric", "mode", "fingerprint")},
+        **{name: getattr(plan, name) for name in _OF_PLAN},
         of_thesis=plan.kind == "ablation" and _of_thesis(plan),
         intervals=f"{METHOD}; {RESAMPLES} resamples",
         multiply_accumulates=CONVENTION,
-        arms=[_arm(counting[arm], answers[arm], reference) for arm in order],
+        arms=[_arm(counting[arm], answers[arm], reference, task) for arm in order],
         without_result={
-            arm: {trial.trial: _status(trial) for trial in own} for arm, own in of_arm.items() if not counting[arm]
+            arm: {trial.trial: _status(trial, task) for trial in own}
+            for arm, own in of_arm.items()
+            if not counting[arm]
         },
         points=points,
         trials=rows,
@@ -152,15 +156,16 @@ def _of_thesis(plan: SweepRecord) -> bool:
     return is_thesis(config, plan.sweep.get("fixed", ()))
 
 
-def metric_curve(run: Path, metric: str) -> list[tuple[int, float]]:
+def metric_curve(run: Path, metric: str | None) -> list[tuple[int, float]]:
     """(epoch, value) of a metric after each epoch of a run in which it is finite."""
     records = [record for record in read_records(run) if record["kind"] == "epoch"]
-    values = [(record["epoch"], record.get(metric)) for record in records]
+    values = [(record["epoch"], record.get(metric)) for record in records] if metric else []
     return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
 
 
-def _status(trial: Trial) -> str:
-    return trial.status if trial.status != "finished" or trial.counts else "finished, not scored"
+def _status(trial: Trial, task: Task[Any]) -> str:
+    scored = trial.status != "finished" or not task.answers_test or trial.counts
+    return trial.status if scored else "finished, not scored"
 
 
 def _trials_of_arms(plan: SweepRecord, trials: Sequence[Trial], points: Sequence[Point]) -> dict[str, list[Trial]]:
@@ -171,7 +176,7 @@ def _trials_of_arms(plan: SweepRecord, trials: Sequence[Trial], points: Sequence
     return {arm: [trial for trial in trials if trial.arm == arm] for arm in plan.arms}
 
 
-def _points(rows: Sequence[TrialResult], mode: str) -> list[Point]:
+def _points(rows: Sequence[TrialResult], sweep: Path, plan: SweepRecord, task: Task[Any]) -> list[Point]:
     """Trials of equal parameters together, those with a finished one first, then by metric, best first."""
     found: dict[str, list[TrialResult]] = {}
     for row in rows:
@@ -180,14 +185,25 @@ def _points(rows: Sequence[TrialResult], mode: str) -> list[Point]:
     points = []
     for own in found.values():
         finished = [row for row in own if row.status == "finished"]
-        metrics = [row.metric for row in finished or own if row.metric is not None]
         seeds, names = sorted(row.seed for row in own), [row.trial for row in own]
-        points.append(Point(own[0].parameters, names, seeds, len(finished), sum(metrics) / len(metrics)))
-    sign = -1 if mode == "max" else 1
-    return sorted(points, key=lambda point: (point.finished == 0, sign * point.metric))
+        costs = [cost_of(dataclasses.replace(row, run=sweep / row.run), task) for row in finished]
+        cost = _mean_cost(costs) if costs else None
+        points.append(Point(own[0].parameters, names, seeds, len(finished), _mean_metric(finished or own), cost))
+    sign = -1 if plan.mode == "max" else 1
+    return sorted(points, key=lambda point: (point.finished == 0, sign * (point.metric.value or 0.0)))
 
 
-def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None) -> ArmResult:
+def _mean_metric(rows: Sequence[TrialResult]) -> Estimate:
+    """Mean over trials, with its 95 % interval over seeds where there are several; images are not resampled."""
+    values = np.array([row.metric for row in rows])
+    if len(values) == 1:
+        return Estimate(float(values[0]))
+    draws = over_seeds(np.tile(values, (RESAMPLES, 1)), [row.seeds for row in rows])
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None, task: Task[Any]) -> ArmResult:
     evaluation = trials[0].evaluation
     assert evaluation is not None, "a trial that does not count"
     record, apart, refused = evaluation.record, None, None
@@ -199,54 +215,37 @@ def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None) -
     return ArmResult(
         trials[0].arm,
         trials[0].title,
-        list(answers.seeds),
+        sorted({seed for _, seed in answers.seeds}),
+        sorted({seed for seed, _ in answers.seeds if seed is not None}),
         ArmData(**vars(record.dataset), groups=record.scores.groups, normalizer=record.normalizer),
         arm_scores(answers),
         apart,
         refused,
-        _mean_cost([cost_of(trial) for trial in trials]),
+        _mean_cost([cost_of(trial, task) for trial in trials]),
     )
 
 
-def _trial(trial: Trial, sweep: Path, plan: SweepRecord) -> TrialResult:
+def _trial(trial: Trial, sweep: Path, plan: SweepRecord, task: Task[Any]) -> TrialResult:
     curve = metric_curve(trial.run, plan.metric)
     best = (max if plan.mode == "max" else min)(curve, key=lambda pair: pair[1], default=(None, None))
+    evaluated = trial.evaluation if task.answers_test and trial.counts else None
     return TrialResult(
         **{field.name: getattr(trial, field.name) for field in dataclasses.fields(Trial)}
-        | {"run": Path(os.path.relpath(trial.run, sweep)), "status": _status(trial)},
+        | {"run": Path(os.path.relpath(trial.run, sweep)), "status": _status(trial, task)},
         metric=best[1],
         metric_epoch=best[0],
-        checkpoint=trial.evaluation.record.checkpoint if trial.counts and trial.evaluation else None,
+        checkpoint=evaluated.record.checkpoint if evaluated else None,
     )
 
 
-def multiply_accumulates(network: nn.Module, image_size: int) -> int:
-    """Of one image float32 [3, S, S] through a network on the CPU, in evaluation mode; see CONVENTION."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        network.eval()(torch.zeros(1, 3, image_size, image_size))
-    return counter.get_total_flops() // 2
-
-
-@functools.cache
-def _network_size(model: ClassifierConfig, number_of_types: int, image_size: int) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of a configuration's network."""
-    network = build_classifier(model, number_of_types, image_size)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    return parameters, multiply_accumulates(network, image_size)
-
-
-def cost_of(trial: Trial) -> Cost:
+def cost_of(trial: Trial, task: Task[Any]) -> Cost:
     """A finished trial's cost. UserError if its config.yaml cannot be read."""
-    content = read_run_config(trial.run)
-    names = [field.name for field in dataclasses.fields(ClassifierRunConfig)]
-    known = {name: content[name] for name in names if name in content}
-    config = typed(ClassifierRunConfig, known, str(trial.run / CONFIG_FILE))
-    model, image_size = dataclasses.replace(config.model, weights=None), config.data.image_size
-    parameters, operations = _network_size(model, len(content["cell_types"]), image_size)
+    image_size = int(read_run_config(trial.run)["data"]["image_size"])
+    size = task.network_size(trial.run)
     epochs = [record for record in read_records(trial.run) if record["kind"] == "epoch"]
     seconds = sum(record["seconds"] for record in epochs)
     speed = sum(each["seconds"] * each["images_per_second"] for each in epochs) / seconds if seconds else None
+    parameters, operations = (size.parameters, size.multiply_accumulates) if size else (None, None)
     return Cost(trial.seconds, trial.epochs, speed, image_size, parameters, operations)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from filelock import Timeout
 
@@ -21,22 +21,23 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.disk import file_lock, remove_leftovers, replace_through
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, root_of
-from trainer.experiments.ablation import Arm, ablation_arms
-from trainer.experiments.launches import StagePlanner
+from trainer.experiments.ablation import Arm, arms_of_seeds
+from trainer.experiments.launches import LAUNCHER_CONFIGS, StagePlanner
 from trainer.experiments.resources import Resources
 from trainer.experiments.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, SweepRecord, Trial, read_plan
 from trainer.experiments.stages import Stage, content_hash_of, describe, in_order
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.experiments.trial import PlannedTrial, read_ending
+from trainer.loop.fit import Selection
 from trainer.metrics.records import to_json, write_json
+from trainer.runs import registry
 from trainer.runs.arguments import later_wins, written
-from trainer.runs.config import fingerprint
-from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.runs.config import RunConfig, fingerprint
 
 # Settings that add trials to a sweep, or take some away, and leave the others as they are.
 _GROWING = ("seeds", "arms", "models", "trials")
 # Settings that decide which trials of a search train to the end.
-_RULES = ("metric", "mode", "scheduler", "grace_epochs", "reduction")
+_RULES = ("scheduler", "grace_epochs", "reduction")
 # Settings that do not affect a trial's result.
 _FREE = ("name", "shards", "max_concurrent_trials")
 
@@ -48,8 +49,9 @@ class Sweep:
     config: SweepConfig
     folder: Path
     stages_folder: Path  # may be shared with other sweeps
-    arms: tuple[Arm, ...]
+    arms: tuple[Arm, ...]  # one for each generator seed, where generators made its images
     trials: tuple[PlannedTrial, ...]
+    selection: Selection | None  # how a trial's best epoch is chosen; None: by nothing
 
     @property
     def fingerprint(self) -> str:
@@ -66,14 +68,24 @@ class Sweep:
     @property
     def stages_to_run(self) -> list[Stage]:
         """The stages that are not done and whose output a trial still needs."""
-        waiting = {trial.arm for trial in self.to_run}
-        datasets = [arm.dataset for arm in self.arms if arm.name in waiting]
+        waiting = {(trial.arm, trial.generator_seed) for trial in self.to_run}
+        datasets = [arm.dataset for arm in self.arms if (arm.name, arm.generator_seed) in waiting]
         return in_order((dataset for dataset in datasets if isinstance(dataset, Stage)), self.stages_folder)
 
     @property
     def reference(self) -> str | None:
         """The arm that the others are compared with."""
         return None if self.config.kind == "search" else self.arms[0].name
+
+    @property
+    def metric(self) -> str | None:
+        """The score of an epoch's record that trials are compared by."""
+        return None if self.selection is None else f"validation_{self.selection.score}"
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Which end of the metric is better."""
+        return "max" if self.selection is None or self.selection.higher_is_better else "min"
 
     @property
     def to_run(self) -> list[PlannedTrial]:
@@ -91,7 +103,8 @@ class Sweep:
 def plan_sweep(config: SweepConfig, folder: Path, where: Path, stages_folder: Path | None = None) -> Sweep:
     """Plan every stage and trial. stages_folder: None takes one of the sweep's own.
 
-    UserError, naming the sweep file `where`, for what a launcher would refuse and for two trials that are one training.
+    UserError, naming the sweep file `where`, for what a launcher would refuse, for two trials that are one training and
+    for trials that are to be compared by a score and have none in common.
     """
     folder, shards = folder.resolve(), root_of(str(config.shards))
     stages_folder = folder / "stages" if stages_folder is None else stages_folder.resolve()
@@ -99,70 +112,78 @@ def plan_sweep(config: SweepConfig, folder: Path, where: Path, stages_folder: Pa
         shards = shards.resolve()
     resources = config.resources_per_trial
     planner = StagePlanner(where, resources, Dataset.open(shards).in_store)
-    variants = _variants(config, shards, planner)
+    arms = _arms(config, shards, planner)
     trials: dict[str, PlannedTrial] = {}
-    for arm, parameters in variants:
+    for arm in arms:
         source = arm.dataset.folder(stages_folder) if isinstance(arm.dataset, Stage) else arm.dataset
         images = content_hash_of(arm.dataset)
         for seed in config.seeds:
-            name = f"{arm.name}-seed{seed}"
+            name = f"{arm.name}{f'-generator{arm.generator_seed}' if arm.generator_seed else ''}-seed{seed}"
             # By default a trial would decode with all cores of its machine.
             overrides = later_wins((f"data.threads={resources.threads}", *config.fixed, *arm.overrides, f"seed={seed}"))
             arguments = [f"shards={source}", f"run={folder / TRIALS_FOLDER / name}", *overrides]
-            run = planner.configure(f"trial {name}", "train_classifier", arguments)
+            run = planner.configure(f"trial {name}", config.launcher, arguments)
             content_hash = _content_hash(run, images, resources)
-            trial = PlannedTrial(name, arm.name, arm.title, seed, parameters, overrides, run, content_hash)
+            trial = PlannedTrial(
+                name, arm.name, arm.title, arm.generator_seed, seed, arm.parameters, overrides, run, content_hash
+            )
             same = trials.setdefault(content_hash, trial)
             if same is not trial:
                 raise UserError(f"{where}: trials {same.name} and {name} are one and the same training: leave one out")
-    return Sweep(config, folder, stages_folder, tuple(arm for arm, _ in variants), tuple(trials.values()))
+    found = tuple(trials.values())
+    return Sweep(config, folder, stages_folder, tuple(arms), found, _selection(config, found, where))
 
 
-def _content_hash(config: ClassifierRunConfig, images: str, resources: Resources) -> str:
-    """SHA-256 hex of all that decides a training's result, the order of its sums included.
+def _selection(config: SweepConfig, trials: Sequence[PlannedTrial], where: Path) -> Selection | None:
+    """How the trials' best epochs are chosen. UserError where they are compared by it and have no score in common."""
+    task = registry.task(LAUNCHER_CONFIGS[config.launcher].kind)
+    found = [task.selection(trial.config) for trial in trials]
+    scores = {each.score if each else None for each in found}
+    by_score = config.kind == "search" or not task.answers_test
+    if by_score and (None in scores or len(scores) > 1):
+        names = ", ".join(sorted(map(str, scores)))
+        raise UserError(f"{where}: trials are compared by one score, which each computes after every epoch: {names}")
+    return found[0]
 
-    A run may be resumed with another patience and micro-batch; from the start they decide where it ends, and the
-    images that batch norm averages over.
-    """
+
+def _content_hash(config: RunConfig, images: str, resources: Resources) -> str:
+    """SHA-256 hex of all that decides a training's result, the order of its sums included."""
     facts = {
         "images": images,
         "workers": str(resources.workers),
         "threads": str(resources.threads),
         "device": "gpu" if resources.gpu else "cpu",
-        "patience": str(config.train.patience),
-        "micro-batch": str(config.train.micro_batch),
     }
-    settings = fingerprint(config, facts)
+    settings = fingerprint(config, facts, "adaptation", "result")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _variants(config: SweepConfig, shards: Root, planner: StagePlanner) -> list[tuple[Arm, Mapping[str, Any]]]:
-    """What is trained with every seed, and the parameters that distinguish it."""
+def _arms(config: SweepConfig, shards: Root, planner: StagePlanner) -> list[Arm]:
+    """What is trained with every seed."""
     if config.kind == "comparison":
-        return [
-            (Arm(model, model, shards, (f"model={model}", *config.model_settings.get(model, ()))), {"model": model})
-            for model in config.models
-        ]
+        settings = {model: (f"model={model}", *config.model_settings.get(model, ())) for model in config.models}
+        return [Arm(model, model, shards, own, {"model": model}) for model, own in settings.items()]
     if config.kind == "search":
         points = parameter_sets(config)
         return [
-            (Arm(f"point{number}", ", ".join(arguments), shards, arguments), point)
+            Arm(f"point{number}", ", ".join(arguments), shards, arguments, point)
             for number, point in enumerate(points)
             for arguments in [tuple(f"{name}={written(value)}" for name, value in point.items())]
         ]
-    arms = ablation_arms(config.ablation, shards, planner)
+    arms = arms_of_seeds(config.ablation, shards, planner)
     names = [arm.name for arm in arms]
     for name in config.arms or ():
         if name not in names:
             raise UserError(f"{planner.where}: arms: no arm {name}; there are {', '.join(names)}")
-    return [(arm, {}) for arm in arms if config.arms is None or arm.name in config.arms]
+    return [arm for arm in arms if config.arms is None or arm.name in config.arms]
 
 
 def describe_sweep(sweep: Sweep) -> list[str]:
     """Lines for people: every stage and trial, its state, and its command line."""
     resources, config = sweep.config.resources_per_trial, sweep.config
+    arms = len({arm.name for arm in sweep.arms})
     lines = [
-        f"{config.kind} {config.name}: {len(sweep.trials)} trials of {len(sweep.arms)} arms, each on "
+        f"{config.kind} {config.name}: {len(sweep.trials)} trials of {arms} arm{'s' * (arms != 1)}, each on "
         f"{resources.cpu} CPU, {resources.gpu:g} GPU, in {resources.workers} processes",
         *describe(sweep.stages, sweep.stages_folder, resources),
     ]
@@ -187,8 +208,9 @@ def opened(sweep: Sweep) -> Iterator[None]:
             name=sweep.config.name,
             kind=str(sweep.config.kind),
             reference=sweep.reference,
-            metric=sweep.config.metric,
-            mode=sweep.config.mode,
+            launcher=sweep.config.launcher,
+            metric=sweep.metric,
+            mode=sweep.mode,
             sweep=dataclasses.asdict(sweep.config),
             fingerprint=sweep.fingerprint,
             arms={arm.name: arm.title for arm in sweep.arms},
@@ -234,6 +256,7 @@ def write_trials(sweep: Sweep) -> None:
                 trial=trial.name,
                 arm=trial.arm,
                 title=trial.title,
+                generator_seed=trial.generator_seed,
                 seed=trial.seed,
                 parameters=dict(trial.parameters),
                 command=sweep.command(trial),

@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from data_pipeline.errors import UserError
-from data_pipeline.randomness import derive_key, uniform
+from data_pipeline.randomness import derive_key
 from trainer.experiments.ablation import AblationConfig
+from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.resources import Resources
-from trainer.metrics.measures import epoch_measures
 from trainer.runs.arguments import field_at, without_none
+from trainer.runs.config import RunConfig
 from trainer.runs.configuration import read_file
-from trainer.tasks.classification.config import ClassifierRunConfig
 
 # Arguments that the sweep itself gives each trial.
 _SET_BY_SWEEP = ("shards", "run", "seed")
-_LISTS = ("grid", "choice")
-_RANGES = ("uniform", "loguniform", "integer")
+# Ray Tune's samplers of a value; those of a list take it as it is.
+_LISTS = ("grid_search", "choice")
+_RANGES = ("uniform", "quniform", "loguniform", "qloguniform", "randn", "qrandn",
+           "randint", "qrandint", "lograndint", "qlograndint")  # fmt: skip
 _OF_KIND = {
     "ablation": ("ablation", "arms"),
     "comparison": ("models", "model_settings"),
@@ -36,19 +39,19 @@ class SweepConfig:
     """A sweep file.
 
     kind ablation: the thesis's arms. kind comparison: one arm for each model. kind search: points of `space`, each
-    argument of train_classifier.py -> {grid: [...]}, each value in turn, or a distribution to draw from:
-    {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {integer: [a, b]}, both ends included.
+    argument of the launcher -> {grid_search: [...]}, each value in turn, or one of Ray Tune's samplers with its
+    arguments in their order: {choice: [...]}, {loguniform: [0.0001, 0.01]}, {randint: [1, 5]}, 5 excluded, ...
     scheduler asha: a trial goes on after grace_epochs, and each time it has trained `reduction` times as long, only if
-    it is among the best 1/reduction of those so far (asynchronous successive halving, Li et al. 2020).
+    it is among the best 1/reduction of those so far (asynchronous successive halving, Li et al. 2020). Trials are
+    compared by the score that a run of the launcher chooses its best epoch by (train.select_by of a classifier).
     """
 
     name: str = ""  # default: the file's
     kind: Literal["ablation", "comparison", "search"] | None = None
+    launcher: str = "train_classifier"  # what a trial runs; another one for kinds comparison and search only
     shards: str | None = None  # the data set
-    fixed: list[str] = field(default_factory=list)  # arguments of train_classifier.py for every trial
+    fixed: list[str] = field(default_factory=list)  # arguments of the launcher for every trial
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # every training is repeated once with each seed
-    metric: str = "validation_balanced_accuracy"  # one of the measures that are computed after each epoch
-    mode: Literal["max", "min"] = "max"  # which end of the metric is better
     resources_per_trial: Resources = field(default_factory=Resources)  # also of each stage
     max_concurrent_trials: int | None = None  # null: as many as fit
     ablation: AblationConfig = field(default_factory=AblationConfig)  # ablation: how its arms are made
@@ -62,11 +65,11 @@ class SweepConfig:
     reduction: int = 3
 
     def __post_init__(self) -> None:
-        known = {f"validation_{name}": measure for name, measure in epoch_measures().items()}
-        if self.metric not in known:
-            raise ValueError(f"metric={self.metric} is none of {', '.join(known)}")
-        if known[self.metric].higher_is_better != (self.mode == "max"):
-            raise ValueError(f"mode={self.mode}: {self.metric} is better when it is the other way round")
+        launchers = [name for name, config in LAUNCHER_CONFIGS.items() if issubclass(config, RunConfig)]
+        if self.launcher not in launchers:
+            raise ValueError(f"launcher={self.launcher} is none of {', '.join(launchers)}")
+        if self.kind == "ablation" and self.launcher != "train_classifier":
+            raise ValueError(f"launcher={self.launcher}: the arms of an ablation are classifiers: leave it out")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={self.seeds}: name one at least, and each once")
         if self.max_concurrent_trials is not None and self.max_concurrent_trials < 1:
@@ -97,11 +100,11 @@ class SweepConfig:
 
 def _check_search(sweep: SweepConfig) -> None:
     if not sweep.space:
-        raise ValueError("space: empty: name an argument of train_classifier.py and what it is taken from")
+        raise ValueError(f"space: empty: name an argument of {sweep.launcher}.py and what it is taken from")
     for name, source in sweep.space.items():
         _refuse_own(name, "space")
-        _check_source(name, source)
-    drawn = any("grid" not in source for source in sweep.space.values())
+        _check_source(name, source, _is_text(LAUNCHER_CONFIGS[sweep.launcher], name))
+    drawn = any("grid_search" not in source for source in sweep.space.values())
     if sweep.trials < 1 or (sweep.trials > 1 and not drawn):
         raise ValueError(f"trials={sweep.trials}: how many draws; 1 where nothing is drawn, all of a grid is tried")
     if sweep.grace_epochs < 1 or sweep.reduction < 2:
@@ -110,28 +113,29 @@ def _check_search(sweep: SweepConfig) -> None:
         )
 
 
-def _check_source(name: str, source: Any) -> None:
-    if not isinstance(source, dict) or len(source) != 1 or next(iter(source)) not in (*_LISTS, *_RANGES):
-        raise ValueError(f"space.{name}={source}: write one of {', '.join((*_LISTS, *_RANGES))}, {{grid: [...]}} say")
+def _check_source(name: str, source: Any, text: bool) -> None:
+    """text: whether the argument is text."""
+    known = (*_LISTS, *_RANGES)
+    if not isinstance(source, dict) or len(source) != 1 or next(iter(source)) not in known:
+        raise ValueError(f"space.{name}={source}: write one of {', '.join(known)}, {{grid_search: [...]}} say")
     how, values = next(iter(source.items()))
     if not isinstance(values, list) or not values:
         raise ValueError(f"space.{name}.{how}={values}: write a list")
-    if how in _LISTS:
-        texts = all(value is None or isinstance(value, str) for value in values)
-        if _is_text(name) and not texts:
-            raise ValueError(f"space.{name}.{how}={values}: text that looks like a number or a word of YAML is quoted")
-        return
-    number = int if how == "integer" else int | float
-    numbers = all(isinstance(value, number) and not isinstance(value, bool) for value in values)
-    if not numbers or len(values) != 2 or values[0] > values[1] or (how == "loguniform" and values[0] <= 0):
-        kind = {"integer": "two integers", "loguniform": "two numbers above 0"}.get(how, "two numbers")
-        raise ValueError(f"space.{name}.{how}={values}: write {kind}, the smaller one first")
+    if how not in _LISTS:
+        try:
+            _sampler(source).sample(random_state=np.random.RandomState(0))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"space.{name}.{how}={values}: {str(error).partition('.')[0]}") from error
+        if "randn" not in how and values[0] > values[1]:
+            raise ValueError(f"space.{name}.{how}={values}: write the smaller bound first")
+    elif text and not all(value is None or isinstance(value, str) for value in values):
+        raise ValueError(f"space.{name}.{how}={values}: text that looks like a number or a word of YAML is quoted")
 
 
-def _is_text(name: str) -> bool:
-    """Whether an argument of train_classifier.py is text; False for an unknown one, which composing it refuses."""
+def _is_text(config: type, name: str) -> bool:
+    """Whether an argument of a launcher is text; False for an unknown one, which composing it refuses."""
     try:
-        return without_none(field_at(ClassifierRunConfig, name)[1])[0] is str
+        return without_none(field_at(config, name)[1])[0] is str
     except UserError:
         return False
 
@@ -163,7 +167,7 @@ def parameter_sets(sweep: SweepConfig) -> list[dict[str, Any]]:
     A draw is keyed by the argument's name and its number; the first draw is tried at every point of the grids before
     the second. So a sweep of more draws begins with the same points.
     """
-    grids = {name: source["grid"] for name, source in sweep.space.items() if "grid" in source}
+    grids = {name: source["grid_search"] for name, source in sweep.space.items() if "grid_search" in source}
     points = [
         {name: values[name] if name in values else _draw(name, source, number) for name, source in sweep.space.items()}
         for number in range(sweep.trials)
@@ -172,14 +176,16 @@ def parameter_sets(sweep: SweepConfig) -> list[dict[str, Any]]:
     return list({json.dumps(point, sort_keys=True): point for point in points}.values())
 
 
-def _draw(name: str, source: dict[str, list[Any]], number: int) -> Any:
+def _sampler(source: dict[str, list[Any]]) -> Any:
+    """Ray Tune's sampler of {name: arguments}."""
+    from ray import tune  # here: a sweep without draws need not wait for it
+
     how, values = next(iter(source.items()))
-    share = float(uniform(derive_key(0, "search", name), [number], 1)[0, 0])
-    if how == "choice":
-        return values[int(share * len(values))]
-    low, high = values
-    if how == "integer":
-        return low + int(share * (high - low + 1))
+    return tune.choice(values) if how == "choice" else getattr(tune, how)(*values)
+
+
+def _draw(name: str, source: dict[str, list[Any]], number: int) -> Any:
+    key = derive_key(0, "search", name, number) % 2**32
+    drawn = _sampler(source).sample(random_state=np.random.RandomState(key))
     # Rounded: it is read and copied by hand.
-    drawn = low * math.pow(high / low, share) if how == "loguniform" else low + share * (high - low)
-    return float(f"{drawn:.6g}")
+    return float(f"{drawn:.6g}") if isinstance(drawn, float) and "choice" not in source else drawn

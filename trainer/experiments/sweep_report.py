@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data_pipeline.disk import replace_through
 from trainer.experiments.results import ArmScores
-from trainer.experiments.summary import ArmResult, Cost, SweepSummary, TrialResult, summarize
-from trainer.experiments.sweep_sections import duration, score_sections, search_sections
+from trainer.experiments.summary import ArmResult, Cost, Point, SweepSummary, TrialResult, summarize
+from trainer.experiments.sweep_sections import duration, point_sections, score_sections
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.measures import shown
 from trainer.metrics.records import to_json, write_json
@@ -22,27 +22,36 @@ _COLUMNS = ("value", "low", "high")
 def write_sweep_report(sweep: Path) -> Path:
     """Write SWEEP/report.html, table.csv and results.json from what has ended so far; returns the first.
 
-    table.csv: for each arm a line over all types, with the arm's cost, then one for each type; shares of 1.
+    table.csv: for each arm a line over all types, with the arm's cost, then one for each type; shares of 1. Where
+    there are points and no arm, a line for each point.
     results.json: a SweepSummary.
     UserError if the folder is no sweep, or a file in it is damaged.
     """
     summary = summarize(sweep)
     write_json(sweep / "results.json", to_json(summary))
-    replace_through(sweep / "table.csv", _csv(summary.arms).encode())
-    scores = search_sections(summary, sweep) if summary.kind == "search" else score_sections(summary)
-    subtitle = (
-        "Scores on real test images, in per cent, with 95 % intervals over seeds and groups of images; no generated "
-        "image is among them."
-    )
-    if summary.kind == "ablation":
-        subtitle += " Each generator was trained once: its luck is not in the intervals."
+    table = _csv(summary.arms) if summary.arms or not summary.points else _point_csv(summary.points)
+    replace_through(sweep / "table.csv", table.encode())
+    by_points = summary.kind == "search" or summary.points
+    scores = point_sections(summary, sweep) if by_points else score_sections(summary)
     return write_page(
         sweep / "report.html",
         f"{summary.kind.capitalize()} {summary.name}",
-        subtitle,
+        _subtitle(summary),
         [_facts(summary), *_warnings(summary)],
         [*scores, _what_was_run(summary)],
     )
+
+
+def _subtitle(summary: SweepSummary) -> str:
+    if summary.points and not summary.arms:
+        return "Scores on validation images after each epoch, as each run chooses its best by."
+    words = (
+        "Scores on real test images, in per cent, with 95 % intervals over seeds and groups of images; no generated "
+        "image is among them."
+    )
+    if summary.kind == "ablation" and all(len(arm.generator_seeds) < 2 for arm in summary.arms):
+        words += " Each generator was trained once: its luck is not in the intervals."
+    return words
 
 
 def _facts(summary: SweepSummary) -> Facts:
@@ -53,7 +62,8 @@ def _facts(summary: SweepSummary) -> Facts:
         [
             ("sweep", f"{summary.name}, {summary.kind} (SHA-256 {summary.fingerprint[:12]})"),
             ("trials that ended", ended + waiting),
-            ("watched", f"{summary.metric} ({summary.mode})"),
+            ("trials are of", f"{summary.launcher}.py"),
+            ("watched", f"{summary.metric} ({summary.mode})" if summary.metric else "nothing"),
             ("reference", summary.reference or "none"),
             ("intervals", summary.intervals),
         ]
@@ -141,12 +151,27 @@ def _csv(arms: Sequence[ArmResult]) -> str:
 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["arm", "title", "cell_type", "images", "seeds", "paired_seeds", *names, *costs])
+    seeds_of = ("seeds", "generator_seeds", "paired_seeds")
+    table.writerow(["arm", "title", "cell_type", "images", *seeds_of, *names, *costs])
     for arm in arms:
         paired = arm.difference.paired_seeds if arm.difference else []
-        seeds = [" ".join(map(str, numbers)) for numbers in (arm.seeds, paired)]
+        seeds = [" ".join(map(str, numbers)) for numbers in (arm.seeds, arm.generator_seeds, paired)]
         for cell_type, count in {"all": arm.data.count, **arm.scores.images}.items():
             cost = [getattr(arm.cost, name) if cell_type == "all" else None for name in costs]
             both = [*values(arm.scores, cell_type), *values(arm.difference, cell_type)]
             table.writerow([arm.arm, arm.title, cell_type, count, *seeds, *both, *cost])
+    return text.getvalue()
+
+
+def _point_csv(points: Sequence[Point]) -> str:
+    names = list(dict.fromkeys(name for point in points for name in point.parameters))
+    costs = [field.name for field in dataclasses.fields(Cost)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*names, "seeds", "finished", "metric", "metric_low", "metric_high", *costs])
+    for point in points:
+        metric, seeds = point.metric, " ".join(map(str, point.seeds))
+        parameters = [point.parameters.get(name) for name in names]
+        cost = [getattr(point.cost, name, None) for name in costs]
+        table.writerow([*parameters, seeds, point.finished, metric.value, metric.low, metric.high, *cost])
     return text.getvalue()

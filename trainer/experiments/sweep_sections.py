@@ -60,7 +60,7 @@ def _score_table(arms: Sequence[ArmResult], kind: str) -> Table:
     data = arms[0].data
     caption = f"Each arm over all types: {data.split} split, {data.count} images in {data.groups} groups."
     theirs = [_thesis(kind, measure, f"thesis: {measure}") for measure in figures.SHOWN if kind]
-    return _table(caption, [Column("seeds", lambda arm: _seeds(arm.seeds)), *_overall(), *theirs], arms)
+    return _table(caption, [Column("seeds", _seeds_of), *_overall(), *theirs], arms)
 
 
 def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str) -> Table:
@@ -68,7 +68,7 @@ def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str
 
     def paired(arm: ArmResult) -> Cell:
         seeds = arm.difference.paired_seeds if arm.difference else []
-        return _seeds(seeds) if seeds else Cell("none", "in common")
+        return _seeds(seeds, arm.generator_seeds or reference.generator_seeds) if seeds else Cell("none", "in common")
 
     def apart(measure: Measure) -> Column[ArmResult]:
         def cell(arm: ArmResult) -> Cell | str:
@@ -91,22 +91,18 @@ def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str
 
 def _costs(arms: Sequence[ArmResult], kind: str, convention: str) -> Section:
     comparison = kind == "comparison"
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else f"{value:{form}}"
-
     columns: list[Column[ArmResult]] = [
         *(_column(measures()[name], name) for name in figures.SHOWN),
         Column(
             "training time",
             lambda arm: Cell(duration(arm.cost.seconds), "mean of seeds" if len(arm.seeds) > 1 else ""),
         ),
-        Column("epochs", lambda arm: number(arm.cost.epochs, "g")),
-        Column("images per second", lambda arm: number(arm.cost.images_per_second, ".0f")),
-        Column("parameters, millions", lambda arm: f"{arm.cost.parameters / 1e6:.4g}"),
+        Column("epochs", lambda arm: _number(arm.cost.epochs, "g")),
+        Column("images per second", lambda arm: _number(arm.cost.images_per_second, ".0f")),
+        Column("parameters, millions", lambda arm: _millions(arm.cost.parameters)),
         Column(
             "multiply-accumulates, millions",
-            lambda arm: Cell(f"{arm.cost.multiply_accumulates / 1e6:,.2f}", f"{arm.cost.image_size} px"),
+            lambda arm: Cell(f"{(arm.cost.multiply_accumulates or 0) / 1e6:,.2f}", f"{arm.cost.image_size} px"),
         ),
         *([_thesis(kind, "training time", "thesis: training time")] if comparison else []),
     ]
@@ -152,11 +148,11 @@ def _types(arms: Sequence[ArmResult]) -> Section:
     return Section("Types", "The arms, type by type; table.csv has precision and F1 too.", blocks)
 
 
-def search_sections(summary: SweepSummary, sweep: Path) -> list[Section]:
-    """A search: its points by their metric, the curves of its trials, and the test score of the best."""
-    points, metric = summary.points, _words(summary.metric)
+def point_sections(summary: SweepSummary, sweep: Path) -> list[Section]:
+    """Points by their metric, the curves of the trials, and the test score of the best where there is one."""
+    title, points, metric = summary.kind.capitalize(), summary.points, str(summary.metric).replace("_", " ")
     if not points:
-        return [Section("Search", "No trial has ended yet.", [])]
+        return [Section(title, "No trial has ended yet.", [])]
     best = points[0].trials[0]
     trials = [trial for trial in summary.trials if trial.metric is not None]
     blocks: list[Block] = [_point_table(points, metric)]
@@ -166,19 +162,22 @@ def search_sections(summary: SweepSummary, sweep: Path) -> list[Section]:
     curves = {trial.trial: metric_curve(sweep / trial.run, summary.metric) for trial in trials}
     caption = f"{metric.capitalize()} after each epoch of every trial that ended; in colour: {best}."
     blocks.append(Figure(figures.metric_curves(curves, best, metric, "curves"), caption))
-    return [Section("Search", f"{len(points)} points, by {metric}.", [*_winner(summary.arms), *blocks])]
+    return [Section(title, f"{len(points)} points, by {metric}.", [*_winner(summary), *blocks])]
 
 
-def _winner(arms: Sequence[ArmResult]) -> list[Block]:
-    if not arms:
+def _winner(summary: SweepSummary) -> list[Block]:
+    if not summary.points[0].finished:
         return [Text("No point has a finished trial yet: none has a test score.", warning=True)]
-    (winner,) = arms
+    if not summary.arms:
+        note = "The best of many scores on validation images is too high: score its run by evaluate.py."
+        return [Text(note)]
+    (winner,) = summary.arms
     cost, data = winner.cost, winner.data
     columns: list[Column[ArmResult]] = [
-        Column("seeds", lambda _: _seeds(winner.seeds)),
+        Column("seeds", _seeds_of),
         *_overall(),
         Column("training time", lambda _: duration(cost.seconds)),
-        Column("parameters, millions", lambda _: f"{cost.parameters / 1e6:.4g}"),
+        Column("parameters, millions", lambda _: _millions(cost.parameters)),
     ]
     where = f"{data.split} split, {data.count} images in {data.groups} groups"
     caption = f"The best point, {winner.title}, on real test images: {where}."
@@ -194,14 +193,33 @@ def _point_table(points: Sequence[Point], metric: str) -> Table:
     rows = [
         [
             Cell(str(place)),
-            Cell(f"{point.metric:.4f}"),
+            Cell(point.metric.format(factor=1, digits=4), _between(point.metric)),
             *(Cell(_value(point.parameters.get(name))) for name in names),
             Cell(", ".join(map(str, point.seeds)), f"{point.finished} of {len(point.seeds)} finished"),
+            Cell(duration(point.cost.seconds if point.cost else None)),
+            Cell(_number(point.cost.images_per_second if point.cost else None, ".0f")),
+            Cell(_millions(point.cost.parameters if point.cost else None)),
         ]
         for place, point in enumerate(points, start=1)
     ]
-    caption = f"Every point, by the mean {metric} of its finished trials at their best epoch; stopped below."
-    return Table(caption, ["place", metric, *names, "seeds"], rows)
+    caption = (
+        f"Every point, by the mean {metric} of its finished trials at their best epoch, with its 95 % interval over "
+        "seeds where there are several; stopped below."
+    )
+    costs = ["training time", "images per second", "parameters, millions"]
+    return Table(caption, ["place", metric, *names, "seeds", *costs], rows)
+
+
+def _between(value: Estimate) -> str:
+    return "" if value.low is None else value.interval(factor=1, digits=4)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _millions(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.4g}"
 
 
 def estimate(value: Estimate | None, measure: Measure | None = None) -> Cell:
@@ -259,13 +277,15 @@ def _thesis(kind: str, of: str, head: str) -> Column[ArmResult]:
     return Column(head, lambda arm: sweep_number(kind, arm.arm, of) or "-")
 
 
-def _seeds(seeds: Sequence[int]) -> Cell:
+def _seeds_of(arm: ArmResult) -> Cell:
+    return _seeds(arm.seeds, arm.generator_seeds)
+
+
+def _seeds(seeds: Sequence[int], of_generators: Sequence[int] = ()) -> Cell:
+    if len(of_generators) > 1:
+        return Cell(", ".join(map(str, seeds)), f"generators: {', '.join(map(str, of_generators))}")
     return Cell(", ".join(map(str, seeds)), "interval of images only" if len(seeds) == 1 else "")
 
 
 def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _words(metric: str) -> str:
-    return metric.replace("_", " ")

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a whole training of a classifier, in processes that Ray has placed."""
+"""One trial of a sweep: a whole training, in processes that Ray has placed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from data_pipeline.errors import UserError
 from trainer.experiments.launch_server import launch_server
 from trainer.experiments.resources import Resources
 from trainer.experiments.stages import LAUNCHERS
-from trainer.loop.log import read_records
+from trainer.loop.log import logged_seconds, read_records
+from trainer.runs import registry
+from trainer.runs.config import RunConfig
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
-from trainer.tasks.classification.config import ClassifierRunConfig
 
 # In a sweep's folder, what Ray writes.
 TUNE_FOLDER = "tune"
@@ -35,10 +36,11 @@ class PlannedTrial:
     name: str  # of its folder
     arm: str
     title: str  # of the arm, for people
+    generator_seed: int | None  # of the generators of its images; None: no generator made any
     seed: int
     parameters: Mapping[str, Any]  # those that a search varies, or the model of a comparison
-    overrides: tuple[str, ...]  # arguments of train_classifier.py, without shards and run
-    config: ClassifierRunConfig  # the whole configuration; its run is the trial's folder
+    overrides: tuple[str, ...]  # arguments of the launcher, without shards and run
+    config: RunConfig  # the whole configuration; its run is the trial's folder
     content_hash: str  # SHA-256 hex of all that decides the result
 
     @property
@@ -49,7 +51,7 @@ class PlannedTrial:
     def command(self, resources: Resources, run: Path) -> str:
         """A shell line that does the same training in another run directory."""
         arguments = [f"shards={self.config.shards}", f"run={run}", *self.overrides]
-        return resources.shell_line(resources.command(LAUNCHERS / "train_classifier.py", arguments))
+        return resources.shell_line(resources.command(LAUNCHERS / registry.task(self.config.kind).launcher, arguments))
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Ending:
     """How a trial ended: the record beside its run directory."""
 
     status: Status
-    seconds: float  # over all its epochs, also those before an interruption
+    seconds: float  # of training, also those before an interruption
     epochs: int
     dataset_hash: str | None
     line: str | None = None  # what went wrong
@@ -100,10 +102,10 @@ def write_ending(run: Path, status: Status, line: str | None = None, *, mistake:
 
     The trial and the driver may write at the same time, on machines that see the folder late.
     """
-    path, epochs = _ending_file(run), read_epochs(run)
-    dataset_hash = read_run_config(run)["dataset_hash"] if (run / CONFIG_FILE).exists() else None
-    seconds = sum(record["seconds"] for record in epochs)
-    ending = Ending(status, seconds, len(epochs), dataset_hash, line, mistake)
+    path, begun = _ending_file(run), (run / CONFIG_FILE).exists()
+    content = read_run_config(run) if begun else {}
+    seconds = sum(map(logged_seconds, registry.task(content["kind"]).logs(run))) if begun else 0.0
+    ending = Ending(status, seconds, len(read_epochs(run)), content.get("dataset_hash"), line, mistake)
     run.parent.mkdir(parents=True, exist_ok=True)
     if not create_through(path, json.dumps(vars(ending)).encode()):
         ending = Ending(**json.loads(path.read_text()))
@@ -250,7 +252,8 @@ def train_here(trial: PlannedTrial, resources: Resources, report: Report) -> Non
         train(trial.config, topology, after_epoch)
         if first:
             write_ending(trial.run, "finished")
-    report(_scores(read_epochs(trial.run)[-1]) if first else {})
+    for record in read_epochs(trial.run)[-1:]:
+        report(_scores(record) if first else {})
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, Any]:

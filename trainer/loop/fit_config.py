@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from data_pipeline.dataset_config import AFFECTS_NOTHING
+from data_pipeline.dataset_config import AFFECTS_NOTHING, AFFECTS_RESULT
 from trainer.learners.choices import EngineChoice, PrecisionChoice
 
 
@@ -14,7 +14,7 @@ class FitConfig:
     iterations_per_epoch: int | None = None  # steps of an epoch; null: one pass over the data
     global_batch: int = 64  # images per optimizer step, over all ranks
     micro_batch: int | None = field(
-        default=None, metadata=AFFECTS_NOTHING
+        default=None, metadata=AFFECTS_RESULT
     )  # most images on a device at once; null: a whole slice
     find_micro_batch: bool = field(
         default=False, metadata=AFFECTS_NOTHING

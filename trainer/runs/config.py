@@ -24,12 +24,13 @@ class RunConfig(DatasetConfig):
     train: FitConfig = field(default_factory=FitConfig)
 
 
-def fingerprint(config: Any, facts: Mapping[str, str], stage: str = "training") -> dict[str, str]:
-    """What a checkpoint must have been made with to be resumed: settings that affect the stage, and `facts`.
+def fingerprint(config: Any, facts: Mapping[str, str], *stages: str) -> dict[str, str]:
+    """What a checkpoint must have been made with to be resumed: settings that affect all of a run, and `facts`.
 
-    Keys are the settings' keys, values their text.
+    Keys are the settings' keys, values their text. stages: settings that affect one of these count too: "adaptation",
+    "result".
     """
-    return dict(facts) | {key: str(value) for key, value, affects in _settings(config) if affects in ("all", stage)}
+    return dict(facts) | {key: str(value) for key, value, affects in _settings(config) if affects in ("all", *stages)}
 
 
 def _settings(config: Any, prefix: str = "", affects: str = "all") -> Iterator[tuple[str, Any, str]]:

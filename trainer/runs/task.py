@@ -20,6 +20,7 @@ from trainer.loop.forecast import Expectation
 from trainer.runs import registry
 from trainer.runs.config import RunConfig
 from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.runs.network_size import NetworkSize, parameters_of
 from trainer.runs.provenance import learned_at_start
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -34,7 +35,6 @@ class Session(ABC, Generic[Config]):
     cell_types: tuple[str, ...]
     streams: Mapping[str, Stream]
     epoch_steps: int
-    selection: Selection | None = None
     domain: str = ""  # stain of generated images
     normalizer: str | None = None  # file of the normaliser in the run, for raw images
 
@@ -89,6 +89,7 @@ class Task(ABC, Generic[Config]):
     launcher: ClassVar[str]
     config: ClassVar[type[Any]]
     makes_images: ClassVar[bool] = False  # what `load` gives is an ImageSampler
+    answers_test: ClassVar[bool] = False  # a finished run holds its answers to the test images, cell type by cell type
 
     @abstractmethod
     def open(self, config: Config, dataset: Dataset, topology: Topology) -> Session[Config]:
@@ -101,6 +102,10 @@ class Task(ABC, Generic[Config]):
     @abstractmethod
     def count_epoch_steps(self, config: Config, dataset: Dataset, topology: Topology) -> int:
         """Steps of one pass over the data. UserError where the two do not fit."""
+
+    def selection(self, config: Config) -> Selection | None:
+        """How the best epoch of a run is chosen, and trials of a sweep are compared; None: by nothing."""
+        return None
 
     def trains_in_steps(self, config: Config) -> bool:
         """False where `Session.build` gives None."""
@@ -132,6 +137,15 @@ class Task(ABC, Generic[Config]):
             f"{run}: what a generator has learned is scored by its images: draw them with synthesize.py, then give "
             "bank=DIR"
         )
+
+    def logs(self, run: Path) -> list[Path]:
+        """Folders whose logs and checkpoints together are the training."""
+        return [run]
+
+    def network_size(self, run: Path) -> NetworkSize | None:
+        """Size of what a run has learned; None before its first checkpoint."""
+        networks = parameters_of(self.logs(run))
+        return NetworkSize(sum(networks.values())) if networks else None
 
     @abstractmethod
     def write_report(self, run: Path) -> Path:

@@ -48,7 +48,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_begin_with_the_same(
     space = {
         "rate": {"loguniform": [low, low * factor]},
         "smoothing": {"uniform": [low, low * factor]},
-        "layers": {"integer": [first, first + span]},
+        "layers": {"randint": [first, first + span + 1]},
         "name": {"choice": ["a", "b"]},
         "point": {"uniform": [0, 1]},
     }
@@ -63,7 +63,7 @@ def test_draws_lie_in_their_ranges_and_more_of_them_begin_with_the_same(
 
 
 def test_every_integer_and_every_choice_is_drawn_about_as_often() -> None:
-    space = {"layers": {"integer": [1, 3]}, "name": {"choice": ["a", "b"]}}
+    space = {"layers": {"randint": [1, 4]}, "name": {"choice": ["a", "b"]}}
     points = parameter_sets(search(space={**space, "draw": {"uniform": [0, 1]}}, trials=600))
     for value in (1, 2, 3):
         assert 150 < sum(point["layers"] == value for point in points) < 250
@@ -71,7 +71,7 @@ def test_every_integer_and_every_choice_is_drawn_about_as_often() -> None:
 
 
 def test_a_grid_is_tried_as_a_whole_with_the_same_draws_at_each_point() -> None:
-    space = {"a": {"grid": [1, 2]}, "b": {"grid": ["x", "y"]}, "c": {"uniform": [0, 1]}}
+    space = {"a": {"grid_search": [1, 2]}, "b": {"grid_search": ["x", "y"]}, "c": {"uniform": [0, 1]}}
     points = parameter_sets(search(space=space, trials=2))
     grid = [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
     assert [(point["a"], point["b"]) for point in points] == [*grid, *grid]
@@ -81,7 +81,7 @@ def test_a_grid_is_tried_as_a_whole_with_the_same_draws_at_each_point() -> None:
 
 
 def test_a_point_that_is_drawn_again_is_tried_once() -> None:
-    space = {"a": {"grid": [1, 2, 1]}, "b": {"choice": ["x", "y"]}}
+    space = {"a": {"grid_search": [1, 2, 1]}, "b": {"choice": ["x", "y"]}}
     points = parameter_sets(search(space=space, trials=40))
     assert sorted((point["a"], point["b"]) for point in points) == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
 
@@ -93,23 +93,26 @@ def test_a_point_that_is_drawn_again_is_tried_once() -> None:
         ({}, ("no kind",)),
         ({"kind": "comparison"}, ("models", "at least")),
         ({"kind": "comparison", "models": ["a", "a"]}, ("models", "once")),
-        ({"kind": "comparison", "models": ["a"], "space": {"b": {"grid": [1]}}}, ("space", "kind: search")),
+        ({"kind": "comparison", "models": ["a"], "space": {"b": {"grid_search": [1]}}}, ("space", "kind: search")),
         ({"kind": "comparison", "models": ["a"], "model_settings": {"b": []}}, ("model_settings.b", "not one of")),
         ({"kind": "comparison", "models": ["a"], "model_settings": {"a": ["run=x"]}}, ("run is for the sweep",)),
         ({"kind": "ablation", "model_settings": {"a": []}}, ("model_settings", "kind: comparison")),
         ({"kind": "search"}, ("space", "empty")),
         ({"kind": "search", "space": {"a": [1, 2]}}, ("space.a", "grid")),
         ({"kind": "search", "space": {"a": {"normal": [1, 2]}}}, ("space.a", "loguniform")),
-        ({"kind": "search", "space": {"a": {"loguniform": [0, 1]}}}, ("space.a.loguniform", "above 0")),
-        ({"kind": "search", "space": {"a": {"integer": [0.5, 1]}}}, ("space.a.integer", "two integers")),
-        ({"kind": "search", "space": {"a": {"uniform": [2, 1]}}}, ("space.a.uniform", "smaller one first")),
-        ({"kind": "search", "space": {"a": {"grid": [1]}}, "trials": 5}, ("trials=5", "draws")),
-        ({"kind": "search", "space": {"seed": {"grid": [1]}}}, ("seed is for the sweep",)),
-        ({"kind": "search", "space": {"a": {"grid": [1]}}, "reduction": 1}, ("reduction=1",)),
+        ({"kind": "search", "space": {"a": {"loguniform": [0, 1]}}}, ("space.a.loguniform", "greater than 0")),
+        ({"kind": "search", "space": {"a": {"randint": ["b", 1]}}}, ("space.a.randint", "'b'")),
+        ({"kind": "search", "space": {"a": {"uniform": [0.5]}}}, ("space.a.uniform", "missing 1")),
+        ({"kind": "search", "space": {"a": {"uniform": [2, 1]}}}, ("space.a.uniform", "smaller bound first")),
+        ({"kind": "search", "space": {"a": {"grid_search": [1]}}, "trials": 5}, ("trials=5", "draws")),
+        ({"kind": "search", "space": {"seed": {"grid_search": [1]}}}, ("seed is for the sweep",)),
+        ({"kind": "search", "space": {"a": {"grid_search": [1]}}, "reduction": 1}, ("reduction=1",)),
         ({"kind": "ablation", "seeds": [1, 1]}, ("seeds", "once")),
         ({"kind": "ablation", "fixed": ["train.epochs"]}, ("train.epochs", "key=value")),
         ({"kind": "ablation", "fixed": ["run=x"]}, ("run is for the sweep",)),
-        ({"kind": "ablation", "metric": "validation_loss"}, ("mode=max", "validation_loss")),
+        ({"kind": "search", "launcher": "balance", "space": {"a": {"grid_search": [1]}}}, ("launcher=balance",)),
+        ({"kind": "ablation", "launcher": "train_stain_gan"}, ("launcher=train_stain_gan", "classifiers")),
+        ({"kind": "ablation", "ablation": {"generator_seeds": [1, 1]}}, ("generator_seeds=[1, 1]", "once")),
         ({"kind": "ablation", "resources_per_trial": {"cpu": 3, "workers": 2}}, ("cpu=3", "multiple")),
         ({"kind": "ablation", "resources_per_trial": {"gpus": 2}}, ("gpus",)),
         ({"kind": "ablation", "resources_per_trial": {"gpu": 2}}, ("gpu=2", "one GPU", "workers=1")),
@@ -154,7 +157,7 @@ def test_the_command_line_stands_above_the_file(tmp_path: Path) -> None:
 
 
 def test_trials_are_every_arm_with_every_seed_under_names_of_their_own(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    space = {"optimizer.learning_rate": {"grid": [0.1, 0.2]}, "model": {"grid": ["senet_tiny_ge"]}}
+    space = {"optimizer.learning_rate": {"grid_search": [0.1, 0.2]}, "model": {"grid_search": ["senet_tiny_ge"]}}
     config = search(shards=str(tiny_dataset.root), space=space, seeds=[3, 5], fixed=["train.epochs=7"])
     sweep = plan(config, tmp_path)
     assert [trial.name for trial in sweep.trials] == ["point0-seed3", "point0-seed5", "point1-seed3", "point1-seed5"]
@@ -168,7 +171,7 @@ def test_trials_are_every_arm_with_every_seed_under_names_of_their_own(tiny_data
 
 
 def test_an_unknown_parameter_is_refused_before_anything_is_written(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    config = search(shards=str(tiny_dataset.root), space={"optimizer.learning_speed": {"grid": [0.1]}})
+    config = search(shards=str(tiny_dataset.root), space={"optimizer.learning_speed": {"grid_search": [0.1]}})
     with pytest.raises(UserError, match=r"a\.yaml.*learning_speed"):
         plan(config, tmp_path)
     assert not any(tmp_path.iterdir())
@@ -177,7 +180,7 @@ def test_an_unknown_parameter_is_refused_before_anything_is_written(tiny_dataset
 def test_what_decides_a_result_makes_another_trial_and_nothing_else(tiny_dataset: Dataset, tmp_path: Path) -> None:
     fields: dict[str, Any] = {
         "shards": str(tiny_dataset.root),
-        "space": {"optimizer.learning_rate": {"grid": [0.1]}},
+        "space": {"optimizer.learning_rate": {"grid_search": [0.1]}},
         "seeds": [0],
     }
 
@@ -252,3 +255,47 @@ def test_an_unknown_argument_of_a_stage_is_refused_beforehand(two_stains: Datase
     with pytest.raises(UserError, match=r"a\.yaml: .*\.py\): .*speed"):
         plan(read_sweep(SWEEPS / "ablation.yaml", changes), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_generator_seeds_repeat_what_generators_made_and_nothing_else(two_stains: Dataset, tmp_path: Path) -> None:
+    """The first seed's trainings are those of an ablation without the setting: what is done is not done again."""
+    changes = [f"shards={two_stains.root}", *ROLES, "arms=[full,without_ge,original]", "seeds=[0,1]"]
+    one = plan(read_sweep(SWEEPS / "ablation_small.yaml", changes), tmp_path)
+    two = plan(read_sweep(SWEEPS / "ablation_small.yaml", [*changes, "ablation.generator_seeds=[0,4]"]), tmp_path)
+    hashes = {trial.name: trial.content_hash for trial in two.trials}
+    assert {name: hashes[name] for name in (trial.name for trial in one.trials)} == {
+        trial.name: trial.content_hash for trial in one.trials
+    }
+    assert sorted(set(hashes) - {trial.name for trial in one.trials}) == [
+        f"{arm}-generator4-seed{seed}" for arm in ("full", "without_ge") for seed in (0, 1)
+    ]
+    assert len(set(hashes.values())) == len(hashes) == 10
+    assert {trial.generator_seed for trial in two.trials if trial.arm == "original"} == {None}
+    assert set(one.stages) < set(two.stages)
+    repeated = [stage for stage in two.stages if stage not in one.stages]
+    assert len(repeated) == len(one.stages)
+    assert all(stage.name.endswith(" generator seed 4") for stage in repeated)
+    trained = [stage.settings.seed for stage in repeated if stage.launcher.startswith("train_")]
+    assert trained == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "space", "metric", "mode"),
+    [
+        ("train_classifier", {"optimizer.learning_rate": {"loguniform": [0.001, 0.1]}}, "balanced_accuracy", "max"),
+        ("train_detector", {"optimizer.learning_rate": {"grid_search": [0.1, 0.2]}}, "average_precision", "max"),
+    ],
+)
+def test_a_search_is_over_any_launcher_by_the_score_of_its_runs(
+    tiny_dataset: Dataset, tmp_path: Path, launcher: str, space: dict[str, Any], metric: str, mode: str
+) -> None:
+    config = search(shards=str(tiny_dataset.root), launcher=launcher, space=space, trials=1, seeds=[0])
+    sweep = plan(config, tmp_path)
+    assert (sweep.metric, sweep.mode) == (f"validation_{metric}", mode)
+    assert f"{launcher}.py" in sweep.command(sweep.trials[0])
+
+
+def test_trials_that_choose_by_different_scores_are_refused(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    space = {"train.select_by": {"grid_search": ["loss", "accuracy"]}}
+    with pytest.raises(UserError, match=r"a\.yaml: trials are compared by one score.*: accuracy, loss"):
+        plan(search(shards=str(tiny_dataset.root), space=space), tmp_path)

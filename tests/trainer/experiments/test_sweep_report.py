@@ -167,7 +167,7 @@ def test_search_shows_the_winner_and_no_other_test_score(tmp_path: Path) -> None
 
 
 def test_a_search_whose_trials_were_all_stopped_has_no_test_score(tmp_path: Path) -> None:
-    write_sweep(tmp_path, kind="search", reference=None, space={"train.epochs": {"grid": [1]}}, seeds=[0])
+    write_sweep(tmp_path, kind="search", reference=None, space={"train.epochs": {"grid_search": [1]}}, seeds=[0])
     add_log(add_trial(tmp_path, "point0", 0, status="stopped", parameters={"train.epochs": 1}), [0.2])
     assert "No point has a finished trial yet" in Page(write_sweep_report(tmp_path)).text
 
@@ -177,7 +177,7 @@ def test_report_before_anything_has_ended(tmp_path: Path) -> None:
     plans: dict[str, dict[str, object]] = {
         "ablation": {},
         "comparison": {"models": ["vgg19"]},
-        "search": {"space": {"train.epochs": {"grid": [1, 2]}}},
+        "search": {"space": {"train.epochs": {"grid_search": [1, 2]}}},
     }
     for kind, plan in plans.items():
         write_sweep(tmp_path / kind, kind=kind, **plan)

@@ -1,5 +1,6 @@
 """A sweep's statistics: means, intervals over seeds and images, paired differences, costs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from trainer.experiments.results import (
     read_answers,
     read_trials,
 )
-from trainer.experiments.summary import multiply_accumulates, summarize
+from trainer.experiments.summary import summarize
 from trainer.metrics.bootstrap import all_right_lower_bound
+from trainer.runs.network_size import multiply_accumulates
 
 Numbers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -116,7 +118,7 @@ def test_intervals_equal_a_plain_bootstrap(tmp_path: Path) -> None:
 def test_spread_over_seeds_is_that_of_their_mean() -> None:
     """A plain bootstrap of two seeds would show half of their variance."""
     for values in ([0.9, 0.96], [0.8, 0.9, 0.85, 0.97, 0.7]):
-        draws = over_seeds(np.tile(np.array(values), (40_000, 1)))
+        draws = over_seeds(np.tile(np.array(values), (40_000, 1)), [(None, seed) for seed in range(len(values))])
         assert draws.mean() == pytest.approx(np.mean(values), abs=1e-3)
         assert draws.std() == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), rel=0.02)
 
@@ -268,7 +270,7 @@ def test_trials_of_an_arm_must_fit_together(tmp_path: Path) -> None:
         read_arm(tmp_path, "full")
     add_answers(add_trial(tmp_path, "original", 0), labels, labels, groups)
     add_answers(add_trial(tmp_path, "original", 0, trial="again"), labels, labels, groups)
-    with pytest.raises(UserError, match="two trials of one seed"):
+    with pytest.raises(UserError, match="two trials of the same seeds"):
         read_arm(tmp_path, "original")
     path = tmp_path / "trials/original-seed0/evaluation/metrics.parquet"
     frame = pd.read_parquet(path)
@@ -302,11 +304,38 @@ def test_cost_of_an_arm(tmp_path: Path) -> None:
     assert arm.cost.multiply_accumulates == multiply_accumulates(network, 16)
 
 
+def test_the_luck_of_generators_is_in_the_interval(tmp_path: Path) -> None:
+    """Two generators of which one is worse: classifiers of one of them alone would hide how much that is."""
+    labels, groups = correlated(40, 3)
+    write_sweep(tmp_path)
+    shares = {(0, 0): 0.9, (0, 1): 0.91, (4, 0): 0.7, (4, 1): 0.71}
+    for (generator, seed), share in shares.items():
+        run = add_trial(tmp_path, "full", seed, generator_seed=generator, trial=f"full-generator{generator}-seed{seed}")
+        add_answers(run, labels, answers(labels, share, generator + seed), groups)
+    for seed in (0, 1):
+        add_answers(add_trial(tmp_path, "original", seed), labels, answers(labels, 0.8, 9 + seed), groups)
+    both, original = read_arm(tmp_path, "full"), read_arm(tmp_path, "original")
+    assert both.seeds == ((0, 0), (0, 1), (4, 0), (4, 1))
+    first = arm_scores(both.of_seeds(both.seeds[:2])).overall["accuracy"]
+    alone = dataclasses.replace(both.of_seeds(both.seeds[:2]), seeds=((None, 0), (None, 1)))
+    assert arm_scores(alone).overall["accuracy"] == first, "one generator seed gives other numbers than none"
+    found = arm_scores(both).overall["accuracy"]
+    assert found.low < 0.71 < 0.9 < found.high
+    assert found.high - found.low > 2 * (first.high - first.low)
+    apart = difference(original, both)
+    assert apart.paired_seeds == [0, 1]
+    right = [float((images.predicted == images.labels).mean()) for arm in (original, both) for images in arm.scored]
+    assert apart.overall["accuracy"].value == pytest.approx(np.mean(right[:2]) - np.mean(right[2:]))
+    assert apart.overall["accuracy"].low < -0.05 < 0.05 < apart.overall["accuracy"].high
+    (arm, _) = summarize(tmp_path).arms
+    assert (arm.seeds, arm.generator_seeds) == ([0, 1], [0, 4])
+
+
 def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
     """The winner is the best mean over its seeds, not the luckiest trial, and its test score alone is told."""
     labels, groups = correlated(10, 3)
     rates = {0.1: (0.95, 0.55), 0.01: (0.80, 0.84, 0.3), 0.001: (0.99,)}
-    space = {"optimizer.learning_rate": {"grid": list(rates)}}
+    space = {"optimizer.learning_rate": {"grid_search": list(rates)}}
     write_sweep(tmp_path, kind="search", reference=None, space=space, seeds=[0, 1, 2])
     for number, (rate, values) in enumerate(rates.items()):
         for seed, value in enumerate(values):
@@ -319,7 +348,7 @@ def test_points_of_a_search_are_ranked_on_validation(tmp_path: Path) -> None:
     summary = summarize(tmp_path)
     places = [point.parameters["optimizer.learning_rate"] for point in summary.points]
     assert places == [0.01, 0.1, 0.001]
-    assert summary.points[0].metric == pytest.approx(0.82)  # the one that was stopped had no time
+    assert summary.points[0].metric.value == pytest.approx(0.82)  # the one that was stopped had no time
     assert summary.points[0].seeds == [0, 1, 2]
     (winner,) = summary.arms
     assert winner.seeds == [0, 1]

@@ -40,7 +40,7 @@ def trial_of(tiny_dataset: Dataset, tmp_path: Path) -> Callable[..., PlannedTria
         overrides = (*TINY, *arguments)
         told = [f"shards={tiny_dataset.root}", f"run={tmp_path / 'trials' / name}", *overrides]
         config = read_config(ClassifierRunConfig, "train_classifier", told)
-        return PlannedTrial(name, "arm", "Arm", 0, {}, overrides, config, "hash")
+        return PlannedTrial(name, "arm", "Arm", None, 0, {}, overrides, config, "hash")
 
     return planned
 

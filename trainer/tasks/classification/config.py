@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from data_pipeline.dataset_config import AFFECTS_NOTHING, SeenChoice
+from data_pipeline.dataset_config import AFFECTS_NOTHING, AFFECTS_RESULT, SeenChoice
 from models.classifiers.config import ClassifierConfig
 from trainer.learners.choices import NetworkChoices
 from trainer.learners.optimizer_config import OptimizerConfig
@@ -49,9 +49,9 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     select_by: str = "balanced_accuracy"
     # A later epoch is chosen even if its score is less than this below the best: 0.01, say, where validation images are
     # so few that a per cent is chance and the learning rate falls to the end.
-    select_within: float = field(default=0.0, metadata=AFFECTS_NOTHING)
+    select_within: float = field(default=0.0, metadata=AFFECTS_RESULT)
     # Epochs without a better one after which training stops; null: no early stop.
-    patience: int | None = field(default=None, metadata=AFFECTS_NOTHING)
+    patience: int | None = field(default=None, metadata=AFFECTS_RESULT)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,7 @@ from trainer.metrics.evaluation import save_evaluation
 from trainer.metrics.measures import epoch_measures
 from trainer.runs import registry
 from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.runs.network_size import NetworkSize
 from trainer.runs.normalizers.bundle import FILE
 from trainer.runs.provenance import learned_by_weights, say, unseen
 from trainer.runs.task import Session, Task
@@ -58,9 +59,6 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         stream = self._training()
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
-        select_by = config.train.select_by
-        higher_is_better = epoch_measures()[select_by].higher_is_better
-        self.selection = Selection(select_by, higher_is_better, config.train.patience, config.train.select_within)
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
@@ -116,7 +114,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         from trainer.tasks.classification.fitting import Pass, fit_at_once, frozen_passes
 
         network, config, held_out = self._unfitted, self.config, self._validation[0]
-        if network is None or self.selection is None:
+        if network is None:
             return
         network.to(self.topology.device)
         if isinstance(network, FrozenClassifier):
@@ -133,7 +131,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             training,
             validation,
             config,
-            selection=self.selection,
+            selection=TASK.selection(config),
             topology=self.topology,
             fingerprint=fingerprint,
             after_epoch=after_epoch,
@@ -209,6 +207,7 @@ class Classification(Task[ClassifierRunConfig]):
     """Cells are named by a classifier."""
 
     kind = "classification"
+    answers_test = True
     launcher = "train_classifier.py"
     config = ClassifierRunConfig
 
@@ -230,6 +229,11 @@ class Classification(Task[ClassifierRunConfig]):
         types = known_cell_types(dataset, config.data)
         return training_stream(dataset, config, types, topology).batches_per_epoch
 
+    def selection(self, config: ClassifierRunConfig) -> Selection:
+        train = config.train
+        higher_is_better = epoch_measures()[train.select_by].higher_is_better
+        return Selection(train.select_by, higher_is_better, train.patience, train.select_within)
+
     def learned(self, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images, and validation images, by which checkpoint and temperature are chosen."""
         from trainer.tasks.classification.protocol import own_images  # here: it imports this module
@@ -239,6 +243,11 @@ class Classification(Task[ClassifierRunConfig]):
 
     def load(self, run: Path) -> TrainedClassifier:
         return load_classifier(run)
+
+    def network_size(self, run: Path) -> NetworkSize:
+        from trainer.tasks.classification.network_size import network_size
+
+        return network_size(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
         from trainer.tasks.classification.scoring import score_runs

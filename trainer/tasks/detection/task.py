@@ -29,7 +29,6 @@ class DetectorSession(Session[DetectorRunConfig]):
         self.streams: Mapping[str, Stream] = {"train": stream}
         self.cell_types = kinds_of(fields_of(dataset, ["train"], config.data.domains))
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
-        self.selection = Selection("average_precision")
         for split in ("validation", "test"):  # that one of them is empty is better known before the training
             fields_of(dataset, [split], config.data.domains)
 
@@ -81,6 +80,9 @@ class Detection(Task[DetectorRunConfig]):
 
     def count_epoch_steps(self, config: DetectorRunConfig, dataset: Dataset, topology: Topology) -> int:
         return training_stream(dataset, config, topology).batches_per_epoch
+
+    def selection(self, config: DetectorRunConfig) -> Selection:
+        return Selection("average_precision")
 
     def learned(self, config: DetectorRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training fields, and validation fields, by which checkpoint and bounds are chosen."""

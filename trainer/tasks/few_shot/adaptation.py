@@ -1,6 +1,6 @@
 """Adaptation to one rare type: an episode of many rounds, as an algorithm on one rank.
 
-After the training on rich types ranks share nothing: each adapts copies of its own to types of its own.
+After the training on rich types ranks share nothing: each adapts copies of its own, for types and seeds of its own.
 """
 
 import dataclasses
@@ -82,9 +82,17 @@ class Adaptation:
     """The training images of one rare type, and networks that learn from them."""
 
     def __init__(
-        self, cell_type: str, config: FewShotRunConfig, dataset: Dataset, data: FewShotData, device: torch.device
+        self,
+        cell_type: str,
+        number: int,
+        config: FewShotRunConfig,
+        dataset: Dataset,
+        data: FewShotData,
+        device: torch.device,
     ) -> None:
-        self.cell_type = cell_type
+        """number: which of the adaptations to the type, from 0; each draws by a seed of its own."""
+        self.cell_type, self._number = cell_type, number
+        self._seed = derive_key(config.seed, "adaptation seed", number) if number else config.seed
         self._config, self._topology = config, Topology(device=device)
         self._dataset, self._ids = dataset, data.rare_ids
         self._episode_class = episode_class(config.model)
@@ -92,6 +100,10 @@ class Adaptation:
         self.images = torch.cat([part.images.clone() for part in plain.read()])
         self._batch = min(config.shots, len(self.images))
         self.rounds = config.adaptation.rounds(config.model.inner.moves, self._batch)
+
+    @property
+    def _folder(self) -> Path:
+        return adapted_folder(Path(str(self._config.run)), self.cell_type, self._number)
 
     def preview(self, networks: Mapping[str, nn.Module], precision: Precision) -> Episode:
         """An episode as in meta-training, on the first of the type's images; these networks stay as they are."""
@@ -105,7 +117,7 @@ class Adaptation:
 
     def saved(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest checkpoint's state; None before the first. UserError for one of other settings."""
-        folder = adapted_folder(Path(str(self._config.run)), self.cell_type)
+        folder = self._folder
         return saved_state(folder, fingerprint, f"delete {folder} to adapt anew")
 
     def run(
@@ -118,17 +130,18 @@ class Adaptation:
         """Adapt to the end, from the type's newest checkpoint. UserError for a non-finite loss."""
         config, model = self._config, self._config.model
         episode = self._episode_class(networks, model, precision, config.adaptation.average_decay)
-        key = derive_key(config.seed, "adaptation", self.cell_type)
+        key = derive_key(self._seed, "adaptation", self.cell_type)
+        prefix = f"seed{self._number}-" if self._number else ""
         algorithm = EpisodeOfRounds(episode, self.images, model.inner.moves, self.rounds, key)
 
         def draw_sheet(round: int) -> dict[str, float]:
-            sheets.draw(self.cell_type, self.images, episode.averages, f"round-{round:09d}")
+            sheets.draw(self.cell_type, self.images, episode.averages, f"{prefix}round-{round:09d}")
             return {}
 
         plan = Plan(
-            run=adapted_folder(Path(str(config.run)), self.cell_type),
+            run=self._folder,
             config=config.train,
-            setting=Setting(precision, self.rounds, self._batch, config.seed, topology=self._topology),
+            setting=Setting(precision, self.rounds, self._batch, self._seed, topology=self._topology),
             epoch_steps=min(config.train.checkpoint_every, self.rounds),
             fingerprint=fingerprint,
             score_epoch=draw_sheet,
@@ -146,7 +159,7 @@ class Adaptation:
             cell_types=[self.cell_type],
             ids=self._ids,
             global_batch=batch,
-            seed=self._config.seed,
+            seed=self._seed,
             training=training,
             topology=self._topology,
         )

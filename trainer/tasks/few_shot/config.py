@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from data_pipeline.cell_types import in_our_words
-from data_pipeline.dataset_config import AFFECTS_NOTHING
+from data_pipeline.dataset_config import AFFECTS_NOTHING, AFFECTS_RESULT
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.config import RunConfig
@@ -87,14 +87,19 @@ class FewShotModelConfig:
 class AdaptationConfig:
     """How a rare type is adapted to. train.checkpoint_every and train.log_every count rounds there."""
 
-    # Training images shown for each rare type, one batch per optimizer step. It is counted in images, so that
+    # Training images shown in each adaptation, one batch per optimizer step. It is counted in images, so that
     # algorithms with different rounds see equally many.
     images: int = 80_000
     average_decay: float = 0.99  # of the moving average of the weights, which generates the images; 0: no average
+    # Independent adaptations to each rare type, which make equal shares of its images. They are spread over the ranks,
+    # so that more GPUs than rare types are of use; the images do not depend on the number of ranks.
+    seeds: int = field(default=1, metadata=AFFECTS_RESULT)
 
     def __post_init__(self) -> None:
         if self.images < 1:
             raise ValueError(f"adaptation.images={self.images}: must be at least 1")
+        if self.seeds < 1:
+            raise ValueError(f"adaptation.seeds={self.seeds}: must be at least 1")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"adaptation.average_decay={self.average_decay}: must be at least 0 and below 1")
 
@@ -111,7 +116,7 @@ class FewShotRunConfig(RunConfig):
     # Cell types to learn from first; null: all with training images that are not rare.
     rich_types: list[str] | None = None
     # Those to adapt to, one set of weights for each; null: those with fewer than 100 training images.
-    rare_types: list[str] | None = field(default=None, metadata=AFFECTS_NOTHING)
+    rare_types: list[str] | None = field(default=None, metadata=AFFECTS_RESULT)
     origins: list[str] = field(default_factory=lambda: list(ORIGINS))  # of the rich types' images
     # Images of an episode and of a batch of the adaptation, or fewer where a rare type has fewer. A step of the outer
     # loop runs as many episodes as train.global_batch holds.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -59,14 +60,14 @@ def evaluating(networks: Mapping[str, nn.Module]) -> Iterator[Mapping[str, nn.Mo
         network.train(modes[name])
 
 
-def adapted_folder(run: Path, cell_type: str) -> Path:
-    """Where a run keeps what it has learned of a rare type."""
-    return run / "adapted" / cell_type.replace(" ", "-")
+def adapted_folder(run: Path, cell_type: str, number: int = 0) -> Path:
+    """Where a run keeps what it has learned of a rare type. number: which of the adaptations to it."""
+    return run / "adapted" / f"{cell_type.replace(' ', '-')}{f'-seed{number}' if number else ''}"
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedType:
-    """The weights adapted to one rare type: networks in evaluation mode, and features [k, f] of its images or None."""
+    """An adaptation to one rare type: networks in evaluation mode, and features [k, f] of its images or None."""
 
     makers: nn.ModuleDict
     features: torch.Tensor | None
@@ -76,7 +77,8 @@ class AdaptedType:
 class FewShotSampler:
     """What a few-shot run has learned, as an `ImageSampler`; on the CPU until moved."""
 
-    def __init__(self, adapted: Mapping[str, AdaptedType], record: "RunRecord[FewShotRunConfig]") -> None:
+    def __init__(self, adapted: Mapping[str, tuple[AdaptedType, ...]], record: "RunRecord[FewShotRunConfig]") -> None:
+        """adapted: rare type -> the adaptations to it."""
         self.cell_types, self.domain = tuple(adapted), record.domain
         self.image_size = record.config.data.image_size
         self.latent_size = episode_class(record.config.model).latent_size(record.config.model)
@@ -85,27 +87,32 @@ class FewShotSampler:
 
     def to(self, device: torch.device) -> "FewShotSampler":
         """Moves the sampler; returns it."""
-        for adapted in self._adapted.values():
+        for adapted in itertools.chain(*self._adapted.values()):
             adapted.makers.to(device)
         self.device = device
         return self
 
     def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See ImageSampler.draw. UserError for a type that the run did not adapt to."""
+        """See ImageSampler.draw; adaptations take turns by index. UserError for a type the run did not adapt to."""
         if cell_type not in self._adapted:
             raise UserError(f"no images of {cell_type!r} from this run: it adapted to {', '.join(self.cell_types)}")
-        if len(indices) == 0:
-            side = self.image_size
-            nothing = torch.empty(0, 3, side, side), torch.empty(0, self.latent_size)
-            return nothing[0].to(self.device), nothing[1].to(self.device)
-        adapted, model = self._adapted[cell_type], self._record.config.model
+        side, model, several = self.image_size, self._record.config.model, self._adapted[cell_type]
+        images = torch.empty(len(indices), 3, side, side, device=self.device)
+        numbers = torch.empty(len(indices), self.latent_size, device=self.device)
         key = derive_key(seed, "latent", cell_type)
-        numbers = latents(model, adapted.features, key, indices).to(self.device)
-        return make_images(model, dict(adapted.makers.items()), numbers, indices), numbers
+        for turn, adapted in enumerate(several):
+            own = np.flatnonzero(indices % len(several) == turn)
+            if len(own):
+                some = latents(model, adapted.features, key, indices[own]).to(self.device)
+                numbers[own] = some
+                images[own] = make_images(model, dict(adapted.makers.items()), some, indices[own])
+        return images, numbers
 
     def describe(self) -> dict[str, Any]:
         """See ImageSampler.describe; `checkpoint` is the SHA-256 of the digests of all types' checkpoints."""
-        digests = {name: adapted.checkpoint.digest for name, adapted in self._adapted.items()}
+        digests = {
+            name: "/".join(each.checkpoint.digest for each in several) for name, several in self._adapted.items()
+        }
         return {
             "name": self._record.config.model.algorithm,
             "checkpoint": hashlib.sha256("/".join(digests.values()).encode()).hexdigest()[:16],
@@ -118,12 +125,16 @@ class FewShotSampler:
 def load_few_shot_model(run: Path) -> FewShotSampler:
     """What a run adapted to. UserError for a folder without a finished adaptation, or another kind of run."""
     record = RunRecord.read(run, "few_shot")
-    adapted = {name: _load_type(run, record.config, name) for name in record.config.rare_types or ()}
+    seeds = range(record.config.adaptation.seeds)
+    adapted = {
+        name: tuple(_load_adapted(run, record.config, name, number) for number in seeds)
+        for name in record.config.rare_types or ()
+    }
     return FewShotSampler(adapted, record)
 
 
-def _load_type(run: Path, config: FewShotRunConfig, cell_type: str) -> AdaptedType:
-    checkpoint = CheckpointStore(adapted_folder(run, cell_type) / "checkpoints").latest()
+def _load_adapted(run: Path, config: FewShotRunConfig, cell_type: str, number: int) -> AdaptedType:
+    checkpoint = CheckpointStore(adapted_folder(run, cell_type, number) / "checkpoints").latest()
     state = None if checkpoint is None else checkpoint.load()
     if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
         raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")

@@ -27,9 +27,9 @@ from trainer.tasks.few_shot.sheets import FewShotSheets
 
 
 class FewShotSession(Session[FewShotRunConfig]):
-    """A training on rich types, then the adaptation to each rare one.
+    """A training on rich types, then the adaptations to each rare one.
 
-    Ranks part before the adaptation, whose types are spread over them: each finishes when its own are done.
+    Ranks part before the adaptations, which are spread over them: each finishes when its own are done.
     """
 
     def __init__(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> None:
@@ -59,9 +59,11 @@ class FewShotSession(Session[FewShotRunConfig]):
             network.to(topology.device)
         self._sheets = FewShotSheets(config, Path(str(config.run)))
         self._rich: Algorithm | None = None
-        self._adaptations: dict[str, Adaptation] = {}
-        for cell_type in data.rare:  # settings that changed are better known before the training
-            self._adaptation(cell_type).saved(self._adapted_with)
+        self._adaptations: dict[tuple[str, int], Adaptation] = {}
+        # All types with the first seed first: whoever looks sees every type early.
+        self._parts = [(name, number) for number in range(config.adaptation.seeds) for name in data.rare]
+        for part in self._parts:  # settings that changed are better known before the training
+            self._adaptation(*part).saved(self._adapted_with)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -72,12 +74,12 @@ class FewShotSession(Session[FewShotRunConfig]):
     def _adapted_with(self) -> dict[str, str]:
         return fingerprint(self.config, self.facts, "adaptation")
 
-    def _adaptation(self, cell_type: str) -> Adaptation:
-        if cell_type not in self._adaptations:
-            self._adaptations[cell_type] = Adaptation(
-                cell_type, self.config, self.dataset, self._data, self.topology.device
+    def _adaptation(self, cell_type: str, number: int = 0) -> Adaptation:
+        if (cell_type, number) not in self._adaptations:
+            self._adaptations[cell_type, number] = Adaptation(
+                cell_type, number, self.config, self.dataset, self._data, self.topology.device
             )
-        return self._adaptations[cell_type]
+        return self._adaptations[cell_type, number]
 
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm | None:
         if self._learns_from_rich:
@@ -94,9 +96,9 @@ class FewShotSession(Session[FewShotRunConfig]):
 
     def finish(self) -> None:
         leave_processes()
-        for cell_type in self._data.rare[self.topology.rank :: self.topology.world_size]:
-            self._adaptation(cell_type).run(self._learned(), self.precision, self._adapted_with, self._sheets)
-        TASK.write_report(Path(str(self.config.run)))  # by every rank: the last one shows all types
+        for part in self._parts[self.topology.rank :: self.topology.world_size]:
+            self._adaptation(*part).run(self._learned(), self.precision, self._adapted_with, self._sheets)
+        TASK.write_report(Path(str(self.config.run)))  # by every rank: the last one shows all
 
     def _learned(self) -> dict[str, nn.Module]:
         """All networks, with the averaged weights of those that have learned and keep an average."""
@@ -158,6 +160,10 @@ class FewShot(Task[FewShotRunConfig]):
 
     def load(self, run: Path) -> FewShotSampler:
         return load_few_shot_model(run)
+
+    def logs(self, run: Path) -> list[Path]:
+        """The run and its adaptations."""
+        return [run, *sorted((run / "adapted").glob("*"))]
 
     def write_report(self, run: Path) -> Path:
         from trainer.runs.report import write_report  # here: the first step need not wait for it
