@@ -39,6 +39,11 @@ class Session(ABC, Generic[Config]):
     normalizer: str | None = None  # file of the normaliser in the run, for raw images
 
     @functools.cached_property
+    def selection(self) -> Selection | None:
+        """How the best epoch is chosen."""
+        return registry.task(self.config.kind).selection(self.config)
+
+    @functools.cached_property
     def learned(self) -> LearnedImages:
         """The images that the run is trained on or selected by; a resumed run reads the table saved at its start."""
         compute = functools.partial(registry.task(self.config.kind).learned, self.config, self.dataset, self.cell_types)

@@ -66,7 +66,7 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
             epoch_steps=session.epoch_steps,
             fingerprint=made_with,
             score_epoch=session.score_epoch,
-            selection=task.selection(config),
+            selection=session.selection,
             after_epoch=after_epoch,
             expectation=session.expectation(),
         )

@@ -113,7 +113,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         from trainer.tasks.classification.fitting import Pass, fit_at_once, frozen_passes
 
         network, config, held_out = self._unfitted, self.config, self._validation[0]
-        if network is None:
+        if network is None or self.selection is None:
             return
         network.to(self.topology.device)
         if isinstance(network, FrozenClassifier):
@@ -130,7 +130,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             training,
             validation,
             config,
-            selection=TASK.selection(config),
+            selection=self.selection,
             topology=self.topology,
             fingerprint=fingerprint,
             after_epoch=after_epoch,
