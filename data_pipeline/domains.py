@@ -1,6 +1,6 @@
 """Names of domains, the stains of images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names
@@ -13,3 +13,8 @@ def refuse_unknown_domains(domains: Iterable[str], known: Iterable[str], where: 
         if domain not in here:
             hint = Names(here).hint(domain)
             raise UserError(f"{where}: no domain {domain!r} here{hint}; use one of {', '.join(here)}")
+
+
+def ranked_domains(counts: Mapping[str, int]) -> list[str]:
+    """The domains of these numbers of images, domain A first: Barcelona's, as in the thesis, else the largest."""
+    return sorted(counts, key=lambda name: (name != "barcelona", -counts[name], name))

@@ -15,6 +15,8 @@ usage:
       annotations=voc|coco|csv   of {annotated}: how boxes are written
                            voc: an XML file for each image, of its name; coco: a JSON file; csv: lines of
                            image,label,xmin,ymin,xmax,ymax. An annotation without boxes says that a field has no cells
+      side_microns=N       of fields=: cells are cut in squares of this side; default: twice as wide as their boxes
+      microns_per_pixel=N  of fields=: their scale; a column of this name in csv annotations is a field's own
       promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
       review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
@@ -22,6 +24,8 @@ usage:
                            agreement is printed; images on which they disagree stay as they are. none: forget all
       remove=N             take a source away again
       verify=true          read every byte of every shard and compare with the catalogue
+      expect=thesis        compare a build of both public sets as downloaded with the thesis's tables 2 to 6, row by
+                           row: images of each folder, images left out, images of each type. Exit code 1: they differ
       ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
                            badly, the build says which ratio would do
       codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
@@ -38,23 +42,26 @@ example:
 """
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
+from typing import Literal
 
-from data_pipeline.catalog import Dataset
+from data_pipeline.catalog import Dataset, from_table
 from data_pipeline.cell_types import PromyelocyteReading
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
-from data_pipeline.ingest.build_report import format_report
+from data_pipeline.ingest.build_report import aligned, format_report
+from data_pipeline.ingest.label_counts import compare_with_thesis
 from data_pipeline.parallel import TaskMap
 from data_pipeline.shards.build_files import REPORT_FILE
 from data_pipeline.shards.store import Root, Store, root_of
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration, layouts
-from data_pipeline.sources.declaration import AnnotationFormat, GroupRule
+from data_pipeline.sources.declaration import AnnotationFormat, GroupRule, check_scale
 from data_pipeline.sources.labels import read_label_mapping
 from data_pipeline.threads import usable_workers
 from launchers.console import launch, read_config
@@ -72,10 +79,13 @@ class BuildOptions:
     promyelocytes: PromyelocyteReading = "immature granulocyte"
     group: GroupRule = "auto"
     annotations: AnnotationFormat | None = None
+    side_microns: float | None = None
+    microns_per_pixel: float | None = None
     exclude: str | None = None
     review: str | None = None  # a file, or [A,B]: several; none: forget all
     remove: str | None = None
     verify: bool = False
+    expect: Literal["thesis"] | None = None
     codec: str | None = None
     quality: int | None = None
     stored_size: int | None = None
@@ -83,6 +93,9 @@ class BuildOptions:
     ratio: list[float] | None = None
     workers: int | None = None
     cluster: bool = False
+
+    def __post_init__(self) -> None:
+        check_scale(self.side_microns, self.microns_per_pixel)
 
 
 BuildConfig: type[BuildOptions] = make_dataclass(
@@ -100,6 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{root}: every shard, index and image is as it was written")
         if note:
             print(note)
+        _compare(config, root)
         return
     sources, settings = _declarations(config), _settings(config, root)
     with _who_works(config, root) as map_tasks:
@@ -116,6 +130,18 @@ def main(arguments: Sequence[str]) -> None:
         )
     print(format_report(report))
     print(f"{root if isinstance(root, Store) else root.resolve()}/{REPORT_FILE}")
+    _compare(config, root)
+
+
+def _compare(config: BuildOptions, root: Root) -> None:
+    """Print the comparison that expect= asks for; exit code 1 where a row differs."""
+    if config.expect is None:
+        return
+    rows, differ = compare_with_thesis(from_table(Dataset.read_catalog(root).table))
+    last = ["", "", "", "rows that differ", str(differ)]
+    print(aligned([["table", "label or type", "thesis", "here", "difference"], *rows, last]))
+    if differ:
+        sys.exit(1)
 
 
 @contextmanager
@@ -154,13 +180,23 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     if config.annotations and not any(layout.annotated for layout, _ in own):
         usages = " or ".join(layout.usage for layout in layouts().values() if layout.annotated)
         raise UserError(f"annotations= goes with {usages}")
+    if (config.side_microns or config.microns_per_pixel) and "fields" not in [layout.keyword for layout, _ in own]:
+        raise UserError("side_microns= and microns_per_pixel= go with fields=RAW")
     for layout, root in own:
         if not (config.name and config.domain):
             raise UserError(f"{layout.keyword}={root} needs name=N (of the source) and domain=D (of its stain)")
         declared = SourceDeclaration(
-            layout.keyword, config.name, Path(root), config.domain, mapping, group=config.group
+            layout.keyword,
+            config.name,
+            Path(root),
+            config.domain,
+            mapping,
+            group=config.group,
+            annotations=config.annotations or "voc",
+            side_microns=config.side_microns,
+            microns_per_pixel=config.microns_per_pixel,
         )
-        sources.append(replace(declared, annotations=config.annotations or "voc"))
+        sources.append(declared)
     return sources
 
 

@@ -87,7 +87,7 @@ def models_of(task: str) -> str:
     names = []
     for path in sorted((CONFIGS / "model").glob("*.yaml")):
         # Not parsed as YAML, which would take longer than all the rest of --help.
-        algorithm = re.search(r"^algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        algorithm = re.search(r"^ *algorithm: *(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
         if algorithm[1] in own if algorithm else task == "classification":
             names.append(path.stem)
     return ", ".join(names)

@@ -8,6 +8,7 @@ usage:
       fields=FOLDER     fields of view, at any depth, in which white cells are found and cut out
       detector=RUN      finds them: a run of train_detector.py; default: classical, by the optical density of nuclei,
                         which needs no training
+      side_microns=N microns_per_pixel=N   cells are cut in squares of this side, as of build_shards.py fields=
       images=FOLDER     images of single cells instead
       patients=CSV      image,patient: whose each image is; paths count from the folder. Images that are not in it are
                         not counted. Without it the first sub-folder is the patient or slide, and without sub-folders
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
+from data_pipeline.sources.declaration import check_scale
 from launchers.console import launch, read_config
 from trainer.learners.choices import ViewCount
 from trainer.runs.arguments import one_or_more
@@ -55,10 +57,15 @@ class CountConfig:
     domain: str | None = None
     views: ViewCount = 1
     min_confidence: float = 0.8
+    side_microns: float | None = None
+    microns_per_pixel: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence={self.min_confidence}: must be a probability, from 0 to 1")
+        if self.side_microns is not None and (not self.fields or self.microns_per_pixel is None):
+            raise ValueError("side_microns= goes with fields= and microns_per_pixel=, of these fields")
+        check_scale(self.side_microns, self.microns_per_pixel)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -89,12 +96,12 @@ def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -
         raise UserError("count.py is one process: start it with python, not with several processes")
     ranges = read_ranges(Path(config.reference)) if config.reference else {}
     groups = read_groups(folder, Path(config.patients) if config.patients else None)
-    options = CountOptions(config.domain, config.views, config.min_confidence, groups, ranges)
+    options = CountOptions(config.domain, config.views, config.min_confidence, groups, ranges, config.side_microns)
     if config.images:
         count_images(runs, folder, out, options, topology)
         return
     finder = NucleusFinder() if config.detector == CLASSICAL else load_detector(Path(config.detector))
-    fields, unreadable = find_in_fields(finder, folder)
+    fields, unreadable = find_in_fields(finder, folder, config.microns_per_pixel)
     for path, reason in unreadable.items():
         print(f"{path}: {reason}", file=sys.stderr)
     count_fields(runs, folder, fields, out, options, topology)

@@ -4,8 +4,9 @@ usage:
   accelerate launch launchers/evaluate.py run=DIR [shards=DIR] [split=test] [domain=NAME]
       run=DIR       a run of train_classifier.py, whose best checkpoint is scored, of train_stain_gan.py or
                     train_detector.py.
-                    run=[A,B] out=DIR: runs of train_classifier.py that answer together, see predict.py; DIR receives
-                    evaluation/ and report.html
+                    run=[A,B]: runs of train_classifier.py that answer together, see predict.py; run=shipped: the
+                    classifier that comes with the installation
+      out=DIR       receives the scores and report.html; several runs and run=shipped need it; default: the run
       views=1       or 2, 4, 8 views of each image, see predict.py
       shards=DIR    the data set, a folder or a URL (cache=DIR cache_size=GB); default: the one of the run's training
       split=test    or validation, train, all
@@ -27,7 +28,7 @@ usage:
   A classifier's probabilities are calibrated by the temperature in RUN/calibration.json for this number of views.
   Writes RUN/evaluation/metrics.json for the run's own test split, RUN/evaluation/<data set>-<split>-<domain>.json
   for anything else (with -views8 at its end for eight views), RUN/model_card.md and RUN/report.html; for a bank
-  BANK/evaluation, BANK/report.html and two scores of each image into the bank.
+  BANK/evaluation, BANK/report.html and scores of each image into the bank, which balance.py can choose by.
 
 example:
   accelerate launch launchers/evaluate.py run=runs/barcelona shards=data/blood split=all domain=munich
@@ -69,15 +70,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _refuse_other_than_classifiers(config: EvaluateConfig) -> None:
-    """UserError for an ensemble or views of what is no classifier, and for out= that is missing or has no use."""
-    if len(config.runs) > 1 and not config.out:
-        raise UserError("evaluate.py of several runs needs out=DIR, where their scores are written")
-    if len(config.runs) == 1 and config.out:
-        raise UserError(f"out={config.out}: the scores of one run are written into the run: leave out= out")
+    """UserError for an ensemble, views or out= of what is no classifier, and for out= that is missing."""
+    if not config.out and (len(config.runs) > 1 or config.run == "shipped"):
+        raise UserError("evaluate.py of several runs, or of run=shipped, needs out=DIR, where the scores are written")
     for run in config.runs:
         kind = read_run_config(run).get("kind")
-        if kind != "classification" and (len(config.runs) > 1 or config.views > 1):
-            raise UserError(f"{run}: only runs of train_classifier.py are scored together, or by views=")
+        if kind != "classification" and (len(config.runs) > 1 or config.views > 1 or config.out):
+            raise UserError(f"{run}: only runs of train_classifier.py are scored together, by views= or into out=")
 
 
 def _refuse_other_than_test(config: EvaluateConfig) -> None:

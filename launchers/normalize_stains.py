@@ -8,8 +8,12 @@ usage:
       out=DIR            the new data set: normalised images, and references to all others in shards=
       run=RUN            a run of train_stain_gan.py
       method=NAME        reinhard, reinhard_domain or macenko, fitted on training images
-      policy=to_a        images of b take the stain of a; to_b: the reverse; thesis: of each cell type, the domain with
-                         fewer images takes the other's stain (training images only, as it needs the label)
+      policy=to_a        images of b take the stain of a; to_b: the reverse.
+                         thesis: the rule of its section 4.1, a being Barcelona: basophils, eosinophils, erythroblasts,
+                         immature granulocytes and monocytes of b take the stain of a, lymphocytes of a that of b, all
+                         others stay as they are (training images only, as it needs the label).
+                         thesis_predicted: the same rule by the type that classifier= names, for all images
+      classifier=RUN     for policy=thesis_predicted: a run of train_classifier.py on raw images of both stains
       image_size=256     side of the normalised images in pixels, for method= (a run has its own)
   The same command resumes an interrupted one. A normalised image keeps its split and names its parent; its domain is
   <old>_as_<new>. A classifier trained on the new data set has a copy of the normaliser: predict.py and evaluate.py
@@ -33,8 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     if not config.shards or not config.out:
         raise UserError("normalize_stains.py needs shards=DIR and out=DIR; see --help")
     config.require_dataset()
-    if config.run:
-        read_run_config(Path(config.run))
+    for run in filter(None, (config.run, config.classifier)):
+        read_run_config(Path(run))
     # Imported here: --help and a refused argument must not wait for torch.
     from trainer.learners.topology import join_processes, leave_processes
     from trainer.tasks.stain.normalization import normalize_dataset

@@ -4,7 +4,9 @@ usage:
   python launchers/reproduce.py preset=NAME run=DIR [barcelona=RAW munich=RAW] [shards=DIR] [key=value ...]
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
-      preset=thesis     the thesis's sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
+      preset=thesis     the thesis to the letter at its sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
+      preset=thesis_small   the same algorithms at small widths and 64 px: an hour or two on two CPU cores
+      preset=best       this project's own variants of the models at the thesis's sizes
                         or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written
       barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
     own = [argument for argument in arguments if argument.split("=")[0] in _OWN]
     config = read_config(ReproduceConfig, "reproduce", own)
     if not config.preset or not config.run:
-        raise UserError("reproduce.py needs preset=phantom|small|thesis and run=DIR; see --help")
+        raise UserError("reproduce.py needs preset=phantom|small|thesis_small|thesis|best and run=DIR; see --help")
     # Here: neither --help nor a wrong argument waits for the imports of a plan.
     from data_pipeline.catalog import Dataset
     from launchers import audit, build_shards

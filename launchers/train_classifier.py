@@ -24,8 +24,13 @@ usage:
       optimizer=pretrained    learning rate and average for pretrained weights
       optimizer.layer_decay=0.75   earlier layers learn more slowly: each stage at 0.75 of the next one's rate
       train.frozen_epochs=1   epochs in which only the last layer learns
-      model.norm=group        group norm in place of batch norm; frozen: batch norm with the initial statistics
+      model.norm=group        group norm in place of batch norm; frozen: batch norm with the initial statistics;
+                              auxiliary: statistics of their own for generated images
+      train.synthetic.until=0.5   generated images in the first half of the steps alone; replace=0.3: in place of real
+                              ones; weight=0.3: of their loss
       train.mixup=0.2   train.cutmix=1.0   mix pairs of images and their labels
+      protocol=balance_first  the thesis's protocol, as a control: all images, synthetic ones too, are split at random
+                            after balancing. The result is in RUN/control.json, and is not a score
       data.augment.KEY=     {augmentations}
   every key with its default: configs/train_classifier.yaml and the dataclasses it names
 

@@ -4,3 +4,4 @@ from typing import Literal
 
 Norm = Literal["instance", "batch", "none"]
 Upsampling = Literal["transposed", "nearest"]
+ClassifierNorm = Literal["group", "frozen", "auxiliary"]  # see models/classifiers/norm.py

@@ -42,7 +42,7 @@ def repeated(content: dict[str, Any] | None, kind: type, prefix: str = "") -> li
 def fits(content: dict[str, Any], kind: type) -> bool:
     """Whether a file of `model=` holds a model of this kind of run."""
     try:
-        typed(type(default_of(kind, "model")), content, "model")
+        typed(type(default_of(kind, "model")), content.get("model", content), "model")
     except UserError:
         return False
     return True
@@ -53,10 +53,11 @@ def test_a_model_s_file_holds_what_differs_from_the_defaults(name: str) -> None:
     content = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
     found = [training for training in TRAININGS if fits(content, KINDS[training])]
     assert len(found) == 1, "each file is a model of one launcher"
-    own = content.pop("options", {})  # of the algorithm's file
-    assert repeated(content, KINDS[found[0]], "model.") == []
+    whole = content if "model" in content else {"model": content}  # some are more than a model
+    own = whole["model"].pop("options", {})  # of the algorithm's file
+    assert repeated(whole, KINDS[found[0]]) == []
     if own:
-        defaults = algorithm_class(KINDS[found[0]].kind, content["algorithm"]).Options()
+        defaults = algorithm_class(KINDS[found[0]].kind, whole["model"]["algorithm"]).Options()
         assert [key for key, value in own.items() if value == getattr(defaults, key)] == []
 
 

@@ -94,7 +94,7 @@ RUN = (
 # Other machines, several GPUs, files that only the reader has, or a second time what another line does.
 LEFT_OUT = (
     *("--num_processes", "s3://", "rdzv", "sbatch", "docker", "export ", "split=all", "mkdir"),
-    *("table=raw", "raw/BCCD", "raw/our_fields"),
+    *("table=raw", "raw/BCCD", "raw/our_fields", "per_type=auto"),
 )
 
 

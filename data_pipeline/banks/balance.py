@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data_pipeline.banks.asked import Verdict
 from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.banks.image_bank import NAME, ImageBank
@@ -40,7 +41,7 @@ _READ_AT_ONCE = 128  # generated images in memory
 
 
 @dataclass(frozen=True)
-class _Bank:
+class UsedBank:
     """A bank in use."""
 
     name: str  # source of its images
@@ -57,6 +58,7 @@ class _Bank:
 def balance_dataset(
     config: BalanceConfig,
     *,
+    verdict: Verdict | None = None,
     rank: int = 0,
     world_size: int = 1,
     barrier: Callable[[], None] = lambda: None,
@@ -64,21 +66,23 @@ def balance_dataset(
 ) -> dict[str, Any]:
     """Write the data set `config.out`; returns the report, as build_shards.py does.
 
-    Generated images are training images, stored like all others. An interrupted command is resumed. rank, world_size,
-    barrier: as of `derive_dataset`. UserError for a user's mistake.
+    Generated images are training images, stored like all others. verdict: the amounts of per_type=auto; it may ask for
+    no image at all. An interrupted command is resumed. rank, world_size, barrier: as of `derive_dataset`. UserError for
+    a user's mistake.
     """
     parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     settings = ShardSettings(**parent.metadata["settings"])
-    banks = _open_banks(config, parent, settings.stored_size)
-    chosen, warnings = _choose(banks, training_counts(parent, config.domains), config)
-    if not chosen:
+    banks = open_banks(config, parent)
+    chosen, warnings = _choose(banks, training_counts(parent, config.domains), config, verdict)
+    if not chosen and verdict is None:
         raise UserError(
             f"{parent.root}: no image to add: no type that a bank holds has fewer than per_type={config.per_type} "
             "training images; see build_report.json"
         )
     made_by = {
         "tool": "balance",
-        **{name: getattr(config, name) for name in ("per_type", "best", "domains")},
+        **{name: getattr(config, name) for name in ("per_type", "best", "least", "at_most", "domains")},
+        "asked": None if verdict is None else verdict.as_record(),
         "banks": [
             {
                 "name": bank.name,
@@ -92,7 +96,7 @@ def balance_dataset(
     }
     made = [_template(bank, row) for bank, row in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        _learned_from(parent, banks, config.best).save(Path(folder))
+        _learned_from(parent, banks, config, verdict).save(Path(folder))
         # A classifier of the parent's normalised images needs their normaliser.
         attachments = {name: parent.attachment_path(name) for name in parent.metadata.get("attachments", {})}
         return derive_dataset(
@@ -112,14 +116,16 @@ def balance_dataset(
         )
 
 
-def _learned_from(parent: Dataset, banks: Sequence[_Bank], best: str | None) -> LearnedImages:
+def _learned_from(
+    parent: Dataset, banks: Sequence[UsedBank], config: BalanceConfig, verdict: Verdict | None
+) -> LearnedImages:
     """What the generators, and the judges that chose among their images, learned from."""
-    parts = [learned_by_makers(parent)]
+    parts = [learned_by_makers(parent), *([] if verdict is None else [verdict.learned])]
     for bank in banks:
         parts.append(learned_by_bank(bank.images.root).through(f"{bank.name} (bank)"))
-        if best is not None:
+        if config.scores:
             judge = learned_by_bank_judge(bank.images.root)
-            parts.append(judge.through(f"{bank.name} (its images chosen by best={best})"))
+            parts.append(judge.through(f"{bank.name} (its images chosen by {', '.join(config.scores)})"))
     return LearnedImages.joined(parts)
 
 
@@ -143,11 +149,12 @@ def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None) -> list[_Bank]:
+def open_banks(config: BalanceConfig, parent: Dataset) -> list[UsedBank]:
     """The banks. UserError for one that does not fit the data set."""
+    stored_size = ShardSettings(**parent.metadata["settings"]).stored_size
     sources, ancestors = set(parent.samples(columns=["source"])["source"]), lineage(parent)
     stains = set(parent.samples(splits=["train"], domains=config.domains, columns=["domain"])["domain"])
-    banks: list[_Bank] = []
+    banks: list[UsedBank] = []
     for root in map(Path, config.banks):
         images, name = ImageBank.open(root), root.resolve().name
         if not NAME.fullmatch(name):
@@ -164,11 +171,12 @@ def _open_banks(config: BalanceConfig, parent: Dataset, stored_size: int | None)
                 f"{root}: its images are of domain {images.domain!r}, and no training image that counts here is: they "
                 f"are of {', '.join(sorted(stains)) or 'none'}; train a generator on this data set, or see domains="
             )
-        if config.best is not None and config.best not in images.scores:
-            known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
-            raise UserError(f"{root}: no score {config.best!r} of all images in this bank; it has {known}")
+        for score in config.scores:
+            if score not in images.scores:
+                known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
+                raise UserError(f"{root}: no score {score!r} of all images in this bank; it has {known}")
         sources.add(name)
-        banks.append(_Bank(name, images, stored_size or stored_side(parent, images.domain)))
+        banks.append(UsedBank(name, images, stored_size or stored_side(parent, images.domain)))
     return banks
 
 
@@ -180,10 +188,13 @@ def stored_side(dataset: Dataset, domain: str) -> int:
 
 
 def _choose(
-    banks: Sequence[_Bank], counts: Mapping[str, Mapping[str, int]], config: BalanceConfig
-) -> tuple[list[tuple[_Bank, int]], list[str]]:
+    banks: Sequence[UsedBank],
+    counts: Mapping[str, Mapping[str, int]],
+    config: BalanceConfig,
+    verdict: Verdict | None,
+) -> tuple[list[tuple[UsedBank, int]], list[str]]:
     """The generated images (bank, row) to add, and warnings."""
-    chosen: list[tuple[_Bank, int]] = []
+    chosen: list[tuple[UsedBank, int]] = []
     warnings = [
         f"{bank.name}: its images of {bank.images.image_size} px are stored at {bank.side} px, as the real ones are"
         for bank in banks
@@ -195,17 +206,37 @@ def _choose(
         for bank in banks
         if bank.crop != 1
     ]
-    per_type = int(config.per_type or 0)
+    amounts = None if verdict is None else verdict.amounts()
     for cell_type, count in counts.items():
-        there = sum(count.values())
-        held = [(bank, row) for bank in banks for row in _rows_of(bank.images, cell_type)]
-        if config.best is not None:
-            scores = {bank.name: bank.images.scores[config.best] for bank in banks}
-            held.sort(key=lambda image: -float(scores[image[0].name][image[1]]))
+        there, held = sum(count.values()), held_images(banks, cell_type, config, count["real"])
+        if amounts is not None:
+            chosen += held[: amounts.get(cell_type, 0)]
+            continue
+        per_type = int(config.per_type or 0)
         chosen += held[: max(0, per_type - there)]
         if there + len(held) < per_type and (there or held):
-            warnings.append(f"{cell_type}: {there + len(held)} of {per_type} images: the banks hold {len(held)} of it")
+            warnings.append(f"{cell_type}: {there + len(held)} of {per_type} images: the banks give {len(held)} of it")
     return chosen, warnings
+
+
+def held_images(
+    banks: Sequence[UsedBank], cell_type: str, config: BalanceConfig, real: int
+) -> list[tuple[UsedBank, int]]:
+    """The images (bank, row) of a type that may be taken, in the order in which they are.
+
+    real: training images of the type. By several scores: the highest mean rank first.
+    """
+    held = [(bank, row) for bank in banks for row in _rows_of(bank.images, cell_type)]
+
+    def scores(name: str, among: list[tuple[UsedBank, int]]) -> npt.NDArray[np.float64]:
+        return np.array([bank.images.scores[name][row] for bank, row in among], np.float64)
+
+    for name, least in config.least.items():
+        held = [image for image, value in zip(held, scores(name, held), strict=True) if value >= least]
+    if config.best and held:
+        ranks = [np.unique(scores(name, held), return_inverse=True)[1] for name in config.best]
+        held = [held[place] for place in np.argsort(-np.mean(ranks, axis=0), kind="stable")]
+    return held if config.at_most is None else held[: int(config.at_most * real)]
 
 
 def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:
@@ -215,7 +246,7 @@ def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:
     return np.flatnonzero(bank.labels == bank.cell_types.index(cell_type)).tolist()
 
 
-def _template(bank: _Bank, row: int) -> Sample:
+def _template(bank: UsedBank, row: int) -> Sample:
     """The template of a generated image's row (`derive_dataset`)."""
     images = bank.images
     cell_type = images.cell_types[images.labels[row]]
@@ -235,7 +266,7 @@ def _template(bank: _Bank, row: int) -> Sample:
     )
 
 
-def _render(image_of: Mapping[str, tuple[_Bank, int]], rows: Sequence[Sample]) -> Iterator[npt.NDArray[np.uint8]]:
+def _render(image_of: Mapping[str, tuple[UsedBank, int]], rows: Sequence[Sample]) -> Iterator[npt.NDArray[np.uint8]]:
     """uint8 [side, side, 3] RGB of each row, in their order; rows are of one bank, as a shard's are."""
     for first in range(0, len(rows), _READ_AT_ONCE):
         wanted = [image_of[row.id] for row in rows[first : first + _READ_AT_ONCE]]

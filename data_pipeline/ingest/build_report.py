@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline.catalog import SPLITS, Sample
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ingest.curate import Exclusion
+from data_pipeline.ingest.label_counts import count_labels
 from data_pipeline.ingest.review import REVIEWED, Review
 from data_pipeline.names import Names, difference, plain, shown
 
@@ -63,6 +64,7 @@ def make_report(
         "agreements": list(map(asdict, review.agreements)),
         "disagreements": list(map(asdict, review.disagreements)),
         "counts": count_samples(samples),
+        "labels": count_labels(samples),
         "content_hash": content_hash,
         "warnings": list(warnings),
         "seconds": round(seconds, 2),
@@ -133,13 +135,14 @@ def format_report(report: dict[str, Any]) -> str:
             rows.append([cell_type, *(str(by_split[split]) for split in SPLITS), str(sum(by_split.values()))])
         totals = [sum(by_split[split] for by_split in by_type.values()) for split in SPLITS]
         rows.append(["all", *map(str, totals), str(sum(totals))])
-        blocks.append(_aligned(rows))
+        blocks.append(aligned(rows))
     if report["excluded"]:
         reasons = [[kind, str(count)] for kind, count in report["excluded_by_reason"].items()]
-        blocks.append(_aligned([["excluded", ""], *reasons, ["all", str(report["excluded"])]]))
+        blocks.append(aligned([["excluded", ""], *reasons, ["all", str(report["excluded"])]]))
         for kind, images in report["excluded_first"].items():
             more = ", ..." if report["excluded_by_reason"][kind] > len(images) else ""
             blocks.append("\n".join([f"{kind}:", *(f"  {image}" for image in images)]) + more)
+        blocks.append(aligned(_label_rows(report["labels"])))
     if report["corrected_labels"]:
         blocks.append(f"{report['corrected_labels']} labels corrected by experts")
     if report["agreements"]:
@@ -169,7 +172,23 @@ def _agreement_lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _label_rows(labels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[list[str]]:
+    """Source labels with excluded images: their images before and after, and each reason with its number."""
+    reasons = sorted({name for of in labels.values() for counts in of.values() for name in counts})
+    reasons = [name for name in reasons if name not in ("images", "kept")]
+    columns = ["images", *reasons, "kept"]
+    lacking = [
+        [f"{source}: {label}", *(str(counts.get(name, 0)) for name in columns)]
+        for source, of in labels.items()
+        for label, counts in of.items()
+        if counts["kept"] < counts["images"]
+    ]
+    totals = [sum(counts.get(name, 0) for of in labels.values() for counts in of.values()) for name in columns]
+    return [["label", *columns], *lacking, ["all labels", *map(str, totals)]]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text, its last row apart; numbers right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

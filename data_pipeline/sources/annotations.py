@@ -1,6 +1,7 @@
 """Fields of view and the boxes that people or programs drew round their cells: Pascal VOC, COCO, CSV."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from data_pipeline.sources.declaration import AnnotationFormat, is_hidden, list_
 FIELDS_FOLDER, TYPES_FILE = "JPEGImages", "types.csv"
 _SUFFIX: dict[AnnotationFormat, str] = {"voc": ".xml", "coco": ".json", "csv": ".csv"}
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
+_SCALE = "microns_per_pixel"  # column of a CSV, optional
 _TURNED = range(5, 9)  # EXIF orientations in which width and height change places
 
 
@@ -41,6 +43,7 @@ class AnnotatedField:
     width: int  # pixels, as the annotation says
     height: int
     boxes: tuple[Box, ...]  # none: a field that is said to have no cells
+    microns_per_pixel: float | None = None  # None: not written
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class _Entry:
     image: str  # as written
     size: tuple[int, int] | None  # width, height; None: not written
     boxes: list[Box]
+    microns_per_pixel: float | None = None
 
 
 def read_annotations(root: Path, annotations: AnnotationFormat) -> tuple[list[AnnotatedField], list[str]]:
@@ -58,7 +62,8 @@ def read_annotations(root: Path, annotations: AnnotationFormat) -> tuple[list[An
     An image and its annotation have the same name without suffix. Boxes are cut at the border of their field; those
     outside and those without area are left out. Warnings, one line each: such boxes, annotations without an image,
     images without an annotation (not the same as a field without cells, whose annotation has no box). UserError for a
-    folder without images or annotations, two images of one name, and an annotation that cannot be read.
+    folder without images or annotations, two images of one name, and an annotation that cannot be read, or that is of
+    a field as it was before its EXIF orientation turned it by a quarter.
     """
     images, others = list_images(root)
     by_stem = _fields_by_stem(root, [path for path in images if not is_hidden(path)])
@@ -74,13 +79,20 @@ def read_annotations(root: Path, annotations: AnnotationFormat) -> tuple[list[An
             lost.append(entry.image)
             continue
         known = found.get(path)
-        width, height = entry.size or (known and (known.width, known.height)) or image_size(on_disk(root, path))
+        upright = (known.width, known.height) if known else image_size(on_disk(root, path))
+        width, height = entry.size or upright
+        if width != height and upright == (height, width):
+            raise UserError(
+                f"{root}: the picture {shown(path)} is {height}x{width} as it is shown, its annotation says "
+                f"{width}x{height}: annotate it as it is shown, or store it without an EXIF orientation"
+            )
         whole = [box for box in entry.boxes if box.right > box.left and box.bottom > box.top]
         empty += len(entry.boxes) - len(whole)
         cut = [_cut(box, width, height) for box in whole]
         outside += [path for before, after in zip(whole, cut, strict=True) if after != before]
         boxes = (*(known.boxes if known else ()), *filter(None, cut))
-        found[path] = AnnotatedField(path, width, height, boxes)
+        scale = entry.microns_per_pixel or (known.microns_per_pixel if known else None)
+        found[path] = AnnotatedField(path, width, height, boxes, scale)
     if not entries:
         raise UserError(
             f"{root}: no {annotations} annotation here ({_SUFFIX[annotations]}): see annotations= in --help"
@@ -170,14 +182,24 @@ def _read_csv(path: Path) -> Iterator[_Entry]:
     """A line for each box; a line with an image alone: a field without cells."""
     if path.name == TYPES_FILE:
         return
-    for line, row in read_csv(path, required=("image", "label", *_EDGES)).rows:
-        edges = [row[edge] for edge in _EDGES]
+    for line, row in read_csv(path, required=("image", "label", *_EDGES), optional=(_SCALE,)).rows:
+        edges, scale = [row[edge] for edge in _EDGES], row.get(_SCALE, "")
+        if scale and not _is_scale(scale):
+            raise UserError(f"{path}, line {line}: {_SCALE}={shown(scale)}: write a number above 0")
         try:
-            yield _Entry(row["image"], None, [_box(row["label"], *edges)] if row["label"] or any(edges) else [])
+            boxes = [_box(row["label"], *edges)] if row["label"] or any(edges) else []
         except (ValueError, OverflowError):
             raise UserError(
                 f"{path}, line {line}: xmin,ymin,xmax,ymax={','.join(map(shown, edges))}: write four numbers, in pixels"
             ) from None
+        yield _Entry(row["image"], None, boxes, float(scale) if scale else None)
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 _READERS = {"voc": _read_voc, "coco": _read_coco, "csv": _read_csv}

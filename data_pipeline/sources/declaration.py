@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pkgutil
 import re
@@ -39,6 +40,8 @@ class SourceDeclaration:
     # written, no sub-folders, so that no image changes its split.
     group: GroupRule | None = "auto"
     annotations: AnnotationFormat = "voc"  # of fields with boxes
+    side_microns: float | None = None  # of the squares that cells are cut in; None: by their boxes
+    microns_per_pixel: float | None = None  # of fields whose annotation does not say it
 
     @property
     def folder(self) -> Path:
@@ -56,6 +59,8 @@ class SourceDeclaration:
         }
         if layouts()[self.kind].annotated and self.annotations != "voc":  # in older data sets it was the only one
             stored["annotations"] = self.annotations
+        sizes = {"side_microns": self.side_microns, "microns_per_pixel": self.microns_per_pixel}
+        stored |= {name: value for name, value in sizes.items() if value is not None}
         return stored if layouts()[self.kind].public or self.group is None else {**stored, "group": self.group}
 
     @classmethod
@@ -171,6 +176,13 @@ def check_domain(domain: str, where: str) -> None:
     """UserError unless the domain's name can be part of a file name."""
     if not _NAME.fullmatch(domain):
         raise UserError(f"{where}: domain {domain!r}: use letters, digits, '_', '.' and '-', at least one")
+
+
+def check_scale(side_microns: float | None, microns_per_pixel: float | None) -> None:
+    """ValueError for a given number that is no length."""
+    for name, value in (("side_microns", side_microns), ("microns_per_pixel", microns_per_pixel)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}={value:g}: must be a number above 0")
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -2,15 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.regions import Region, split_region
 from data_pipeline.names import plain, shown
-from data_pipeline.sources.annotations import TYPES_FILE, Box, read_annotations
+from data_pipeline.sources.annotations import TYPES_FILE, AnnotatedField, Box, read_annotations
 from data_pipeline.sources.csv_files import read_csv
-from data_pipeline.sources.declaration import AnnotationFormat, RawImage, SourceDeclaration, Survey, raw_layout
+from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, raw_layout
 from data_pipeline.sources.labels import cell_type_of, refuse_unknown
 
 # The longer side of a box, as a part of its image's side. Barcelona's cells fill 0.3 (lymphocytes) to 0.5 (monocytes)
@@ -33,6 +33,7 @@ class Cell:
     field: str  # path of its image, relative, posix
     name: str  # the box's, as written
     region: Region  # a square round it
+    microns_per_pixel: float | None  # None: not known
 
 
 def field_of(path: str) -> str:
@@ -55,7 +56,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
     (image,white_cells) gives for its field, if the field has one such box and one name there; else no type. Red cells
     and platelets are left out, unless `labels` has an entry for them. UserError for an unknown name.
     """
-    cells, warnings = find_cells(declaration.root, declaration.labels, declaration.annotations)
+    cells, warnings = find_cells(declaration)
     named = _types(declaration.root)
     if lost := named.keys() - {PurePosixPath(cell.field).name for cell in cells}:
         warnings.append(f"{TYPES_FILE} names {len(lost)} field(s) without a white cell here ({shown(min(lost))}, ...)")
@@ -77,7 +78,7 @@ def survey(declaration: SourceDeclaration) -> Survey:
         if cell_type is None:
             unknown.append(label)
         path = f"{cell.field}{cell.region}"
-        images.append(RawImage(path, label, cell_type or "", cell.field, declaration.domain, None))
+        images.append(RawImage(path, label, cell_type or "", cell.field, declaration.domain, cell.microns_per_pixel))
     refuse_unknown(unknown, declaration.root, "name boxes after the cell types", declaration.labels)
     return Survey(images, [f"{declaration.name}: {warning}" for warning in warnings])
 
@@ -87,21 +88,22 @@ def has_annotated_fields(folder: Path) -> bool:
     return next((folder / "Annotations").glob("*.xml"), None) is not None
 
 
-def find_cells(
-    root: Path, labels: Mapping[str, str], annotations: AnnotationFormat = "voc"
-) -> tuple[list[Cell], list[str]]:
+def find_cells(declaration: SourceDeclaration) -> tuple[list[Cell], list[str]]:
     """The boxes of all fields, sorted by path, but for red cells and platelets that `labels` does not name.
 
-    Returns warnings, those of `read_annotations` and one for fields without a white cell. UserError as there, and
-    where there is no white cell.
+    Returns warnings, those of `read_annotations` and one for fields without a white cell. UserError as there, where
+    there is no white cell, and for a field of unknown scale that is to be cut by `side_microns`.
     """
-    fields, warnings = read_annotations(root, annotations)
-    cells = [
-        Cell(field.path, box.name, square_round(box, field.width, field.height))
-        for field in fields
-        for box in field.boxes
-        if box.name in labels or _KIND_OF.get(plain(box.name), WHITE_CELL) == WHITE_CELL
-    ]
+    root, labels = declaration.root, declaration.labels
+    fields, warnings = read_annotations(root, declaration.annotations)
+    cells = []
+    for field in fields:
+        field = replace(field, microns_per_pixel=field.microns_per_pixel or declaration.microns_per_pixel)
+        cells += [
+            Cell(field.path, box.name, square_round(box, field, declaration.side_microns), field.microns_per_pixel)
+            for box in field.boxes
+            if box.name in labels or _KIND_OF.get(plain(box.name), WHITE_CELL) == WHITE_CELL
+        ]
     if not cells:
         raise UserError(f"{root}: no box of a white cell here; give a folder with annotations and their images")
     bare = sorted({field.path for field in fields} - {cell.field for cell in cells})
@@ -118,13 +120,20 @@ def kind_of(name: str, labels: Mapping[str, str]) -> str | None:
     return known
 
 
-def square_round(box: Box, width: int, height: int) -> Region:
-    """A square round a box in a field of width x height, pixels.
+def square_round(box: Box, field: AnnotatedField, side_microns: float | None = None) -> Region:
+    """A square round the centre of a box, with this side; without one the box's longer side is CELL_SHARE of it.
 
-    The box's longer side is CELL_SHARE of the square's. Near the border the square is moved inwards, so that it shows
-    no invented pixels; it is at most as large as the field.
+    Near the border the square is moved inwards, so that it shows no invented pixels; it is at most as large as the
+    field. UserError for a side in microns in a field of unknown scale.
     """
-    side = min(round(max(box.right - box.left, box.bottom - box.top) / CELL_SHARE), width, height)
+    width, height = field.width, field.height
+    if side_microns is None:
+        side = round(max(box.right - box.left, box.bottom - box.top) / CELL_SHARE)
+    elif field.microns_per_pixel is None:
+        raise UserError(f"{shown(field.path)}: side_microns={side_microns:g} needs microns_per_pixel=, of all fields")
+    else:
+        side = max(1, round(side_microns / field.microns_per_pixel))
+    side = min(side, width, height)
     x, y = (box.left + box.right - side) // 2, (box.top + box.bottom - side) // 2
     return Region(min(max(x, 0), width - side), min(max(y, 0), height - side), side, side)
 

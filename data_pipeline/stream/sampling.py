@@ -4,7 +4,7 @@ An order says which row of the sample table stands at position p of epoch e. Pos
 takes its part of a global batch afterwards (`rank_slice`), so the world size never changes the order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -151,6 +151,57 @@ class DomainBalancedOrder:
             members, inside = self._members[cell], chosen == cell
             result[inside] = members[_walk(self._seed, "domain walk", int(cell), turns[inside], len(members))]
         return result
+
+
+@dataclass(frozen=True)
+class GeneratedUse:
+    """When training batches show generated images."""
+
+    # Real images alone are drawn, and one is replaced by a generated one of its type and domain with this probability.
+    # None: generated images are drawn like the others.
+    replace: float | None = None
+    # Batches of an epoch -> number of the first global batch of real images alone; None: there is none.
+    real_from: Callable[[int], int] | None = None
+
+
+@dataclass(frozen=True)
+class OrderAmong:
+    """An order over some rows of the table. order: of their places in `among`."""
+
+    order: Order
+    among: Rows
+
+    @property
+    def epoch_size(self) -> int:
+        return self.order.epoch_size
+
+    def rows(self, epoch: int, positions: Rows) -> Rows:
+        return self.among[self.order.rows(epoch, positions)]
+
+
+class ReplacingOrder:
+    """An order over real images, each replaced with a probability by a generated one of its type and domain.
+
+    Whether, and by which, is drawn for each position. An image that has no such generated one is never replaced.
+    """
+
+    def __init__(self, order: Order, kinds: npt.ArrayLike, generated: Rows, probability: float, seed: int) -> None:
+        """`kinds`: a number for the type and domain of each row of the table. `generated`: rows of generated images."""
+        self.epoch_size = order.epoch_size
+        self._order, self._probability, self._seed = order, probability, seed
+        self._kinds = np.asarray(kinds)
+        ordered = generated[np.argsort(self._kinds[generated], kind="stable")]
+        self._generated = np.append(ordered, 0)  # a place to point at for kinds that have none
+        counts = np.bincount(self._kinds[generated], minlength=int(self._kinds.max()) + 1)
+        self._counts, self._firsts = counts, counts.cumsum() - counts
+
+    def rows(self, epoch: int, positions: Rows) -> Rows:
+        drawn = self._order.rows(epoch, positions)
+        kinds = self._kinds[drawn]
+        draws = uniform(derive_key(self._seed, "replacement"), epoch * self.epoch_size + positions, 2)
+        replaced = (draws[:, 0] < self._probability) & (self._counts[kinds] > 0)
+        places = self._firsts[kinds] + (draws[:, 1] * self._counts[kinds]).astype(np.int64)
+        return np.where(replaced, self._generated[places], drawn)
 
 
 def _walk(seed: int, purpose: str, number: int, turns: Rows, size: int) -> Rows:

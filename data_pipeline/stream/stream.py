@@ -28,8 +28,11 @@ from data_pipeline.stream.read_ahead import ReadAhead
 from data_pipeline.stream.sampling import (
     ClassBalancedOrder,
     DomainBalancedOrder,
+    GeneratedUse,
     GlobalBatches,
     Order,
+    OrderAmong,
+    ReplacingOrder,
     Rows,
     SequentialOrder,
     UniformOrder,
@@ -67,6 +70,7 @@ class MicroBatch:
     positions: Rows  # [n], batch * global_batch + index; the key of everything random about an image
     batch: int  # number of the global batch, counted from the start of training
     parts: int  # micro-batches in this rank's slice
+    generated: npt.NDArray[np.bool_] | None = None  # [n], which are generated images; None: all are real
 
 
 class Stream:
@@ -88,6 +92,7 @@ class Stream:
         topology: Topology = Topology(),
         epoch_size: int | None = None,
         make_order: Callable[[npt.ArrayLike], Order] | None = None,
+        generated: GeneratedUse = GeneratedUse(),
         operations: Sequence[Augmentation] = (),
         pad: bool = False,
     ) -> None:
@@ -98,6 +103,7 @@ class Stream:
         epoch_size: draws in a class-balanced epoch, in place of the number of images. Two streams of one domain each
         with equal cell types, seed and epoch_size show the same cell type at the same position. Other orders ignore it.
         make_order: from the label of each row to its order, in place of config's.
+        generated: of training; not with make_order.
         operations: change the images in place of config's where training is False.
         pad: images that are not square are padded, not squeezed.
         UserError when no image is selected, the batch does not fit, data.crop names a domain that is not in the data
@@ -116,8 +122,14 @@ class Stream:
         self.samples = self._select(splits, folds, ids)
         numbers = {name: number for number, name in enumerate(cell_types)}
         self.labels: Rows = np.asarray(self.samples["cell_type"].map(numbers), np.int64)
-        order = self._make_order(epoch_size) if make_order is None else make_order(self.labels)
+        self._is_generated = (self.samples["origin"] == "synthetic").to_numpy()
+        order = self._make_order(epoch_size, generated) if make_order is None else make_order(self.labels)
         self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
+        self._real_from = None
+        if training and generated.real_from is not None and self._is_generated.any():
+            self._real_from = generated.real_from(self._batches.per_epoch)
+            self._real_batches = GlobalBatches(self._real_order(epoch_size), global_batch, keep_tail=False)
+            self._real_batches.count_parts(topology.world_size, micro_batch)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
         self._source = ShardBytes(dataset, self.samples)
@@ -129,6 +141,8 @@ class Stream:
 
     def rows(self, batch: int) -> Rows:
         """Rows of the sample table in global batch number `batch`, over all ranks."""
+        if self._real_from is not None and batch >= self._real_from:
+            return self._real_batches.rows(batch)
         return self._batches.rows(batch)
 
     def ids(self, batch: int) -> list[str]:
@@ -153,7 +167,7 @@ class Stream:
             inputs = self._inputs(first_batch, ahead)
             for (batch, rows, positions), images in run_graph(self.graph_config(), inputs, self._topology.gpu):
                 labels = to_device(self.labels[rows], images.device)
-                yield MicroBatch(images, labels, rows, positions, batch, self.parts)
+                yield MicroBatch(images, labels, rows, positions, batch, self.parts, self._is_generated[rows])
         finally:
             if ahead is not None:
                 ahead.close()
@@ -215,24 +229,51 @@ class Stream:
             )
         return samples
 
-    def _make_order(self, epoch_size: int | None) -> Order:
+    def _make_order(self, epoch_size: int | None, generated: GeneratedUse) -> Order:
         if not self.training:
             return SequentialOrder(len(self.samples))
+        if generated.replace is None or not self._is_generated.any():
+            return self._order_among(np.arange(len(self.samples)), epoch_size)
+        if self.config.order == "windowed":
+            raise UserError(
+                "train.synthetic.replace draws generated images from all shards at once and needs data.order=global"
+            )
+        kinds = self.samples.groupby(["cell_type", "domain"]).ngroup()
+        made = np.flatnonzero(self._is_generated)
+        return ReplacingOrder(self._real_order(epoch_size), kinds, made, generated.replace, self._seed)
+
+    def _real_order(self, epoch_size: int | None) -> Order:
+        """The order of real images alone. UserError where a type has none."""
+        rows = np.flatnonzero(~self._is_generated)
+        if missing := sorted(set(self.labels) - set(self.labels[rows])):
+            names = ", ".join(self.cell_types[number] for number in missing)
+            raise UserError(
+                f"{self._dataset.root}: no real training image of {names}, and train.synthetic.until and replace show "
+                "real images of each type: leave it out of data.cell_types, or these settings at their defaults"
+            )
+        return self._order_among(rows, epoch_size)
+
+    def _order_among(self, rows: Rows, epoch_size: int | None) -> Order:
+        """The configuration's order over these rows of the table."""
         if self.config.sampling != "uniform" and self.config.order == "windowed":
             raise UserError(
                 f"data.sampling={self.config.sampling} draws from all shards at once and needs data.order=global"
             )
+        order: Order
         if self.config.sampling == "domain_balanced":
-            return DomainBalancedOrder(self.labels, self.samples["domain"], self._seed, self.config.most_repeats)
-        if self.config.sampling == "class_balanced":
+            domains = self.samples["domain"].to_numpy()[rows]
+            order = DomainBalancedOrder(self.labels[rows], domains, self._seed, self.config.most_repeats)
+        elif self.config.sampling == "class_balanced":
             if epoch_size is not None:
                 self._require_every_type()
                 # Whole batches: no draw is dropped with a tail, so a type's images stay even over epochs too.
                 epoch_size = epoch_size - epoch_size % self.global_batch or epoch_size
-            return ClassBalancedOrder(self.labels, self._seed, epoch_size)
-        if self.config.order == "windowed":
-            return WindowedOrder(self.samples["shard"], self._seed, self.config.window)
-        return UniformOrder(len(self.samples), self._seed)
+            order = ClassBalancedOrder(self.labels[rows], self._seed, epoch_size)
+        elif self.config.order == "windowed":
+            order = WindowedOrder(self.samples["shard"].iloc[rows], self._seed, self.config.window)
+        else:
+            order = UniformOrder(len(rows), self._seed)
+        return order if len(rows) == len(self.samples) else OrderAmong(order, rows)
 
     def _require_every_type(self) -> None:
         """A missing type would shift the types at all positions against the other stream's."""

@@ -44,7 +44,7 @@ def build_classifier(
         raise ModelError(f"a classifier needs at least one cell type, not {number_of_types}")
     family = import_module(f"models.classifiers.architectures.{config.architecture}")
     network: nn.Module = family.build(config, number_of_types, image_size)
-    if config.norm is not None:
+    if config.norm is not None and config.norm != "auxiliary":
         replace_batch_norms(network, config.norm)
     if image_size is not None:
         refuse_small_images(network, config, max(image_size, config.least_size))
@@ -62,6 +62,8 @@ def build_classifier(
         if config.norm == "group":
             weights = without_statistics(weights)
         load_weights(network, weights, source, classifiers, ("attention",))
+    if config.norm == "auxiliary":  # both of its sets begin as the initial weights' one
+        replace_batch_norms(network, config.norm)
     if not config.timm_name and not config.stretch:
         return network
     default = pretrained_config(config.timm_name) if config.timm_name else None

@@ -6,6 +6,7 @@ from typing import Literal
 
 from models.checks import check_choices
 from models.errors import ModelError
+from models.layer_choices import ClassifierNorm
 
 ARCHITECTURES = sorted(path.stem for path in (Path(__file__).parent / "architectures").glob("[!_]*.py"))
 
@@ -33,8 +34,9 @@ class ClassifierConfig:
     weights: str | None = None
     dropout: float = 0.2  # before the last layer
     # Normalisation layers. None: the network's own. "group": group norm in the place of each batch norm. "frozen":
-    # batch norms use the running statistics of the initial weights, in training too.
-    norm: Literal["group", "frozen"] | None = None
+    # batch norms use the running statistics of the initial weights, in training too. "auxiliary": generated training
+    # images have batch-norm statistics and affine weights of their own, which evaluation does not use.
+    norm: ClassifierNorm | None = None
 
     # "frozen" only. linear: logistic regression; nearest: k nearest neighbours. The l2 penalty, or k, has the
     # lowest log loss on validation images.
@@ -57,6 +59,8 @@ class ClassifierConfig:
 
     # The attention on top of "senet", figure 38.
     ge: bool = True  # false: the plain SENet; always false for the other architectures
+    # F1: the output of the whole stem, or of its first convolution.
+    ge_first: Literal["stem", "convolution"] = "stem"
     ge_gather: Literal["average", "depthwise"] = "depthwise"  # parameter-free, or learned
     ge_extent: int = 0  # 0: the whole map; otherwise the extent ratio 2, 4, 8, ...
     ge_kernel: int = 7  # side of a global depth-wise gather's kernel: that of the last map at the usual image size

@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, str]] = {
     "whole recipe": {},
     "without the stretched channels": {"model.stretch": "false"},
     "without one scale": {"nucleus_share": "null"},
-    "without other optics, cameras and backgrounds": {"data/augment": "stain", "data.augment.scale": "1.4"},
+    "without other optics and backgrounds": {"data/augment": "stain", "data.augment.scale": "1.4"},
     "as before": {"model.stretch": "false", "nucleus_share": "null", "data/augment": "stain"},
     "from fresh weights": {"model.weights": "null"},
     "senet_small_ge": {"model": "senet_small_ge", "model.stretch": "true", "model.weights": ""},
@@ -76,7 +76,7 @@ class Benchmark:
         if self._find(arm, left_out, seed) is not None:
             return
         domains = ["barcelona"] if left_out == "none" else [name for name in LABORATORIES if name != left_out]
-        run = self.work / "runs" / f"{arm.replace(' ', '_').replace(',', '')}-{left_out}-{seed}"
+        run = self.work / "runs" / f"{arm.replace(' ', '_')}-{left_out}-{seed}"
         settings = RECIPE | {"model.weights": self.weights} | ARMS[arm]
         call(
             "train_classifier",
@@ -92,11 +92,11 @@ class Benchmark:
             f"train.epochs={EPOCHS}",
             f"train.iterations_per_epoch={self.images // (BATCH * EPOCHS)}",
         )
-        scored = [("barcelona", "test")] + ([(left_out, "all")] if left_out != "none" else [])
-        for domain, split in scored:
-            for views in VIEWS:
-                where = (f"shards={self.data}", f"domain={domain}", f"split={split}", f"views={views}")
-                call("evaluate", f"run={run}", *where, log=run / f"evaluate-{domain}-{views}.log")
+        # At home eight views are asked only where home is the question: they take longer than everything else.
+        home = [("barcelona", "test", views) for views in (VIEWS if left_out == "none" else VIEWS[:1])]
+        for domain, split, views in home + [(left_out, "all", views) for views in VIEWS if left_out != "none"]:
+            where = (f"shards={self.data}", f"domain={domain}", f"split={split}", f"views={views}")
+            call("evaluate", f"run={run}", *where, log=run / f"evaluate-{domain}-{views}.log")
         evaluations = [each.record for each in load_evaluations(run)]
         self._add(
             {
@@ -141,7 +141,7 @@ def _scores(record: Any) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: accuracy on Barcelona's test split and balanced accuracy abroad, with one view and with eight."""
     lines = [
-        "| arm | left out | seed | images shown | at home, 1 / 8 views | abroad, 1 / 8 views |",
+        "| arm | left out | seed | images shown | at home, 1 view (/ 8) | abroad, 1 / 8 views |",
         "|---|---|---|---|---|---|",
     ]
     for run in sorted(runs, key=lambda run: (run["left_out"], list(ARMS).index(run["arm"]), run["seed"])):

@@ -113,6 +113,28 @@ def test_a_whole_field_keeps_its_pixels_and_its_boxes(root: Path, tmp_path: Path
         survey(SourceDeclaration("whole_fields", "lab", root, "giemsa"))
 
 
+def test_boxes_are_those_of_the_picture_as_it_is_shown(root: Path, tmp_path: Path) -> None:
+    """A camera held upright stores a turned picture: boxes, squares and pixels are of the upright one."""
+    shown = picture(1, WIDTH).crop((0, 0, HEIGHT, WIDTH))  # upright: higher than wide
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown.transpose(Image.Transpose.ROTATE_90).save(root / "JPEGImages" / "a.png", exif=exif)
+    (root / "JPEGImages" / "b.png").unlink()
+    (root / "boxes.csv").write_text("image,label,xmin,ymin,xmax,ymax\na.png,WBC,60,120,80,140\n")
+    ((field,), _) = read_annotations(root, "csv")
+    assert (field.width, field.height) == (HEIGHT, WIDTH)
+    for kind in ("fields", "whole_fields"):
+        declared = SourceDeclaration(kind, "lab", root, "giemsa", annotations="csv")
+        data = tmp_path / kind
+        build_dataset(data, [declared], settings=ShardSettings(codec="png"), ratio=(1, 0, 0), progress=False)
+        (row,) = Dataset.open(data).samples().itertuples()
+        pixels = np.asarray(decode_rgb(Dataset.open(data).read_encoded(row)))
+        left, top, side = (50, 110, 40) if kind == "fields" else (0, 0, WIDTH)
+        assert np.array_equal(pixels, np.asarray(shown)[top : top + side, left : left + side])
+    with pytest.raises(UserError, match=r"a\.png is 120x160 as it is shown, its annotation says 160x120"):
+        read_annotations(root, "voc")
+
+
 def test_the_format_of_boxes_is_remembered_and_goes_with_fields_alone(root: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     main([f"shards={data}", f"fields={root}", "annotations=coco", "name=lab", "domain=giemsa"])

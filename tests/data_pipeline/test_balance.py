@@ -40,8 +40,8 @@ def bank(parent: Dataset, tmp_path: Path) -> Path:
     return tmp_path / "noise"
 
 
-def balance(parent: Dataset, out: Path, *banks: Path, per_type: int = 30, **options: Any) -> dict[str, Any]:
-    config = BalanceConfig(str(parent.root), [str(bank) for bank in banks], str(out), per_type)
+def balance(parent: Dataset, out: Path, *banks: Path, per_type: int | str = 30, **options: Any) -> dict[str, Any]:
+    config = BalanceConfig(str(parent.root), [str(bank) for bank in banks], str(out), str(per_type))
     names = {field.name for field in dataclasses.fields(BalanceConfig)}
     config = dataclasses.replace(config, **{name: value for name, value in options.items() if name in names})
     topology = {name: value for name, value in options.items() if name not in names}
@@ -78,7 +78,7 @@ def test_types_are_filled_up_with_training_images_that_are_stored_like_the_real_
     assert out.metadata["settings"] == parent.metadata["settings"]
     assert f"noise: its images of {SIDE} px are stored at 32 px, as the real ones are" in report["warnings"]
     total = before["lymphocyte"]["real"]
-    assert f"lymphocyte: {total} of 30 images: the banks hold 0 of it" in report["warnings"]
+    assert f"lymphocyte: {total} of 30 images: the banks give 0 of it" in report["warnings"]
     table = format_counts(counts).splitlines()
     basophil = counts["basophil"]
     assert table[1].split() == ["basophil", str(basophil["real"]), str(basophil["synthetic"]), "30"]
@@ -138,11 +138,16 @@ def test_the_first_images_of_the_first_bank_or_those_that_score_highest(
 
     assert chosen("first") == [*(f"noise {index}" for index in range(10)), "second 0", "second 1"]
     with pytest.raises(UserError, match="no score 'likeness' of all images in this bank; it has none"):
-        chosen("best", best="likeness")
+        chosen("best", best=["likeness"])
     first = ImageBank.open(bank)
     first.write_scores("likeness", np.where(first.labels == 0, np.arange(20) // 2 / 10, 0))  # 0 to 0.9 by index
     second.write_scores("likeness", np.full(10, 0.75))
-    assert chosen("best", best="likeness") == ["noise 8", "noise 9", *(f"second {index}" for index in range(10))]
+    assert chosen("best", best=["likeness"]) == ["noise 8", "noise 9", *(f"second {index}" for index in range(10))]
+    first.write_scores("novelty", np.where(first.labels == 0, np.arange(20) // 2 % 3, 0))
+    second.write_scores("novelty", np.ones(10))
+    both = {"best": ["likeness", "novelty"], "least": {"novelty": 1}}
+    few = chosen("few", **both, at_most=3 / training_counts(parent)["basophil"]["real"])
+    assert few == ["noise 5", "noise 8", "second 0"], "the highest mean rank, no copy, at most three"
 
 
 def test_one_codec_and_one_size_for_all(tmp_path: Path) -> None:
@@ -216,8 +221,9 @@ def test_a_bank_that_may_not_go_with_the_data_set_is_one_line(parent: Dataset, b
         (["noise"], {"domains": ["violet"]}, "of domain 'giemsa'.* are of violet"),
         (["noise"], {"domains": ["green"]}, "no domain 'green' here"),
         (["a bank"], {}, "letters, digits"),
-        (["noise"], {"best": "sharpness"}, "no score 'sharpness'"),
+        (["noise"], {"best": ["sharpness"]}, "no score 'sharpness'"),
         (["noise"], {"per_type": 5}, "no image to add.* per_type=5"),
+        (["noise"], {"least": {"sharpness": 0.5}}, "no score 'sharpness'"),
         (["nowhere"], {}, "no image bank here"),
         (["parent"], {}, "no image bank here"),
     ]
@@ -228,6 +234,20 @@ def test_a_bank_that_may_not_go_with_the_data_set_is_one_line(parent: Dataset, b
     (bank / "bank.json").unlink()
     with pytest.raises(UserError, match="unfinished"):
         balance(parent, tmp_path / "out", bank)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"per_type": "many"}, "per_type=many: must be a number of at least 1, or auto"),
+        ({"per_type": "auto"}, "per_type=auto needs classifier=RUN"),
+        ({"per_type": "3", "classifier": "run"}, "and nothing else does"),
+        ({"per_type": "3", "at_most": 0.0}, "at_most=0.0: must be above 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        BalanceConfig("x", ["a"], "out", **values)
 
 
 def test_nothing_generated_can_be_held_out(parent: Dataset, bank: Path, tmp_path: Path) -> None:
@@ -253,12 +273,12 @@ def test_what_generators_and_judges_learned_from_goes_with_the_data_set(
     LearnedImages.of(parent, {"trained": splits["validation"]}).save(bank / JUDGE_FOLDER)
     images = ImageBank.open(bank)
     images.write_scores("likeness", np.arange(len(images)))
-    balance(parent, tmp_path / "new", bank, best="likeness")
+    balance(parent, tmp_path / "new", bank, best=["likeness"])
     new = Dataset.open(tmp_path / "new")
     learned = learned_by_makers(new)
     by_ancestor = learned.table.groupby("through")["id"].agg(set)
     assert by_ancestor["noise (bank)"] == {*splits["train"], splits["test"][0]}
-    assert by_ancestor["noise (its images chosen by best=likeness)"] == set(splits["validation"])
+    assert by_ancestor["noise (its images chosen by likeness)"] == set(splits["validation"])
     (check,) = (check for check in audit_dataset(new, progress=False)[0] if check.name == "generators")
     assert check.status == "found"
     assert splits["test"][0][:16] in "; ".join(check.found)

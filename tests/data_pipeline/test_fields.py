@@ -16,8 +16,9 @@ from data_pipeline.ingest.regions import Region, split_region
 from data_pipeline.shards.verify import verify_dataset
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration, layouts, survey
-from data_pipeline.sources.annotations import Box
+from data_pipeline.sources.annotations import AnnotatedField, Box
 from data_pipeline.sources.fields import square_round
+from launchers.build_shards import main as build
 from tests.data_pipeline.raw_images import files_below, picture
 
 WIDTH, HEIGHT = 160, 120
@@ -144,7 +145,26 @@ def test_a_type_is_given_only_where_box_and_name_match_without_doubt(tmp_path: P
     ids=["inside", "at the upper left border", "in the lower right corner", "larger than the field"],
 )
 def test_a_square_lies_inside_the_field_and_holds_the_box(box: tuple[int, int, int, int], square: Region) -> None:
-    assert square_round(Box("WBC", *box), WIDTH, HEIGHT) == square
+    assert square_round(Box("WBC", *box), AnnotatedField("f", WIDTH, HEIGHT, ())) == square
+
+
+def test_squares_of_one_side_in_microns_have_the_scale_of_their_field(fields: Path, tmp_path: Path) -> None:
+    """Of fields of two scales; the side does not depend on the box."""
+    lines = ["image,label,xmin,ymin,xmax,ymax,microns_per_pixel"]
+    lines += [f"{name}.png,WBC,60,40,{right},60,{scale}" for name, right, scale in (("f00", 80, ""), ("f01", 90, 0.4))]
+    (fields / "boxes.csv").write_text("\n".join(lines))
+    data, given = tmp_path / "data", [f"fields={fields}", "name=lab", "domain=giemsa", "annotations=csv"]
+    with pytest.raises(UserError, match=r"f00\.png: side_microns=10 needs microns_per_pixel="):
+        build([f"shards={data}", *given, "side_microns=10"])
+    build([f"shards={data}", *given, "side_microns=10", "microns_per_pixel=0.2"])
+    build([f"shards={data}"])  # remembered
+    found = {row.path.partition("#xywh=")[2]: row.microns_per_pixel for row in rows_of(data)}
+    assert found == {"45,25,50,50": 0.2, "62,37,25,25": 0.4}
+    for wrong in (["side_microns=-1", "microns_per_pixel=0.2"], ["microns_per_pixel=0"]):
+        with pytest.raises(UserError, match="must be a number above 0"):
+            build([f"shards={data}", *given, *wrong])
+    with pytest.raises(UserError, match="go with fields=RAW"):
+        build([f"shards={data}", f"whole_fields={fields}", "name=whole", "domain=giemsa", "side_microns=10"])
 
 
 def test_what_is_wrong_in_annotations_is_said_and_costs_no_other_cell(fields: Path, tmp_path: Path) -> None:

@@ -1,53 +1,50 @@
-"""Tables 2 to 6 of the thesis add up under this project's merges: else the twelve types are not the thesis's."""
+"""If these fail, the twelve types are not the thesis's, or a build that differs from its tables is not told."""
 
-from collections import Counter
+import dataclasses
+from pathlib import Path
 
+import pytest
+
+from data_pipeline.catalog import Dataset, from_table
 from data_pipeline.cell_types import BARCELONA_FOLDERS, CELL_TYPES, MUNICH_CODES
+from data_pipeline.ingest.label_counts import BARCELONA, MUNICH, compare_with_thesis, count_labels, thesis_counts
+from launchers import build_shards
+from tests.forged_catalog import full_downloads
+from trainer.reports.thesis_tables import printed
 
-# Table 2 (all images) and table 5 (removed) of the Mendeley, or Barcelona, set.
-BARCELONA = {
-    "neutrophil": (3329, 13),
-    "eosinophil": (3117, 0),
-    "basophil": (1218, 56),
-    "lymphocyte": (1214, 1),
-    "monocyte": (1420, 2),
-    "ig": (2895, 14),
-    "erythroblast": (1551, 81),
-    "platelet": (2348, 9),
-}
-# Table 3 (all images) and table 4 (removed) of the Cancer Imaging Archive, or Munich, set.
-MUNICH = {
-    "BAS": (79, 17),
-    "EBO": (78, 1),
-    "EOS": (424, 3),
-    "KSC": (15, 0),
-    "LYA": (11, 4),
-    "LYT": (3937, 119),
-    "MOB": (26, 0),
-    "MON": (1789, 624),
-    "MYB": (42, 3),
-    "MYO": (3268, 164),
-    "NGB": (109, 27),
-    "NGS": (8484, 1138),
-    "PMB": (18, 0),
-    "PMO": (70, 1),
-    "MMZ": (15, 2),
-}
-# Table 6, in the order of the labels.
-MERGED = (1224, 3538, 1547, 2933, 5038, 26, 2583, 3104, 10744, 2339, 87, 15)
+TOTALS = {"2": 17092, "3": 18365, "4": 2103, "5": 176, "6": 33178}
 
 
 def test_every_row_of_table_6_follows_from_the_merges() -> None:
-    counts: Counter[str] = Counter()
-    for set_counts, names in ((BARCELONA, BARCELONA_FOLDERS), (MUNICH, MUNICH_CODES)):
-        assert set_counts.keys() == names.keys()
-        for label, (images, removed) in set_counts.items():
-            counts[names[label]] += images - removed
-    assert tuple(counts[cell_type] for cell_type in CELL_TYPES) == MERGED
+    for labels, types in ((BARCELONA, BARCELONA_FOLDERS), (MUNICH, MUNICH_CODES)):
+        assert labels.keys() == types.keys()
+    assert {name: str(count) for name, count in thesis_counts().items()} == {
+        name: printed("6", name, "images") for name in CELL_TYPES
+    }
 
 
-def test_the_totals_are_the_thesis_totals() -> None:
-    assert [sum(row[column] for row in BARCELONA.values()) for column in (0, 1)] == [17092, 176]
-    # Table 4 prints 2,103 as its total.
-    assert [sum(row[column] for row in MUNICH.values()) for column in (0, 1)] == [18365, 2103]
-    assert sum(MERGED) == 33178
+def test_the_totals_are_the_thesis_totals(tmp_path: Path) -> None:
+    rows, differ = compare_with_thesis(from_table(full_downloads(tmp_path, excluded=True).table))
+    assert differ == 0
+    totals = {table: sum(int(row[2]) for row in rows if row[0] == table) for table in TOTALS}
+    assert totals == TOTALS
+
+
+def test_a_build_that_differs_from_the_thesis_says_in_which_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = full_downloads(tmp_path, excluded=False)
+    with pytest.raises(SystemExit, match="1"):
+        build_shards._compare(build_shards.BuildConfig(expect="thesis"), dataset.root)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["2", "neutrophil", "3329", "3329", "+0"] in lines
+    assert ["4", "NGS", "1138", "0", "-1138"] in lines
+    assert ["6", "neutrophil", "10744", "11922", "+1178"] in lines
+
+
+def test_exclusions_are_counted_by_label_and_reason(tiny_dataset: Dataset) -> None:
+    rows = from_table(tiny_dataset.table)[:3]
+    label = rows[0].source_label
+    rows = [dataclasses.replace(row, source_label=label) for row in rows]
+    rows[0].exclude("duplicate", "of another")
+    assert count_labels(rows) == {"phantom": {label: {"images": 3, "kept": 2, "duplicate": 1}}}

@@ -67,6 +67,15 @@ def test_fields_become_a_count_of_each_patient(
     assert "20 to 45" in page
 
 
+def test_cells_are_cut_in_squares_of_one_side(fields: Path, classifier: Path, tmp_path: Path) -> None:
+    scale = ("side_microns=15", "microns_per_pixel=0.1")
+    count([f"run={classifier}", f"fields={fields / 'b'}", f"out={tmp_path / 'out'}", *scale])
+    (path,) = pd.read_csv(tmp_path / "out" / "predictions.csv")["path"]
+    assert path.endswith(",150,150")
+    with pytest.raises(UserError, match="side_microns= goes with fields= and microns_per_pixel="):
+        count([f"run={classifier}", f"images={fields}", f"out={tmp_path / 'out'}", *scale])
+
+
 def test_images_of_single_cells_are_counted_for_the_patients_of_a_table(
     fields: Path, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,13 @@ from data_pipeline.learned_images import FILE, learned_by_makers
 from data_pipeline.shards.verify import verify_dataset
 from tests.conftest import Launch
 from tests.trainer.test_stain_training import DEPTH, TINY
+from trainer.runs.normalizers.bundle import FILE as BUNDLE
+from trainer.runs.normalizers.bundle import load_bundle
 from trainer.runs.provenance import learned_by_run
 
 METHOD = ("a=giemsa", "b=violet", "image_size=32")
+AS_VIOLET = "giemsa_as_violet"
+TRAIN = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=2", "train.global_batch=12")
 
 
 @pytest.fixture
@@ -62,7 +66,11 @@ def test_thesis_policy_needs_labels_so_it_stays_out_of_held_out_splits(
     )
     assert done.returncode == 0, done.stderr
     rows = Dataset.open(tmp_path / "out").samples()
-    assert set(rows[rows["origin"] == "normalized"]["split"]) == {"train"}
+    made = rows[rows["origin"] == "normalized"]
+    assert set(made["split"]) == {"train"}
+    # Section 4.1: lymphocytes go the other way.
+    directions = {("basophil", "violet_as_giemsa"), ("eosinophil", "violet_as_giemsa"), ("lymphocyte", AS_VIOLET)}
+    assert set(zip(made["cell_type"], made["domain"], strict=True)) == directions
     train = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12"]
     assert launch("train_classifier", "shards=out", "run=run", *train).returncode == 0
     assert launch("train_classifier", f"shards={tiny_dataset.root}", "run=other", *train).returncode == 0
@@ -105,6 +113,59 @@ def test_a_classifier_of_normalised_images_takes_raw_ones_through_its_normaliser
         assert done.returncode == 0, done.stderr
     answers = [pd.read_csv(tmp_path / out / "predictions.csv") for out in ("normalized", "raw")]
     assert not np.allclose(answers[0][columns], answers[1][columns], atol=1e-3)
+
+
+def test_the_thesis_s_rule_by_predicted_type_needs_no_label_of_a_slide(
+    two_stains: Dataset, launch: Launch, tmp_path: Path
+) -> None:
+    shards = f"shards={two_stains.root}"
+    assert launch("train_classifier", shards, "run=first", *TRAIN).returncode == 0
+    normalize = ("normalize_stains", shards, "method=reinhard_domain", "policy=thesis_predicted", *METHOD)
+    assert "go together" in launch(*normalize, "out=out").stderr
+    for processes, name in ((1, "out"), (2, "two")):
+        done = launch(*normalize, "classifier=first", f"out={name}", processes=processes)
+        assert done.returncode == 0, done.stderr
+    derived = Dataset.open(tmp_path / "out")
+    assert derived.content_hash == Dataset.open(tmp_path / "two").content_hash
+    assert set(learned_by_makers(derived).table["through"]) == {
+        "first (names types for the normaliser)",
+        "reinhard_domain (normaliser)",
+    }
+    rows = derived.samples()
+    made = set(rows[rows["origin"] == "normalized"]["parent"])
+    gates = load_bundle(derived.attachment_path(BUNDLE)).directions
+    assert [(each.source, each.target) for each in gates] == [("violet", "giemsa"), ("giemsa", "violet")]
+    assert all(each.gate is not None for each in gates)
+
+    # The rule follows the first classifier's answers, on test images too.
+    answers = pd.read_parquet(tmp_path / "first/evaluation/metrics.parquet")
+    passes = np.where(
+        answers["domain"] == "violet",
+        answers["predicted"].isin(["basophil", "eosinophil"]),
+        answers["predicted"] == "lymphocyte",
+    )
+    assert made & set(answers["id"]) == set(answers["id"][passes])
+
+    # A classifier of the normalised images takes raw ones of both stains through it.
+    done = launch("train_classifier", "shards=out", "run=run", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    raw = launch("evaluate", "run=run", shards)
+    assert raw.returncode == 0, raw.stderr
+    folder = tmp_path / "run/evaluation"
+    (record,) = (path for path in folder.glob("*.json") if path.name.startswith("data-test"))
+    normalizer = json.loads(record.read_text())["normalizer"]
+    assert {source: facts["by_type_of"]["name"] for source, facts in normalizer.items()} == dict.fromkeys(
+        ("giemsa", "violet"), "senet_tiny_ge"
+    )
+    stored = pd.read_parquet(folder / "metrics.parquet")
+    through = pd.read_parquet(record.with_suffix(".parquet")).set_index("id")
+    columns = [name for name in stored if name.startswith("p:")]
+    parents = stored["parent"].where(stored["parent"] != "", stored["id"])
+    # One more turn through the codec is all that lies between them.
+    np.testing.assert_allclose(stored[columns], through.loc[parents, columns], atol=0.05)
+    image = two_stains.root.parent / "raw" / two_stains.samples(domains=["violet"])["path"].iloc[0]
+    assert launch("predict", "run=run", f"images={image}", "out=named", "domain=violet").returncode == 0
+    assert "name the domain of these images" in launch("predict", "run=run", f"images={image}", "out=none").stderr
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ from models.classifiers.config import ClassifierConfig
 from models.classifiers.input_adapter import InputAdapter, stretch_channels
 from models.errors import ModelError
 
-ALL_CONFIGS = sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs/model"
+ALL_CONFIGS = sorted(CONFIGS.glob("*.yaml"))
 # Algorithms of several networks have their own configurations beside them.
-MODEL_CONFIGS = [path for path in ALL_CONFIGS if "algorithm" not in yaml.safe_load(path.read_text())]
+MODEL_CONFIGS = [path for path in ALL_CONFIGS if "algorithm:" not in path.read_text()]
 MICRO = ClassifierConfig(
     name="micro",
     timm_name="",
@@ -70,6 +71,17 @@ def test_senet154_ge_is_of_the_thesis_size() -> None:
     assert round(sum(parameter.numel() for parameter in without.parameters()) / 1e6, 2) == 113.06
 
 
+def test_the_thesis_s_gate_is_a_map_and_f1_the_first_convolution() -> None:
+    """Figures 38 and 39: a pair of strided depth-wise convolutions, 7x7 to 4x4 to 2x2, and 64 channels of F1."""
+    with torch.device("meta"):
+        network = build_classifier(read_config(CONFIGS / "senet154_ge_thesis.yaml"), 12).network
+    top = network.attention
+    assert top.project.weight.shape == (2048, 64, 1, 1)
+    gathered = [part for part in top.gather_excite.gather if isinstance(part, nn.Conv2d)]
+    assert [(part.stride, part.groups) for part in gathered] == [((2, 2), 2048)] * 2
+    assert top.gather_excite.gather(torch.empty(2, 2048, 7, 7, device="meta")).shape == (2, 2048, 2, 2)
+
+
 def test_senet154_ge_takes_one_training_step_at_224() -> None:
     """The thesis's network trains: finite loss, a gradient for every parameter, weights that move."""
     torch.manual_seed(0)
@@ -99,27 +111,31 @@ def test_small_relatives_take_any_image_size(name: str, size: int) -> None:
     assert all(value.grad is not None for value in network.parameters())
 
 
-@pytest.mark.parametrize("fusion", ["sum", "product", "concatenate"])
-def test_attention_is_wired_as_in_figure_38(fusion: str) -> None:
+@pytest.mark.parametrize(
+    ("fusion", "first_of", "channels"),
+    [("sum", "stem", 8), ("product", "stem", 8), ("concatenate", "stem", 8), ("sum", "convolution", 6)],
+)
+def test_attention_is_wired_as_in_figure_38(fusion: Any, first_of: Any, channels: int) -> None:
     """S = SE(F1' * F_L), E = GE(F_L), Y = (S + E) fused with F_L, recomputed by hand."""
     torch.manual_seed(1)
-    network = SENetGE(dataclasses.replace(MICRO, fusion=fusion, ge_extent=2), 5)
+    network = SENetGE(dataclasses.replace(MICRO, fusion=fusion, ge_extent=2, ge_first=first_of), 5)
     randomised(network)
     seen: dict[str, Tensor] = {}
-    for name in ("layer0", "pool0", "layer2", "attention"):
+    f1 = "layer0" if first_of == "stem" else "layer0.relu1"
+    for name in (f1, "pool0", "layer2", "attention"):
         network.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.__setitem__(name, output)
         )
     images = torch.randn(2, 3, 32, 32)
     logits = network(images)
-    first, last = seen["layer0"], seen["layer2"]
-    assert first.shape == (2, 8, 16, 16)
+    first, last = seen[f1], seen["layer2"]
+    assert first.shape == (2, channels, 16, 16)
     assert seen["pool0"].shape == (2, 8, 8, 8)
     assert last.shape == (2, 16, 4, 4)
 
     top = network.attention
     assert top is not None
-    pooled = first.reshape(2, 8, 4, 4, 4, 4).mean((3, 5))
+    pooled = first.reshape(2, channels, 4, 4, 4, 4).mean((3, 5))
     norm = top.project_norm
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 import trainer.runs.shipped as shipped
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from launchers.count import main as count
+from launchers.evaluate import main as evaluate
 from launchers.export import main as export
 from launchers.predict import main as predict
 from tests.data_pipeline.test_fields import write_field
 from tests.launchers.test_launchers import TINY
+from trainer.metrics.evaluation import load_evaluations
 from trainer.runs.provenance import learned_by_run
 from trainer.tasks.classification.load import load_classifier
 from trainer.tasks.classification.raw_classifier import load_raw_classifier
@@ -56,6 +59,24 @@ def test_it_knows_what_it_learned_from_and_names_no_folder_of_its_machine(traine
     card = (compact / "model_card.md").read_text()
     assert "# small" in card
     assert "## Scores: own test split" in card
+
+
+def test_it_keeps_its_scores_for_corrected_counts_and_is_scored_elsewhere(
+    trained: Path, compact: Path, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares are corrected by the confusion matrix; an installation is not written into."""
+    (own,), (kept,) = load_evaluations(trained), load_evaluations(compact)
+    assert kept.is_own_test
+    assert kept.record.scores == own.record.scores
+    images, before = tmp_path / "out", sorted(compact.rglob("*"))
+    count([f"run={compact}", f"images={tiny_dataset.root.parent / 'raw'}", f"out={images}"])
+    assert not pd.read_csv(images / "differential.csv")["corrected_percent"].isna().all()
+    monkeypatch.setattr(shipped, "SHIPPED", compact)
+    evaluate(["run=shipped", f"shards={tiny_dataset.address}", f"out={tmp_path / 'scores'}"])
+    (scored,) = load_evaluations(tmp_path / "scores")
+    assert scored.record.scores.count == own.record.scores.count
+    assert "Scores in scores" in (tmp_path / "scores" / "report.html").read_text()
+    assert sorted(compact.rglob("*")) == before
 
 
 def test_weights_that_were_changed_are_refused(compact: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trainer.tasks.conditional.algorithms.info_gan import InfoGan, codes_of_type
 from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
 
 ALGORITHMS = algorithm_names("conditional")
+WITH_CLASSIFIER = ("c_wgan_gp", "c_wgan_gp_thesis")
 SIZE, LATENTS, TYPES, SEED = 8, 5, 3, 11
 # Plain descent at rate 1: what the weights lose is the gradient.
 DESCENT = OptimizerConfig(
@@ -99,7 +100,7 @@ def test_each_learner_moves_only_its_own_weights(name: str, monkeypatch: pytest.
         monkeypatch.setattr(learner, "step", lambda mover=mover, move=learner.step: watch(mover, move))
     run_step(algorithm, [make_batch(0)], [make_batch(1)])
     assert algorithm.takes == {"train": 2}
-    assert order == ["critic", "critic", *(["classifier"] if name == "c_wgan_gp" else []), "generator"]
+    assert order == ["critic", "critic", *(["classifier"] if name in WITH_CLASSIFIER else []), "generator"]
     assert all(
         parameter.requires_grad for learner in algorithm.learners.values() for parameter in learner.module.parameters()
     )
@@ -147,7 +148,7 @@ def generator_loss(name: str, networks: dict[str, nn.Module], batch: MicroBatch,
         loss = -answers[:, 0].sigmoid().log().mean()
         return loss + functional.cross_entropy(answers[:, 1:], conditions) if name[:4] in ("ac_g", "info") else loss
     loss = -answers.mean()
-    if name == "c_wgan_gp":
+    if name in WITH_CLASSIFIER:
         loss = loss + weight * functional.cross_entropy(networks["classifier"](fakes), conditions)
     return loss
 
@@ -165,9 +166,13 @@ def test_every_learners_gradient_is_that_of_its_equations(name: str) -> None:
         "generator": before["generator"]
     }
     expected = {"critic": gradient(critic_loss(name, before, batch), before["critic"])}
-    expected["generator"] = gradient(generator_loss(name, moved, batch, 0.55), before["generator"])
-    if name == "c_wgan_gp":
+    weight = 1.0 if name == "c_wgan_gp_thesis" else 0.55
+    expected["generator"] = gradient(generator_loss(name, moved, batch, weight), before["generator"])
+    if name in WITH_CLASSIFIER:
         answer = functional.cross_entropy(before["classifier"](batch.images), batch.labels)
+        if name == "c_wgan_gp_thesis":  # table 12: the classifier sees G(z, C) too
+            fakes = before["generator"](latents(batch, "classifier"), batch.labels).detach()
+            answer = answer + functional.cross_entropy(before["classifier"](fakes), batch.labels)
         expected["classifier"] = gradient(answer, before["classifier"])
     assert lost.keys() == expected.keys()
     for learner, wanted in expected.items():
@@ -208,8 +213,9 @@ def test_the_classifiers_weight_rises_from_a_tenth_to_one() -> None:
     assert found == pytest.approx([0.1, 0.55, 1.0])
 
 
-def test_the_classifier_is_in_evaluation_mode_while_the_generator_moves() -> None:
-    algorithm = make_algorithm("c_wgan_gp", norm="batch")
+@pytest.mark.parametrize("name", WITH_CLASSIFIER)
+def test_the_classifier_is_in_evaluation_mode_while_the_generator_moves(name: str) -> None:
+    algorithm = make_algorithm(name, norm="batch")
     classifier = algorithm.learners["classifier"].module
     norms = [module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)]
     run_step(algorithm, [make_batch(0)])

@@ -111,9 +111,9 @@ def test_a_stored_table_comes_back_and_defaults_stay_apart() -> None:
 
 
 ALGORITHMS = {
-    path.stem: content["algorithm"]
+    path.stem: content.get("model", content)["algorithm"]
     for path in sorted((Path(__file__).parents[2] / "configs/model").glob("*.yaml"))
-    if "algorithm" in (content := yaml.safe_load(path.read_text()))
+    if "algorithm" in (content := yaml.safe_load(path.read_text())).get("model", content)
 }
 
 

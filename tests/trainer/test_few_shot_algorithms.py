@@ -107,9 +107,10 @@ def test_the_hinge_is_flat_beyond_its_margins() -> None:
     torch.testing.assert_close(losses.hinge_discriminator(real, made), torch.tensor([0.0, 2.0, 2.5]))
 
 
-def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
+@pytest.mark.parametrize("form", ["relativistic", "printed"])
+def test_the_terms_of_the_encoder_gan_are_equations_34_to_44(form: str) -> None:
     networks = {name: network.eval() for name, network in networks_of("few_shot_meta").items()}
-    episode = episode_of(model_of("few_shot_meta"), networks, "fp32")
+    episode = episode_of(model_of("few_shot_meta", options={"adversarial": form}), networks, "fp32")
     fast = {name: network.eval() for name, network in episode.networks.items()}
     real, draw = images(0), Draw(5, np.arange(SHOTS))
     with torch.no_grad():
@@ -118,16 +119,18 @@ def test_the_terms_of_the_encoder_gan_are_equations_34_to_44() -> None:
         judged, on_made = fast["discriminator"](real), [fast["discriminator"](image) for image in made]
         generator, discriminator = episode.generator_terms(real, draw), episode.discriminator_terms(real, draw)
 
-    def relative(preferred: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def adversarial(preferred: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if form == "printed":  # -log D(preferred) - log(1 - D(other))
+            return -preferred.sigmoid().log() - (1 - other.sigmoid()).log()
         return -functional.logsigmoid(preferred - other.mean()) - functional.logsigmoid(preferred.mean() - other)
 
     expected = {
-        "adversarial": (relative(on_made[0], judged) + relative(on_made[1], judged)) / 2,
+        "adversarial": (adversarial(on_made[0], judged) + adversarial(on_made[1], judged)) / 2,
         "encoder": sum((real - image).abs().mean(dim=(1, 2, 3)) for image in made) / 2,
         "mode_seeking": losses.mode_seeking(*made, *z),
     }
     torch.testing.assert_close(values_of(generator), expected, rtol=1e-4, atol=1e-5)
-    both = (relative(judged, on_made[0]) + relative(judged, on_made[1])) / 2
+    both = (adversarial(judged, on_made[0]) + adversarial(judged, on_made[1])) / 2
     torch.testing.assert_close(values_of(discriminator), {"discriminator": both}, rtol=1e-4, atol=1e-5)
     whole = sum(term.mean() for term in values_of(generator).values())
     torch.testing.assert_close(weighted_sum(generator), whole)  # lambda_En = lambda_MSR = 1

@@ -193,6 +193,8 @@ def test_each_images_scores_are_in_the_bank(record: BankEvaluation, copies: Imag
     distance = bank.scores["training_distance"]
     assert distance.shape == (len(bank),)
     assert 0 < distance.max() < 0.05
+    assert np.median(bank.scores["novelty"]) < 1, "copies of training images"
+    assert bank.scores["type_likeness"].max() < 0
 
 
 def test_real_images_are_read_as_the_generator_read_them(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from trainer.tasks.classification.raw_classifier import resolve_domain
 def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[str, str] | None = None) -> Any:
     """What a run says of its domains."""
     through = None if normalizer is None else SimpleNamespace(source=normalizer[0], target=normalizer[1])
+    if through is not None:
+        through.directions = [through]
     config = SimpleNamespace(run="runs/own", data=StreamConfig(crop=crop or {}))
     return SimpleNamespace(domains=domains, config=config, normalizer=through)
 

@@ -15,8 +15,13 @@ from data_pipeline.shards.writer import ShardSettings
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.scale import crop_to, nucleus_diameters, nucleus_of_domain, nucleus_of_files
-from trainer.tasks.classification.task import at_one_scale
+from trainer.tasks.classification.scale import (
+    at_one_scale,
+    crop_to,
+    nucleus_diameters,
+    nucleus_of_domain,
+    nucleus_of_files,
+)
 
 Box = tuple[int, int, int, int]
 

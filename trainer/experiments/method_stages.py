@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.shards.store import Root
 from trainer.experiments.launches import StagePlanner
-from trainer.experiments.stages import Stage
+from trainer.experiments.stages import Source, Stage
 from trainer.runs.arguments import written
 
 
@@ -42,11 +42,19 @@ class MethodStages:
     normalize: Sequence[str]  # of normalize_stains.py
     conditional: Sequence[str]  # of train_conditional_gan.py
     few_shot: Sequence[str]  # of train_few_shot_gan.py
+    first_classifier: Sequence[str] = ()  # of train_classifier.py
+
+    @property
+    def by_type(self) -> bool:
+        """Whether an image's direction follows from the type that a first classifier names."""
+        return "policy=thesis_predicted" in self.normalize
 
     def normalized(self, parent: Root, stain_to: str, stain_from: str) -> Stage:
-        """The stage that translates all images into one stain."""
-        run = self.stain_run(parent, stain_to, stain_from)
-        inputs = {"shards": parent, "run": run}
+        """The stage that normalises the images: into one stain, or by the thesis's rule."""
+        inputs: dict[str, Source] = {"shards": parent, "run": self.stain_run(parent, stain_to, stain_from)}
+        if self.by_type:
+            first = self.planner.training("first classifier", "train_classifier", self.first_classifier, parent)
+            inputs["classifier"] = first
         return self.planner.stage("normalized data", "normalize_stains", self.normalize, inputs, "out")
 
     def stain_run(

@@ -5,72 +5,25 @@ REPRODUCTION/stages holds what launchers made, ablation/ and comparison/ the two
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
-from data_pipeline.errors import UserError
+from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.shards.store import Root
-from trainer.experiments.ablation import choose_stains, method_stages
 from trainer.experiments.launches import StagePlanner
 from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction_config import ReproductionConfig
+from trainer.experiments.reproduction_stages import SITE_ARMS, Control, ReproductionPlanner, Scored, SiteTraining
 from trainer.experiments.results import TRIALS_FOLDER
-from trainer.experiments.stages import Inputs, Stage, describe, in_order
+from trainer.experiments.stages import Stage, describe, in_order
 from trainer.experiments.sweep import Sweep, plan_sweep
 from trainer.experiments.sweep_config import SweepConfig
-from trainer.runs.arguments import written
+from trainer.tasks.stain.normalization_config import TO_A, TO_B
 
 AUDIT_FILE = "audit.json"
-# The thesis's own model of each kind.
-PROPOSED = {"stain": "w_cyclegan_gp", "conditional": "c_wgan_gp", "few_shot": "few_shot_meta"}
-# Scored images are other ones than those that classifiers are trained on.
-_SCORED_SEED = 1
-# A judge is none of the experiments' classifiers.
-_JUDGE_SEED = 1_000_003
-
-
-@dataclass(frozen=True)
-class SiteArm:
-    """An arm of the experiment between two sites."""
-
-    title: str
-    normalize: bool = True
-    generate: bool = True
-    overrides: tuple[str, ...] = ()  # arguments of train_classifier.py
-
-
-SITE_ARMS = {
-    "full": SiteArm("Full method"),
-    "without_ge": SiteArm("Without gather-excite", overrides=("model.ge=false",)),
-    "without_normalization": SiteArm("Without stain normalisation", normalize=False),
-    "without_generation": SiteArm("Without generated images", generate=False),
-    "original": SiteArm("Original data", normalize=False, generate=False),
-}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model's training and the stage that scores it."""
-
-    run: Stage
-    score: Stage
-    bank: Stage | None = None  # the generated images that are scored
-
-
-@dataclass(frozen=True)
-class SiteTraining:
-    """A classifier trained on one site's images, or on those of both."""
-
-    arm: str  # of SITE_ARMS
-    site: str
-    seed: int
-    run: Stage
-    score: Stage | None  # on the other site's images
 
 
 @dataclass(frozen=True)
@@ -86,6 +39,7 @@ class Reproduction:
     ablation: Sweep
     models: Mapping[str, Mapping[str, Scored]]
     sites: tuple[SiteTraining, ...]
+    controls: tuple[Control, ...]
 
     @property
     def stages_folder(self) -> Path:
@@ -97,7 +51,7 @@ class Reproduction:
         """Every stage, each after those that it needs."""
         scores = [each.score for models in self.models.values() for each in models.values()]
         sites = [each.score or each.run for each in self.sites]
-        return in_order([*self.ablation.stages, *scores, *sites])
+        return in_order([*self.ablation.stages, *scores, *sites, *(each.run for each in self.controls)])
 
     @property
     def stages_to_run(self) -> list[Stage]:
@@ -123,12 +77,51 @@ class Reproduction:
     def describe(self) -> list[str]:
         """Lines for people: every stage, its state, and its command line."""
         stages, config = self.stages, self.config
+        a, b = self.stains
         return [
+            f"A={a}, B={b}; {self.direction}",
+            self.counts(),
+            *self.sizes(),
             f"reproduction {self.where.stem}: {len(stages)} stages, {len(self.stages_to_run)} of them to run; "
             f"{len(self.ablation.trials)} trainings of the ablation, {len(config.models) * len(config.seeds)} to "
             "compare classifiers by",
             *describe(stages, self.stages_folder, config.resources),
         ]
+
+    @property
+    def direction(self) -> str:
+        """Which images take which stain, in words."""
+        a, b = self.stains
+        full = self.ablation.arms[0].dataset
+        (stage,) = (each for each in in_order([full]) if each.launcher == "normalize_stains")
+        policy = stage.settings.policy
+        if policy in ("to_a", "to_b"):
+            return f"all images take the stain of {a if policy == 'to_a' else b}"
+        told = "its label, in training images alone" if policy == "thesis" else "the type that a first classifier names"
+        return (
+            f"by {told}: {', '.join(TO_A)} of {b} take the stain of {a}, {', '.join(TO_B)} of {a} that of {b}, "
+            "all others stay as they are"
+        )
+
+    def counts(self) -> str:
+        """Images of each type, as in table 6."""
+        found = self.dataset.samples(columns=["cell_type"])["cell_type"].value_counts()
+        types = ", ".join(f"{name} {found[name]}" for name in CELL_TYPES if name in found)
+        return f"images: {types}; {found.drop('', errors='ignore').sum()} in all"
+
+    def sizes(self) -> list[str]:
+        """Sides of the images in pixels, as stored and as each network has them, and a warning where they differ."""
+        stored = self.dataset.metadata["settings"]["stored_size"]
+        made = {kind: next(iter(models.values())).run.settings.data.image_size for kind, models in self.models.items()}
+        seen = self.ablation.trials[0].config.data.image_size
+        words = ", ".join(f"{kind.replace('_', ' ')} {side}" for kind, side in made.items())
+        lines = [f"sizes: stored {stored or 'as they came'}, {words}, classifier {seen}"]
+        if set(made.values()) != {stored}:
+            lines.append(
+                "warning: real, normalised and generated images differ in size, so their sharpness betrays the origin: "
+                "give build_shards.py and all generators one size"
+            )
+        return lines
 
     def place(self, stage: Stage) -> str:
         """Where a stage's output lies in the reproduction's folder."""
@@ -157,125 +150,9 @@ def plan_reproduction(config: ReproductionConfig, preset: Path, folder: Path, sh
         resources_per_trial=config.resources,
     )
     ablation = plan_sweep(sweep, folder / "ablation", preset, folder / "stages")
-    planner = _Planner(config, dataset, StagePlanner(preset, config.resources, dataset.in_store))
+    planner = ReproductionPlanner(config, dataset, StagePlanner(preset, config.resources, dataset.in_store))
     models = {"stain": planner.stain(), "conditional": planner.conditional(), "few_shot": planner.few_shot()}
     sites = tuple(planner.sites())
-    return Reproduction(config, preset, folder, dataset, planner.stains, planner.method.roles, ablation, models, sites)
-
-
-class _Planner:
-    """Stages of the rivals, of their scores and of the two sites, on the same data as the ablation's."""
-
-    def __init__(self, config: ReproductionConfig, dataset: Dataset, stages: StagePlanner) -> None:
-        self._config, self._dataset, self._stages = config, dataset, stages
-        self._shards: Root = dataset.root
-        self.stains = choose_stains(config.ablation, dataset)
-        self.method = method_stages(config.ablation, dataset, stages)
-        self._normalized = self.method.normalized(self._shards, *self.stains)
-        self._filled = self.method.filled(self._normalized)
-        judge = (*config.judge, f"seed={_JUDGE_SEED}")
-        self._stain_judge = self._classifier("judge of stains", self._shards, judge)
-        self._cell_judge = self._classifier("judge of cells", self._normalized, judge)
-        # Distances are measured in the features of Inception, or of a judge.
-        self._inception = ("features=inception",) if config.features == "inception" else ()
-
-    def stain(self) -> dict[str, Scored]:
-        """W-CycleGAN-GP, which normalises all other data, and its rivals."""
-        found = {}
-        for model, name, arguments in _models("stain", self._config.stain_models, "stain GAN", "stain"):
-            run = self.method.stain_run(self._shards, *self.stains, name, arguments)
-            inputs: Inputs = {"run": run} if self._inception else {"run": run, "features": self._stain_judge}
-            found[model] = Scored(run, self._score(run.name, self._inception, inputs))
-        return found
-
-    def conditional(self) -> dict[str, Scored]:
-        """C-WGAN-GP and its rivals, on the moderate types."""
-        types, found = self.method.roles.moderate, {}
-        for model, name, arguments in _models("conditional", self._config.conditional_models, "C-WGAN-GP", "generator"):
-            run = self.method.conditional_run(self._normalized, types, name, arguments)
-            found[model] = self._scored(run, self._normalized, types)
-        return found
-
-    def few_shot(self) -> dict[str, Scored]:
-        """The meta-learned generator, its rivals and C-WGAN-GP, on the rare types."""
-        roles, found = self.method.roles, {}
-        rare = roles.made(roles.rare)
-        for model, name, arguments in _models("few_shot", self._config.few_shot_models, "few-shot GAN", "few-shot"):
-            run = self.method.few_shot_run(self._filled, roles.rich, roles.rare, name, arguments)
-            found[model] = self._scored(run, self._filled, rare)
-        alone = self.method.conditional_alone(self._normalized)
-        return found | {"c_wgan_gp": self._scored(alone, self._normalized, rare)}
-
-    def sites(self) -> list[SiteTraining]:
-        """Classifiers of one stain's images alone, with and without each part, scored on the other's."""
-        to, of = self.stains
-        found = []
-        for site, other in ((to, of), (of, to)):
-            for name, arm in SITE_ARMS.items():
-                data, domain = self._site_data(site, arm), self._domain(site, arm.normalize)
-                merged = (f"data.domains={written([domain])}", *self._config.classifier, *arm.overrides)
-                for seed in self._config.seeds:
-                    title = f"{site} {name.replace('_', ' ')} seed {seed}"
-                    run = self._classifier(title, data, (*merged, f"seed={seed}"))
-                    inputs: Inputs = {"run": run, "shards": self._shards}
-                    score = self._score(title, ("split=test", f"domain={other}"), inputs)
-                    found.append(SiteTraining(name, site, seed, run, score))
-        # The ablation has every other arm on the images of both sites.
-        for seed in self._config.seeds:
-            arguments = (*self._config.classifier, f"seed={seed}")
-            run = self._classifier(f"both without generation seed {seed}", self._normalized, arguments)
-            found.append(SiteTraining("without_generation", "both", seed, run, None))
-        return found
-
-    def _site_data(self, site: str, arm: SiteArm) -> Stage | Root:
-        """A site's images, and those of its own C-WGAN-GP: no label of the other site decides any of it."""
-        parent: Stage | Root = self._normalized if arm.normalize else self._shards
-        if not arm.generate:
-            return parent
-        per_origin = training_counts(self._dataset, [site])
-        counts = {name: sum(each.values()) for name, each in per_origin.items() if each["real"]}
-        most = self._config.ablation.per_type or max(counts.values(), default=0)
-        lacking = {name: most - count for name, count in counts.items() if count < most}
-        if len(counts) < 2 or not lacking:
-            raise UserError(
-                f"{self._dataset.root}: {site} has training images of {len(counts)} types, none of them fewer than "
-                f"{most}: there is nothing to generate for it; set ablation.per_type"
-            )
-        method = dataclasses.replace(self.method, roles=CellTypeRoles((), tuple(counts), (), most, lacking))
-        suffix = f"{site}{'' if arm.normalize else ' unnormalized'}"
-        domains = written([self._domain(site, arm.normalize)])
-        run = method.conditional_run(parent, tuple(counts), f"C-WGAN-GP {suffix}", (f"data.domains={domains}",))
-        return method.balanced(parent, (method.bank(run),), f"balanced data {suffix}", (f"domains={domains}",))
-
-    def _domain(self, site: str, normalized: bool) -> str:
-        """The domain of a site's images in the data set."""
-        to, of = self.stains
-        return f"{of}_as_{to}" if normalized and site == of else site
-
-    def _scored(self, run: Stage, shards: Stage, types: Sequence[str]) -> Scored:
-        """A generator, images of it, and their score against real ones."""
-        bank = self.method.images(run, f"{run.name} scored", self._config.scored_images, types, _SCORED_SEED)
-        inputs: Inputs = {"bank": bank, "shards": shards, "classifier": self._cell_judge}
-        return Scored(run, self._score(run.name, self._inception, inputs), bank)
-
-    def _score(self, name: str, arguments: Sequence[str], inputs: Inputs) -> Stage:
-        return self._stages.stage(f"score of {name}", "evaluate", arguments, inputs, None)
-
-    def _classifier(self, name: str, shards: Stage | Root, arguments: Sequence[str]) -> Stage:
-        return self._stages.training(name, "train_classifier", arguments, shards)
-
-
-def _models(
-    kind: str, models: Mapping[str, Sequence[str]], title: str, prefix: str
-) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(model, name of its training, its own arguments), the thesis's own model first, whose training is `title`.
-
-    The thesis's own has the arguments of the method's stage, and so is that stage. A rival's name is its model, unless
-    its arguments name another.
-    """
-    found: list[tuple[str, str, tuple[str, ...]]] = [(PROPOSED[kind], title, ())]
-    for name, own in models.items():
-        if name != PROPOSED[kind]:
-            named = any(argument.startswith("model=") for argument in own)
-            found.append((name, f"{prefix} {name}", (*(() if named else (f"model={name}",)), *own)))
-    return found
+    controls = tuple(planner.controls(ablation.arms))
+    roles = planner.method.roles
+    return Reproduction(config, preset, folder, dataset, planner.stains, roles, ablation, models, sites, controls)

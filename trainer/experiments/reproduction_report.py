@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.experiments.reproduction import PROPOSED, Reproduction
+from trainer.experiments.reproduction import Reproduction
 from trainer.experiments.reproduction_results import ReproductionSummary, summarize_reproduction
 from trainer.experiments.reproduction_tables import (
     conditional_tables,
+    control_table,
     counts_table,
     environment_table,
     few_shot_tables,
@@ -64,6 +65,7 @@ def write_reproduction_report(plan: Reproduction) -> Path:
         _few_shot(folder, summary),
         *_classifiers(folder, summary),
         *_renamed("Ablation", score_sections(summary.ablation)),
+        _control(summary),
         _sites(summary),
         _leaks(summary.audit),
         _what_was_run(plan, summary),
@@ -83,7 +85,8 @@ def _head(summary: ReproductionSummary) -> list[Block]:
     for name in _HEADLINE:
         if name in arms:
             accuracy = arms[name].scores.overall["accuracy"]
-            label = f"{arms[name].title}: accuracy (thesis {sweep_number('ablation', name, 'accuracy')})"
+            number = f" (thesis {sweep_number('ablation', name, 'accuracy')})" if summary.ablation.of_thesis else ""
+            label = f"{arms[name].title}: accuracy{number}"
             tiles.append(Tile(label, accuracy.format(), accuracy.interval()))
     roles = {kind: ", ".join(getattr(summary.roles, kind)) or "none" for kind in ("moderate", "rare")}
     facts = [
@@ -97,15 +100,16 @@ def _head(summary: ReproductionSummary) -> list[Block]:
 
 def _stain(folder: Path, summary: ReproductionSummary) -> Section:
     blocks, models = stain_tables(summary), summary.models["stain"]
-    steps = [record for record in read_records(folder / models[PROPOSED["stain"]].run) if record["kind"] == "step"]
+    own = next(iter(models))
+    steps = [record for record in read_records(folder / models[own].run) if record["kind"] == "step"]
     if steps:
         drawing = figures.loss_terms(steps, [name for name in _LOSSES if name in steps[-1]], "stain-losses")
         blocks.append(Figure(drawing, "Figure 40: losses before their weights."))
     for name, model in models.items():
         for path in last_sheets(folder / model.run):
             words = path.stem.split("-", 2)[2].replace("-", " ")
-            # Both directions of the proposed model; of rivals the one into the stain that all images get.
-            if name == PROPOSED["stain"] or words.endswith(f"to {summary.stains[0]}"):
+            # Both directions of the method's own model; of rivals the one into the stain that all images get.
+            if name == own or words.endswith(f"to {summary.stains[0]}"):
                 caption = f"{name}, {words}: real, normalised and brought back; figures 41-46."
                 blocks.append(sheet_figure(path, caption))
     return Section("Stain normalisation (tables 13-16, figures 40-46)", "W-CycleGAN-GP and its rivals.", blocks)
@@ -121,7 +125,7 @@ def _conditional(folder: Path, summary: ReproductionSummary) -> Section:
 
 
 def _few_shot(folder: Path, summary: ReproductionSummary) -> Section:
-    blocks, proposed = few_shot_tables(summary), summary.models["few_shot"][PROPOSED["few_shot"]]
+    blocks, proposed = few_shot_tables(summary), next(iter(summary.models["few_shot"].values()))
     for cell_type in proposed.evaluation.per_type:
         for kind, words in (("step", "steps of meta-training"), ("round", "rounds of the adaptation")):
             sheets = (folder / proposed.run / "samples").glob(f"{cell_type.replace(' ', '-')}-{kind}-*.png")
@@ -170,6 +174,19 @@ def _sites(summary: ReproductionSummary) -> Section:
         ),
     ]
     return Section("Between two laboratories", "With and without each part of the method.", blocks)
+
+
+def _control(summary: ReproductionSummary) -> Section:
+    blocks: list[Block] = [
+        Text(
+            "No score: under this protocol images of one patient, copies of one original and images of one generator "
+            "are trained on and tested on. It shows how much of the thesis's gain the protocol alone gives.",
+            warning=True,
+        ),
+        control_table(summary),
+    ]
+    intro = "Balanced first, split afterwards at random, synthetic and normalised images in the test set."
+    return Section("The thesis's protocol, as a control", intro, blocks)
 
 
 def _leaks(audit: Mapping[str, Any]) -> Section:

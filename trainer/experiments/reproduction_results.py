@@ -13,7 +13,8 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
 from trainer.experiments.machine import describe_machine
 from trainer.experiments.method_stages import CellTypeRoles
-from trainer.experiments.reproduction import AUDIT_FILE, SITE_ARMS, Reproduction, Scored
+from trainer.experiments.reproduction import AUDIT_FILE, Reproduction
+from trainer.experiments.reproduction_stages import SITE_ARMS, Scored
 from trainer.experiments.summary import SweepSummary, summarize
 from trainer.loop.log import logged_seconds, read_records
 from trainer.metrics.bootstrap import Estimate
@@ -22,6 +23,7 @@ from trainer.metrics.evaluation import PROBABILITY, load_evaluations
 from trainer.metrics.records import read_record
 from trainer.runs import registry
 from trainer.runs.network_size import parameters_of
+from trainer.tasks.classification.protocol import ControlRecord, read_control
 from trainer.tasks.generation.records import BankEvaluation
 
 Answered = tuple[pd.DataFrame, tuple[str, ...]]  # predictions, types of the classifier
@@ -73,6 +75,15 @@ class SiteResult:
 
 
 @dataclass(frozen=True)
+class ControlResult:
+    """What an arm reaches under the thesis's protocol. Not a score: its test images are not apart from training."""
+
+    arm: str
+    seed: int
+    record: ControlRecord
+
+
+@dataclass(frozen=True)
 class ReproductionSummary:
     """results.json."""
 
@@ -88,6 +99,7 @@ class ReproductionSummary:
     ablation: SweepSummary
     comparison: SweepSummary
     sites: list[SiteResult]
+    controls: list[ControlResult]  # no score is computed from them
     audit: dict[str, Any]  # of audit.py
 
 
@@ -110,6 +122,9 @@ def summarize_reproduction(plan: Reproduction) -> ReproductionSummary:
         ablation=summarize(folder / "ablation"),
         comparison=summarize(folder / "comparison"),
         sites=_sites(plan),
+        controls=[
+            ControlResult(each.arm, each.seed, read_control(folder / plan.place(each.run))) for each in plan.controls
+        ],
         audit=json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
     )
 
@@ -148,7 +163,7 @@ def _sites(plan: Reproduction) -> list[SiteResult]:
     data set, and those of raw images that the run's normaliser prepared afterwards.
     """
     to, of = plan.stains
-    raw_stain = {to: to, of: of, f"{of}_as_{to}": of}
+    raw_stain = {to: to, of: of, f"{of}_as_{to}": of, f"{to}_as_{of}": to}
     answers: dict[tuple[str, str, str], list[Answered]] = {}
     for arm, site, place in plan.site_runs():
         run = plan.folder / place

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from trainer.experiments.ablation import AblationConfig, is_thesis
 from trainer.experiments.launches import LAUNCHER_CONFIGS
 from trainer.experiments.results import (
     METHOD,
     RESAMPLES,
+    SWEEP_FILE,
     TRIALS_FOLDER,
     Answers,
     ArmScores,
@@ -31,6 +33,7 @@ from trainer.loop.log import read_records
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.evaluation import ScoredCheckpoint, ScoredData
 from trainer.runs import registry
+from trainer.runs.configuration import typed
 from trainer.runs.network_size import CONVENTION
 from trainer.runs.run_directory import read_run_config
 from trainer.runs.task import Task
@@ -102,6 +105,7 @@ class SweepSummary:
     name: str
     kind: str
     launcher: str
+    of_thesis: bool  # an ablation whose models are all the thesis's own
     reference: str | None
     metric: str | None
     mode: str
@@ -131,6 +135,7 @@ def summarize(sweep: Path) -> SweepSummary:
     unfinished = [name for name in open_trials if (sweep / TRIALS_FOLDER / name).is_dir()]
     return SweepSummary(
         **{name: getattr(plan, name) for name in _OF_PLAN},
+        of_thesis=plan.kind == "ablation" and _of_thesis(plan),
         intervals=f"{METHOD}; {RESAMPLES} resamples",
         multiply_accumulates=CONVENTION,
         arms=[_arm(counting[arm], answers[arm], reference, task) for arm in order],
@@ -144,6 +149,11 @@ def summarize(sweep: Path) -> SweepSummary:
         unfinished=unfinished,
         not_begun=[name for name in open_trials if name not in unfinished],
     )
+
+
+def _of_thesis(plan: SweepRecord) -> bool:
+    config = typed(AblationConfig, plan.sweep.get("ablation", {}), SWEEP_FILE)
+    return is_thesis(config, plan.sweep.get("fixed", ()))
 
 
 def metric_curve(run: Path, metric: str | None) -> list[tuple[int, float]]:

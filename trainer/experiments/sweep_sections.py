@@ -20,32 +20,34 @@ def score_sections(summary: SweepSummary) -> list[Section]:
     if not arms:
         return [Section("Scores", "No arm has a finished trial yet.", [])]
     reference = next((arm for arm in arms if arm.arm == summary.reference), None)
-    sections = [_scores(arms, reference, kind), _costs(arms, kind, summary.multiply_accumulates)]
+    # The thesis has no number of models that are not its own; of a comparison, each row's name says which are.
+    theirs = kind if kind != "ablation" or summary.of_thesis else ""
+    sections = [_scores(arms, reference, kind, theirs), _costs(arms, kind, summary.multiply_accumulates)]
     if reference is None or kind != "ablation":
         return [*sections, _types(arms)]
     return [*sections, *(_against_reference(arm, reference) for arm in arms if arm is not reference)]
 
 
-def _scores(arms: Sequence[ArmResult], reference: ArmResult | None, kind: str) -> Section:
-    drawn = [figures.Bars(arm.title, arm.scores.overall, _published(kind, arm.arm)) for arm in arms]
+def _scores(arms: Sequence[ArmResult], reference: ArmResult | None, kind: str, theirs: str) -> Section:
+    """theirs: the kind of sweep, if the thesis has numbers of it, or empty."""
+    drawn = [figures.Bars(arm.title, arm.scores.overall, _published(theirs, arm.arm)) for arm in arms]
     figure = {"ablation": "figure 58", "comparison": "figure 52"}[kind]
     caption = f"Accuracy, mean sensitivity and mean specificity of each arm, {_INTERVALS}; compare {figure}."
     if any(arm.published for arm in drawn):
         caption += " Diamonds: the thesis."
-    blocks: list[Block] = [_score_table(arms, kind), Figure(figures.arm_bars(drawn, f"{kind}-arms"), caption)]
+    blocks: list[Block] = [_score_table(arms, theirs), Figure(figures.arm_bars(drawn, f"{kind}-arms"), caption)]
     differences = [figures.Bars(arm.title, arm.difference.overall) for arm in arms if arm.difference]
     if reference is not None and differences:
         drawing = figures.arm_differences(differences, reference.title, f"{kind}-differences")
         caption = (
             f"Differences from {reference.title} on the same test images; intervals not corrected for their number."
         )
-        blocks += [_difference_table(arms, reference, kind), Figure(drawing, caption)]
+        blocks += [_difference_table(arms, reference, theirs), Figure(drawing, caption)]
     warnings = [f"{arm.title} against the reference: {arm.not_paired}." for arm in arms if arm.not_paired]
-    blocks += [Text(text, warning=True) for text in (*warnings, *sweep_remarks(kind))]
-    intro = (
-        "Means over seeds, on the same real test images; the interval is below each. The thesis's numbers are of its "
-        "own data, networks and test images."
-    )
+    blocks += [Text(text, warning=True) for text in (*warnings, *sweep_remarks(theirs))]
+    intro = "Means over seeds, on the same real test images; the interval is below each."
+    if theirs:
+        intro += " The thesis's numbers are of its own data, networks and test images."
     return Section("Scores", intro, blocks)
 
 
@@ -57,7 +59,7 @@ def _published(kind: str, arm: str) -> Mapping[str, float]:
 def _score_table(arms: Sequence[ArmResult], kind: str) -> Table:
     data = arms[0].data
     caption = f"Each arm over all types: {data.split} split, {data.count} images in {data.groups} groups."
-    theirs = [_thesis(kind, measure, f"thesis: {measure}") for measure in figures.SHOWN]
+    theirs = [_thesis(kind, measure, f"thesis: {measure}") for measure in figures.SHOWN if kind]
     return _table(caption, [Column("seeds", _seeds_of), *_overall(), *theirs], arms)
 
 
@@ -82,7 +84,8 @@ def _difference_table(arms: Sequence[ArmResult], reference: ArmResult, kind: str
         f"Each arm minus {reference.title}, in percentage points: paired by test image, and by the seeds named here, "
         "so its mean may differ from that of the means above where other seeds have ended."
     )
-    columns = [Column("paired seeds", paired), *map(apart, _headline()), Column("thesis: accuracy", theirs)]
+    columns = [Column("paired seeds", paired), *map(apart, _headline())]
+    columns += [Column("thesis: accuracy", theirs)] if kind else []
     return _table(caption, columns, [arm for arm in arms if arm.difference])
 
 

@@ -106,9 +106,9 @@ def reconstruction(image: torch.Tensor, generated: torch.Tensor) -> torch.Tensor
 def relativistic_average(preferred: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Relativistic average GAN loss of logits [n] each: `preferred` should look more real than `other` on average.
 
-    preferred: real images for the discriminator (eq. 35, 36), generated ones for the generator (eq. 38, 39). Those
-    equations have a term log(1 - D(real)) for the generator, which has no gradient with an ordinary D. D is therefore
-    relativistic (Jolicoeur-Martineau 2018, eq. 7).
+    preferred: real images for the discriminator (eq. 35, 36), generated ones for the generator (eq. 38, 39). As
+    printed, those equations have a term log(1 - D(real)) for the generator, which has no gradient with an ordinary D.
+    D is therefore relativistic (Jolicoeur-Martineau 2018, eq. 7).
     """
     preferred, other = preferred.float(), other.float()
     return functional.softplus(other.mean() - preferred) + functional.softplus(other - preferred.mean())

@@ -49,14 +49,6 @@ class Differential:
         return ""
 
 
-def confusion_counts(labels: Sequence[str], predicted: Sequence[str], cell_types: Sequence[str]) -> Floats:
-    """Confusion matrix [types, types] of labelled images, true type in rows."""
-    number = {name: place for place, name in enumerate(cell_types)}
-    matrix = np.zeros((len(cell_types), len(cell_types)))
-    np.add.at(matrix, ([number[name] for name in labels], [number[name] for name in predicted]), 1)
-    return matrix
-
-
 def count_types(
     group: str, named: Sequence[str], cell_types: Sequence[str], confusions: Floats | None = None, seed: int = 0
 ) -> Differential:

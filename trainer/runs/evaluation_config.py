@@ -7,6 +7,7 @@ from typing import Literal
 from data_pipeline.dataset_config import DatasetConfig, SeenChoice
 from trainer.learners.choices import ViewCount
 from trainer.runs.arguments import one_or_more
+from trainer.runs.shipped import run_or_shipped
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class EvaluateConfig(DatasetConfig):
 
     run: str | None = None  # a folder, or [A,B]: several
     views: ViewCount = 1
-    out: str | None = None  # of several runs: where their scores are written
+    out: str | None = None  # where the scores of classifiers are written; default: the run
     bank: str | None = None
     split: Literal["test", "validation", "train", "all"] = "test"
     domain: str | None = None
@@ -30,9 +31,9 @@ class EvaluateConfig(DatasetConfig):
     @property
     def runs(self) -> list[Path]:
         """The runs that are scored together."""
-        return [Path(run) for run in one_or_more(str(self.run), "run")]
+        return [run_or_shipped(run) for run in one_or_more(str(self.run), "run")]
 
     @property
     def folder(self) -> Path:
-        """Where the scores are written: `out`, or the only run."""
+        """Where the scores are written."""
         return Path(self.out) if self.out else self.runs[0]

@@ -101,9 +101,9 @@ def pool_to_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 class AttentionFusion(nn.Module):
     """The upper half of figure 38: first [n, C_1, H_1, W_1] and last map [n, C, H, W] -> Y, float [n, C, H, W].
 
-    F1 is the stem's output before pooling, F1' = F1 pooled to the size of the last map F_L and projected to C channels.
-    S = SE(F1' * F_L); E = GE(F_L); A = S + E. Y is A + F_L (sum), A * F_L (product) or a 1x1 convolution of both
-    with batch norm (concatenate).
+    F1 is the output of the stem, before pooling, or of its first convolution (`config.ge_first`). F1' is F1 pooled to
+    the size of the last map F_L and projected to C channels. S = SE(F1' * F_L); E = GE(F_L); A = S + E. Y is A + F_L
+    (sum), A * F_L (product) or a 1x1 convolution of both with batch norm (concatenate).
     """
 
     def __init__(self, first_channels: int, channels: int, config: ClassifierConfig) -> None:
@@ -158,7 +158,10 @@ class SENetGE(nn.Module):
                 channels = out_channels
             self.stages.append(f"layer{index}")
             self.add_module(self.stages[-1], nn.Sequential(*stage))
-        self.attention = AttentionFusion(config.stem_widths[-1], channels, config) if config.ge else None
+        # Layers of the stem up to F1: a convolution, its batch norm and its ReLU, or all.
+        self._first_layers = 3 if config.ge_first == "convolution" else len(self.layer0)
+        first_channels = config.stem_widths[0 if config.ge_first == "convolution" else -1]
+        self.attention = AttentionFusion(first_channels, channels, config) if config.ge else None
         self.dropout = nn.Dropout(config.dropout)
         self.last_linear = nn.Linear(channels, number_of_types)
         self._checkpoints_blocks = False
@@ -181,8 +184,14 @@ class SENetGE(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Y of figure 38, float [n, C, H, W]; the last layer sees its mean over H and W."""
-        first = self.layer0(images)
-        last: Tensor = self.pool0(first)
+        if self._first_layers == len(self.layer0):
+            first = stem = self.layer0(images)
+        else:
+            first = stem = images
+            for place, layer in enumerate(self.layer0, start=1):
+                stem = layer(stem)
+                first = stem if place <= self._first_layers else first
+        last: Tensor = self.pool0(stem)
         for stage in self.stages:
             blocks = self.get_submodule(stage)
             if self._checkpoints_blocks and torch.is_grad_enabled():

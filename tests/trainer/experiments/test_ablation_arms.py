@@ -96,6 +96,7 @@ def test_each_other_arm_lacks_its_one_thing(two_stains: Dataset) -> None:
         "few_shot_only",
         "conditional_only",
         "original",
+        "class_balanced",
     ]
     full = stages_of(arms["full"])
 
@@ -135,6 +136,8 @@ def test_each_other_arm_lacks_its_one_thing(two_stains: Dataset) -> None:
     assert "data.cell_types=[basophil,eosinophil,lymphocyte]" in conditional[2].arguments
 
     assert (arms["original"].dataset, arms["original"].overrides) == (two_stains.root, ())
+    control = arms["class_balanced"]
+    assert (control.dataset, control.overrides) == (two_stains.root, ("data.sampling=class_balanced",))
 
 
 def test_what_arms_share_is_one_stage_and_what_they_do_not_has_a_name_of_its_own(two_stains: Dataset) -> None:
@@ -283,12 +286,12 @@ def test_every_arm_runs_from_raw_images_to_a_scored_classifier(
         dataset = Dataset.open(shards)
         counts = {name: sum(count.values()) for name, count in training_counts(dataset).items() if any(count.values())}
         assert len(counts) == 4
-        assert (min(counts.values()) == 140) == (arm.name != "original")
+        assert (min(counts.values()) == 140) == (arm.name not in ("original", "class_balanced"))
         held_out = dataset.samples(splits=["test"])
         assert set(held_out["origin"]) <= {"real", "normalized"}
         assert {row.parent or row.id for row in held_out.itertuples()} == set(parents.index)
         normalized = "violet_as_giemsa" in set(held_out["domain"])
-        assert normalized == (arm.name not in ("without_normalization", "original"))
+        assert normalized == (arm.name not in ("without_normalization", "original", "class_balanced"))
     full, few_shot_only, conditional_only = (
         set(Dataset.open(arm.dataset.folder(root)).samples(splits=["train"])["source"])
         for arm in arms

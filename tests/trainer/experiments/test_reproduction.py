@@ -7,16 +7,23 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.ingest.label_counts import thesis_counts
+from launchers import reproduce
 from launchers.console import CONFIGS, read_config
 from tests.conftest import Launch
+from tests.forged_catalog import full_downloads
 from tests.launchers.test_launchers import assert_refused
-from trainer.experiments.ablation import AblationConfig
-from trainer.experiments.reproduction import SITE_ARMS, Reproduction, plan_reproduction
+from trainer.experiments.ablation import AblationConfig, is_thesis
+from trainer.experiments.reproduction import Reproduction, plan_reproduction
 from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
+from trainer.experiments.reproduction_stages import CONTROL_ARMS, SITE_ARMS
 from trainer.experiments.stages import Stage, in_order
+from trainer.reports.thesis_tables import thesis_name
 from trainer.runs.evaluation_config import EvaluateConfig
 
-PRESETS = ("phantom", "small", "thesis")
+PRESETS = ("phantom", "small", "thesis", "thesis_small", "best")
+THESIS = ("w_cyclegan_gp_thesis", "c_wgan_gp_thesis", "few_shot_meta_thesis")
+BEST = ("w_cyclegan_gp", "c_wgan_gp", "few_shot_meta")
 ROLES = ("ablation.rare_types=[lymphocyte]", "ablation.per_type=60")
 CONFIG = ReproductionConfig(
     # Of three types in two stains with 60 images the last is the rare one.
@@ -47,7 +54,49 @@ def test_every_preset_has_every_rival_of_the_thesis(preset: str) -> None:
     assert {"cyclegan", "pix2pix"} <= config.stain_models.keys()
     assert {"ac_gan", "cwgan_gp", "info_gan", "dcgan", "cgan"} <= config.conditional_models.keys()
     assert {"figr", "fast_gan", "diff_augment", "mine_gan"} <= config.few_shot_models.keys()
-    assert len(config.models) == 10
+    assert len(config.models) == 10 + preset.startswith("thesis")
+    own, rivals = (
+        config.ablation.models.values(),
+        (config.stain_models, config.conditional_models, config.few_shot_models),
+    )
+    # The thesis's own models, whose rows have its numbers, and this project's, whose rows have none, in every preset.
+    for thesis, best, method, others in zip(THESIS, BEST, own, rivals, strict=True):
+        assert {thesis, best} <= {method, *others}
+        assert method == (thesis if preset.startswith("thesis") else best)
+        assert thesis_name(thesis)
+        assert thesis_name(best) is None
+    assert is_thesis(config.ablation, config.classifier) == preset.startswith("thesis")
+
+
+def test_the_thesis_on_the_full_downloads_is_planned_as_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Munich is the larger set before the removals; A is Barcelona all the same."""
+    for excluded in (False, True):
+        dataset = full_downloads(tmp_path / f"excluded {excluded}", excluded=excluded)
+        reproduce.main(["preset=thesis", f"run={tmp_path}/run", f"shards={dataset.root}", "plan=true"])
+        shown = capsys.readouterr().out
+        lines = shown.splitlines()
+        assert lines[0] == (
+            "A=barcelona, B=munich; by the type that a first classifier names: basophil, eosinophil, erythroblast, "
+            "immature granulocyte, monocyte of munich take the stain of barcelona, lymphocyte of barcelona that of "
+            "munich, all others stay as they are"
+        )
+        assert lines[2] == "sizes: stored 128, stain 128, conditional 128, few shot 128, classifier 224"
+        assert "warning" not in lines[3]
+        counts = thesis_counts()
+        if excluded:
+            types = ", ".join(f"{name} {count}" for name, count in counts.items())
+            assert lines[1] == f"images: {types}; 33178 in all"
+        else:
+            assert lines[1].endswith("; 35457 in all")
+        (normalize,) = (line for line in lines if "normalize_stains.py" in line)
+        assert "policy=thesis_predicted" in normalize
+        assert "classifier=" in normalize
+        trainings = [line for line in lines if "train_" in line and "data/augment=none" not in line]
+        # Judges and rivals too; only this project's own variants augment.
+        assert all("data/augment=flip" in line or "data/augment=quarter_turns" in line for line in trainings)
+        assert len(trainings) == 3
 
 
 def test_rivals_differ_from_the_proposed_model_in_the_model_alone(planned: Reproduction) -> None:
@@ -105,6 +154,18 @@ def test_a_site_s_classifier_and_generator_see_no_labelled_image_of_the_other(pl
     assert found == {(site, arm) for site in own for arm in SITE_ARMS}
     both = [training.arm for training in planned.sites if training.site == "both"]
     assert {*both, *(arm.name for arm in planned.ablation.arms)} >= SITE_ARMS.keys()
+
+
+def test_controls_are_of_the_ablation_s_own_data_and_no_trial_of_it(planned: Reproduction) -> None:
+    """C14: only the protocol differs, and no score is read from such a run."""
+    arms = {arm.name: arm.dataset for arm in planned.ablation.arms}
+    assert tuple(each.arm for each in planned.controls) == tuple(name for name in arms if name in CONTROL_ARMS)
+    for control in planned.controls:
+        assert control.run.inputs["shards"] == arms[control.arm]
+        assert control.run.settings.protocol == "balance_first"
+    assert all(trial.config.protocol == "split_first" for trial in planned.ablation.trials)
+    scored = {each.run for models in planned.models.values() for each in models.values()}
+    assert not scored & {each.run for each in planned.controls}
 
 
 def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduction, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from data_pipeline.learned_images import FILE as LEARNED_FILE
 from data_pipeline.learned_images import LearnedImages
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.metrics.evaluation import SavedEvaluation, load_evaluations
+from trainer.metrics.records import to_json, write_json
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import FILE as TRAINING_DATA_FILE
 from trainer.runs.training_data import read_training_data
@@ -63,6 +64,9 @@ def write_compact_run(
             shutil.copyfile(run / TRAINING_DATA_FILE, aside / TRAINING_DATA_FILE)
         if (run / LEARNED_FILE).exists():
             _copy_learned(run, aside, by_name)
+        for each in evaluations:  # without the predictions, which are large
+            content = json.dumps(to_json(each.record), ensure_ascii=False)
+            write_json(aside / "evaluation" / f"{each.name}.json", json.loads(by_name(content)))
         card = by_name(model_card(out.name, record, read_training_data(run), evaluations, adaptation))
         (aside / MODEL_CARD).write_text(card, encoding="utf-8")
         return compare(load_raw_classifier([run], domain), load_raw_classifier([aside], domain), dataset, TOLERANCE)

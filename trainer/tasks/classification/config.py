@@ -1,7 +1,7 @@
 """Settings of a classifier's run."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from data_pipeline.dataset_config import AFFECTS_NOTHING, AFFECTS_RESULT, SeenChoice
 from models.classifiers.config import ClassifierConfig
@@ -15,6 +15,25 @@ from trainer.runs.registry import check_algorithm
 
 
 @dataclass(frozen=True)
+class SyntheticConfig:
+    """How a classifier is shown the generated images among its training images. By default like the real ones."""
+
+    # Share of the training's steps in which they are shown; after these real images alone.
+    until: float = 1.0
+    # Real images alone are drawn, by data.sampling, and one is replaced by a generated one of its type and domain with
+    # this probability. null: generated images are drawn like the others.
+    replace: float | None = None
+    # Of a generated image's loss; a real image's has 1.
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("until", "replace", "weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"train.synthetic.{name}={value}: must be at least 0 and at most 1")
+
+
+@dataclass(frozen=True)
 class ClassifierFitConfig(FitConfig, NetworkChoices):
     """How long and how a classifier is trained; see FitConfig and NetworkChoices too."""
 
@@ -23,6 +42,7 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     # alpha of mixup's and cutmix's Beta(alpha, alpha), see mixing.py; 0: off. Both: each for half of the images.
     mixup: float = 0.0
     cutmix: float = 0.0
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     # Epochs at the start in which only the last layer learns. Batch norms' running statistics change all the same.
     frozen_epochs: int = 0
     # The validation score that chooses the best checkpoint.
@@ -66,6 +86,9 @@ class ClassifierRunConfig(RunConfig):
     # laboratories then have one scale, those that are predicted too (see scale.py). A domain that data.crop names has
     # that crop. null: no others are cropped.
     nucleus_share: float | None = None
+    # split_first: real images are split before anything is made of them. balance_first: the thesis's protocol, a
+    # control whose result is not a score (see protocol.py).
+    protocol: Literal["split_first", "balance_first"] = "split_first"
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: ClassifierFitConfig = field(default_factory=ClassifierFitConfig)
@@ -76,3 +99,15 @@ class ClassifierRunConfig(RunConfig):
             raise ValueError(f"nucleus_share={self.nucleus_share}: must be above 0 and below 1, or null")
         if self.model.norm == "frozen" and self.model.weights is None:
             raise ValueError("model.norm=frozen keeps the running statistics of initial weights: give model.weights")
+        apart = self.model.norm == "auxiliary"
+        if apart and (self.train.mixup or self.train.cutmix):
+            raise ValueError("model.norm=auxiliary: an image mixed of a real and a generated one is neither: no mixup")
+        if apart and self.train.compile:
+            raise ValueError("model.norm=auxiliary: leave train.compile out: each count of generated images recompiles")
+        if self.model.architecture in ("frozen", "naive_bayes") and (
+            apart or self.train.synthetic != SyntheticConfig()
+        ):
+            raise ValueError(
+                f"model={self.model.name} is fitted at once: model.norm=auxiliary and train.synthetic are of trainings "
+                "in steps"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from data_pipeline.cell_types import CELL_TYPES
@@ -23,7 +24,7 @@ from data_pipeline.sources.labels import cell_type_of
 from data_pipeline.sources.table import ListedFiles
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.bootstrap import Floats
-from trainer.metrics.differential import Differential, Ranges, confusion_counts, count_types
+from trainer.metrics.differential import Differential, Ranges, count_types
 from trainer.metrics.evaluation import UNFAMILIAR, own_test_evaluation
 from trainer.reports.differential_report import CountedField, write_differential_report
 from trainer.runs.run_directory import CONFIG_FILE
@@ -41,6 +42,7 @@ class CountOptions:
     min_confidence: float  # cells named with less are for a person to look at
     groups: Mapping[str, str]  # path of an image, relative -> its patient or slide; '' is not counted
     ranges: Ranges  # empty: no reference ranges are shown
+    side_microns: float | None = None  # of the squares that cells are cut in; None: by their boxes
 
 
 def count_fields(
@@ -57,7 +59,7 @@ def count_fields(
     """
     cut = {
         field.path: [
-            (box, printable(root / f"{field.path}{square_round(box, field.width, field.height)}"))
+            (box, printable(root / f"{field.path}{square_round(box, field, options.side_microns)}"))
             for box in field.boxes
             if box.name == WHITE_CELL
         ]
@@ -167,19 +169,17 @@ def _write(
     print(f"{(out / 'differential.csv').resolve()}\n{(out / 'report.html').resolve()}")
 
 
-def _confusions(runs: Sequence[Path], cell_types: Sequence[str]) -> Floats | None:
+def _confusions(runs: Sequence[Path], cell_types: list[str]) -> Floats | None:
     """Confusion counts [types, types] of the run's own test images; None, and a line that says so, without any."""
     evaluation = own_test_evaluation(runs[0]) if len(runs) == 1 and (runs[0] / CONFIG_FILE).exists() else None
-    if evaluation is None or evaluation.predictions is None:
+    if evaluation is None or evaluation.record.cell_types != cell_types:
         print("no correction by a confusion matrix: it needs one run with its scored test images", file=sys.stderr)
         return None
-    frame = evaluation.predictions
-    matrix = confusion_counts(frame["cell_type"].tolist(), frame["predicted"].tolist(), cell_types)
-    lacking = [name for name, row in zip(cell_types, matrix, strict=True) if not row.sum()]
-    if lacking:
-        print(f"no correction by a confusion matrix: no test image of {', '.join(lacking)}", file=sys.stderr)
+    scores = evaluation.record.scores
+    if scores.absent:
+        print(f"no correction by a confusion matrix: no test image of {', '.join(scores.absent)}", file=sys.stderr)
         return None
-    return matrix
+    return np.array(scores.confusion, np.float64)
 
 
 def read_ranges(path: Path) -> Ranges:

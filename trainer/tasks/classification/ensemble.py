@@ -32,14 +32,15 @@ class NormalizedClassifier(nn.Module):
     def __init__(self, classifier: nn.Module, normalizer: NormalizerBundle, image_size: int) -> None:
         super().__init__()
         self.classifier = classifier
-        # A submodule where it is a network, so that it is moved and exported too.
+        # Submodules where they are networks, so that they are moved and exported too.
         self.generator = getattr(normalizer.normalizer, "network", None)
+        self.gate = None if normalizer.gate is None else normalizer.gate.network
         self._normalizer = normalizer
         self._image_size = image_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float32 [n, 3, S, S] in [-1, 1], S the normaliser's -> logits [n, types]."""
-        normalized = _resized(self._normalizer.normalizer(images), self._image_size)
+        normalized = _resized(self._normalizer(images), self._image_size)
         logits: Tensor = self.classifier(normalized)
         return logits
 
@@ -218,12 +219,13 @@ class Ensemble:
     def _member(
         self, member: TrainedClassifier, calibration: Calibration, domain: str | None, nucleus: float | None
     ) -> Answering:
-        network, data, normalizer = member.network, member.config.data, member.normalizer
+        network, data = member.network, member.config.data
+        normalizer = None if member.normalizer is None else member.normalizer.of_source(domain)
         if self.views > 1:
             network = Views(network, self.views)
         if len(self.members) > 1:
             network = Calibrated(network, calibration.temperature)
-        if normalizer is not None and domain == normalizer.source:
+        if normalizer is not None:
             network = NormalizedClassifier(network, normalizer, data.image_size)
             return Answering(network.eval(), normalizer.image_size, normalizer.crop, (1.0,), (normalizer,))
         return Answering(network.eval(), data.image_size, member.crop_of(domain, nucleus), (1.0,), (None,))

@@ -228,7 +228,7 @@ def _passes(
         measured = domain in known and ensemble.takes_nucleus_of(domain)
         nucleus = nucleus_of_domain(dataset, domain) if measured else None
         answering = ensemble.answering([domain] * len(ensemble.members), nucleus)
-        through = tuple(each is not None for each in answering.normalizers)
+        through = tuple(each and each.source for each in answering.normalizers)
         alike.setdefault((answering.image_size, answering.shares, through), {})[domain] = answering
     passes = []
     for (image_size, *_), group in alike.items():
@@ -277,16 +277,17 @@ def _normalizer_of(
 ) -> dict[str, Any] | None:
     """The normaliser of the scored images: on the way to the classifier, or in the data set.
 
-    Of an ensemble those of its members, by the members' folders.
+    Of an ensemble those of its members, by the members' folders; of one of both directions each, by its source.
     """
-    domains = set(samples["domain"])
-    found = {
-        str(member.folder): through.describe() | {"images_it_learned_from": through.count_seen(dataset, samples)}
-        for member in ensemble.members
-        if (through := member.normalizer) is not None and through.source in domains
-    }
+    domains, found = set(samples["domain"]), {}
+    for member in ensemble.members:
+        directions = [] if member.normalizer is None else member.normalizer.directions
+        for through in (each for each in directions if each.source in domains):
+            names = [str(member.folder)] * (len(ensemble.members) > 1) + [through.source] * (len(directions) > 1)
+            seen = through.count_seen(dataset, samples)
+            found[" ".join(names)] = through.describe() | {"images_it_learned_from": seen}
     if found:
-        return found if len(ensemble.members) > 1 else found.popitem()[1]
+        return found.get("", found)
     if (everything["origin"] == "normalized").any():
         return dict(normalization(dataset))
     return None

@@ -12,6 +12,7 @@ from data_pipeline.shards.writer import ShardSettings
 from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
+from models.classifiers.norm import of_real_images
 from models.errors import ModelError
 from trainer.loop.checkpoint import Checkpoint, CheckpointStore
 from trainer.runs.normalizers.bundle import NormalizerBundle, load_bundle
@@ -85,8 +86,12 @@ def load_classifier(run: Path) -> TrainedClassifier:
     if checkpoint is None:
         raise UserError(f"{run}: no best checkpoint yet: let train_classifier.py finish an epoch first")
     state = checkpoint.load()["learners"]["classifier"]
+    weights = state["average"] or state["module"]
+    if config.model.norm == "auxiliary":  # outside of training, batch norms are those of real images
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, norm=None))
+        weights = of_real_images(weights)
     network = build_network(dataclasses.replace(config.model, weights=None), len(cell_types), config.data.image_size)
-    checkpoint.fill(network, state["average"] or state["module"], path)
+    checkpoint.fill(network, weights, path)
     bundle = None if made.normalizer is None else load_bundle(run / made.normalizer)
     calibration = load_calibration(run, checkpoint.digest)
     # A run that was adapted to unlabelled images has no count of labelled ones.

@@ -61,7 +61,10 @@ def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
     """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
     for path in sorted(MODELS.glob("*.yaml")):
         content: dict[str, Any] = yaml.safe_load(path.read_text())
-        if "algorithm" not in content and content.get("architecture") not in ("naive_bayes", "frozen"):
+        if "algorithm" not in content.get("model", content) and content.get("architecture") not in (
+            "naive_bayes",
+            "frozen",
+        ):
             yield path.stem, typed(ClassifierConfig, content, str(path))
 
 

@@ -16,7 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.file_names import on_disk, printable
 from data_pipeline.ingest.scan import no_file
 from data_pipeline.progress_bar import track
-from data_pipeline.sources.declaration import is_hidden, list_images
+from data_pipeline.sources.declaration import SourceDeclaration, is_hidden, list_images
 from data_pipeline.sources.fields import find_cells, has_annotated_fields
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import Topology
@@ -103,7 +103,7 @@ def _find(source: Path | Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
             raise UserError(f"{source}: {problem}")
         return [source], {}
     if has_annotated_fields(source):
-        cells, warnings = find_cells(source, {})
+        cells, warnings = find_cells(SourceDeclaration("fields", "", source, ""))
         for warning in warnings:
             print(f"{source}: {warning}", file=sys.stderr)
         return [on_disk(source, f"{cell.field}{cell.region}") for cell in cells], {}

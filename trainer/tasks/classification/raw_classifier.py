@@ -91,15 +91,16 @@ def resolve_domain(members: Sequence[TrainedClassifier], trained: TrainedClassif
         return known.pop()
     if trained.normalizer is not None:
         raise UserError(
-            f"{trained.config.run}: its normaliser changes the images of one of its domains only: name the domain of "
+            f"{trained.config.run}: its normaliser changes images by their domain: name the domain of "
             f"these images, domain=NAME, one of {', '.join(sorted(known))}"
         )
     return None
 
 
 def _known_domains(trained: TrainedClassifier) -> set[str]:
-    known, normalizer = set(trained.domains), trained.normalizer
-    if normalizer is not None:  # its training images were normalised ones; it takes the raw ones of both stains
+    known = set(trained.domains)
+    # Its training images were normalised ones; it takes the raw ones of both stains.
+    for normalizer in trained.normalizer.directions if trained.normalizer is not None else ():
         known -= {normalized_domain(normalizer.source, normalizer.target)}
         known |= {normalizer.source, normalizer.target}
     return known

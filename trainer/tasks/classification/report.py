@@ -23,6 +23,7 @@ from trainer.reports.page import (
     configuration_section,
     write_page,
 )
+from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.adaptation_record import adaptation_section, read_adaptation
 from trainer.tasks.classification.model_card import MODEL_CARD
 
@@ -30,7 +31,7 @@ from trainer.tasks.classification.model_card import MODEL_CARD
 def write_run_report(run: Path) -> Path:
     """Write run/report.html from the run directory, pictures from the data sets it was scored on; return its path.
 
-    run: or a folder that holds the scores of an ensemble.
+    run: or a folder that holds scores alone, of an ensemble for example.
 
     Whatever is not there yet (evaluations, metrics.jsonl, a data set) is named as missing.
     Raises UserError when run is no directory or an evaluation in it is damaged.
@@ -38,9 +39,9 @@ def write_run_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no run here; give the directory that train_classifier.py wrote (run=DIR)")
     evaluations = load_evaluations(run)
-    of_ensemble = any(evaluation.record.members for evaluation in evaluations)  # the folder is no run
+    is_run = (run / CONFIG_FILE).exists()
     above: list[Block] = []
-    if not of_ensemble:
+    if is_run:
         above.append(Text("The run's own test split has not been scored yet.", warning=True))
     subtitle = "All scores in per cent, with 95 % intervals over groups."
     if evaluations and evaluations[0].is_own_test:
@@ -52,8 +53,8 @@ def write_run_report(run: Path) -> Path:
     if len(evaluations) > 1:
         above.append(_all_evaluations(evaluations))
     sections = [evaluation_section(evaluation) for evaluation in evaluations]
-    if of_ensemble:
-        return write_page(run / "report.html", f"Ensemble {run.resolve().name}", subtitle, above, sections)
+    if not is_run:
+        return write_page(run / "report.html", f"Scores in {run.resolve().name}", subtitle, above, sections)
     adaptation = read_adaptation(run)
     first = _training(run) if adaptation is None else adaptation_section(adaptation)
     sections = [first, *sections, configuration_section(run)]

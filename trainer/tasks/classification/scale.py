@@ -4,6 +4,7 @@ Microscopes and cameras differ two-fold in scale. A classifier that is trained w
 each domain, and those of laboratories that it does not know, so that the median nucleus takes that share of the side.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.file_stream import FileStream
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from trainer.tasks.classification.config import ClassifierRunConfig
 
 IMAGES = 200  # of a domain or a folder, at most, in which nuclei are measured
 LEAST_IMAGES = 20  # fewer say too little
@@ -36,6 +38,16 @@ def crop_to(nucleus_share: float, nucleus: float) -> float:
     nucleus: median diameter as a share of the whole images' side.
     """
     return round(min(1.0, max(_LEAST_CROP, nucleus / nucleus_share)), 3)
+
+
+def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
+    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
+    if config.nucleus_share is None:
+        return config
+    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
+    measured = [domain for domain in domains if domain not in config.data.crop]
+    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
 
 
 def crops_of_domains(dataset: Dataset, domains: Sequence[str], nucleus_share: float) -> dict[str, float]:
@@ -78,23 +90,20 @@ def nucleus_of_files(paths: Sequence[Path], storage: ShardSettings) -> float | N
 def nucleus_diameters(images: torch.Tensor) -> NDArray[np.float64]:
     """Diameter [n] of the circle of each nucleus's area, as a share of the side; NaN where there is none in the middle.
 
-    images: float32 [n, 3, S, S] in [-1, 1]. Nuclei are what is dense in red light (Otsu's threshold of the image); the
-    lobes of one nucleus count together.
+    images: float32 [n, 3, S, S] in [-1, 1]. The lobes of one nucleus count together.
     """
     # Imported here: they take a second, for which a training that measures no nuclei need not wait.
     from scipy import ndimage
-    from skimage.filters import threshold_otsu
 
-    red = ((images[:, 0] + 1) * 127.5).cpu().numpy()
-    side = red.shape[1]
+    from data_pipeline.nuclei import nuclei_of_cell, optical_density
+
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    side = pixels.shape[1]
     places = (np.arange(side) + 0.5) / side - 0.5
     middle = np.hypot(places[:, None], places) < _MIDDLE
-    diameters = np.full(len(red), np.nan)
-    for row, intensity in enumerate(red):
-        density = -np.log((intensity.clip(0, 255) + 1) / 256)
-        if np.ptp(density) == 0:
-            continue
-        parts, count = ndimage.label(density > threshold_otsu(density))
+    diameters = np.full(len(pixels), np.nan)
+    for row, image in enumerate(pixels):
+        parts, count = ndimage.label(nuclei_of_cell(optical_density(image)))
         areas = np.bincount(parts[middle], minlength=count + 1)[1:]
         if areas.max(initial=0) > 0:
             lobes = 1 + np.flatnonzero(areas > _LOBE * areas.max())

@@ -21,7 +21,10 @@ from trainer.tasks.classification.report import write_run_report
 
 
 def score_runs(runs: Sequence[Path], out: Path, config: EvaluateConfig, topology: Topology) -> None:
-    """Score one run, or several as an ensemble; writes the record and the report into `out`, a run's card too."""
+    """Score one run, or several as an ensemble; writes the record and the report into `out`.
+
+    Where that is the run, its model card too.
+    """
     ensemble = Ensemble.load(runs, config.views)
     if topology.rank == 0:
         ensemble.tell_if_uncalibrated()
@@ -49,10 +52,11 @@ def score_runs(runs: Sequence[Path], out: Path, config: EvaluateConfig, topology
     leave_processes()
     if topology.rank != 0:
         return
-    same_data = dataset.content_hash == first.dataset_hash and ensemble.views == len(runs) == 1
+    into_run = list(runs) == [out]
+    same_data = dataset.content_hash == first.dataset_hash and ensemble.views == 1 and into_run
     own_test = same_data and config.split == "test" and domains == first.config.data.domains and not config.folds
     path = save_evaluation(out, record, frame, own_test=own_test)
-    if len(runs) == 1:
+    if into_run:
         write_model_card(out)
     say(seen, "scores")
     print(format_scores(record.scores))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,8 @@ import torch
 from torch import distributed
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.split_check import way_out
 from data_pipeline.learned_images import LearnedImages, SeenImages, learned_by_makers
-from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
 from models.classifiers.architectures.frozen import FrozenClassifier
 from models.classifiers.architectures.naive_bayes import NaiveBayes
@@ -44,7 +41,8 @@ from trainer.tasks.classification.evaluation import (
     validation_scores,
 )
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.scale import crops_of_domains
+from trainer.tasks.classification.scale import at_one_scale
+from trainer.tasks.classification.training_stream import known_cell_types, training_stream
 from trainer.tasks.classification.uncertainty import load_reference, save_reference
 from trainer.tasks.classification.uncertainty_fitting import fit_reference
 from trainer.tasks.classification.views import EachView, mean_log_probabilities
@@ -58,12 +56,15 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         self.config, self.dataset, self.topology = config, dataset, topology
         self._run = Path(str(config.run))
         self.cell_types = known_cell_types(dataset, config.data)
-        stream = training_stream(dataset, config, self.cell_types, topology)
+        stream = self._training()
         self.streams = {"train": stream}
         self.epoch_steps = config.train.iterations_per_epoch or stream.batches_per_epoch
         self.normalizer = FILE if FILE in dataset.metadata.get("attachments", {}) else None
         # The test split too is opened now: that it cannot be scored is better known before the training.
         self._validation, self._test = (self._held_out(split) for split in ("validation", "test"))
+
+    def _training(self) -> Stream:
+        return training_stream(self.dataset, self.config, self.cell_types, self.topology)
 
     def _held_out(self, split: str) -> tuple[Stream, SeenImages]:
         """The stream of a split without images seen before, and which these are.
@@ -211,6 +212,10 @@ class Classification(Task[ClassifierRunConfig]):
     config = ClassifierRunConfig
 
     def open(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> ClassifierSession:
+        if config.protocol == "balance_first":
+            from trainer.tasks.classification.protocol import BalanceFirstSession
+
+            return BalanceFirstSession(config, dataset, topology)
         return ClassifierSession(config, dataset, topology)
 
     def build(self, config: ClassifierRunConfig, types: int, setting: Setting) -> Algorithm:
@@ -231,11 +236,9 @@ class Classification(Task[ClassifierRunConfig]):
 
     def learned(self, config: ClassifierRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images, and validation images, by which checkpoint and temperature are chosen."""
-        trained, chosen = (
-            dataset.samples(splits=[split], domains=config.data.domains, cell_types=cell_types, columns=["id"])["id"]
-            for split in ("train", "validation")
-        )
-        own = LearnedImages.of(dataset, {"trained": trained.tolist(), "chosen": chosen.tolist()})
+        from trainer.tasks.classification.protocol import own_images  # here: it imports this module
+
+        own = own_images(config, dataset, cell_types)
         return LearnedImages.joined([own, learned_by_weights(config.model.weights), learned_by_makers(dataset)])
 
     def load(self, run: Path) -> TrainedClassifier:
@@ -258,53 +261,3 @@ class Classification(Task[ClassifierRunConfig]):
 
 
 TASK = Classification()
-
-
-def training_stream(
-    dataset: Dataset,
-    config: ClassifierRunConfig,
-    cell_types: Sequence[str],
-    topology: Topology,
-    *,
-    augmented: bool = True,
-) -> Stream:
-    """The images a classifier learns from. augmented=False: each once, as it is, in a fixed order."""
-    return Stream(
-        dataset,
-        config.data,
-        splits=["train"],
-        cell_types=cell_types,
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        seed=config.seed,
-        training=augmented,
-        topology=topology,
-    )
-
-
-def at_one_scale(config: ClassifierRunConfig, dataset: Dataset) -> ClassifierRunConfig:
-    """The configuration with the crops of all domains named, measured by their nuclei where `nucleus_share` asks it."""
-    if config.nucleus_share is None:
-        return config
-    domains = config.data.domains or sorted(set(dataset.samples(columns=["domain"])["domain"]))
-    measured = [domain for domain in domains if domain not in config.data.crop]
-    crop = config.data.crop | crops_of_domains(dataset, measured, config.nucleus_share)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, crop=crop))
-
-
-def known_cell_types(dataset: Dataset, config: StreamConfig) -> tuple[str, ...]:
-    """The types a classifier learns: those with training images, in the order of CELL_TYPES."""
-    rows = dataset.samples(
-        splits=["train"], domains=config.domains, cell_types=config.cell_types, columns=["cell_type"]
-    )
-    present = set(rows["cell_type"])
-    missing = [name for name in config.cell_types or [] if name not in present]
-    if missing:
-        raise UserError(f"{dataset.root}: no training image of {', '.join(missing)}: see data.cell_types")
-    known = tuple(name for name in CELL_TYPES if name in present)
-    if len(known) < 2:
-        raise UserError(
-            f"{dataset.root}: training images of {len(known)} cell types in domains {config.domains or 'all'}: "
-            "a classifier needs two at least; " + (way_out(dataset, ["train"]) or "see the counts in build_report.json")
-        )
-    return known

@@ -21,10 +21,12 @@ class Finder(Protocol):
         """Boxes of cells, named by their kinds, in a field, uint8 RGB [H, W, 3]."""
 
 
-def find_in_fields(finder: Finder, root: Path) -> tuple[list[AnnotatedField], dict[str, str]]:
+def find_in_fields(
+    finder: Finder, root: Path, microns_per_pixel: float | None = None
+) -> tuple[list[AnnotatedField], dict[str, str]]:
     """Each field of a folder with the boxes that are found, sorted by path; and why others cannot be read, by path.
 
-    UserError where none can be read.
+    microns_per_pixel: of all fields. UserError where none can be read.
     """
     paths = [path for path in list_images(root)[0] if not is_hidden(path)]
     fields, unreadable = [], {}
@@ -36,7 +38,8 @@ def find_in_fields(finder: Finder, root: Path) -> tuple[list[AnnotatedField], di
         except UnreadableImage as error:
             unreadable[path] = str(error)
         else:
-            fields.append(AnnotatedField(path, pixels.shape[1], pixels.shape[0], tuple(finder.find(pixels))))
+            height, width = pixels.shape[:2]
+            fields.append(AnnotatedField(path, width, height, tuple(finder.find(pixels)), microns_per_pixel))
     if not fields:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in list(unreadable.items())[:3])
         raise UserError(f"{root}: none of its {len(paths)} fields can be read ({reasons})")

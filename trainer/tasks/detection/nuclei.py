@@ -13,22 +13,16 @@ from skimage.morphology import disk, remove_small_holes
 from skimage.segmentation import watershed
 from skimage.transform import rescale
 
+from data_pipeline.nuclei import Floats, Mask, nuclei_of_field, optical_density
 from data_pipeline.sources.annotations import Box
 from data_pipeline.sources.fields import WHITE_CELL
-from data_pipeline.stream.augmentations.stain import DENSITY_OF_INTENSITY
-
-Mask = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.floating[Any]]
 
 _LONGER_SIDE = 480  # pixels to which a field is reduced: speed, and nuclei are many times larger than a pixel
 
 
 @dataclass(frozen=True)
 class NucleusFinder:
-    """Finds nuclei, joins the lobes of one cell, and draws a box round each cell. Lengths are in radii of a red cell.
-
-    The dyes of a nucleus absorb red light more than blue, haemoglobin and eosin blue more than red.
-    """
+    """Finds nuclei, joins the lobes of a cell, and draws a box round each cell. Lengths are in radii of a red cell."""
 
     least_violet: float = 0.08  # density in red less that in blue that a nucleus has at least
     most_violet: float = 0.12  # density in red less that in blue that every nucleus has
@@ -42,10 +36,9 @@ class NucleusFinder:
         """White cells of a field, uint8 RGB [H, W, 3], the surest first."""
         scale = min(1.0, _LONGER_SIDE / max(pixels.shape[:2]))
         small = rescale(pixels, scale, channel_axis=2, anti_aliasing=True, preserve_range=True)
-        density = np.asarray(DENSITY_OF_INTENSITY)[small.round().clip(0, 255).astype(np.uint8)]
-        violet = ndimage.gaussian_filter(density[..., 0] - density[..., 2], 1)
+        density = optical_density(small.round().clip(0, 255).astype(np.uint8))
         stained = _stained(density[..., 1])
-        nuclei = violet > np.clip(threshold_otsu(violet), self.least_violet, self.most_violet)
+        nuclei = nuclei_of_field(density, self.least_violet, self.most_violet)
         radius = red_cell_radius(stained & ~ndimage.binary_dilation(nuclei, iterations=2))
         boxes = []
         for cell in regionprops(self._cells(nuclei, radius)):

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.banks.image_bank import ImageBank
 from data_pipeline.catalog import Dataset
@@ -29,6 +31,7 @@ from trainer.tasks.generation.scores import (
     score_all,
     score_type,
 )
+from trainer.tasks.generation.selection import selection_scores
 from trainer.tasks.generation.sheets import draw_nearest, draw_samples
 from trainer.tasks.generation.shortcuts import Shortcuts
 
@@ -46,9 +49,8 @@ def evaluate_bank(
 ) -> Path:
     """Score each cell type of a bank and all together; returns the path of the JSON.
 
-    Writes BANK/evaluation/<data set>-<hash>-<features>-<classifier>.json and a folder of sheets beside it, and into the
-    bank "type_probability", the independent classifier's of the wanted type, and "training_distance", to the nearest
-    training image of the type (metrics.copies.thumbnails).
+    Writes BANK/evaluation/<data set>-<hash>-<features>-<classifier>.json and a folder of sheets beside it, and
+    `selection_scores` into the bank.
     seen_images: whether test images that the generator, the classifier or the feature space learned from are refused or
     left out. space_learned: the images that the feature space learned from.
     UserError for a classifier that learned from synthetic images, does not know a type of the bank or saw cells at
@@ -64,19 +66,22 @@ def evaluate_bank(
     shortcuts = Shortcuts(reader, sorted({reader.config.image_size, judge.features.image_size}), settings)
     target = _target(bank.root, dataset, judges)
     results: dict[str, TypeResult] = {}
-    probability, distance = np.empty(len(bank), np.float32), np.empty(len(bank), np.float32)
+    scores: defaultdict[str, npt.NDArray[np.float32]] = defaultdict(lambda: np.empty(len(bank), np.float32))
     for images in _images_of_types(reader):
         result = score_type(images, judges, settings, shortcuts.of_type(images))
-        probability[images.rows] = result.probabilities["generated"][:, judge.cell_types.index(images.cell_type)]
-        distance[images.rows] = result.distance["pixels"]
+        probability = result.probabilities["generated"][:, judge.cell_types.index(images.cell_type)]
+        features = result.features["generated"].features
+        found = selection_scores(images, probability, features, result.distance["pixels"], judges.space)
+        for name, values in found.items():
+            scores[name][images.rows] = values
         results[images.cell_type] = result
         draw_samples(target.with_suffix(""), images.cell_type, images.test, images.generated)
     for space in ("pixels", "features"):
         draw_nearest(target.with_suffix("") / f"nearest-{space}.png", [each.pairs[space] for each in results.values()])
     record = _record(reader, judges, settings, seen, results, shortcuts)
     judged.save(bank.root / JUDGE_FOLDER)
-    bank.write_scores("type_probability", probability)
-    bank.write_scores("training_distance", distance)
+    for name, each in scores.items():
+        bank.write_scores(name, each)
     write_json(target, to_json(record))
     return target
 

@@ -46,8 +46,8 @@ class StainRunConfig(RunConfig):
     """Settings of a run between two stains."""
 
     kind: ClassVar[str] = "stain"
-    # The two domains; images of b are normalised to the stain of a. null: the two domains of the data set, a the one
-    # with more images.
+    # The two domains; images of b are normalised to the stain of a. null: the two domains of the data set, a being
+    # barcelona, as in the thesis, or else the one with more images.
     a: str | None = None
     b: str | None = None
     # cell_type: batches of both domains have the same types in the same order, so that a generator does not learn to

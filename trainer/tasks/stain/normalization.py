@@ -15,7 +15,6 @@ from torch import distributed
 
 from data_pipeline.banks.derive import derive_dataset
 from data_pipeline.catalog import Dataset, Sample, from_table
-from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import temporary_folder
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
@@ -25,13 +24,15 @@ from data_pipeline.shards.store import folder_of
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Topology
+from trainer.runs import registry
 from trainer.runs.normalizers.bundle import FILE, NormalizerBundle, Selection, normalized_domain, save_bundle
 from trainer.runs.normalizers.classical import CLASSICAL
 from trainer.runs.normalizers.learned import LearnedNormalizer
+from trainer.runs.normalizers.type_gate import TypeGate
 from trainer.runs.provenance import learned_by_run
 from trainer.tasks.stain.images import read_images
 from trainer.tasks.stain.load import TrainedStainModel, load_stain_model
-from trainer.tasks.stain.normalization_config import NormalizeConfig, Policy
+from trainer.tasks.stain.normalization_config import TO_A, TO_B, NormalizeConfig, Policy
 
 # Both directions, by target domain, those of a first.
 Bundles = dict[str, NormalizerBundle]
@@ -44,8 +45,15 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
     """
     parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     bundles, learned = _of_run(parent, config) if config.run else _of_method(parent, config, topology)
+    if (config.classifier is not None) != (config.policy == "thesis_predicted"):
+        raise UserError("policy=thesis_predicted and classifier=RUN go together: give both, or neither")
+    if config.classifier is not None:
+        bundles, named = gated(bundles, Path(config.classifier))
+        learned = LearnedImages.joined([learned, named])
     samples = from_table(parent.table)
     target_of = _targets(samples, bundles, config.policy)
+    if config.policy == "thesis_predicted":
+        target_of = _passing(parent, target_of, bundles, config.batch, topology)
     image_size = next(iter(bundles.values())).image_size
     made_by = {
         "tool": "normalize_stains",
@@ -54,6 +62,8 @@ def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, 
         "crop": {bundle.source: bundle.crop for bundle in bundles.values() if bundle.crop != 1.0},
         "normalizers": {target: bundle.normalizer.describe() for target, bundle in sorted(bundles.items())},
     }
+    gates = {target: bundle.gate.describe() for target, bundle in sorted(bundles.items()) if bundle.gate is not None}
+    made_by |= {"by_type_of": gates} if gates else {}
     recipe = json.dumps([parent.content_hash, made_by], sort_keys=True)
     kept = [row for row in samples if row.id not in target_of or not row.kept]
     made = [_template(row, target_of[row.id], recipe) for row in samples if row.kept and row.id in target_of]
@@ -147,26 +157,70 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
 
 
 def _of_policy(bundles: Bundles, policy: Policy) -> NormalizerBundle:
-    """The direction of policy to_a or to_b."""
-    return tuple(bundles.values())[policy == "to_b"]
+    """What a classifier of the normalised images needs for raw ones, of any policy but `thesis`."""
+    to_a, to_b = bundles.values()
+    return dataclasses.replace(to_a, other=to_b) if policy == "thesis_predicted" else to_b if policy == "to_b" else to_a
 
 
 def _targets(samples: Sequence[Sample], bundles: Bundles, policy: Policy) -> dict[str, str]:
-    """Id of each image to normalise -> the domain whose stain it takes."""
+    """Id of each image to normalise -> the domain whose stain it takes; of thesis_predicted, if its gate lets it."""
     here = [row for row in samples if row.kept and row.domain in bundles and row.origin == "real"]
+    directions = {bundle.source: bundle.target for bundle in bundles.values()}
+    if policy == "thesis_predicted":
+        return {row.id: directions[row.domain] for row in here}
     if policy != "thesis":
         bundle = _of_policy(bundles, policy)
         return {row.id: bundle.target for row in here if row.domain == bundle.source}
-    training = [row for row in here if row.split == "train"]
-    targets: dict[str, str] = {}
-    for cell_type in CELL_TYPES:
-        of_type = [row for row in training if row.cell_type == cell_type]
-        counts = {domain: sum(row.domain == domain for row in of_type) for domain in bundles}
-        if min(counts.values()) == 0:
-            continue
-        smaller, larger = sorted(counts, key=lambda domain: counts[domain])
-        targets |= {row.id: larger for row in of_type if row.domain == smaller}
-    return targets
+    types = dict(zip(bundles, (TO_A, TO_B), strict=True))
+    training = ((row, directions[row.domain]) for row in here if row.split == "train")
+    return {row.id: target for row, target in training if row.cell_type in types[target]}
+
+
+def gated(bundles: Bundles, run: Path) -> tuple[Bundles, LearnedImages]:
+    """The thesis's rule by the types that a run's classifier names, and the images that the run learned from.
+
+    UserError for a classifier of normalised images, and for one that saw other parts of the images than the normaliser.
+    """
+    trained, found = registry.task("classification").load(run), {}
+    if trained.normalizer is not None:
+        raise UserError(f"classifier={run}: learned from normalised images: give one of raw images")
+    for (target, bundle), types in zip(bundles.items(), (TO_A, TO_B), strict=True):
+        crop = trained.config.data.crop.get(bundle.source, 1.0)
+        if crop != bundle.crop:
+            raise UserError(
+                f"classifier={run}: saw {crop:g} of the sides of {bundle.source}'s images, the normaliser sees "
+                f"{bundle.crop:g}: train both with one data.crop"
+            )
+        gate = TypeGate(
+            trained.network,
+            dataclasses.replace(trained.config.model, weights=None),
+            trained.config.data.image_size,
+            trained.cell_types,
+            types,
+            trained.checkpoint.digest,
+            trained.dataset_hash,
+        )
+        found[target] = dataclasses.replace(bundle, gate=gate)
+    return found, learned_by_run(run).through(f"{run.resolve().name} (names types for the normaliser)")
+
+
+def _passing(
+    parent: Dataset, target_of: dict[str, str], bundles: Bundles, batch: int, topology: Topology
+) -> dict[str, str]:
+    """Those images that the gate of their direction lets pass; each rank looks at its share."""
+    mine: dict[str, str] = {}
+    for target, bundle in bundles.items():
+        ids = sorted(name for name, each in target_of.items() if each == target)[topology.rank :: topology.world_size]
+        stream = StreamConfig(image_size=bundle.image_size, crop={bundle.source: bundle.crop})
+        assert bundle.gate is not None
+        for names, images in read_images(parent, ids, stream, batch, topology.device) if ids else ():
+            passes = bundle.gate.passes(images).tolist()
+            mine |= {name: target for name, one in zip(names, passes, strict=True) if one}
+    parts: list[Any] = [mine]
+    if distributed.is_initialized():
+        parts = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, mine)
+    return {name: target for part in parts for name, target in part.items()}
 
 
 def _template(row: Sample, target: str, recipe: str) -> Sample:

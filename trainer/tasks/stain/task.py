@@ -11,7 +11,7 @@ import torch
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.domains import refuse_unknown_domains
+from data_pipeline.domains import ranked_domains, refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.stream.augment import UNCHANGED
@@ -124,7 +124,8 @@ def with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
     if config.a is None and config.b is None:
         if len(counts) > 2:
             raise UserError(f"{dataset.root}: images of {len(counts)} domains ({here}): name two of them, a= and b=")
-        return dataclasses.replace(config, a=str(counts.index[0]), b=str(counts.index[1]))
+        a, b = ranked_domains(counts.to_dict())
+        return dataclasses.replace(config, a=a, b=b)
     if config.a is None or config.b is None or config.a == config.b:
         raise UserError(f"a={config.a} b={config.b}: name two different domains of {here}, or neither")
     return config

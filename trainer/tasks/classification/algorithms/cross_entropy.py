@@ -1,13 +1,17 @@
 """Supervised classification: one learner, cross entropy with label smoothing (thesis section 3.7), mixup, cutmix."""
 
+import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
+from models.classifiers.norm import auxiliary_batch_norms
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Batches, Stateless, StepResult
 from trainer.runs.registry import registered
@@ -31,7 +35,8 @@ class CrossEntropy(Stateless):
         )
         self.learners = {"classifier": self._classifier}
         self.takes = {"train": 1}
-        self._label_smoothing = fit.label_smoothing
+        self._label_smoothing, self._weight = fit.label_smoothing, fit.synthetic.weight
+        self._auxiliary = auxiliary_batch_norms(self._classifier.module)
         mixes = (fit.mixup or fit.cutmix) and not setting.rehearsal  # fake images have no positions
         self._mixing = Mixing(fit.mixup, fit.cutmix, setting.seed, setting.global_batch) if mixes else None
 
@@ -45,6 +50,8 @@ class CrossEntropy(Stateless):
         return StepResult(sums, {"gradient_norm": norm})
 
     def _terms(self, part: MicroBatch) -> Terms:
+        if self._auxiliary:
+            part = self._generated_last(part)
         if self._mixing is None:
             logits = self._logits(part.images).float()
             loss = self._loss(logits, part.labels)
@@ -53,7 +60,27 @@ class CrossEntropy(Stateless):
             logits = self._logits(mixed.images).float()
             others = self._loss(logits, part.labels[mixed.partners])
             loss = mixed.shares * self._loss(logits, part.labels) + (1 - mixed.shares) * others
+        if self._weight != 1 and part.generated is not None:
+            loss = loss * to_device(np.where(part.generated, self._weight, 1).astype(np.float32), loss.device)
         return {"loss": (1.0, loss), "accuracy": (0.0, (logits.argmax(dim=1) == part.labels).float())}
+
+    def _generated_last(self, part: MicroBatch) -> MicroBatch:
+        """The micro-batch with its generated images at the end, where auxiliary batch norms take them to be."""
+        generated = np.zeros(len(part.rows), bool) if part.generated is None else part.generated
+        for norm in self._auxiliary:
+            norm.generated_images = int(generated.sum())
+        if not generated.any():
+            return part
+        order = np.argsort(generated, kind="stable")
+        places = to_device(order, part.images.device)
+        return dataclasses.replace(
+            part,
+            images=part.images[places],
+            labels=part.labels[places],
+            rows=part.rows[order],
+            positions=part.positions[order],
+            generated=generated[order],
+        )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits, labels, label_smoothing=self._label_smoothing, reduction="none")
