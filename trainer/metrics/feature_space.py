@@ -1,7 +1,6 @@
 """Feature spaces for distances between sets of images: Inception's, or those of a classifier of cells."""
 
 from abc import ABC, abstractmethod
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -41,15 +40,22 @@ class InceptionFeatures(FeatureSpace):
 
     torch-fidelity's port of TensorFlow's network of 2015-12-05, with TensorFlow's resizing to 299 px; images are
     rounded to 8 bits first. weights: that network's file (...inception-2015-12-05-6726825d.pth); default: the one in
-    torch's cache, downloaded if missing. UserError for a missing file, or one of another network.
+    torch's cache. Nothing is downloaded. UserError for a missing file, or one of another network.
     """
 
     name = "Inception"
     is_inception = True
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        path = _inception_weights(weights)
+        path = inception_file(weights)
+        if path is None:
+            raise UserError(
+                f"the Inception network's weights are not at hand: get {URL_INCEPTION_V3} and name the file, "
+                "inception_weights=FILE, or score in a classifier's features instead"
+            )
+        if not path.is_file():
+            raise UserError(f"{path}: no such file: give the Inception network's weights, {_FILE}")
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run pickled code
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
@@ -69,22 +75,10 @@ class InceptionFeatures(FeatureSpace):
 _FILE = Path(URL_INCEPTION_V3).name
 
 
-def _inception_weights(weights: Path | None) -> Path:
-    if weights is not None:
-        if not weights.is_file():
-            raise UserError(f"{weights}: no such file: give the Inception network's weights, {_FILE}")
-        return weights
+def inception_file(weights: str | None) -> Path | None:
+    """The file of the Inception network's weights: `weights`, else the one in torch's cache; None without either."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _FILE
-    if not cached.is_file():
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), progress=False)
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"the Inception network's weights cannot be fetched ({error}): get {URL_INCEPTION_V3} elsewhere "
-                f"and put it at {cached}, or score in a classifier's features instead"
-            ) from error
-    return cached
+    return Path(weights) if weights else cached if cached.is_file() else None
 
 
 class ClassifierFeatures(FeatureSpace):

@@ -13,7 +13,7 @@ from trainer.runs.provenance import learned_by_run
 def feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
     """The space of `features`: inception, or the directory of a classifier's run."""
     if features == "inception":
-        return InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
+        return InceptionFeatures(config.inception_weights)
     return classifier_features(registry.task("classification").load(Path(features)))
 
 
