@@ -38,6 +38,22 @@ def latents(
     return torch.cat([noise, features[torch.from_numpy((draws * len(features)).astype(np.int64))]], dim=1)
 
 
+def variations(
+    model: FewShotModelConfig, features: torch.Tensor, key: int, indices: npt.NDArray[np.int64], strength: float
+) -> torch.Tensor:
+    """Latents float32 [n, latent_size] near encoded training images: row `index` near image `index % k`.
+
+    strength: how far it lies from its image, as a share of what the type's images (features) and the noise vary by;
+    0 reconstructs the image.
+    """
+    noise, moved = (
+        torch.from_numpy(normal(derive_key(key, name), indices, size)).float()
+        for name, size in (("noise", model.generator.latent_size), ("variation", features.shape[1]))
+    )
+    near = features[torch.from_numpy(indices % len(features))] + strength * features.std(dim=0, correction=0) * moved
+    return torch.cat([strength * noise, near], dim=1)
+
+
 def make_images(
     model: FewShotModelConfig, makers: Mapping[str, nn.Module], numbers: torch.Tensor, indices: npt.NDArray[np.int64]
 ) -> torch.Tensor:
@@ -66,10 +82,11 @@ def adapted_folder(run: Path, cell_type: str) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedType:
-    """The weights adapted to one rare type: networks in evaluation mode, and features [k, f] of its images or None."""
+    """The weights adapted to one rare type."""
 
-    makers: nn.ModuleDict
-    features: torch.Tensor | None
+    makers: nn.ModuleDict  # in evaluation mode
+    features: torch.Tensor | None  # float32 [k, feature_size] of the type's training images; None without an encoder
+    ids: tuple[str, ...]  # of these images; empty in a checkpoint of an older version
     checkpoint: Checkpoint
 
 
@@ -82,6 +99,10 @@ class FewShotSampler:
         self.latent_size = episode_class(record.config.model).latent_size(record.config.model)
         self.device = torch.device("cpu")
         self._adapted, self._record = dict(adapted), record
+        self.truncation: float = 1.0
+        self.strength: float | None = None
+        # Ids of the training images that variations are made of; a type without an encoder has none.
+        self.parents = {name: each.ids for name, each in adapted.items() if each.features is not None and each.ids}
 
     def to(self, device: torch.device) -> "FewShotSampler":
         """Moves the sampler; returns it."""
@@ -100,7 +121,12 @@ class FewShotSampler:
             return nothing[0].to(self.device), nothing[1].to(self.device)
         adapted, model = self._adapted[cell_type], self._record.config.model
         key = derive_key(seed, "latent", cell_type)
-        numbers = latents(model, adapted.features, key, indices).to(self.device)
+        if self.strength is None or adapted.features is None:
+            numbers = latents(model, adapted.features, key, indices)
+            numbers[:, : model.generator.latent_size] *= self.truncation
+        else:
+            numbers = variations(model, adapted.features, key, indices, self.strength)
+        numbers = numbers.to(self.device)
         return make_images(model, dict(adapted.makers.items()), numbers, indices), numbers
 
     def describe(self) -> dict[str, Any]:
@@ -123,10 +149,13 @@ def load_few_shot_model(run: Path) -> FewShotSampler:
 
 
 def _load_type(run: Path, config: FewShotRunConfig, cell_type: str) -> AdaptedType:
-    checkpoint = CheckpointStore(adapted_folder(run, cell_type) / "checkpoints").latest()
+    store = CheckpointStore(adapted_folder(run, cell_type) / "checkpoints")
+    checkpoint = store.latest()
     state = None if checkpoint is None else checkpoint.load()
     if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
         raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")
+    if best := store.best():
+        checkpoint, state = best, best.load()
     algorithm = episode_class(config.model)
     networks = algorithm.build_networks(config.model, config.data.image_size)
     makers = nn.ModuleDict({name: networks[name] for name in algorithm.makers})
@@ -135,4 +164,5 @@ def _load_type(run: Path, config: FewShotRunConfig, cell_type: str) -> AdaptedTy
     checkpoint.fill(
         makers, {key: value for key, value in weights.items() if key.split(".")[0] in makers}, run / CONFIG_FILE
     )
-    return AdaptedType(makers.eval(), state["algorithm"]["features"], checkpoint)
+    learned = state["algorithm"]
+    return AdaptedType(makers.eval(), learned["features"], tuple(learned.get("ids", ())), checkpoint)
