@@ -16,12 +16,12 @@ from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
 from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import NUMBERS, augment
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.registry import algorithm_names
 from trainer.tasks.few_shot.algorithms.mine_gan import Pretraining
 from trainer.tasks.few_shot.config import FewShotModelConfig, FewShotRunConfig, InnerLoopConfig
-from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, augment
 from trainer.tasks.few_shot.episode import Draw, Episode, episode_class
 from trainer.tasks.few_shot.reptile import Reptile
 

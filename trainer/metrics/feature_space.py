@@ -1,5 +1,6 @@
-"""Feature spaces for distances between sets of images: Inception's, or those of a classifier of cells."""
+"""Feature spaces for distances between sets of images: Inception's, a classifier's of cells, or a random network's."""
 
+import itertools
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from data_pipeline.errors import UserError
 from models.classifiers.features import watch_features
+
+_RANDOM_WIDTHS = (32, 64, 128, 256)
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -70,6 +73,34 @@ class InceptionFeatures(FeatureSpace):
         intensities = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         features, logits = self.network(intensities)
         return features, logits.softmax(dim=1)
+
+
+class RandomFeatures(FeatureSpace):
+    """Mean and deviation over the image of each channel of an untrained convolutional network: d = 960.
+
+    Needs no weights and has seen no image: it tells textures, edges and colours apart, and no types (k = 1). Random
+    features rank generators as well as trained ones where images are unlike photographs (Naeem et al. 2020, section 3).
+    """
+
+    name = "random network"
+    is_inception = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        widths = [3, *_RANDOM_WIDTHS]
+        layers = [nn.Conv2d(before, after, 4, 2, 1, bias=False) for before, after in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList(layers).requires_grad_(False)
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, found = images.float(), []
+        for layer in self.layers:
+            features = functional.relu(layer(features))
+            flat = features.flatten(2)
+            found += [flat.mean(dim=2), flat.std(dim=2, correction=0)]
+        return torch.cat(found, dim=1), images.new_ones(len(images), 1)
 
 
 _FILE = Path(URL_INCEPTION_V3).name

@@ -132,7 +132,7 @@ class FewShot(Task[FewShotRunConfig]):
         decay, rehearsal = config.adaptation.average_decay, setting.rehearsal
         episode = algorithm(networks, model, setting.precision, decay, rehearsal=rehearsal)
         images = torch.empty(0, 3, config.data.image_size, config.data.image_size)
-        return EpisodeOfRounds(episode, images, model.inner.moves, setting.total_steps, 0)
+        return EpisodeOfRounds(episode, images, [], model.inner.moves, setting.total_steps, 0)
 
     def count_epoch_steps(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> int:
         data = data_of_run(config, dataset, learns_from_rich=True)

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from models.few_shot.networks import Discriminator, FeatureDecoder
 from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.learners.learner import Terms
 from trainer.metrics.perceptual import LearnedPerceptualDistance
 from trainer.runs.registry import registered
 from trainer.tasks.few_shot.config import FewShotModelConfig
-from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.tasks.few_shot.episode import Draw, Episode
 
 _CHANGES: tuple[Change, ...] = ("colour", "translation")  # as in FastGAN's own code
