@@ -30,9 +30,10 @@ class ValidationDistance:
     ) -> None:
         """data: how the generator reads its images. features: see `open_space`. UserError for a space that is none."""
         ids = validation_images(dataset, data, cell_types)
+        self.selection = by_distance(ids)
         self.counts = {name: len(of_type) for name, of_type in ids.items() if of_type}
         self._topology = topology
-        if not self.is_enough or topology.rank > 0:
+        if self.selection is None or topology.rank > 0:
             return
         self._space, self._names = open_space(features)
         self._space.to(topology.device)
@@ -51,15 +52,6 @@ class ValidationDistance:
         self._mean, self._deviation = real.mean(axis=0), real.std(axis=0) + 1e-6
         self._real = (real - self._mean) / self._deviation
 
-    @property
-    def is_enough(self) -> bool:
-        """Whether there are enough validation images to choose by."""
-        return sum(self.counts.values()) >= FEWEST
-
-    def selection(self, patience: int | None = None) -> Selection | None:
-        """By the smallest distance; None with too few validation images."""
-        return Selection("kernel_distance", higher_is_better=False, patience=patience) if self.is_enough else None
-
     def scores(self, make: Make) -> dict[str, float]:
         """kernel_distance (KID's formula, of features scaled to deviation 1 among the validation images).
 
@@ -67,7 +59,7 @@ class ValidationDistance:
 
         Equal on all ranks; rank 0 makes the images. Empty with too few validation images.
         """
-        if not self.is_enough:
+        if self.selection is None:
             return {}
         scores = self._compare(make) if self._topology.rank == 0 else {}
         if self._topology.world_size > 1:
@@ -83,6 +75,12 @@ class ValidationDistance:
             asked = np.repeat(np.array(list(self.counts)), list(self.counts.values()))
             scores["agreement"] = float((np.array(self._names)[made.probabilities.argmax(axis=1)] == asked).mean())
         return scores
+
+
+def by_distance(ids: Mapping[str, Sequence[str]], patience: int | None = None) -> Selection | None:
+    """Choice by the smallest distance from these images of each type; None where they are too few."""
+    enough = sum(map(len, ids.values())) >= FEWEST
+    return Selection("kernel_distance", higher_is_better=False, patience=patience) if enough else None
 
 
 def validation_images(dataset: Dataset, data: StreamConfig, cell_types: Sequence[str]) -> Mapping[str, list[str]]:

@@ -229,7 +229,7 @@ class Classification(Task[ClassifierRunConfig]):
         types = known_cell_types(dataset, config.data)
         return training_stream(dataset, config, types, topology).batches_per_epoch
 
-    def selection(self, config: ClassifierRunConfig) -> Selection:
+    def selection(self, config: ClassifierRunConfig, dataset: Dataset) -> Selection:
         train = config.train
         higher_is_better = epoch_measures()[train.select_by].higher_is_better
         return Selection(train.select_by, higher_is_better, train.patience, train.select_within)

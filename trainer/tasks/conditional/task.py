@@ -14,9 +14,10 @@ from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import Selection
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
-from trainer.runs.validation_distance import FEWEST, ValidationDistance, validation_images
+from trainer.runs.validation_distance import FEWEST, ValidationDistance, by_distance, validation_images
 from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
 from trainer.tasks.conditional.load import ConditionalSampler, latents, load_conditional_model, make_images
 from trainer.tasks.conditional.sheets import ConditionalSheets
@@ -34,7 +35,6 @@ class ConditionalSession(Session[ConditionalRunConfig]):
         self.epoch_steps = config.train.iterations_per_epoch or batches
         self.domain = str(stream.samples["domain"].mode()[0])
         self._distance = ValidationDistance(dataset, config.data, self.cell_types, config.features, topology)
-        self.selection = self._distance.selection(config.train.patience)
         self._sheets: ConditionalSheets | None = None
 
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm:
@@ -83,6 +83,10 @@ class Conditional(Task[ConditionalRunConfig]):
 
     def planned_types(self, config: ConditionalRunConfig) -> int:
         return len(config.data.cell_types or MODERATE_TYPES)
+
+    def selection(self, config: ConditionalRunConfig, dataset: Dataset) -> Selection | None:
+        images = validation_images(dataset, config.data, chosen_cell_types(dataset, config))
+        return by_distance(images, config.train.patience)
 
     def learned(self, config: ConditionalRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Training images of the types that it makes; the validation images that its best checkpoint is chosen by."""

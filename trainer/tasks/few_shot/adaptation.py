@@ -21,12 +21,16 @@ from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Batches, StepResult
 from trainer.loop.fit import Plan, fit
 from trainer.loop.progress import resume, saved_state
+from trainer.metrics.feature_space import RandomFeatures
+from trainer.metrics.generation import extract_features, kernel_distance
 from trainer.runs.validation_distance import ValidationDistance
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import FewShotData
 from trainer.tasks.few_shot.episode import Episode, Shown, episode_class
 from trainer.tasks.few_shot.load import adapted_folder, evaluating, latents, make_images
 from trainer.tasks.few_shot.sheets import FewShotSheets
+
+_BATCH = 64
 
 
 class EpisodeOfRounds:
@@ -119,6 +123,27 @@ class Adaptation:
             episode.run_round(shown, key, number, model.inner.rounds)
         return episode
 
+    def distance(self, episode: Episode) -> list[float]:
+        """Kernel distance of as many images of an episode's from the type's training images; none of a single image.
+
+        The episode has seen the first of these alone; its networks have learned from no other image of the type.
+        """
+        if len(self.images) < 2:
+            return []
+        made = self._make(episode, derive_key(self._seed, "distance", self.cell_type), len(self.images))
+        space = RandomFeatures().to(self.images.device)
+        sets = [extract_features(space, images.split(_BATCH)).features for images in (self.images, made)]
+        return [kernel_distance(*sets, len(made))[0]]
+
+    @torch.no_grad()
+    def _make(self, episode: Episode, key: int, count: int) -> torch.Tensor:
+        """Images float32 [count, 3, S, S] by what the episode's networks have come to."""
+        indices, model = np.arange(count), self._config.model
+        with evaluating(episode.averages) as networks:
+            features = networks["encoder"](self.images).cpu() if "encoder" in networks else None
+            numbers = latents(model, features, key, indices).to(self.images.device)
+            return make_images(model, networks, numbers, indices)
+
     def saved(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest checkpoint's state; None before the first. UserError for one of other settings."""
         folder = self._folder
@@ -144,10 +169,7 @@ class Adaptation:
             return distance.scores(make)
 
         def make(cell_type: str, count: int) -> torch.Tensor:
-            indices, features = np.arange(count), algorithm.features()
-            with evaluating(episode.averages) as networks:
-                numbers = latents(model, features, key, indices).to(self.images.device)
-                return make_images(model, networks, numbers, indices)
+            return self._make(episode, key, count)
 
         plan = Plan(
             run=self._folder,
@@ -156,7 +178,7 @@ class Adaptation:
             epoch_steps=min(config.train.checkpoint_every, self.rounds),
             fingerprint=fingerprint,
             score_epoch=draw_sheet,
-            selection=distance.selection(),
+            selection=distance.selection,
             description=f"adapting to {self.cell_type}",
         )
         progress = resume(algorithm, self.saved(fingerprint))
