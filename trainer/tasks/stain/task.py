@@ -32,7 +32,6 @@ from trainer.tasks.stain.load import TrainedStainModel, load_stain_model
 from trainer.tasks.stain.sheets import StainSheets
 from trainer.tasks.stain.validation import StainDistance, stain_selection
 
-
 # Of a rank that prints nothing.
 _SILENT = Topology(rank=1, world_size=2)
 
