@@ -391,7 +391,7 @@ def test_an_algorithm_that_is_not_meta_trained_does_not_go_without() -> None:
 def test_rivals_have_the_parameters_of_table_22(model: str, millions: float) -> None:
     config = read_config(FewShotRunConfig, "train_few_shot_gan", ["shards=data", "run=run", f"model={model}"])
     with torch.device("meta"):
-        generator = Generator(config.model.generator, 128)
+        generator = Generator(config.model.generator, config.model.generator.latent_size, 128)
     assert sum(each.numel() for each in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
 
 
@@ -411,6 +411,6 @@ def test_fast_gan_reconstructs_by_lpips_where_its_weights_are_named(tmp_path: Pa
     found.sum().backward()
     gradients = [each.grad for each in episode.networks["decoder"].parameters()]
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
-    with pytest.raises(UserError, match="absent.pth: no such file: give AlexNet's weights"):
-        absent = model_of("fast_gan", options={"lpips_weights": str(tmp_path / "absent.pth")})
-        episode_of(absent, networks, "fp32").discriminator_terms(images(0), draw)
+    absent = episode_of(model_of("fast_gan", options={"lpips_weights": str(tmp_path / "absent.pth")}), networks, "fp32")
+    with pytest.raises(UserError, match=r"absent\.pth: no such file: give AlexNet's weights"):
+        absent.discriminator_terms(images(0), draw)
