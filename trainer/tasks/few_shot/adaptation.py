@@ -132,8 +132,8 @@ class Adaptation:
             return []
         made = self._make(episode, derive_key(self._seed, "distance", self.cell_type), len(self.images))
         space = RandomFeatures().to(self.images.device)
-        sets = [extract_features(space, images.split(_BATCH)).features for images in (self.images, made)]
-        return [kernel_distance(*sets, len(made))[0]]
+        real, drawn = (extract_features(space, images.split(_BATCH)).features for images in (self.images, made))
+        return [kernel_distance(real, drawn)[0]]
 
     @torch.no_grad()
     def _make(self, episode: Episode, key: int, count: int) -> torch.Tensor:
