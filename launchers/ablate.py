@@ -1,9 +1,9 @@
-"""Many trainings of a classifier as one experiment: the thesis's ablation, a comparison of models, or a search.
+"""Many trainings as one experiment: the thesis's ablation, a comparison of models, or a search.
 
 usage:
   python launchers/ablate.py sweep=FILE out=DIR [shards=DIR] [key=value ...]
-      sweep=FILE      a YAML file: configs/sweeps/ablation.yaml, classifiers.yaml, learning_rate.yaml or your own;
-                      its keys: trainer/experiments/sweep_config.py
+      sweep=FILE      a YAML file: configs/sweeps/ablation.yaml, classifiers.yaml, learning_rate.yaml, generator.yaml or
+                      your own; its keys: trainer/experiments/sweep_config.py
       out=DIR         where stages, trials, table and report are written
       shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
                       whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)

@@ -18,7 +18,8 @@ usage:
       corruptions=true  score the images of a classifier blurred, noisy, compressed, coarse, brighter, darker, paler
                     and with other stains, too; takes 34 times as long
       features=RUN  for a stain run: a run of train_classifier.py whose features are compared, or
-                    features=inception [inception_weights=FILE], the network of FID
+                    features=inception, the network of FID, with inception_weights=FILE, torch-fidelity's file
+                    (default: the one in torch's cache; nothing is downloaded)
   python launchers/evaluate.py bank=DIR shards=DIR classifier=RUN [features=inception] [lpips_weights=FILE]
       bank=DIR        images of synthesize.py, of the types that the data set has real images of
       classifier=RUN  the independent judge: a run of train_classifier.py that has seen real images alone

@@ -1,13 +1,18 @@
 """Draw images of cells from a trained generator into an image bank.
 
 usage:
-  accelerate launch launchers/synthesize.py run=RUN bank=DIR count=N [cell_types=[A,B]] [seed=0]
+  accelerate launch launchers/synthesize.py run=RUN bank=DIR count=N [cell_types=[A,B]] [seed=0] [truncation=1]
+      [variations=true] [strength=0.3]
       run=RUN            a run of train_conditional_gan.py or train_few_shot_gan.py
       bank=DIR           the bank, a Zarr v3 group: images, latents, labels, and a SHA-256 of each image
       count=N            images of each type; with a larger N the same command adds to a bank that is there
       cell_types=[A,B]   default: all that the run can make
       seed=0             an image depends on run, seed, type and its number in the type only, not on the number of
                          processes
+      truncation=1       factor of the noise: below 1, 0.7 say, images are more typical and less diverse
+      variations=true    variations of training images, by the encoder of a run of model=few_shot_meta; balance.py names
+                         the parent of each in the catalogue
+      strength=0.3       of a variation: 0, the image's reconstruction; 1, as far as the type's images lie apart
   The same command resumes an interrupted bank. Then: launchers/balance.py.
 
 example:

@@ -12,9 +12,14 @@ usage:
                                lymphocyte, monocyte, myeloblast, platelet, of those with training images
       data.domains=[A]         learn from the images of these stains only
       data.image_size=128 train.epochs=100 train.global_batch=64 ...   see configs/train_conditional_gan.yaml
+      features=RUN             the classifier in whose features the best epoch is nearest to validation images, and
+                               which says how many images show the type asked for; inception; default: a random network
+      train.patience=20        ends the training after so many epochs without a nearer one
+      model.options.augment=[translation,cutout]   c_wgan_gp, cwgan_gp: DiffAugment of what the critic sees
       data.augment.KEY=     {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, a sheet of real and generated cells to
-  RUN/samples at the end of each epoch, and RUN/report.html. An epoch shows every model the same number of real images.
+  RUN/samples and RUN/report.html at the end of each epoch. An epoch shows every model the same number of real images.
+  synthesize.py draws from the epoch nearest to the validation images.
 
 example:
   accelerate launch --config_file configs/accelerate/one_gpu_fp16.yaml launchers/train_conditional_gan.py \\

@@ -14,7 +14,11 @@ usage:
       rich_types=[...]    cell types to learn from before; default: all others
       origins=[real]      rich types' images of these origins only; default: real, normalized and synthetic
       model.meta=false    few_shot_meta or figr from its initial weights, without meta-training
-      adaptation.images=80000   budget of each rare type, the same for every model
+      adaptation.images=80000   budget of each adaptation to a rare type, the same for every model
+      adaptation.seeds=4  independent adaptations to each rare type, which make equal shares of its images: as many GPUs
+                          as types times seeds can work at them; default 1
+      features=RUN        where the best checkpoint of an adaptation is nearest to the type's validation images, if
+                          there are eight: a classifier's run; inception; default: a random network
       shots=8 data.image_size=128 train.epochs=8 train.global_batch=8 ...   see configs/train_few_shot_gan.yaml
       data.augment.KEY=     {augmentations}
   Writes losses to RUN/metrics.jsonl and RUN/tensorboard, sheets of cells to RUN/samples, and for each rare type

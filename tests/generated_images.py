@@ -63,6 +63,9 @@ class NoiseSampler:
         self.cell_types = cell_types
         self.image_size, self.latent_size, self.domain = SIDE, LATENT, "giemsa"
         self._dataset_hash = dataset_hash
+        self.truncation: float = 1.0
+        self.strength: float | None = None
+        self.parents: dict[str, tuple[str, ...]] = {}
 
     def to(self, device: torch.device) -> "NoiseSampler":
         return self

@@ -94,7 +94,8 @@ def balance_dataset(
         ],
         "parent": parent.metadata["made_by"],
     }
-    made = [_template(bank, row) for bank, row in chosen]
+    relatives = _groups_of_training_images(parent)
+    made = [_template(bank, row, relatives) for bank, row in chosen]
     with tempfile.TemporaryDirectory() as folder:
         _learned_from(parent, banks, config, verdict).save(Path(folder))
         # A classifier of the parent's normalised images needs their normaliser.
@@ -253,12 +254,28 @@ def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:
     return np.flatnonzero(bank.labels == bank.cell_types.index(cell_type)).tolist()
 
 
-def _template(bank: UsedBank, row: int) -> Sample:
-    """The template of a generated image's row (`derive_dataset`)."""
+def _groups_of_training_images(dataset: Dataset) -> dict[str, str]:
+    """Group of each training image by its id and, of a normalised one, by its parent's."""
+    rows = dataset.samples(splits=["train"], columns=["id", "parent", "group"])
+    return dict(zip(rows["parent"], rows["group"], strict=True)) | dict(zip(rows["id"], rows["group"], strict=True))
+
+
+def _template(bank: UsedBank, row: int, relatives: Mapping[str, str]) -> Sample:
+    """The template of a generated image's row (`derive_dataset`).
+
+    A variation is in the group, and so in the fold, of the image that it was made from. relatives: group of each
+    training image by id. UserError for a variation of any other.
+    """
     images = bank.images
+    relative = images.parent(row)
+    if relative and relative not in relatives:
+        raise UserError(
+            f"{images.root}: holds variations of image {relative[:12]}, which is no training image of this data set: "
+            "make the bank from a generator trained on it"
+        )
     cell_type = images.cell_types[images.labels[row]]
     recipe = f"{images.facts.identity} {row} {images.digests[row].tobytes().hex()} {bank.side}"
-    group = group_name(bank.name, images.facts.identity[:16], "")
+    group = relatives[relative] if relative else group_name(bank.name, images.facts.identity[:16], "")
     return Sample(
         id=hashlib.sha256(recipe.encode()).hexdigest(),
         source=bank.name,
@@ -270,6 +287,7 @@ def _template(bank: UsedBank, row: int) -> Sample:
         split="train",
         fold=fold_of(group),
         origin="synthetic",
+        parent=relative,
     )
 
 

@@ -115,6 +115,11 @@ class ImageBank:
     def made_by(self) -> dict[str, Any]:
         return self.facts.made_by
 
+    def parent(self, row: int) -> str:
+        """Id of the training image that a row is a variation of; '' for none."""
+        parents = self.made_by.get("parents", {}).get(self.cell_types[self.labels[row]])
+        return parents[row // len(self.cell_types) % len(parents)] if parents else ""
+
     def images(self, rows: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """RGB images uint8 [k, S, S, 3] of these rows, in their order. UserError when one is damaged."""
         rows = np.asarray(rows, np.int64)

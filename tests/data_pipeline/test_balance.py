@@ -282,3 +282,25 @@ def test_what_generators_and_judges_learned_from_goes_with_the_data_set(
     (check,) = (check for check in audit_dataset(new, progress=False)[0] if check.name == "generators")
     assert check.status == "found"
     assert splits["test"][0][:16] in "; ".join(check.found)
+
+
+def test_a_variation_of_an_image_names_it_and_shares_its_group_and_fold(parent: Dataset, tmp_path: Path) -> None:
+    """Else a cross-fit or an audit by groups would take a relative of a held-out image for a stranger."""
+    train = parent.samples(splits=["train"], cell_types=["basophil"])
+    facts = bank_facts(("basophil",), DOMAIN, dataset_hash=parent.content_hash)
+    ids = train["id"].tolist()[:2]
+    varied = dataclasses.replace(facts, made_by={**facts.made_by, "parents": {"basophil": ids}, "strength": 0.3})
+    make_bank(tmp_path / "varied", 5, varied)
+    balance(parent, tmp_path / "out", tmp_path / "varied", per_type=len(train) + 5)
+    verify_dataset(tmp_path / "out", progress=False)
+    rows = Dataset.open(tmp_path / "out").samples()
+    made = rows[rows["origin"] == "synthetic"].sort_values("path")
+    assert made["parent"].tolist() == [ids[0], ids[1], ids[0], ids[1], ids[0]]
+    of_parent = train.set_index("id").loc[made["parent"]]
+    assert made[["group", "fold"]].to_numpy().tolist() == of_parent[["group", "fold"]].to_numpy().tolist()
+    held = parent.samples(splits=["test"], cell_types=["basophil"])["id"].iloc[0]
+    wrong = dataclasses.replace(facts, made_by={**facts.made_by, "parents": {"basophil": [held]}})
+    make_bank(tmp_path / "wrong", 5, wrong)
+    with pytest.raises(UserError, match="which is no training image of this data set"):
+        balance(parent, tmp_path / "never", tmp_path / "wrong", per_type=len(train) + 5)
+    assert not (tmp_path / "never" / "catalog.parquet").exists()

@@ -27,7 +27,7 @@ from tests.conftest import Launch, Start
 from tests.launchers.test_launchers import assert_refused
 from tests.launching import ROOT, Finished, Launched
 from tests.trainer import test_conditional_training, test_stain_training
-from trainer.experiments.trial import forget_ending, read_ending, write_ending
+from trainer.experiments.trial import forget_ending, read_ending, read_epochs, write_ending
 
 TINY = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=2"]
 RATES = [0.004, 0.001]
@@ -249,6 +249,44 @@ def test_a_search_gives_up_what_falls_behind(
     assert launch("ablate", file, f"shards={tiny_dataset.root}", "out=out", **cluster).returncode == 0
     assert lines(out)[0] == finished
     assert (lines(out)[1]["status"], lines(out)[1]["epochs"]) == ("stopped", stopped["epochs"])
+
+
+@pytest.mark.slow
+def test_a_killed_search_of_generators_goes_on_and_gives_up_what_falls_behind(
+    cluster: Environment, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Two settings one after the other; the second is held against the first, which ended before the kill."""
+    name, values = "model.generator_optimizer.learning_rate", [0.002, 0.0000001]
+    file = sweep_file(
+        tmp_path,
+        kind="search",
+        launcher="train_conditional_gan",
+        fixed=[*test_conditional_training.TINY, "train.epochs=4"],
+        space={name: {"grid_search": values}},
+        scheduler="asha",
+        reduction=2,
+        max_concurrent_trials=1,
+    )
+    arguments, out = (file, f"shards={tiny_dataset.root}", "out=out"), tmp_path / "out"
+    driver = Launched(tmp_path, "ablate", arguments, 1, cluster)
+    while not lines(out):
+        assert driver.running, driver.finish().stderr
+        time.sleep(0.1)
+    driver.kill()
+    first = written_when(out / "trials" / NAMES[0])
+    done = Launched(tmp_path, "ablate", arguments, 1, cluster).finish()
+    assert done.returncode == 0, done.stderr
+    assert written_when(out / "trials" / NAMES[0]) == first
+    finished, other = lines(out)
+    assert (finished["status"], finished["epochs"]) == ("finished", 4)
+    curves = [
+        [record["validation_kernel_distance"] for record in read_epochs(out / line["run"])]
+        for line in (finished, other)
+    ]
+    behind = [rung for rung in (1, 2) if len(curves[1]) >= rung and curves[1][rung - 1] > curves[0][rung - 1]]
+    assert (other["status"], other["epochs"]) == (("stopped", behind[0]) if behind else ("finished", 4))
+    assert "kernel distance" in (out / "report.html").read_text()
+    assert json.loads((out / "results.json").read_text())["points"][0]["parameters"] == {name: values[0]}
 
 
 @pytest.mark.slow

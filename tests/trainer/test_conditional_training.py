@@ -1,5 +1,6 @@
 """If these fail, a run that makes cells is another run on more processes or after a kill, or makes other cells."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,19 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
 from data_pipeline.randomness import derive_key
-from data_pipeline.stream.stream import Topology
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Stream, Topology
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch
 from tests.trainer.test_stain_training import assert_same_bits, final_state, joined
+from trainer.loop.checkpoint import CheckpointStore
+from trainer.loop.fit import _Loop
 from trainer.loop.log import read_records
 from trainer.runs.configuration import typed
 from trainer.runs.provenance import learned_by_run
 from trainer.runs.registry import algorithm_class, algorithm_names
 from trainer.runs.training import train as train_run
+from trainer.runs.validation_distance import FEWEST, ValidationDistance
 from trainer.tasks.conditional.config import ConditionalModelConfig, ConditionalRunConfig
 from trainer.tasks.conditional.load import load_conditional_model
 from trainer.tasks.generation.synthesis import ImageSampler
@@ -69,7 +74,10 @@ def test_a_run_of_each_model_makes_cells_of_each_type(
     with Image.open(sheet) as picture:
         assert picture.size == (130 + 4 * 100, 18 + 3 * 100)
     learned = LearnedImages.load(tmp_path / "run" / FILE)
-    assert set(learned.table["id"]) == set(tiny_dataset.samples(splits=["train"])["id"])
+    trained = learned.table["role"] == "trained"
+    assert set(learned.table["id"][trained]) == set(tiny_dataset.samples(splits=["train"])["id"])
+    held = set(tiny_dataset.samples(splits=["validation"])["id"])
+    assert set(learned.table["id"][~trained]) == (held if len(held) >= FEWEST else set())
     written = (tmp_path / "run" / FILE).read_bytes()
     (tmp_path / "run" / FILE).unlink()
     assert learned_by_run(tmp_path / "run").to_bytes() == written, "a run of before gives another table than one of now"
@@ -92,6 +100,9 @@ def test_an_image_follows_from_its_seed_type_and_index_alone(tiny_dataset: Datas
         assert torch.equal(some, images[indices])
         assert torch.equal(their_latents, latents[indices])
     assert len(images.flatten(1).unique(dim=0)) == 21
+    sampler.truncation = 0.5
+    assert torch.equal(sampler.draw("lymphocyte", 5, np.arange(21))[1], latents / 2)
+    sampler.truncation = 1.0
     assert not torch.equal(sampler.draw("lymphocyte", 6, np.arange(1))[1], latents[:1])
     assert not torch.equal(sampler.draw("basophil", 5, np.arange(1))[1], latents[:1])
     assert sampler.draw("basophil", 5, np.arange(0))[0].shape == (0, 3, 16, 16)
@@ -240,3 +251,83 @@ def test_a_wrong_run_is_refused_in_one_line(tiny_dataset: Dataset, launch: Launc
     for file in (run / "checkpoints").iterdir():
         file.unlink()
     refused("no checkpoint yet")
+
+
+def scripted_distances(monkeypatch: pytest.MonkeyPatch, distances: list[float]) -> None:
+    """Epoch after epoch the validation images are so far away."""
+    left = iter(distances)
+
+    def kernel(*_: Any, **__: Any) -> tuple[float, float]:
+        return next(left), 0.0
+
+    monkeypatch.setattr("trainer.runs.validation_distance.kernel_distance", kernel)
+
+
+def test_images_come_from_the_epoch_nearest_to_validation_images_and_a_training_ends_there(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run that was killed and resumed; else a night's training ends with its last, worse weights."""
+    monkeypatch.setattr("trainer.runs.validation_distance.FEWEST", 2)
+    arguments = ["model=c_wgan_gp", "train.epochs=9", "train.patience=2"]
+    scripted_distances(monkeypatch, [0.5, 0.2, 0.4, 0.3])
+    whole = train(tiny_dataset, tmp_path / "whole", *arguments)
+    store = CheckpointStore(whole / "checkpoints")
+    best, latest = store.best(), store.latest()
+    assert best is not None
+    assert latest is not None
+    assert (best.step, latest.step) == (4, 8), "patience of two epochs after the second"
+    assert load_conditional_model(whole).describe()["step"] == 4
+    assert "Distance to validation images" in (whole / "report.html").read_text()
+    scripted_distances(monkeypatch, [0.5, 0.2, math.inf])
+    with monkeypatch.context() as killed:
+        killed.setattr("trainer.loop.fit._Loop._save", fails_at(6))
+        with pytest.raises(InterruptedError):
+            train(tiny_dataset, tmp_path / "resumed", *arguments)
+    scripted_distances(monkeypatch, [0.4, 0.3])
+    resumed = CheckpointStore(train(tiny_dataset, tmp_path / "resumed", *arguments) / "checkpoints")
+    assert [resumed.best().digest, resumed.latest().digest] == [best.digest, latest.digest]  # type: ignore[union-attr]
+    assert (final_state(whole)["progress"]["best_epoch"], final_state(whole)["progress"]["best_score"]) == (1, -0.2)
+
+
+def fails_at(step: int) -> Any:
+    """A `_save` of the loop during which the process is killed at this step."""
+    whole = _Loop._save
+
+    def save(loop: Any, *, best: bool) -> None:
+        if loop._progress.step == step:
+            raise InterruptedError
+        whole(loop, best=best)
+
+    return save
+
+
+def test_the_distance_is_of_validation_images_alone(tiny_dataset: Dataset) -> None:
+    """To the validation images themselves it is least, and a classifier's agreement counts the types asked for."""
+    data = StreamConfig(image_size=16, threads=1)
+    distance = ValidationDistance(tiny_dataset, data, TINY_TYPES, None, Topology())
+    held = tiny_dataset.samples(splits=["validation"], cell_types=TINY_TYPES, columns=["id", "cell_type"])
+    assert distance.counts == held["cell_type"].value_counts().to_dict()
+
+    def validation(cell_type: str, count: int) -> torch.Tensor:
+        stream = Stream(
+            tiny_dataset, data, splits=["validation"], cell_types=[cell_type], global_batch=count, training=False
+        )
+        return next(iter(stream.read())).images
+
+    def noise(cell_type: str, count: int) -> torch.Tensor:
+        return torch.rand(count, 3, 16, 16) * 2 - 1
+
+    near, far = (distance._compare(make)["kernel_distance"] for make in (validation, noise))
+    assert near < 0 < far
+
+
+def test_an_augmented_critic_sees_changed_images_and_the_penalty_is_taken_there(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    options = "model.options={augment: [colour, translation, cutout], penalty_share: 0.5}"
+    plain, changed = (train(tiny_dataset, tmp_path / name, *more) for name, more in (("a", []), ("b", [options])))
+    terms = [next(record for record in read_records(run) if record["kind"] == "step") for run in (plain, changed)]
+    assert terms[0]["penalty"] != terms[1]["penalty"]
+    assert joined(final_state(plain), "classifier").equal(joined(final_state(changed), "classifier"))
+    with pytest.raises(UserError, match="augment=blur is none of colour"):
+        train(tiny_dataset, tmp_path / "c", "model.options={augment: [blur]}")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, augment
+from trainer.learners.differentiable_augmentation import NUMBERS, augment
 
 
 def images(seed: int, count: int = 3) -> torch.Tensor:

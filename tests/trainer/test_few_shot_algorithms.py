@@ -3,25 +3,29 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.nn import functional
 
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key
 from data_pipeline.stream.stream import MicroBatch
+from launchers.console import read_config
 from models.few_shot.config import DiscriminatorConfig, EncoderConfig, GeneratorConfig
+from models.few_shot.networks import Generator
 from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import NUMBERS, augment
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.learners.optimizer_config import OptimizerConfig
 from trainer.runs.registry import algorithm_names
 from trainer.tasks.few_shot.algorithms.mine_gan import Pretraining
 from trainer.tasks.few_shot.config import FewShotModelConfig, FewShotRunConfig, InnerLoopConfig
-from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, augment
 from trainer.tasks.few_shot.episode import Draw, Episode, episode_class
 from trainer.tasks.few_shot.reptile import Reptile
 
@@ -379,3 +383,34 @@ def test_values_that_cannot_be_are_refused(make: Any, message: str) -> None:
 def test_an_algorithm_that_is_not_meta_trained_does_not_go_without() -> None:
     with pytest.raises(UserError, match=r"model\.meta=false: fast_gan is not meta-trained"):
         episode_class(FewShotModelConfig(algorithm="fast_gan", meta=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"), [("figr", 11.5), ("fast_gan", 7.6), ("diff_augment", 13.4), ("mine_gan", 10.2)]
+)
+def test_rivals_have_the_parameters_of_table_22(model: str, millions: float) -> None:
+    config = read_config(FewShotRunConfig, "train_few_shot_gan", ["shards=data", "run=run", f"model={model}"])
+    with torch.device("meta"):
+        generator = Generator(config.model.generator, config.model.generator.latent_size, 128)
+    assert sum(each.numel() for each in generator.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_fast_gan_reconstructs_by_lpips_where_its_weights_are_named(tmp_path: Path) -> None:
+    """A file of the published names and shapes."""
+    torch.manual_seed(0)
+    backbone = torchvision.models.alexnet(weights=None).features
+    path = tmp_path / "alexnet.pth"
+    torch.save({f"features.{name}": value for name, value in backbone.state_dict().items()}, path)
+    networks, draw = networks_of("fast_gan"), Draw(5, np.arange(SHOTS))
+    plain = episode_of(model_of("fast_gan"), networks, "fp32").discriminator_terms(images(0), draw)
+    model = model_of("fast_gan", options={"lpips_weights": str(path)})
+    episode = episode_of(model, networks, "fp32")
+    weight, found = episode.discriminator_terms(images(0), draw)["reconstruction"]
+    assert (weight, found.shape) == (1.0, (SHOTS,))
+    assert not torch.allclose(found, plain["reconstruction"][1])
+    found.sum().backward()
+    gradients = [each.grad for each in episode.networks["decoder"].parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+    absent = episode_of(model_of("fast_gan", options={"lpips_weights": str(tmp_path / "absent.pth")}), networks, "fp32")
+    with pytest.raises(UserError, match=r"absent\.pth: no such file: give AlexNet's weights"):
+        absent.discriminator_terms(images(0), draw)

@@ -1,5 +1,6 @@
 """If these fail, a few-shot run on more processes or after a power cut is another run, or makes no cells."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,20 @@ import torch
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.learned_images import FILE, LearnedImages
+from data_pipeline.stream.stream import Topology
 from launchers.console import read_config
 from tests.conftest import TINY_TYPES, Launch, Start
+from tests.generated_images import NoiseSampler
 from tests.trainer.test_stain_training import assert_same_bits, final_state
 from tests.trainer.test_training import kill_when
 from trainer.loop.log import read_records
 from trainer.runs.provenance import learned_by_run
+from trainer.runs.training import train as train_run
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import choose_data
 from trainer.tasks.few_shot.load import load_few_shot_model
+from trainer.tasks.generation.synthesis import synthesize
+from trainer.tasks.generation.synthesis_config import SynthesizeConfig
 
 TINY = (
     "rare_types=[lymphocyte]",
@@ -291,3 +297,32 @@ def test_another_kind_of_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("model: {algorithm: cyclegan}\nkind: stain\n")
     with pytest.raises(UserError, match=r"not a run of train_few_shot_gan\.py"):
         load_few_shot_model(tmp_path)
+
+
+def test_a_variation_lies_near_its_parent_and_the_bank_names_it(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    arguments = [f"shards={tiny_dataset.root}", f"run={tmp_path / 'run'}", *TINY, *SHORT, "model.meta=false"]
+    run = train_run(read_config(FewShotRunConfig, "train_few_shot_gan", arguments), Topology())
+    sampler = load_few_shot_model(run)
+    ids = tiny_dataset.samples(splits=["train"], cell_types=["lymphocyte"])["id"].tolist()
+    assert sampler.parents == {"lymphocyte": tuple(ids)}
+    indices, latents = np.arange(2 * len(ids)), {}
+    for strength in (0.0, 0.1, 1.0):
+        sampler.strength = strength
+        images, latents[strength] = sampler.draw("lymphocyte", 0, indices)
+        some, _ = sampler.draw("lymphocyte", 0, indices[3:5])
+        assert torch.equal(some, images[3:5]), "an image depends on its index alone"
+    assert torch.equal(latents[0.0][: len(ids)], latents[0.0][len(ids) :]), "of strength 0, the same reconstruction"
+    moved = [(latents[strength] - latents[0.0]).norm() for strength in (0.1, 1.0)]
+    torch.testing.assert_close(10 * moved[0], moved[1])
+    config = SynthesizeConfig(str(run), str(tmp_path / "bank"), count=len(ids) + 1, variations=True)
+    bank = synthesize(load_few_shot_model(run), config, Topology(), LearnedImages())
+    assert [bank.parent(row) for row in range(len(bank))] == [*ids, ids[0]]
+    other = dataclasses.replace(config, strength=0.5)
+    with pytest.raises(UserError, match="holds images of another generator"):
+        synthesize(load_few_shot_model(run), other, Topology(), LearnedImages())
+
+
+def test_only_a_run_with_an_encoder_makes_variations(tmp_path: Path) -> None:
+    config = SynthesizeConfig("run", str(tmp_path / "bank"), count=1, variations=True)
+    with pytest.raises(UserError, match="encodes no training image of lymphocyte"):
+        synthesize(NoiseSampler(("lymphocyte",)), config, Topology(), LearnedImages())

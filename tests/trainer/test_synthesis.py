@@ -42,6 +42,7 @@ def test_a_bank_holds_what_the_sampler_made_whatever_is_drawn_with_it(
     draw(tmp_path / "again", seed=5)
     assert files_below(tmp_path / "again") == files_below(tmp_path / "bank")
     assert draw(tmp_path / "other", seed=6).content_hash != bank.content_hash
+    assert draw(tmp_path / "narrow", seed=5, truncation=0.7).made_by["truncation"] == 0.7
 
 
 def test_only_the_types_that_are_asked_for_and_made_by_the_run(tmp_path: Path) -> None:

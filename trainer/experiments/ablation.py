@@ -56,7 +56,8 @@ class AblationConfig:
     few_shot: list[str] = field(default_factory=list)  # of train_few_shot_gan.py
     # Of train_classifier.py, whose run names the types for policy=thesis_predicted among `normalize`.
     first_classifier: list[str] = field(default_factory=list)
-    generator_seeds: list[int] = field(default_factory=lambda: [0])  # of the trainings of these three
+    # Seeds of the trainings of generators: each is trained once with each.
+    generator_seeds: list[int] = field(default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
         if self.per_type is not None and self.per_type < 1:
@@ -157,9 +158,7 @@ def method_stages(config: AblationConfig, dataset: Dataset, planner: StagePlanne
     """The method's stages for this data set, of the first generator seed."""
     roles = choose_roles(config, training_counts(dataset), dataset.root)
     seed = f"seed={config.generator_seeds[0]}"
-    stain, conditional, few_shot = (
-        (*arguments, seed) for arguments in (config.stain, config.conditional, config.few_shot)
-    )
+    stain, conditional, few_shot = ((*own, seed) for own in (config.stain, config.conditional, config.few_shot))
     return MethodStages(roles, planner, stain, config.normalize, conditional, few_shot, config.first_classifier)
 
 

@@ -161,7 +161,7 @@ class _Endings(tune.Callback):
         ending = write_ending(planned.run, status, line)
         write_trials(self._sweep)
         epochs = read_epochs(planned.run)
-        metric = self._sweep.metric
+        metric = self._sweep.metric or ""
         known = epochs[-1].get(metric) if epochs else None
-        score = f", {str(metric).replace('_', ' ')} {known:.3f}" if known is not None else ""
+        score = f", {metric.replace('_', ' ')} {known:.3f}" if known is not None else ""
         print(f"{planned.name}: {ending.line or ending.status}, {ending.epochs} epochs{score}", flush=True)

@@ -28,7 +28,7 @@ from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.normalization_config import NormalizeConfig
 
 # Launcher -> its configuration.
-LAUNCHER_CONFIGS: dict[str, type] = {
+LAUNCHER_CONFIGS: dict[str, type[Any]] = {
     "train_classifier": ClassifierRunConfig,
     "train_stain_gan": StainRunConfig,
     "normalize_stains": NormalizeConfig,

@@ -30,7 +30,11 @@ class ReproductionConfig:
     classifier: list[str] = field(default_factory=list)  # train_classifier.py, for the ablation and the two sites
     seeds: list[int] = field(default_factory=lambda: [0])  # of these classifiers
     judge: list[str] = field(default_factory=list)  # train_classifier.py, real images only; names generated images
-    features: Literal["judge", "inception"] = "judge"  # space of the distances; with inception they are FIDs
+    # Space of the distances. inception: FID, KID and inception score where the network's weights are at hand, else the
+    # judge's features, under names of their own.
+    features: Literal["judge", "inception"] = "judge"
+    inception_weights: str | None = None  # torch-fidelity's file; null: the one in torch's cache
+    lpips_weights: str | None = None  # torchvision's file of AlexNet, for LPIPS; null: the one in torch's cache
     scored_images: int = 100  # generated for scoring, of each type
     comparison: list[str] = field(default_factory=list)  # train_classifier.py, for all classifiers of figure 52
     models: list[str] = field(default_factory=list)  # the classifiers of figure 52

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from data_pipeline.banks.balance import training_counts
 from data_pipeline.catalog import Dataset
@@ -15,6 +16,7 @@ from trainer.experiments.launches import StagePlanner
 from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction_config import ReproductionConfig
 from trainer.experiments.stages import Inputs, Stage
+from trainer.metrics.feature_space import inception_file
 from trainer.runs.arguments import written
 
 # Scored images are other ones than those that classifiers are trained on.
@@ -89,8 +91,11 @@ class ReproductionPlanner:
         judge = (*config.judge, f"seed={_JUDGE_SEED}")
         self._stain_judge = self._classifier("judge of stains", self._shards, judge)
         self._cell_judge = self._classifier("judge of cells", self._normalized, judge)
-        # Distances are measured in the features of Inception, or of a judge.
-        self._inception = ("features=inception",) if config.features == "inception" else ()
+        # Distances are measured in the features of Inception where its weights are at hand, else of a judge.
+        inception = inception_file(config.inception_weights) if config.features == "inception" else None
+        self._inception = ("features=inception", f"inception_weights={inception.absolute()}") if inception else ()
+        lpips = config.lpips_weights
+        self._lpips = (f"lpips_weights={Path(lpips).absolute()}",) if lpips else ()
 
     def stain(self) -> dict[str, Scored]:
         """W-CycleGAN-GP, which normalises all other data, and its rivals."""
@@ -197,7 +202,7 @@ class ReproductionPlanner:
         """A generator, images of it, and their score against real ones."""
         bank = self.method.images(run, f"{run.name} scored", self._config.scored_images, types, _SCORED_SEED)
         inputs: Inputs = {"bank": bank, "shards": shards, "classifier": self._cell_judge}
-        return Scored(run, self._score(run.name, self._inception, inputs), bank)
+        return Scored(run, self._score(run.name, (*self._inception, *self._lpips), inputs), bank)
 
     def _score(self, name: str, arguments: Sequence[str], inputs: Inputs) -> Stage:
         return self._stages.stage(f"score of {name}", "evaluate", arguments, inputs, None)

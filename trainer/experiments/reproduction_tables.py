@@ -10,7 +10,14 @@ from trainer.metrics.generation import SetScore
 from trainer.reports.page import Block, Cell, Table, Text
 from trainer.reports.thesis_tables import Column, beside_thesis, printed, sweep_number, thesis_name
 from trainer.tasks.generation.records import BankEvaluation
-from trainer.tasks.generation.thesis import agreement_columns, distance_columns, score_cell, set_columns, type_agreement
+from trainer.tasks.generation.thesis import (
+    agreement_columns,
+    distance_columns,
+    kernel_column,
+    score_cell,
+    set_columns,
+    type_agreement,
+)
 
 
 def counts_table(summary: ReproductionSummary) -> Table:
@@ -51,9 +58,9 @@ def stain_tables(summary: ReproductionSummary) -> list[Block]:
         name = f"{of}_as_{to}" if stain == "A" else f"{to}_as_{of}"
         return dict(model.directions[name])
 
-    def set_score(pair: Mapping[str, Any], place: int) -> Cell:
+    def set_score(pair: Mapping[str, Any], place: int, digits: int = 2) -> Cell:
         name, score = list(pair["scores"].items())[place]
-        return score_cell(name, SetScore(**score))
+        return score_cell(name, SetScore(**score), digits)
 
     def frechet(pair: str, direction: str) -> Callable[[ModelResult], str]:
         return lambda model: set_score(scores(model, direction)[pair], 0).text
@@ -79,13 +86,14 @@ def stain_tables(summary: ReproductionSummary) -> list[Block]:
             "16",
             "inception score",
         ),
+        Column("kernel distance", lambda model: set_score(scores(model, "A")["generated"], 1, 4)),
         Column("structure kept", lambda model: f"{scores(model, 'A')['structure']['mean']:.3f}"),
         Column("colour distance", colours),
     ]
     space = _space(models)
     caption = (
         f"Tables 13-16: A is {to}, B {of}, on their test images. (14): Fréchet distances in {space}; the last "
-        "three columns are of B given A's stain."
+        "four columns are of B given A's stain."
     )
     return [_table(caption, columns, models), *_not_fid(space)]
 
@@ -97,6 +105,7 @@ def conditional_tables(summary: ReproductionSummary) -> list[Block]:
         _training("17"),
         *map(_of_record, agreement_columns(" (18)")),
         *map(_of_record, set_columns("19", ("Fréchet (19)", "inception (19)", "perceptual (19)"))),
+        _of_record(kernel_column()),
         *map(_of_record, distance_columns(" (20)")),
     ]
     space = _space(models)
@@ -122,6 +131,7 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
 
     columns = [
         *map(_of_record, set_columns("21", ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
+        _of_record(kernel_column()),
         Column("of the type asked for, %", named),
         Column("training (22)", _duration, "22", "time"),
         Column("steps before adapting (22)", lambda model: str(model.steps), "22", "episodes"),

@@ -63,7 +63,7 @@ class Stage:
         UserError if an input's folder is no data set.
         """
         read = {name: [content_hash_of(each) for each in _listed(source)] for name, source in self.inputs.items()}
-        facts = [self.launcher, fingerprint(self.settings, {}, "adaptation", "result"), self.output, read]
+        facts = [self.launcher, fingerprint(self.settings, {}, "adaptation"), self.output, read]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property

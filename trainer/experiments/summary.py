@@ -93,7 +93,7 @@ class Point:
 class TrialResult(Trial):
     """A trial that ended, its run relative to the sweep, and its best score on validation."""
 
-    metric: float | None  # the best after any epoch
+    metric: float | None  # of the epoch that the run's networks are of: the best, or the last
     metric_epoch: int | None
     checkpoint: ScoredCheckpoint | None
 
@@ -227,7 +227,8 @@ def _arm(trials: Sequence[Trial], answers: Answers, reference: Answers | None, t
 
 def _trial(trial: Trial, sweep: Path, plan: SweepRecord, task: Task[Any]) -> TrialResult:
     curve = metric_curve(trial.run, plan.metric)
-    best = (max if plan.mode == "max" else min)(curve, key=lambda pair: pair[1], default=(None, None))
+    counting = curve[-1:] if task.keeps_last else curve
+    best = (max if plan.mode == "max" else min)(counting, key=lambda pair: pair[1], default=(None, None))
     evaluated = trial.evaluation if task.answers_test and trial.counts else None
     return TrialResult(
         **{field.name: getattr(trial, field.name) for field in dataclasses.fields(Trial)}

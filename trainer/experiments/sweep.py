@@ -131,13 +131,14 @@ def plan_sweep(config: SweepConfig, folder: Path, where: Path, stages_folder: Pa
             if same is not trial:
                 raise UserError(f"{where}: trials {same.name} and {name} are one and the same training: leave one out")
     found = tuple(trials.values())
-    return Sweep(config, folder, stages_folder, tuple(arms), found, _selection(config, found, where))
+    selection = _selection(config, found, Dataset.open(shards), where)
+    return Sweep(config, folder, stages_folder, tuple(arms), found, selection)
 
 
-def _selection(config: SweepConfig, trials: Sequence[PlannedTrial], where: Path) -> Selection | None:
+def _selection(config: SweepConfig, trials: Sequence[PlannedTrial], dataset: Dataset, where: Path) -> Selection | None:
     """How the trials' best epochs are chosen. UserError where they are compared by it and have no score in common."""
     task = registry.task(LAUNCHER_CONFIGS[config.launcher].kind)
-    found = [task.selection(trial.config) for trial in trials]
+    found = [task.selection(trial.config, dataset) for trial in trials]
     scores = {each.score if each else None for each in found}
     by_score = config.kind == "search" or not task.answers_test
     if by_score and (None in scores or len(scores) > 1):

@@ -36,3 +36,16 @@ class FitConfig:
         for name in ("iterations_per_epoch", "micro_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1, or null")
+
+
+@dataclass(frozen=True)
+class SelectedFitConfig(FitConfig):
+    """Of a training whose best epoch is chosen by a validation score."""
+
+    # Epochs without a better one after which training stops; null: no early stop.
+    patience: int | None = field(default=None, metadata=AFFECTS_RESULT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")

@@ -1,7 +1,7 @@
-"""Feature spaces for distances between sets of images: Inception's, or those of a classifier of cells."""
+"""Feature spaces for distances between sets of images: Inception's, a classifier's of cells, or a random network's."""
 
+import itertools
 from abc import ABC, abstractmethod
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from data_pipeline.errors import UserError
 from models.classifiers.features import watch_features
+
+_RANDOM_WIDTHS = (32, 64, 128, 256)
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -41,15 +43,22 @@ class InceptionFeatures(FeatureSpace):
 
     torch-fidelity's port of TensorFlow's network of 2015-12-05, with TensorFlow's resizing to 299 px; images are
     rounded to 8 bits first. weights: that network's file (...inception-2015-12-05-6726825d.pth); default: the one in
-    torch's cache, downloaded if missing. UserError for a missing file, or one of another network.
+    torch's cache. Nothing is downloaded. UserError for a missing file, or one of another network.
     """
 
     name = "Inception"
     is_inception = True
 
-    def __init__(self, weights: Path | None = None) -> None:
+    def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        path = _inception_weights(weights)
+        path = inception_file(weights)
+        if path is None:
+            raise UserError(
+                f"the Inception network's weights are not at hand: get {URL_INCEPTION_V3} and name the file, "
+                "inception_weights=FILE, or score in a classifier's features instead"
+            )
+        if not path.is_file():
+            raise UserError(f"{path}: no such file: give the Inception network's weights, {_FILE}")
         try:
             torch.load(path, map_location="cpu", weights_only=True)  # the extractor itself would run pickled code
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
@@ -66,25 +75,41 @@ class InceptionFeatures(FeatureSpace):
         return features, logits.softmax(dim=1)
 
 
+class RandomFeatures(FeatureSpace):
+    """Mean and deviation over the image of each channel of an untrained convolutional network: d = 960.
+
+    Needs no weights and has seen no image: it tells textures, edges and colours apart, and no types (k = 1). Random
+    features rank generators as well as trained ones where images are unlike photographs (Naeem et al. 2020, section 3).
+    """
+
+    name = "random network"
+    is_inception = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        widths = [3, *_RANDOM_WIDTHS]
+        layers = [nn.Conv2d(before, after, 4, 2, 1, bias=False) for before, after in itertools.pairwise(widths)]
+        self.layers = nn.ModuleList(layers).requires_grad_(False)
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, found = images.float(), []
+        for layer in self.layers:
+            features = functional.relu(layer(features))
+            flat = features.flatten(2)
+            found += [flat.mean(dim=2), flat.std(dim=2, correction=0)]
+        return torch.cat(found, dim=1), images.new_ones(len(images), 1)
+
+
 _FILE = Path(URL_INCEPTION_V3).name
 
 
-def _inception_weights(weights: Path | None) -> Path:
-    if weights is not None:
-        if not weights.is_file():
-            raise UserError(f"{weights}: no such file: give the Inception network's weights, {_FILE}")
-        return weights
+def inception_file(weights: str | None) -> Path | None:
+    """The file of the Inception network's weights: `weights`, else the one in torch's cache; None without either."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _FILE
-    if not cached.is_file():
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(cached), progress=False)
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"the Inception network's weights cannot be fetched ({error}): get {URL_INCEPTION_V3} elsewhere "
-                f"and put it at {cached}, or score in a classifier's features instead"
-            ) from error
-    return cached
+    return Path(weights) if weights else cached if cached.is_file() else None
 
 
 class ClassifierFeatures(FeatureSpace):

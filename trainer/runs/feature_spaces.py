@@ -1,19 +1,32 @@
-"""Feature spaces that sets of images are compared in: a trained classifier's, or FID's network."""
+"""Feature spaces that sets of images are compared in: a trained classifier's, FID's network, or a random network."""
 
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.learned_images import LearnedImages
-from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures
+from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures, RandomFeatures
 from trainer.runs import registry
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run
 
 
+def open_space(features: str | None) -> tuple[FeatureSpace, tuple[str, ...]]:
+    """The space of `features`, and the types of its probabilities: None where it is no classifier of cells.
+
+    features: null for a random network, inception, or a classifier's run.
+    """
+    if features is None:
+        return RandomFeatures(), ()
+    if features == "inception":
+        return InceptionFeatures(), ()
+    trained = registry.task("classification").load(Path(features))
+    return classifier_features(trained), tuple(trained.cell_types)
+
+
 def feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
     """The space of `features`: inception, or the directory of a classifier's run."""
     if features == "inception":
-        return InceptionFeatures(None if config.inception_weights is None else Path(config.inception_weights))
+        return InceptionFeatures(config.inception_weights)
     return classifier_features(registry.task("classification").load(Path(features)))
 
 

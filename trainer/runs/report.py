@@ -1,4 +1,4 @@
-"""The report of a run that makes images: losses, sample sheets, settings."""
+"""The report of a run that makes images: distance to validation images, losses, sample sheets, settings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +7,12 @@ from typing import Any
 from trainer.loop.algorithm import DETAIL
 from trainer.loop.log import read_records
 from trainer.reports import figures
-from trainer.reports.page import Block, Figure, Folded, Section, sheet_figure, write_page
+from trainer.reports.page import Block, Cell, Figure, Folded, Section, Table, sheet_figure, write_page
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 
 # Sheets shown of each series (of a type, of a direction): the first and the last ones.
 _SHEETS = 3
+_DISTANCE = "kernel_distance"
 _SPEED = ("images_per_second", "data_wait")
 
 
@@ -24,7 +25,7 @@ def write_report(run: Path, sections: list[Section] | None = None) -> Path:
         f"Run {run.resolve().name}",
         f"{content['kind']}, {model.get('algorithm', '')}: {', '.join(content['cell_types'])}",
         [],
-        [*(sections or []), sheets_section(run), losses_section(run), settings_section(run)],
+        [*(sections or []), *distance_sections(run), sheets_section(run), losses_section(run), settings_section(run)],
     )
 
 
@@ -40,6 +41,37 @@ def sheets_section(run: Path) -> Section:
     return Section(
         "Samples", f"{len(blocks)} sheets of samples/." if blocks else "samples/ holds no sheet yet.", blocks
     )
+
+
+def distance_sections(run: Path) -> list[Section]:
+    """Kernel distance to validation images after each epoch, of the run and of what lies in its folder `adapted`."""
+    blocks: list[Block] = []
+    rows = []
+    for folder in (run, *sorted((run / "adapted").glob("*"))):
+        epochs = [record for record in read_records(folder) if record.get(f"validation_{_DISTANCE}") is not None]
+        if not epochs:
+            continue
+        name = "the run" if folder == run else f"adapting to {folder.name}"
+        blocks.append(Figure(figures.loss_terms(epochs, [f"validation_{_DISTANCE}"], name), f"Each epoch of {name}."))
+        best = min(epochs, key=lambda each: float(each[f"validation_{_DISTANCE}"]))
+        for moment, record in (("best", best), ("last", epochs[-1])):
+            agreement = record.get("validation_agreement")
+            rows.append(
+                [
+                    Cell(f"{name}, {moment}"),
+                    Cell(str(record["step"])),
+                    Cell(f"{record[f'validation_{_DISTANCE}']:.4f}"),
+                    Cell("-" if agreement is None else f"{100 * agreement:.1f}"),
+                ]
+            )
+    if not rows:
+        return []
+    head = ["checkpoint", "step", "kernel distance", "of the type asked for, %"]
+    blocks.append(
+        Table("Images are made with the best checkpoint; features=RUN adds a classifier's answers.", head, rows)
+    )
+    intro = "As many generated images of each type as the validation split holds, against its images."
+    return [Section("Distance to validation images", intro, blocks)]
 
 
 def losses_section(run: Path) -> Section:

@@ -39,6 +39,12 @@ class Session(ABC, Generic[Config]):
     normalizer: str | None = None  # file of the normaliser in the run, for raw images
 
     @functools.cached_property
+    def selection(self) -> Selection | None:
+        """How the best epoch is chosen; None: the last one is what a run has learned."""
+        task = registry.task(self.config.kind)
+        return None if task.keeps_last else task.selection(self.config, self.dataset)
+
+    @functools.cached_property
     def learned(self) -> LearnedImages:
         """The images that the run is trained on or selected by; a resumed run reads the table saved at its start."""
         compute = functools.partial(registry.task(self.config.kind).learned, self.config, self.dataset, self.cell_types)
@@ -89,6 +95,7 @@ class Task(ABC, Generic[Config]):
     launcher: ClassVar[str]
     config: ClassVar[type[Any]]
     makes_images: ClassVar[bool] = False  # what `load` gives is an ImageSampler
+    keeps_last: ClassVar[bool] = False  # a run has learned what it knows at its end, whatever its best epoch
     answers_test: ClassVar[bool] = False  # a finished run holds its answers to the test images, cell type by cell type
 
     @abstractmethod
@@ -103,7 +110,7 @@ class Task(ABC, Generic[Config]):
     def count_epoch_steps(self, config: Config, dataset: Dataset, topology: Topology) -> int:
         """Steps of one pass over the data. UserError where the two do not fit."""
 
-    def selection(self, config: Config) -> Selection | None:
+    def selection(self, config: Config, dataset: Dataset) -> Selection | None:
         """How the best epoch of a run is chosen, and trials of a sweep are compared; None: by nothing."""
         return None
 

@@ -59,6 +59,13 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
     if algorithm is None or progress is None:
         session.fit_at_once(made_with, after_epoch)
     else:
+
+        def epoch_ended(last: bool) -> None:
+            if topology.rank == 0 and task.makes_images and not last:  # the last is reported below
+                task.write_report(run)
+            if after_epoch is not None:
+                after_epoch(last)
+
         plan = Plan(
             run=run,
             config=config.train,
@@ -66,8 +73,8 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
             epoch_steps=session.epoch_steps,
             fingerprint=made_with,
             score_epoch=session.score_epoch,
-            selection=task.selection(config),
-            after_epoch=after_epoch,
+            selection=session.selection,
+            after_epoch=epoch_ended,
             expectation=session.expectation(),
         )
         fit(algorithm, session.streams, plan, progress)

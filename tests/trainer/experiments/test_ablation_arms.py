@@ -187,7 +187,8 @@ def test_only_what_follows_from_a_change_is_made_again(two_stains: Dataset) -> N
     assert kept(per_type=61) == [*start, FILLING[0]]
     assert kept(folds=2) == kept(conditional=["train.epochs=2", "data.threads=1"]) == [*start, *FILLING]
     # A default that is said is still the default.
-    assert kept(conditional=["seed=0", "train.epochs=2"]) == [*start, *FILLING]
+    assert kept(conditional=["samples_per_type=4", "train.epochs=2"], generator_seeds=[0]) == [*start, *FILLING]
+    assert kept(generator_seeds=[1]) == []
     assert kept(stain=["train.epochs=3"]) == kept(stain_to="violet", stain_from="giemsa") == []
     changed = arms_of(dataclasses.replace(CONFIG, stain=["train.epochs=3"]), two_stains.root)
     assert changed["without_normalization"].dataset == before["without_normalization"].dataset

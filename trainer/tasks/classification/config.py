@@ -7,7 +7,7 @@ from data_pipeline.dataset_config import AFFECTS_NOTHING, AFFECTS_RESULT, SeenCh
 from models.classifiers.config import ClassifierConfig
 from trainer.learners.choices import NetworkChoices
 from trainer.learners.optimizer_config import OptimizerConfig
-from trainer.loop.fit_config import FitConfig
+from trainer.loop.fit_config import SelectedFitConfig
 from trainer.metrics.measures import epoch_measures
 from trainer.runs.arguments import nearest
 from trainer.runs.config import RunConfig
@@ -34,8 +34,8 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierFitConfig(FitConfig, NetworkChoices):
-    """How long and how a classifier is trained; see FitConfig and NetworkChoices too."""
+class ClassifierFitConfig(SelectedFitConfig, NetworkChoices):
+    """How long and how a classifier is trained; see SelectedFitConfig and NetworkChoices too."""
 
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
@@ -50,8 +50,6 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
     # A later epoch is chosen even if its score is less than this below the best: 0.01, say, where validation images are
     # so few that a per cent is chance and the learning rate falls to the end.
     select_within: float = field(default=0.0, metadata=AFFECTS_RESULT)
-    # Epochs without a better one after which training stops; null: no early stop.
-    patience: int | None = field(default=None, metadata=AFFECTS_RESULT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +64,6 @@ class ClassifierFitConfig(FitConfig, NetworkChoices):
                 raise ValueError(f"train.{name}={getattr(self, name)}: must be above 0, or 0 for none")
         if not 0 <= self.frozen_epochs < self.epochs:
             raise ValueError(f"train.frozen_epochs={self.frozen_epochs}: must be at least 0 and below train.epochs")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"train.patience={self.patience}: must be at least 1, or null")
 
     @property
     def network_choices(self) -> NetworkChoices:

@@ -114,7 +114,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         from trainer.tasks.classification.fitting import Pass, fit_at_once, frozen_passes
 
         network, config, held_out = self._unfitted, self.config, self._validation[0]
-        if network is None:
+        if network is None or self.selection is None:
             return
         network.to(self.topology.device)
         if isinstance(network, FrozenClassifier):
@@ -131,7 +131,7 @@ class ClassifierSession(Session[ClassifierRunConfig]):
             training,
             validation,
             config,
-            selection=TASK.selection(config),
+            selection=self.selection,
             topology=self.topology,
             fingerprint=fingerprint,
             after_epoch=after_epoch,
@@ -229,7 +229,7 @@ class Classification(Task[ClassifierRunConfig]):
         types = known_cell_types(dataset, config.data)
         return training_stream(dataset, config, types, topology).batches_per_epoch
 
-    def selection(self, config: ClassifierRunConfig) -> Selection:
+    def selection(self, config: ClassifierRunConfig, dataset: Dataset) -> Selection:
         train = config.train
         higher_is_better = epoch_measures()[train.select_by].higher_is_better
         return Selection(train.select_by, higher_is_better, train.patience, train.select_within)

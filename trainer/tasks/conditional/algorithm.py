@@ -14,6 +14,7 @@ from data_pipeline.randomness import derive_key, normal
 from data_pipeline.stream.stream import MicroBatch
 from models.conditional.networks import OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
+from trainer.learners.choices import NetworkChoices
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Adversarial, Batches
 from trainer.runs.registry import NoOptions, read_options
@@ -24,7 +25,8 @@ class Judged(NamedTuple):
     """Inputs of a critic's loss: n real and n generated images."""
 
     real: MicroBatch
-    generated: torch.Tensor  # float32 [n, 3, S, S] in [-1, 1]
+    shown: torch.Tensor  # float32 [n, 3, S, S], the real images as the critic sees them
+    generated: torch.Tensor  # float32 [n, 3, S, S], as the critic sees them
     conditions: torch.Tensor  # int64 [n], what the generated images were asked to be
     on_real: torch.Tensor  # float32 [n, outputs], the critic's answers: the score first
     on_generated: torch.Tensor
@@ -62,7 +64,14 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
             "generator": model.generator_optimizer,
         }
         learners = {
-            name: Learner(name, network, optimizers[name], setting, moves=model.critic_steps if name == "critic" else 1)
+            name: Learner(
+                name,
+                network,
+                optimizers[name],
+                setting,
+                moves=model.critic_steps if name == "critic" else 1,
+                choices=NetworkChoices(),
+            )
             for name, network in self.build_networks(model, config.data.image_size, types).items()
         }
         super().__init__(learners, setting, critic_steps=model.critic_steps, streams=("train",))
@@ -132,21 +141,25 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
         draws = normal(derive_key(self.setting.seed, "latent", purpose), part.positions, self._latent_size)
         return to_device(draws.astype(np.float32), part.images.device)
 
+    def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
+        """The images as the critic sees them, [n, 3, S, S]."""
+        return images
+
     def _judge(self, part: MicroBatch) -> Terms:
         conditions = self._conditions_for(part, "critic")
         with torch.no_grad(), self._generator.autocast():
             generated = self._generator.module(self._latents(part, "critic"), conditions)
+        shown = self._shown(part.images, part, "real")
+        generated = self._shown(generated, part, "generated")
         # Real and generated images go through the engine in one pass: some engines allow no second.
         with self._critic.autocast():
-            answers = self._critic.engine(
-                torch.cat([part.images, generated]), torch.cat([part.labels, conditions]), parts=2
-            )
+            answers = self._critic.engine(torch.cat([shown, generated]), torch.cat([part.labels, conditions]), parts=2)
         on_real, on_generated = answers.float().chunk(2)
-        return self._critic_terms(Judged(part, generated, conditions, on_real, on_generated))
+        return self._critic_terms(Judged(part, shown, generated, conditions, on_real, on_generated))
 
     def _generate(self, part: MicroBatch) -> Terms:
         conditions = self._conditions_for(part, "generator")
         with self._generator.autocast():
             images = self._generator.engine(self._latents(part, "generator"), conditions)
-            answers = self._critic.module(images, conditions).float()
+            answers = self._critic.module(self._shown(images, part, "generated"), conditions).float()
         return self._generator_terms(Generated(images, conditions, answers))

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from data_pipeline.dataset_config import AFFECTS_NOTHING
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from trainer.learners.optimizer_config import OptimizerConfig
+from trainer.loop.fit_config import SelectedFitConfig
 from trainer.runs.config import RunConfig
 from trainer.runs.registry import check_algorithm
 
@@ -68,6 +69,10 @@ class ConditionalRunConfig(RunConfig):
     # Real and generated images of each type on a sample sheet; one sheet is drawn at the end of each epoch.
     samples_per_type: int = field(default=4, metadata=AFFECTS_NOTHING)
     model: ConditionalModelConfig = field(default_factory=ConditionalModelConfig)
+    train: SelectedFitConfig = field(default_factory=SelectedFitConfig)
+    # Features in which the best checkpoint is nearest to validation images: a classifier's run, which also says how
+    # many images show the type asked for; inception; null: a random network.
+    features: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,6 +55,9 @@ class ConditionalSampler:
         self.image_size = record.config.data.image_size
         self.latent_size = record.config.model.generator.latent_size
         self.device = torch.device("cpu")
+        self.truncation: float = 1.0
+        self.strength: float | None = None
+        self.parents: dict[str, tuple[str, ...]] = {}
         self._generator = generator.eval()
         self._conditions = dict(zip(record.cell_types, conditions, strict=True))
         self._record = record
@@ -75,7 +78,7 @@ class ConditionalSampler:
             return torch.empty(0, 3, side, side, device=self.device), torch.empty(
                 0, self.latent_size, device=self.device
             )
-        numbers = latents(seed, cell_type, indices, self.latent_size).to(self.device)
+        numbers = self.truncation * latents(seed, cell_type, indices, self.latent_size).to(self.device)
         return make_images(self._generator, self._conditions[cell_type], numbers, indices), numbers
 
     def describe(self) -> dict[str, Any]:
@@ -90,9 +93,10 @@ class ConditionalSampler:
 
 
 def load_conditional_model(run: Path) -> ConditionalSampler:
-    """The newest checkpoint's averaged generator. UserError for a folder without one, or another kind of run."""
+    """The averaged generator of the best checkpoint, else of the newest. UserError for a folder without one."""
     record = RunRecord.read(run, "conditional")
-    checkpoint = CheckpointStore(run / "checkpoints").latest()
+    store = CheckpointStore(run / "checkpoints")
+    checkpoint = store.best() or store.latest()
     if checkpoint is None:
         raise UserError(f"{run}: no checkpoint yet: let train_conditional_gan.py go on first")
     saved, model, types = checkpoint.load(), record.config.model, len(record.cell_types)

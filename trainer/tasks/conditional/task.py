@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.errors import UserError
@@ -11,10 +14,12 @@ from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import Selection
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
+from trainer.runs.validation_distance import FEWEST, ValidationDistance, by_distance, validation_images
 from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
-from trainer.tasks.conditional.load import ConditionalSampler, load_conditional_model
+from trainer.tasks.conditional.load import ConditionalSampler, latents, load_conditional_model, make_images
 from trainer.tasks.conditional.sheets import ConditionalSheets
 
 
@@ -29,6 +34,7 @@ class ConditionalSession(Session[ConditionalRunConfig]):
         batches = max(1, stream.batches_per_epoch // config.model.critic_steps)
         self.epoch_steps = config.train.iterations_per_epoch or batches
         self.domain = str(stream.samples["domain"].mode()[0])
+        self._distance = ValidationDistance(dataset, config.data, self.cell_types, config.features, topology)
         self._sheets: ConditionalSheets | None = None
 
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm:
@@ -41,10 +47,20 @@ class ConditionalSession(Session[ConditionalRunConfig]):
         return built
 
     def score_epoch(self, step: int) -> dict[str, float]:
+        generator, size = self._algorithm.learners["generator"], self.config.model.generator.latent_size
+        network, conditions = (
+            generator.average.eval(),
+            dict(zip(self.cell_types, self._algorithm.conditions, strict=True)),
+        )
         if self._sheets is not None:
-            generator = self._algorithm.learners["generator"]
-            self._sheets.draw(generator.average, self._algorithm.conditions, generator.device, step)
-        return {}
+            self._sheets.draw(network, list(conditions.values()), generator.device, step)
+
+        def make(cell_type: str, count: int) -> torch.Tensor:
+            indices = np.arange(count)
+            numbers = latents(self.config.seed, cell_type, indices, size).to(generator.device)
+            return make_images(network, conditions[cell_type], numbers, indices)
+
+        return self._distance.scores(make)
 
 
 class Conditional(Task[ConditionalRunConfig]):
@@ -68,12 +84,18 @@ class Conditional(Task[ConditionalRunConfig]):
     def planned_types(self, config: ConditionalRunConfig) -> int:
         return len(config.data.cell_types or MODERATE_TYPES)
 
+    def selection(self, config: ConditionalRunConfig, dataset: Dataset) -> Selection | None:
+        images = validation_images(dataset, config.data, chosen_cell_types(dataset, config))
+        return by_distance(images, config.train.patience)
+
     def learned(self, config: ConditionalRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
-        """Training images of the types that it makes."""
+        """Training images of the types that it makes; the validation images that its best checkpoint is chosen by."""
         rows = dataset.samples(
             splits=["train"], domains=config.data.domains, cell_types=cell_types, columns=["id", "origin"]
         )
-        own = LearnedImages.of(dataset, {"trained": rows["id"][rows["origin"] != "synthetic"].tolist()})
+        chosen = [each for ids in validation_images(dataset, config.data, cell_types).values() for each in ids]
+        trained = rows["id"][rows["origin"] != "synthetic"].tolist()
+        own = LearnedImages.of(dataset, {"trained": trained, "chosen": chosen if len(chosen) >= FEWEST else []})
         return LearnedImages.joined([own, learned_by_makers(dataset)])
 
     def load(self, run: Path) -> ConditionalSampler:

@@ -81,7 +81,7 @@ class Detection(Task[DetectorRunConfig]):
     def count_epoch_steps(self, config: DetectorRunConfig, dataset: Dataset, topology: Topology) -> int:
         return training_stream(dataset, config, topology).batches_per_epoch
 
-    def selection(self, config: DetectorRunConfig) -> Selection:
+    def selection(self, config: DetectorRunConfig, dataset: Dataset) -> Selection:
         return Selection("average_precision")
 
     def learned(self, config: DetectorRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:

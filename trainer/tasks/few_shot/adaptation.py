@@ -5,7 +5,7 @@ After the training on rich types ranks share nothing: each adapts copies of its 
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Batches, StepResult
 from trainer.loop.fit import Plan, fit
 from trainer.loop.progress import resume, saved_state
+from trainer.metrics.feature_space import RandomFeatures
+from trainer.metrics.generation import extract_features, kernel_distance
+from trainer.runs.validation_distance import ValidationDistance
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import FewShotData
 from trainer.tasks.few_shot.episode import Episode, Shown, episode_class
-from trainer.tasks.few_shot.load import adapted_folder, evaluating
+from trainer.tasks.few_shot.load import adapted_folder, evaluating, latents, make_images
 from trainer.tasks.few_shot.sheets import FewShotSheets
+
+_BATCH = 64
 
 
 class EpisodeOfRounds:
@@ -33,11 +38,13 @@ class EpisodeOfRounds:
 
     held_images = 0
 
-    def __init__(self, episode: Episode, images: torch.Tensor, moves: int, rounds: int, key: int) -> None:
-        """images: the type's training images, float32 [k, 3, S, S]. key: of all that is drawn."""
+    def __init__(
+        self, episode: Episode, images: torch.Tensor, ids: Sequence[str], moves: int, rounds: int, key: int
+    ) -> None:
+        """images: the type's training images, float32 [k, 3, S, S], of these ids. key: of all that is drawn."""
         self.episode, self.learners = episode, episode.learners
         self.takes = {"train": moves}
-        self._images, self._rounds, self._key = images, rounds, key
+        self._images, self._ids, self._rounds, self._key = images, list(ids), rounds, key
         self._round = 0
 
     def step(self, batches: Batches, *, detailed: bool) -> StepResult:
@@ -50,15 +57,15 @@ class EpisodeOfRounds:
         return StepResult({name: term * counted.images for name, term in terms.items()}, {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Also what samplers need of the training images: each one's feature vector, where there is an encoder."""
-        return {"round": self._round, "rounds": self._rounds, "features": self._features()}
+        """Also what samplers need of the training images: ids, and feature vectors where there is an encoder."""
+        return {"round": self._round, "rounds": self._rounds, "features": self.features(), "ids": self._ids}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._round = state["round"]
 
     @torch.no_grad()
-    def _features(self) -> torch.Tensor | None:
-        """Float32 [k, feature_size], on the CPU."""
+    def features(self) -> torch.Tensor | None:
+        """Feature vectors of the training images, float32 [k, feature_size], on the CPU; None without an encoder."""
         if "encoder" not in self.episode.averages:
             return None
         with evaluating(self.episode.averages) as networks:
@@ -98,6 +105,7 @@ class Adaptation:
         self._episode_class = episode_class(config.model)
         plain = self._stream(training=False, batch=config.shots)
         self.images = torch.cat([part.images.clone() for part in plain.read()])
+        self._image_ids = plain.samples["id"].tolist()
         self._batch = min(config.shots, len(self.images))
         self.rounds = config.adaptation.rounds(config.model.inner.moves, self._batch)
 
@@ -114,6 +122,27 @@ class Adaptation:
         for number in range(model.inner.rounds):
             episode.run_round(shown, key, number, model.inner.rounds)
         return episode
+
+    def distance(self, episode: Episode) -> list[float]:
+        """Kernel distance of as many images of an episode's from the type's training images; none of a single image.
+
+        The episode has seen the first of these alone; its networks have learned from no other image of the type.
+        """
+        if len(self.images) < 2:
+            return []
+        made = self._make(episode, derive_key(self._seed, "distance", self.cell_type), len(self.images))
+        space = RandomFeatures().to(self.images.device)
+        real, drawn = (extract_features(space, images.split(_BATCH)).features for images in (self.images, made))
+        return [kernel_distance(real, drawn)[0]]
+
+    @torch.no_grad()
+    def _make(self, episode: Episode, key: int, count: int) -> torch.Tensor:
+        """Images float32 [count, 3, S, S] by what the episode's networks have come to."""
+        indices, model = np.arange(count), self._config.model
+        with evaluating(episode.averages) as networks:
+            features = networks["encoder"](self.images).cpu() if "encoder" in networks else None
+            numbers = latents(model, features, key, indices).to(self.images.device)
+            return make_images(model, networks, numbers, indices)
 
     def saved(self, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
         """The newest checkpoint's state; None before the first. UserError for one of other settings."""
@@ -132,11 +161,15 @@ class Adaptation:
         episode = self._episode_class(networks, model, precision, config.adaptation.average_decay)
         key = derive_key(self._seed, "adaptation", self.cell_type)
         prefix = f"seed{self._number}-" if self._number else ""
-        algorithm = EpisodeOfRounds(episode, self.images, model.inner.moves, self.rounds, key)
+        algorithm = EpisodeOfRounds(episode, self.images, self._image_ids, model.inner.moves, self.rounds, key)
+        distance = ValidationDistance(self._dataset, config.data, [self.cell_type], config.features, self._topology)
 
         def draw_sheet(round: int) -> dict[str, float]:
             sheets.draw(self.cell_type, self.images, episode.averages, f"{prefix}round-{round:09d}")
-            return {}
+            return distance.scores(make)
+
+        def make(cell_type: str, count: int) -> torch.Tensor:
+            return self._make(episode, key, count)
 
         plan = Plan(
             run=self._folder,
@@ -145,6 +178,7 @@ class Adaptation:
             epoch_steps=min(config.train.checkpoint_every, self.rounds),
             fingerprint=fingerprint,
             score_epoch=draw_sheet,
+            selection=distance.selection,
             description=f"adapting to {self.cell_type}",
         )
         progress = resume(algorithm, self.saved(fingerprint))

@@ -124,6 +124,9 @@ class FewShotRunConfig(RunConfig):
     # Training images of each rare type on a sample sheet.
     sheet_columns: int = field(default=8, metadata=AFFECTS_NOTHING)
     model: FewShotModelConfig = field(default_factory=FewShotModelConfig)
+    # Features in which an adaptation's best checkpoint is nearest to the type's validation images, if there are enough:
+    # a classifier's run, inception, or null: a random network.
+    features: str | None = field(default=None, metadata={"affects": "adaptation"})
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig, metadata={"affects": "adaptation"})
 
     def __post_init__(self) -> None:

@@ -39,6 +39,22 @@ def latents(
     return torch.cat([noise, features[torch.from_numpy((draws * len(features)).astype(np.int64))]], dim=1)
 
 
+def variations(
+    model: FewShotModelConfig, features: torch.Tensor, key: int, indices: npt.NDArray[np.int64], strength: float
+) -> torch.Tensor:
+    """Latents float32 [n, latent_size] near encoded training images: row `index` near image `index % k`.
+
+    strength: how far it lies from its image, as a share of what the type's images (features) and the noise vary by;
+    0 reconstructs the image.
+    """
+    noise, moved = (
+        torch.from_numpy(normal(derive_key(key, name), indices, size)).float()
+        for name, size in (("noise", model.generator.latent_size), ("variation", features.shape[1]))
+    )
+    near = features[torch.from_numpy(indices % len(features))] + strength * features.std(dim=0, correction=0) * moved
+    return torch.cat([strength * noise, near], dim=1)
+
+
 def make_images(
     model: FewShotModelConfig, makers: Mapping[str, nn.Module], numbers: torch.Tensor, indices: npt.NDArray[np.int64]
 ) -> torch.Tensor:
@@ -67,10 +83,11 @@ def adapted_folder(run: Path, cell_type: str, number: int = 0) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedType:
-    """An adaptation to one rare type: networks in evaluation mode, and features [k, f] of its images or None."""
+    """The weights of one adaptation to a rare type."""
 
-    makers: nn.ModuleDict
-    features: torch.Tensor | None
+    makers: nn.ModuleDict  # in evaluation mode
+    features: torch.Tensor | None  # float32 [k, feature_size] of the type's training images; None without an encoder
+    ids: tuple[str, ...]  # of these images; empty in a checkpoint of an older version
     checkpoint: Checkpoint
 
 
@@ -84,6 +101,12 @@ class FewShotSampler:
         self.latent_size = episode_class(record.config.model).latent_size(record.config.model)
         self.device = torch.device("cpu")
         self._adapted, self._record = dict(adapted), record
+        self.truncation: float = 1.0
+        self.strength: float | None = None
+        # Ids of the training images that variations are made of; a type without an encoder has none.
+        self.parents = {
+            name: first.ids for name, (first, *_) in adapted.items() if first.features is not None and first.ids
+        }
 
     def to(self, device: torch.device) -> "FewShotSampler":
         """Moves the sampler; returns it."""
@@ -103,10 +126,19 @@ class FewShotSampler:
         for turn, adapted in enumerate(several):
             own = np.flatnonzero(indices % len(several) == turn)
             if len(own):
-                some = latents(model, adapted.features, key, indices[own]).to(self.device)
+                some = self._latents(adapted, key, indices[own]).to(self.device)
                 numbers[own] = some
                 images[own] = make_images(model, dict(adapted.makers.items()), some, indices[own])
         return images, numbers
+
+    def _latents(self, adapted: AdaptedType, key: int, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Float32 [n, latent_size], on the CPU."""
+        model = self._record.config.model
+        if self.strength is not None and adapted.features is not None:
+            return variations(model, adapted.features, key, indices, self.strength)
+        numbers = latents(model, adapted.features, key, indices)
+        numbers[:, : model.generator.latent_size] *= self.truncation
+        return numbers
 
     def describe(self) -> dict[str, Any]:
         """See ImageSampler.describe; `checkpoint` is the SHA-256 of the digests of all types' checkpoints."""
@@ -134,10 +166,13 @@ def load_few_shot_model(run: Path) -> FewShotSampler:
 
 
 def _load_adapted(run: Path, config: FewShotRunConfig, cell_type: str, number: int) -> AdaptedType:
-    checkpoint = CheckpointStore(adapted_folder(run, cell_type, number) / "checkpoints").latest()
+    store = CheckpointStore(adapted_folder(run, cell_type, number) / "checkpoints")
+    checkpoint = store.latest()
     state = None if checkpoint is None else checkpoint.load()
     if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
         raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")
+    if best := store.best():
+        checkpoint, state = best, best.load()
     algorithm = episode_class(config.model)
     networks = algorithm.build_networks(config.model, config.data.image_size)
     makers = nn.ModuleDict({name: networks[name] for name in algorithm.makers})
@@ -146,4 +181,5 @@ def _load_adapted(run: Path, config: FewShotRunConfig, cell_type: str, number: i
     checkpoint.fill(
         makers, {key: value for key, value in weights.items() if key.split(".")[0] in makers}, run / CONFIG_FILE
     )
-    return AdaptedType(makers.eval(), state["algorithm"]["features"], checkpoint)
+    learned = state["algorithm"]
+    return AdaptedType(makers.eval(), learned["features"], tuple(learned.get("ids", ())), checkpoint)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy.typing as npt
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from data_pipeline.catalog import Dataset
@@ -16,6 +17,7 @@ from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.learners.topology import leave_processes
 from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import Selection
 from trainer.runs.config import fingerprint
 from trainer.runs.task import Session, Task
 from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
@@ -87,12 +89,17 @@ class FewShotSession(Session[FewShotRunConfig]):
         return self._rich
 
     def score_epoch(self, step: int) -> dict[str, float]:
+        found: list[float] = []
         if self.topology.rank == 0:
             for name in self._data.rare:
                 adaptation = self._adaptation(name)
                 episode = adaptation.preview(self._learned(), self.precision)
                 self._sheets.draw(name, adaptation.images, episode.averages, f"step-{step:09d}")
-        return {}
+                found += adaptation.distance(episode)
+        scores = {"kernel_distance": sum(found) / len(found)} if found else {}
+        if self.topology.world_size > 1:
+            (scores,) = broadcast_object_list([scores])
+        return scores
 
     def finish(self) -> None:
         leave_processes()
@@ -112,6 +119,7 @@ class FewShot(Task[FewShotRunConfig]):
     kind = "few_shot"
     launcher = "train_few_shot_gan.py"
     config = FewShotRunConfig
+    keeps_last = True
     makes_images = True
 
     def open(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> FewShotSession:
@@ -132,7 +140,7 @@ class FewShot(Task[FewShotRunConfig]):
         decay, rehearsal = config.adaptation.average_decay, setting.rehearsal
         episode = algorithm(networks, model, setting.precision, decay, rehearsal=rehearsal)
         images = torch.empty(0, 3, config.data.image_size, config.data.image_size)
-        return EpisodeOfRounds(episode, images, model.inner.moves, setting.total_steps, 0)
+        return EpisodeOfRounds(episode, images, [], model.inner.moves, setting.total_steps, 0)
 
     def count_epoch_steps(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> int:
         data = data_of_run(config, dataset, learns_from_rich=True)
@@ -141,6 +149,10 @@ class FewShot(Task[FewShotRunConfig]):
     def check_ranks(self, config: FewShotRunConfig, ranks: int) -> None:
         if episode_class(config.model).runs_episodes(config.model):
             require_whole_episodes(config, ranks)
+
+    def selection(self, config: FewShotRunConfig, dataset: Dataset) -> Selection | None:
+        """By the images that episodes on rare types make after each epoch of the training on rich ones."""
+        return Selection("kernel_distance", higher_is_better=False) if self.trains_in_steps(config) else None
 
     def trains_in_steps(self, config: FewShotRunConfig) -> bool:
         return episode_class(config.model).learns_from_rich(config.model)

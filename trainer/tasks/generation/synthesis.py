@@ -1,5 +1,6 @@
 """Drawing images of a cell type from a trained generator, and filling a bank with them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,11 @@ class ImageSampler(Protocol):
     image_size: int  # side of its square images, pixels
     latent_size: int  # length of the latent vector of one image
     domain: str  # stain of its images: that of most of its training images
+    # To be set before `draw`. truncation: factor of the noise; below 1 images are more alike and more typical.
+    truncation: float
+    # Not None: image `index` of a type is a variation of the type's training image `parents[type][index % k]`.
+    strength: float | None
+    parents: Mapping[str, tuple[str, ...]]  # ids of the k training images of each type; empty without an encoder
 
     def to(self, device: torch.device) -> "ImageSampler":
         """Move to a device; returns the sampler itself."""
@@ -70,8 +76,9 @@ def synthesize(
             f"cell_types: {config.run} makes no {unknown[0]!r}: use some of {', '.join(sampler.cell_types)}"
         )
     wanted = config.cell_types or sampler.cell_types
+    drawn_with = _set_latents(sampler, config, wanted)
     facts = BankFacts(
-        made_by=sampler.describe() | {"seed": config.seed},
+        made_by=sampler.describe() | {"seed": config.seed} | drawn_with,
         domain=sampler.domain,
         cell_types=tuple(name for name in CELL_TYPES if name in wanted),
         image_size=sampler.image_size,
@@ -99,3 +106,20 @@ def synthesize(
     if topology.rank == 0 and not (bank.root / FILE).exists():
         learned.save(bank.root)
     return bank
+
+
+def _set_latents(sampler: ImageSampler, config: SynthesizeConfig, cell_types: Sequence[str]) -> dict[str, Any]:
+    """Tell the sampler where its latents lie; returns it for the bank's facts, empty for plain draws.
+
+    UserError for variations without an encoder.
+    """
+    if not config.variations:
+        sampler.truncation = config.truncation
+        return {} if config.truncation == 1 else {"truncation": config.truncation}
+    if missing := [name for name in cell_types if name not in sampler.parents]:
+        raise UserError(
+            f"variations=true: {config.run} encodes no training image of {missing[0]}: give a run of "
+            "train_few_shot_gan.py model=few_shot_meta, trained by this version"
+        )
+    sampler.strength = config.strength
+    return {"strength": config.strength, "parents": {name: list(sampler.parents[name]) for name in cell_types}}

@@ -65,19 +65,20 @@ def type_agreement(record: BankEvaluation, measure: str) -> Estimate:
 def set_columns(table: str, heads: Sequence[str] = ()) -> list[Column[BankEvaluation]]:
     """Tables 19 and 21: Fréchet distance, inception score, perceptual distance. heads: default, the thesis's."""
 
-    def set_score(record: BankEvaluation, place: int) -> Cell:
-        found = record.all.generation
-        return Cell("-") if found is None else score_cell(*list(found.scores.items())[place])
-
     def perceptual(record: BankEvaluation) -> Cell:
         text = _number(record.all.perceptual["generated_to_real"].mean, 1, 4)
         return Cell(text, _bare(record.perceptual_distance))
 
-    ours = (lambda record: set_score(record, 0), lambda record: set_score(record, 2), perceptual)
+    ours = (lambda record: _set_score(record, 0), lambda record: _set_score(record, 2), perceptual)
     return [
         Column(head, function, table, of)
         for head, function, of in zip(heads or columns_of(table), ours, columns_of(table), strict=True)
     ]
+
+
+def kernel_column() -> Column[BankEvaluation]:
+    """Kernel distance (KID), which is unbiased however few images there are; the thesis has none."""
+    return Column("kernel distance", lambda record: _set_score(record, 1, digits=4))
 
 
 def distance_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
@@ -93,10 +94,15 @@ def distance_columns(suffix: str = "") -> list[Column[BankEvaluation]]:
     ]
 
 
-def score_cell(name: str, score: SetScore) -> Cell:
+def score_cell(name: str, score: SetScore, digits: int = 2) -> Cell:
     """A score of two sets of images, over its name."""
-    deviation = "" if score.deviation is None else f" ± {score.deviation:.2f}"
-    return Cell(f"{score.value:.2f}{deviation}", _bare(name))
+    deviation = "" if score.deviation is None else f" ± {score.deviation:.{digits}f}"
+    return Cell(f"{score.value:.{digits}f}{deviation}", _bare(name))
+
+
+def _set_score(record: BankEvaluation, place: int, digits: int = 2) -> Cell:
+    found = record.all.generation
+    return Cell("-") if found is None else score_cell(*list(found.scores.items())[place], digits)
 
 
 def _printed(table: str) -> list[Column[BankEvaluation]]:

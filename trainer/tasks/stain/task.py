@@ -22,6 +22,7 @@ from models.stain.build import Generator
 from models.stain.colour_statistics import ColourStatistics
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
+from trainer.loop.fit import Selection
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run
 from trainer.runs.registry import algorithm_class
@@ -29,6 +30,10 @@ from trainer.runs.task import Session, Task
 from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.load import TrainedStainModel, load_stain_model
 from trainer.tasks.stain.sheets import StainSheets
+from trainer.tasks.stain.validation import StainDistance, stain_selection
+
+# Of a rank that prints nothing.
+_SILENT = Topology(rank=1, world_size=2)
 
 
 class StainSession(Session[StainRunConfig]):
@@ -42,6 +47,7 @@ class StainSession(Session[StainRunConfig]):
         batches = min(stream.batches_per_epoch for stream in self.streams.values())
         self.epoch_steps = config.train.iterations_per_epoch or batches
         self._sheets: StainSheets | None = None
+        self._distance = StainDistance(dataset, config, self.cell_types, topology)
 
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm:
         config, algorithm = self.config, algorithm_class("stain", self.config.model.algorithm)
@@ -57,10 +63,11 @@ class StainSession(Session[StainRunConfig]):
         return built
 
     def score_epoch(self, step: int) -> dict[str, float]:
-        if self._sheets is not None:
-            with self._generators.autocast():
+        with self._generators.autocast():
+            if self._sheets is not None:
                 self._sheets.draw(self._generators.average, self._generators.device, step)
-        return {}
+            algorithm = algorithm_class("stain", self.config.model.algorithm)
+            return self._distance.scores(algorithm.into_domains(self._generators.average.eval()))
 
 
 class Stain(Task[StainRunConfig]):
@@ -69,6 +76,7 @@ class Stain(Task[StainRunConfig]):
     kind = "stain"
     launcher = "train_stain_gan.py"
     config = StainRunConfig
+    keeps_last = True
 
     def open(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> StainSession:
         return StainSession(config, dataset, topology)
@@ -81,6 +89,10 @@ class Stain(Task[StainRunConfig]):
 
     def count_epoch_steps(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> int:
         return StainSession(config, dataset, topology).epoch_steps
+
+    def selection(self, config: StainRunConfig, dataset: Dataset) -> Selection | None:
+        config = with_domains(dataset, config)
+        return stain_selection(dataset, config, shared_cell_types(dataset, config, _SILENT))
 
     def learned(self, config: StainRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
         """Images of both domains, and what the teacher of a student learned from."""

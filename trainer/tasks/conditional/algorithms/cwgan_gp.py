@@ -1,12 +1,17 @@
 """CWGAN-GP: WGAN-GP (Gulrajani et al. 2017) whose critic is shown the type beside the image, the thesis's rival."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+
+import numpy as np
+import torch
 
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
+from data_pipeline.stream.stream import MicroBatch
 from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.learners.learner import Terms
 from trainer.runs.registry import registered
 from trainer.tasks.conditional.algorithm import ConditionalAlgorithm, Generated, Judged
@@ -15,14 +20,18 @@ from trainer.tasks.conditional.config import ConditionalModelConfig
 
 @dataclass(frozen=True)
 class PenaltyOptions:
-    """The weight of the gradient penalty."""
+    """The gradient penalty, and what the critic is shown."""
 
-    penalty: float = 10.0
+    penalty: float = 10.0  # weight
+    penalty_share: float = 1.0  # of a batch's images whose slope is taken; a smaller share is faster and less exact
+    augment: list[Change] = field(default_factory=list)  # of real and generated images before the critic: DiffAugment
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0:
+            if isinstance(value, float) and value < 0:
                 raise ValueError(f"{name}={value}: must be at least 0")
+        if not 0 < self.penalty_share <= 1:
+            raise ValueError(f"penalty_share={self.penalty_share}: must be above 0 and at most 1")
 
 
 @registered
@@ -39,16 +48,27 @@ class ConditionalWganGp(ConditionalAlgorithm):
                 f"model.critic.norm=batch: the gradient penalty of {model.algorithm} is of each image alone: use none"
             )
 
+    def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
+        if not self.options.augment:
+            return images
+        key = derive_key(self.setting.seed, "augmentation", purpose)
+        return augment(images, uniform(key, part.positions, NUMBERS), self.options.augment)
+
     def _critic_terms(self, judged: Judged) -> Terms:
-        part = judged.real
-        points = uniform(derive_key(self.setting.seed, "penalty"), part.positions, 1)[:, 0]
+        part, share = judged.real, self.options.penalty_share
+        # By position, so that the same images are chosen however the global batch is sliced (contract C11).
+        chosen = np.flatnonzero(np.floor((part.positions + 1) * share) > np.floor(part.positions * share))
+        points = uniform(derive_key(self.setting.seed, "penalty"), part.positions[chosen], 1)[:, 0]
+        device = part.images.device
+        rows = to_device(chosen, device)
         penalty = losses.gradient_penalty(
             # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
-            partial(self._critic.module, types=part.labels),
-            part.images,
-            judged.generated,
-            to_device(points, part.images.device),
+            partial(self._critic.module, types=part.labels[rows]),
+            judged.shown[rows],
+            judged.generated[rows],
+            to_device(points, device),
         )
+        penalty = penalty / share  # its sum over the batch, as if every image had one
         distance = losses.wasserstein_critic(losses.score(judged.on_real), losses.score(judged.on_generated))
         return {"critic": (1.0, distance), "penalty": (self.options.penalty, penalty)}
 

@@ -3,12 +3,10 @@
 import torch
 
 from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import CHANGES, NUMBERS, augment
 from trainer.learners.learner import Terms
 from trainer.runs.registry import registered
-from trainer.tasks.few_shot.differentiable_augmentation import NUMBERS, Change, augment
 from trainer.tasks.few_shot.episode import Draw, Episode, judge
-
-_CHANGES: tuple[Change, ...] = ("colour", "translation", "cutout")
 
 
 @registered
@@ -18,12 +16,12 @@ class DiffAugment(Episode):
     def discriminator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         with torch.no_grad():
             generated = self._generate(images, draw)
-        shown = augment(images, draw.uniform("real", NUMBERS), _CHANGES)
-        generated = augment(generated, draw.uniform("generated", NUMBERS), _CHANGES)
+        shown = augment(images, draw.uniform("real", NUMBERS), CHANGES)
+        generated = augment(generated, draw.uniform("generated", NUMBERS), CHANGES)
         real, made = judge(self.networks["discriminator"], shown, generated)
         both = losses.cross_entropy_of_source(real, 1.0) + losses.cross_entropy_of_source(made, 0.0)
         return {"discriminator": (1.0, both)}
 
     def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
-        generated = augment(self._generate(images, draw), draw.uniform("generated", NUMBERS), _CHANGES)
+        generated = augment(self._generate(images, draw), draw.uniform("generated", NUMBERS), CHANGES)
         return {"adversarial": (1.0, losses.cross_entropy_of_source(self.networks["discriminator"](generated), 1.0))}

@@ -1,7 +1,7 @@
 """DiffAugment: changes to real and generated images alike, through which gradients pass (Zhao et al. 2020)."""
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from torch.nn import functional
 from data_pipeline.device import to_device
 
 Change = Literal["colour", "translation", "cutout"]
+CHANGES: tuple[Change, ...] = get_args(Change)
 
 # Uniform numbers in [0, 1) that one image's changes follow from.
 NUMBERS = 7
