@@ -169,11 +169,9 @@ def virtual_logit(training: Answers, weight: Floats, bias: Floats, dimensions: i
     """ViM: the part of the features outside their principal space as one more logit, less the energy."""
     origin = -np.linalg.pinv(weight) @ bias
     centred = training.features - origin
-    outside = np.linalg.eigh(centred.T @ centred)[1][:, :-dimensions]
-    outside *= training.logits.max(axis=1).mean() / np.linalg.norm(centred @ outside, axis=1).mean()
-    return lambda images: (
-        np.linalg.norm((images.features - origin) @ outside, axis=1) - logsumexp(images.logits, axis=1)
-    )
+    rest = np.linalg.eigh(centred.T @ centred)[1][:, :-dimensions]
+    rest *= training.logits.max(axis=1).mean() / np.linalg.norm(centred @ rest, axis=1).mean()
+    return lambda images: np.linalg.norm((images.features - origin) @ rest, axis=1) - logsumexp(images.logits, axis=1)
 
 
 def mahalanobis(features: Floats, labels: NDArray[np.int64]) -> Score:
