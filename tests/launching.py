@@ -37,6 +37,7 @@ PRELOADED = [
     "launchers.synthesize",
     "launchers.train_classifier",
     "launchers.train_conditional_gan",
+    "launchers.train_detector",
     "launchers.train_few_shot_gan",
     "launchers.train_stain_gan",
     # What these import when their work begins.
@@ -46,6 +47,7 @@ PRELOADED = [
     "trainer.tasks.classification.task",
     "trainer.tasks.classification.export",
     "trainer.tasks.conditional.task",
+    "trainer.tasks.detection.task",
     "trainer.tasks.few_shot.task",
     "trainer.tasks.stain.normalization",
     "trainer.tasks.classification.prediction",

@@ -235,9 +235,16 @@ def held_images(
     for name, least in config.least.items():
         held = [image for image, value in zip(held, scores(name, held), strict=True) if value >= least]
     if config.best and held:
-        ranks = [np.unique(scores(name, held), return_inverse=True)[1] for name in config.best]
-        held = [held[place] for place in np.argsort(-np.mean(ranks, axis=0), kind="stable")]
+        ranks = np.mean([_ranks(scores(name, held)) for name in config.best], axis=0)
+        held = [held[place] for place in np.argsort(-ranks, kind="stable")]
     return held if config.at_most is None else held[: int(config.at_most * real)]
+
+
+def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rank of each value [n]; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: npt.NDArray[np.float64] = (counts.cumsum() - counts / 2)[places]
+    return ranks
 
 
 def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:

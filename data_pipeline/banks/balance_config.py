@@ -16,9 +16,7 @@ class BalanceConfig(DatasetConfig):
     # Training images of each type, a number; a type with more keeps them all. auto: what validation images ask for.
     per_type: str | None = None
     classifier: str | None = None  # of auto: a run of train_classifier.py, whose features are compared
-    best: list[str] = field(
-        default_factory=list
-    )  # scores, highest mean rank first; none: the first images of each bank
+    best: list[str] = field(default_factory=list)  # scores, highest mean rank first; []: the first of each bank
     least: dict[str, float] = field(default_factory=dict)  # score -> least value of an image that is taken
     at_most: float | None = None  # generated images for each real one of a type; null: any number
     domains: list[str] | None = None  # whose training images count, as data.domains of the classifier; null: all

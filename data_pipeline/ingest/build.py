@@ -143,17 +143,14 @@ def _recipe(
         declared[declaration.name] = absolute.as_remembered(declared.get(declaration.name))
     if not declared:
         raise UserError(f"{root}: no source declared; name at least one folder or table of images")
-    if exclude is None:
-        exclusions = [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
-    else:
-        exclusions = read_exclusions(exclude)
+    remembered_exclusions = [Exclusion(**stored) for stored in remembered.get("exclusions", [])]
     decided = [] if review == [] else [Decision(**stored) for stored in remembered.get("decisions", [])]
     new = read_review(review) if review else Review()
     return _Recipe(
         tuple(declared.values()),
         settings or ShardSettings(**remembered.get("settings", {})),
         check_ratio(remembered.get("ratio", DEFAULT_RATIO) if ratio is None else ratio),
-        tuple(exclusions),
+        tuple(read_exclusions(exclude) if exclude else remembered_exclusions),
         with_decisions(decided, new.decisions),
         new,
     )

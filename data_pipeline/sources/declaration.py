@@ -49,7 +49,7 @@ class SourceDeclaration:
         return self.root.parent if layouts()[self.kind].is_file else self.root
 
     def to_json(self) -> dict[str, Any]:
-        stored = {
+        stored: dict[str, Any] = {
             "kind": self.kind,
             "name": self.name,
             "root": str(self.root),

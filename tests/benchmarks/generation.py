@@ -1,23 +1,18 @@
-"""Generators of cells against each other, on the two public data sets, and whether their images help a classifier.
+"""Generators of cells against each other, on the two public data sets; whether their images help: see synthetic.py.
 
 usage:
   uv run python -m tests.benchmarks.generation barcelona=RAW munich=RAW work=DIR out=FILE.json
-      [parts=conditional,few_shot,help] [images=64000] [rare_images=6000] [episodes=100] [seeds=3] [passes=15] [size=32]
+      [parts=conditional,few_shot] [images=64000] [rare_images=6000] [episodes=100] [passes=15] [size=32]
 conditional: C-WGAN-GP and its five rivals learn from `images` of Barcelona's eight types; an independent classifier,
 trained on real images, says what their images show.
 few_shot: the meta-learned generator, the same network without meta-training, C-WGAN-GP and the other rivals learn
 to make three rare types, from `rare_images` shown of each. What is shown once to each of the learners that move
 counts once for each. Those that learn from the rich types before are shown equally many of their images, as many as
 `episodes` of the meta-learned generator show.
-help: of three types of Barcelona 90, 40 and 15 training images are left. A small classifier learns from what there
-is, with its types shown equally often, and with images of C-WGAN-GP and the few-shot generator, which learned from
-the same few; it is scored on real test images, for `seeds` seeds.
-Beside FILE.json goes a sheet of generated images of every model, for each of the first two parts. Two trainings run
+Beside FILE.json goes a sheet of generated images of every model, for each part. Two trainings run
 at a time, one thread each. Interrupted, the same command goes on.
 """
 
-import csv
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -27,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from data_pipeline.banks.image_bank import ImageBank
@@ -35,7 +29,6 @@ from data_pipeline.catalog import Dataset
 from tests.benchmarks.launch import call
 from trainer.experiments.machine import describe_machine
 from trainer.loop.log import logged_seconds
-from trainer.metrics.classification import score
 from trainer.reports.sheets import draw_sheet
 from trainer.tasks.generation.images import to_intensity
 
@@ -50,8 +43,6 @@ TYPES = (
     "platelet",
 )
 RARE = ("monoblast", "promyelocyte", "smudge cell")
-# Training images left of each thinned type: C-WGAN-GP makes more of the first, the few-shot generator of the others.
-THINNED = {"lymphocyte": 90, "basophil": 40, "eosinophil": 15}
 # The scale at which red cells are as large as Munich's, see stain.py.
 CROP = "data.crop={barcelona: 0.8}"
 
@@ -91,7 +82,6 @@ SMALL_ENCODER = "model.encoder.width=8"
 
 SHEET = 3  # images of each type and model on a sheet
 
-ARMS = ("as is", "class-balanced", "with generated images")
 CLASSIFIER = (
     "model=senet_small_ge",
     "data/augment=quarter_turns",
@@ -213,7 +203,7 @@ class Benchmark:
 
 def main() -> None:
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    parts = arguments.get("parts", "conditional,few_shot,help").split(",")
+    parts = arguments.get("parts", "conditional,few_shot").split(",")
     benchmark = Benchmark(
         work=Path(arguments["work"]),
         barcelona=arguments["barcelona"],
@@ -234,7 +224,7 @@ def main() -> None:
     out = Path(arguments["out"])
     report = json.loads(out.read_text()) if out.exists() else {}
     with ThreadPoolExecutor(2) as pool:
-        for name, part in (("conditional", conditional), ("few_shot", few_shot), ("help", helps)):
+        for name, part in (("conditional", conditional), ("few_shot", few_shot)):
             if name in parts:
                 settings = {key: value for key, value in vars(benchmark).items() if isinstance(value, int)}
                 report[name] = {"machine": describe_machine(), "settings": settings} | part(benchmark, dataset, pool)
@@ -307,48 +297,6 @@ def few_shot(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -
     return {"data": _facts(dataset, judge), "results": results}
 
 
-def helps(benchmark: Benchmark, dataset: Dataset, pool: ThreadPoolExecutor) -> dict[str, Any]:
-    """Sensitivity of types cut to few training images, with and without generated ones.
-
-    Generators and classifiers learned from the few; the judge of the generated images from all that there were.
-    """
-    thinned = benchmark.build("thinned", f"exclude={_write_exclusions(dataset, benchmark.work)}")
-    data = benchmark.data(TYPES, "barcelona")
-    moderate, *rare = THINNED
-    cells = pool.submit(benchmark.train_conditional, "c_wgan_gp", thinned, "help-c_wgan_gp", data, benchmark.images)
-    rare_cells = pool.submit(benchmark.train_few_shot, "few_shot_meta", thinned, "help-few_shot", data, rare)
-    judge = pool.submit(benchmark.train_classifier, dataset, "judge", data).result()
-    banks = {
-        run.name: benchmark.score(run, thinned, judge, 300, types)
-        for run, types in ((cells.result(), [moderate]), (rare_cells.result(), rare))
-    }
-    call(
-        "balance",
-        f"shards={thinned.root}",
-        f"banks={_list([str(benchmark.work / f'bank-{name}') for name in banks])}",
-        f"out={benchmark.work / 'filled'}",
-        "per_type=270",
-        "domains=[barcelona]",
-    )
-    filled = Dataset.open(benchmark.work / "filled")
-    jobs = {}
-    for arm in ARMS:
-        source = filled if arm == ARMS[2] else thinned
-        options = ["data.sampling=class_balanced"] if arm == ARMS[1] else []
-        for seed in range(benchmark.seeds):
-            name = f"help-{arm.replace(' ', '-')}-{seed}"
-            jobs[arm, seed] = pool.submit(benchmark.train_classifier, source, name, data, f"seed={seed}", *options)
-    results = {arm: _sensitivities([jobs[arm, seed].result() for seed in range(benchmark.seeds)]) for arm in ARMS}
-    for arm, result in results.items():
-        of_types = result["all seeds"]["per_type"]
-        print(arm, *(f"{name} {of_types[name]['sensitivity']['value']:.1%}" for name in THINNED), flush=True)
-    made = {
-        name: {**_agreement(record), **_kept(record["all"]), "minutes": record["minutes"]}
-        for name, record in banks.items()
-    }
-    return {"data": _facts(thinned, judge) | {"left": THINNED}, "generators": made, "results": results}
-
-
 def draw(path: Path, work: Path, runs: Sequence[str], types: Sequence[str]) -> None:
     """A sheet of the first images of each type (rows) that each run has made (columns). No image of it is real."""
     columns, titles = [], []
@@ -362,39 +310,6 @@ def draw(path: Path, work: Path, runs: Sequence[str], types: Sequence[str]) -> N
 
 def _rare_run(name: str) -> str:
     return f"rare-{name.replace(' ', '-')}"
-
-
-def _write_exclusions(dataset: Dataset, work: Path) -> Path:
-    """A list of the training images that are to go; the first by id stay, ids being hashes of the images."""
-    rows = dataset.samples(splits=["train"], domains=["barcelona"], columns=["id", "cell_type"]).sort_values("id")
-    path = work / "exclusions.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "reason"])
-        for cell_type, left in THINNED.items():
-            writer.writerows([name, "thinned"] for name in rows["id"][rows["cell_type"] == cell_type][left:])
-    return path
-
-
-def _sensitivities(runs: Sequence[Path]) -> dict[str, Any]:
-    """Scores of each seed, and of all seeds' answers together: an image is one group with all of its answers."""
-    frames = [pd.read_parquet(run / "evaluation/metrics.parquet") for run in runs]
-    answers = pd.concat(frames)
-    types = [name.removeprefix("p:") for name in answers.columns if name.startswith("p:")]
-    together = score(
-        answers[[f"p:{name}" for name in types]].to_numpy(),
-        answers["cell_type"].map(types.index).to_numpy(),
-        answers["group"].tolist(),
-        types,
-    )
-    each = [json.loads((run / "evaluation/metrics.json").read_text())["scores"] for run in runs]
-    return {
-        "all seeds": dataclasses.asdict(together),
-        "balanced accuracy of each seed": [scores["overall"]["balanced_accuracy"]["value"] for scores in each],
-        "sensitivity of each seed": {
-            name: [scores["per_type"][name]["measures"]["sensitivity"]["value"] for scores in each] for name in THINNED
-        },
-    }
 
 
 def _agreement(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import skimage.data
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp, softmax
 
 from data_pipeline.catalog import Dataset
@@ -31,7 +32,7 @@ from data_pipeline.phantoms.morphology import Random
 from data_pipeline.phantoms.smear import DRAW, Blood, draw_smear
 from data_pipeline.phantoms.stain import STAIN_RECIPES, Film, photograph
 from data_pipeline.stream.file_stream import FileStream
-from data_pipeline.stream.stream import MicroBatch, Stream, Topology
+from data_pipeline.stream.stream import MicroBatch, Topology
 from models.classifiers.features import Layers, last_layer
 from tests.benchmarks.launch import call
 from trainer.experiments.machine import describe_machine
@@ -39,19 +40,14 @@ from trainer.metrics.conformal import conformal_quantile
 from trainer.metrics.records import to_json
 from trainer.metrics.uncertainty import UNFAMILIARITY, auroc
 from trainer.tasks.classification.algorithms.cross_entropy import predict
+from trainer.tasks.classification.evaluation import scoring_stream
+from trainer.tasks.classification.everyday_pictures import everyday_pictures
 from trainer.tasks.classification.load import TrainedClassifier, load_classifier
 from trainer.tasks.classification.training_distance import TrainingDistance
 from trainer.tasks.classification.uncertainty_fitting import IMAGES_PER_TYPE
 
-TYPES = (
-    *("basophil", "eosinophil", "erythroblast", "immature granulocyte"),
-    *("lymphocyte", "monocyte", "neutrophil", "platelet"),
-)
-PAIRS = tuple(zip(TYPES[::2], TYPES[1::2], strict=True))
 SIDE = 160  # of the pictures that are no cells
 COVERAGE = 0.9
-# Pictures of scikit-image that microscopes or scanners took, or that have one colour only.
-_NOT_EVERYDAY = {"cell", "ihc", "retina", "microaneurysms", "phantom", "color", "multipage", "multipage_rgb"}
 
 Floats = NDArray[np.float64]
 
@@ -72,15 +68,16 @@ Score = Callable[[Answers], Floats]
 
 def main() -> None:
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    work, shards = Path(arguments["work"]), Path(arguments["shards"])
-    epochs, size, threads = arguments.get("epochs", "3"), arguments.get("size", "96"), arguments.get("threads", "1")
+    work, dataset = Path(arguments["work"]), Dataset.open(arguments["shards"])
     others = write_pictures(work / "pictures")
+    types = sorted(set(dataset.samples(domains=["barcelona"], columns=["cell_type"])["cell_type"]) - {""})
     results = []
-    for pair in PAIRS:
-        kept = work / f"{_name(pair)}.json"
+    for pair in zip(types[::2], types[1::2], strict=True):
+        run = work / f"without_{'_'.join(pair).replace(' ', '_')}"
+        kept = run.with_suffix(".json")
         if not kept.exists():
-            run = train(work, shards, arguments["weights"], pair, epochs=epochs, size=size, threads=threads)
-            kept.write_text(json.dumps(measure(run, Dataset.open(shards), pair, others)))
+            train(run, arguments, [name for name in types if name not in pair])
+            kept.write_text(json.dumps(measure(run, dataset, pair, others)))
         results.append(result := json.loads(kept.read_text()))
         print(f"without {' and '.join(pair)}: accuracy {result['accuracy']:.1%}")
         for name, scores in result["methods"].items():
@@ -89,40 +86,32 @@ def main() -> None:
         "machine": describe_machine(),
         # Results are committed: where the folders lay does not count.
         "settings": {name: Path(value).name for name, value in arguments.items()},
-        "data": {"content_hash": Dataset.open(shards).content_hash},
+        "data": {"content_hash": dataset.content_hash},
         "runs": results,
     }
     Path(arguments["out"]).write_text(json.dumps(report, indent=1) + "\n")
 
 
-def _name(pair: tuple[str, ...]) -> str:
-    return f"without_{'_'.join(pair).replace(' ', '_')}"
-
-
-def train(
-    work: Path, shards: Path, weights: str, left_out: tuple[str, ...], *, epochs: str, size: str, threads: str
-) -> Path:
-    """The run of a classifier that knows all types but these."""
-    run = work / _name(left_out)
+def train(run: Path, arguments: Mapping[str, str], types: Sequence[str]) -> None:
+    """Train a classifier that knows these types."""
     call(
         "train_classifier",
-        f"shards={shards}",
+        f"shards={arguments['shards']}",
         f"run={run}",
-        f"data.cell_types=[{','.join(name for name in TYPES if name not in left_out)}]",
+        f"data.cell_types=[{','.join(types)}]",
         "data.domains=[barcelona]",
         "model=efficientnet_lite_pretrained",
-        f"model.weights={weights}",
+        f"model.weights={arguments['weights']}",
         "model.stretch=false",
         "optimizer=pretrained",
         "optimizer.learning_rate=0.0005",
         "optimizer.average_decay=0.97",  # of few steps
-        f"data.image_size={size}",
+        f"data.image_size={arguments.get('size', '96')}",
         "data.threads=1",
         "train.global_batch=32",
-        f"train.epochs={epochs}",
-        threads=threads,
+        f"train.epochs={arguments.get('epochs', '3')}",
+        threads=arguments.get("threads", "1"),
     )
-    return run
 
 
 def measure(run: Path, dataset: Dataset, left_out: tuple[str, ...], others: Mapping[str, list[Path]]) -> dict[str, Any]:
@@ -131,24 +120,17 @@ def measure(run: Path, dataset: Dataset, left_out: tuple[str, ...], others: Mapp
     training, validation, test = (
         _answers(trained, dataset, split, trained.cell_types) for split in ("train", "validation", "test")
     )
-    unknown = {name: _answers(trained, dataset, "test", [name]) for name in left_out}
-    unknown |= {name: _answers_to_files(trained, paths) for name, paths in others.items()}
-    groups = {f"left out: {name}": [unknown[name]] for name in left_out} | {name: [unknown[name]] for name in others}
-    groups["left out: both"] = [unknown[name] for name in left_out]
-    scores = methods(trained, training, validation)
-    answers = np.array(trained.cell_types)[test.logits.argmax(axis=1)]
-    return {
-        "left_out": list(left_out),
-        "accuracy": float((answers == np.array(test.labels)).mean()),
-        "methods": {
-            name: {
-                kind: to_json(auroc(_frame(score, test), pd.concat([_frame(score, each) for each in parts])))
-                for kind, parts in groups.items()
-            }
-            for name, score in scores.items()
-        },
-        "sets": sets(trained, validation, test),
+    groups = {f"left out: {name}": [_answers(trained, dataset, "test", [name])] for name in left_out}
+    groups["left out: both"] = [part for parts in groups.values() for part in parts]
+    groups |= {name: [_answers_to_files(trained, paths)] for name, paths in others.items()}
+    scores = {
+        name: {kind: to_json(auroc(_frame(score, [test]), _frame(score, parts))) for kind, parts in groups.items()}
+        for name, score in methods(trained, training, validation).items()
     }
+    answers = np.array(trained.cell_types)[test.logits.argmax(axis=1)]
+    accuracy = float((answers == np.array(test.labels)).mean())
+    held = sets(trained, validation, test)
+    return {"left_out": list(left_out), "accuracy": accuracy, "methods": scores, "sets": held}
 
 
 def methods(trained: TrainedClassifier, training: Answers, validation: Answers) -> dict[str, Score]:
@@ -157,12 +139,8 @@ def methods(trained: TrainedClassifier, training: Answers, validation: Answers) 
     layer = last_layer(trained.network)
     weight, bias = (value.detach().double().numpy() for value in (layer.weight, layer.bias))  # type: ignore[operator, union-attr]
     sizes = Layers(trained.network, trained.config.data.image_size).sizes
-    stages = TrainingDistance.fit(
-        torch.from_numpy(training.layers).float(),
-        torch.from_numpy(labels),
-        torch.from_numpy(validation.layers).float(),
-        sizes,
-    )
+    layers = [torch.from_numpy(each.layers).float() for each in (training, validation)]
+    stages = TrainingDistance.fit(layers[0], torch.from_numpy(labels), layers[1], sizes)
     points = mahalanobis(training.features, labels)
     every = mahalanobis(training.features, np.zeros_like(labels))
     return {
@@ -191,14 +169,9 @@ def virtual_logit(training: Answers, weight: Floats, bias: Floats, dimensions: i
     """ViM: the part of the features outside their principal space as one more logit, less the energy."""
     origin = -np.linalg.pinv(weight) @ bias
     centred = training.features - origin
-    outside = np.linalg.eigh(centred.T @ centred)[1][:, :-dimensions]
-    scale = training.logits.max(axis=1).mean() / np.linalg.norm(centred @ outside, axis=1).mean()
-
-    def score(images: Answers) -> Floats:
-        residual = np.linalg.norm((images.features - origin) @ outside, axis=1)
-        return np.asarray(scale * residual - logsumexp(images.logits, axis=1))
-
-    return score
+    rest = np.linalg.eigh(centred.T @ centred)[1][:, :-dimensions]
+    rest *= training.logits.max(axis=1).mean() / np.linalg.norm(centred @ rest, axis=1).mean()
+    return lambda images: np.linalg.norm((images.features - origin) @ rest, axis=1) - logsumexp(images.logits, axis=1)
 
 
 def mahalanobis(features: Floats, labels: NDArray[np.int64]) -> Score:
@@ -209,20 +182,14 @@ def mahalanobis(features: Floats, labels: NDArray[np.int64]) -> Score:
     centres = np.stack([points[labels == label].mean(axis=0) for label in np.unique(labels)])
     variances, axes = np.linalg.eigh(np.cov((points - centres[labels]).T))
     whitening = axes / np.sqrt(variances.clip(variances.max() * 1e-6))
-
-    def score(images: Answers) -> Floats:
-        found = (images.features - mean) @ directions @ whitening
-        return np.asarray(((found[:, None] - centres @ whitening) ** 2).sum(axis=2).min(axis=1))
-
-    return score
+    whitened = directions @ whitening, centres @ whitening
+    return lambda images: cdist((images.features - mean) @ whitened[0], whitened[1], "sqeuclidean").min(axis=1)
 
 
 def sets(trained: TrainedClassifier, validation: Answers, test: Answers) -> dict[str, dict[str, float]]:
     """Coverage and mean size of sets of three kinds on test images, fitted on validation images."""
-    temperature = trained.calibration.temperature
-    number = {name: index for index, name in enumerate(trained.cell_types)}
-    labels = [np.array([number[name] for name in each.labels]) for each in (validation, test)]
-    probabilities = [softmax(each.logits / temperature, axis=1) for each in (validation, test)]
+    labels = [np.array(list(map(trained.cell_types.index, each.labels))) for each in (validation, test)]
+    probabilities = [softmax(each.logits / trained.calibration.temperature, axis=1) for each in (validation, test)]
     draws = [np.random.default_rng(seed).random(len(each)) for seed, each in enumerate(labels)]
     kinds: dict[str, Callable[[Floats, Floats], Floats]] = {
         "LAC (Sadinle 2019)": lambda table, _: 1 - table,
@@ -234,8 +201,8 @@ def sets(trained: TrainedClassifier, validation: Answers, test: Answers) -> dict
         fitted, new = (score(table, draw) for table, draw in zip(probabilities, draws, strict=True))
         held = new <= conformal_quantile(fitted[np.arange(len(labels[0])), labels[0]], COVERAGE)
         covered, sizes = held[np.arange(len(labels[1])), labels[1]], held.sum(axis=1)
-        facts = {"coverage": covered.mean(), "size": sizes.mean(), "empty": (sizes == 0).mean()}
-        found[name] = {key: float(value) for key, value in facts.items()}
+        empty = float((sizes == 0).mean())
+        found[name] = {"coverage": float(covered.mean()), "size": float(sizes.mean()), "empty": empty}
     return found
 
 
@@ -250,24 +217,17 @@ def _adaptive(table: Floats, draw: Floats, penalty: float, free: int) -> Floats:
     return found
 
 
-def _frame(score: Score, images: Answers) -> pd.DataFrame:
-    return pd.DataFrame({UNFAMILIARITY: score(images), "group": images.groups})
+def _frame(score: Score, parts: Sequence[Answers]) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame({UNFAMILIARITY: score(each), "group": each.groups}) for each in parts])
 
 
 def _answers(trained: TrainedClassifier, dataset: Dataset, split: str, types: Sequence[str]) -> Answers:
     """To images of a split; of the training split, to those that the product takes."""
-    rows = dataset.samples(splits=[split], domains=trained.config.data.domains, cell_types=types).sort_values("id")
-    if split == "train":
-        rows = rows.groupby("cell_type").head(IMAGES_PER_TYPE)
-    stream = Stream(
-        dataset,
-        replace(trained.config.data, cell_types=None),
-        splits=[split],
-        cell_types=types,
-        ids=rows["id"].tolist(),
-        global_batch=64,
-        training=False,
-        topology=Topology(),
+    config = replace(trained.config.data, cell_types=None)
+    rows = dataset.samples(splits=[split], domains=config.domains, cell_types=types).sort_values("id")
+    beyond = rows[rows.groupby("cell_type").cumcount() >= IMAGES_PER_TYPE]["id"] if split == "train" else ()
+    stream = scoring_stream(
+        dataset, config, splits=[split], cell_types=types, batch=64, topology=Topology(), left_out=list(beyond)
     )
     return _taken(trained, stream.read(), stream.samples["group"], stream.samples["cell_type"])
 
@@ -312,8 +272,7 @@ def _backgrounds(slides: int) -> Iterator[tuple[str, Image.Image]]:
         cell.cover[:] = 0
         return cell
 
-    DRAW["nothing"] = nothing
-    try:
+    with patch.dict(DRAW, {"nothing": nothing}):
         for slide in range(slides):
             blood = Blood.of_slide(np.random.default_rng((0, slide)))
             for number in range(3):
@@ -322,24 +281,18 @@ def _backgrounds(slides: int) -> Iterator[tuple[str, Image.Image]]:
                     film = Film.of_slide(recipe, np.random.default_rng((2, slide)))
                     picture = photograph(layers, film, np.random.default_rng((3, slide, number)))
                     yield f"{slide}-{number}-{stain}", Image.fromarray(picture)
-    finally:
-        del DRAW["nothing"]
 
 
 def _everyday() -> Iterator[tuple[str, Image.Image]]:
     """Of each picture that scikit-image brings along, the middle square and six quarters."""
-    for path in sorted(Path(skimage.data.__file__).parent.iterdir()):
-        if path.suffix not in (".png", ".jpg", ".gif") or path.stem in _NOT_EVERYDAY:
-            continue
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
+    for name, picture in everyday_pictures().items():
         (width, height), side = picture.size, min(picture.size)
         corners = [((width - side) // 2, (height - side) // 2, side)]
         half = side // 2
         corners += [(x, y, half) for x in (0, (width - half) // 2, width - half) for y in (0, height - half)]
         for number, (x, y, length) in enumerate(corners):
             cut = picture.crop((x, y, x + length, y + length)).resize((SIDE, SIDE))
-            yield f"{path.stem.replace('-', '_')}-{number}", cut
+            yield f"{name.replace('-', '_')}-{number}", cut
 
 
 if __name__ == "__main__":

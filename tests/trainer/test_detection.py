@@ -21,7 +21,9 @@ from launchers.train_detector import main as train
 from models.detection.config import DetectorConfig
 from models.detection.fcos import build_fcos
 from models.errors import ModelError
+from tests.conftest import Launch
 from tests.trainer.test_nuclei import NUCLEUS, draw_field
+from trainer.loop.log import read_records
 from trainer.metrics.detection import ScoredField, choose_least_score, score_kinds
 from trainer.metrics.evaluation import OWN_TEST
 from trainer.tasks.detection.config import DetectorRunConfig
@@ -124,6 +126,22 @@ def test_a_run_is_trained_scored_and_reported(run: Path, fields: Dataset) -> Non
     before = (run / "metrics.jsonl").read_text()
     train([f"shards={fields.address}", f"run={run}", *SETTINGS])  # finished: scored and reported again
     assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_two_processes_learn_what_one_does(fields: Dataset, launch: Launch, tmp_path: Path) -> None:
+    """Losses and gradient norms of each step: the same fields, turned and shifted alike, with their own boxes."""
+    settings = (*SETTINGS, "train.epochs=1", "train.iterations_per_epoch=3", "data.deterministic=true")
+    shards = f"shards={fields.address}"
+    train([shards, f"run={tmp_path / 'alone'}", *settings, "train.micro_batch=2"])  # one process's share of two
+    done = launch("train_detector", shards, "run=both", *settings, processes=2)
+    assert done.returncode == 0, done.stderr
+    alone, both = (
+        [each for each in read_records(tmp_path / run) if each["kind"] == "step"] for run in ("alone", "both")
+    )
+    assert len(alone) == len(both) == 3
+    for first, second in zip(alone, both, strict=True):
+        for name in ("classification", "regression", "ctrness", "gradient_norm"):
+            assert second[name] == pytest.approx(first[name], rel=1e-4), name
 
 
 def test_a_finder_sees_a_field_as_the_scores_do(run: Path, fields: Dataset) -> None:

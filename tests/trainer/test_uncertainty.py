@@ -26,6 +26,7 @@ from trainer.metrics.conformal import conformal_quantile, least_probability, pre
 from trainer.metrics.evaluation import load_evaluations
 from trainer.metrics.uncertainty import auroc
 from trainer.tasks.classification.ensemble import Ensemble
+from trainer.tasks.classification.everyday_pictures import KIND, everyday_pictures
 from trainer.tasks.classification.training_distance import TrainingDistance
 from trainer.tasks.classification.uncertainty import FILE, load_reference, save_reference
 
@@ -163,7 +164,8 @@ def test_the_report_says_how_often_sets_hold_the_truth_and_whether_unknown_types
     found, cells = saved.record.uncertainty, saved.predictions
     assert found is not None
     assert cells is not None
-    assert list(found.unknown) == ["lymphocyte"]
+    assert list(found.unknown) == [KIND, "lymphocyte"]
+    assert found.unknown[KIND].count == len(everyday_pictures()) > 10
     assert found.unknown["lymphocyte"].count == saved.record.not_scored["lymphocyte"]
     assert found.unfamiliar.value == pytest.approx((cells["unfamiliarity"] > 1).mean())
     ensemble = Ensemble.load([run], 1)

@@ -108,7 +108,7 @@ def _precisions(fields: Sequence[ScoredField]) -> tuple[float, float]:
 
     if not any(field.true for field in fields):
         return float("nan"), float("nan")
-    metric = MeanAveragePrecision()
+    metric = MeanAveragePrecision(sync_on_compute=False)  # one process has all fields
     metric.warn_on_many_detections = False
     metric.update([_tensors(f.found, scored=True) for f in fields], [_tensors(f.true, scored=False) for f in fields])
     found = metric.compute()

@@ -30,7 +30,7 @@ class SetScores:
 
 @dataclass(frozen=True)
 class UnknownType:
-    """Images of a type that the classifier does not know."""
+    """Images of a type that the classifier does not know, or of no cell."""
 
     count: int
     unfamiliar: float  # share of them that are marked out of distribution
@@ -43,7 +43,7 @@ class UncertaintyRecord:
 
     sets: list[SetScores]  # one for each of COVERAGES
     unfamiliar: Estimate  # share of the scored images that are marked out of distribution, though their type is known
-    unknown: dict[str, UnknownType]  # by type
+    unknown: dict[str, UnknownType]  # by type, or kind of pictures
 
 
 def uncertainty_scores(
@@ -51,13 +51,13 @@ def uncertainty_scores(
     probabilities: Floats,
     cell_types: Sequence[str],
     least: Mapping[float, float],
-    unknown: pd.DataFrame | None,
+    unknown: pd.DataFrame,
 ) -> UncertaintyRecord:
     """Scores with 95 % intervals over groups.
 
     samples: columns cell_type, group, unfamiliarity of n images, with calibrated probabilities [n, C]. least:
-    coverage -> threshold of the sets (`least_probability`). unknown: the same columns for images of other types;
-    None without any.
+    coverage -> threshold of the sets (`least_probability`). unknown: the same columns for images of other types, or of
+    no cell.
     """
     labels = samples["cell_type"].map(list(cell_types).index).to_numpy(np.int64)
     images = scored_images(probabilities, labels, samples["group"].tolist(), len(cell_types))
@@ -69,7 +69,7 @@ def uncertainty_scores(
         sets.append(SetScores(coverage, _mean(images, covered), _mean(images, sizes), _mean(images, sizes == 0)))
     of_types = {
         str(name): UnknownType(len(part), float((part[UNFAMILIARITY] > 1).mean()), auroc(samples, part))
-        for name, part in (samples[:0] if unknown is None else unknown).groupby("cell_type")
+        for name, part in unknown.groupby("cell_type")
     }
     return UncertaintyRecord(sets, _mean(images, samples[UNFAMILIARITY] > 1), of_types)
 

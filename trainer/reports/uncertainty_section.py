@@ -28,8 +28,6 @@ def uncertainty_blocks(found: UncertaintyRecord | None, words: str) -> list[Bloc
         f"Unfamiliarity, the distance from the training images: {share} of the scored images are marked out of "
         "distribution, further than 99 % of the validation images"
     )
-    if not found.unknown:
-        return [*blocks, Text(f"{caption}. There is no image of a type that the classifier does not know.")]
     rows = [
         [
             Cell(name),
@@ -39,5 +37,5 @@ def uncertainty_blocks(found: UncertaintyRecord | None, words: str) -> list[Bloc
         ]
         for name, each in found.unknown.items()
     ]
-    caption += f"; below, images of types that the classifier does not know ({words})."
-    return [*blocks, Table(caption, ["unknown type", "images", "marked, %", "AUROC, %"], rows)]
+    caption += f"; below, images of types that the classifier does not know ({words}), and scikit-image's pictures."
+    return [*blocks, Table(caption, ["unknown", "images", "marked, %", "AUROC, %"], rows)]

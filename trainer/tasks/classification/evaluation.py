@@ -37,6 +37,7 @@ from trainer.tasks.classification.algorithms.cross_entropy import predict
 from trainer.tasks.classification.calibration import Calibration, calibrated_probabilities
 from trainer.tasks.classification.corruptions import Corruption, score_corruptions
 from trainer.tasks.classification.ensemble import Answering, Ensemble
+from trainer.tasks.classification.everyday_pictures import unfamiliarity_of_pictures
 from trainer.tasks.classification.grad_cam import GradCam, predict_with_heat
 from trainer.tasks.classification.scale import nucleus_of_domain
 
@@ -165,7 +166,10 @@ def evaluate(
     uncertainty = None
     if ensemble.uncertainty is not None:
         least = {coverage: ensemble.uncertainty.least_probability(coverage) for coverage in COVERAGES}
-        unknown = _unknown(everything, passes, answer, cell_types)
+        network, size = ensemble.uncertainty.added_to(passes[0].network), passes[0].config.image_size
+        pictures = unfamiliarity_of_pictures(network, size, ensemble.batch, topology.device)
+        others = everything[~everything["cell_type"].isin([*cell_types, ""])]
+        unknown = pd.concat([pictures, _unknown(others, passes, answer)])
         uncertainty = uncertainty_scores(samples, answers, cell_types, least, unknown)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
@@ -191,15 +195,11 @@ def evaluate(
 
 
 def _unknown(
-    everything: pd.DataFrame, passes: Sequence[_Pass], answer: Callable[..., Any], cell_types: Sequence[str]
+    rows: pd.DataFrame, passes: Sequence[_Pass], answer: Callable[..., tuple[torch.Tensor, pd.DataFrame]]
 ) -> pd.DataFrame | None:
     """The images of other types, with their unfamiliarity as `answer` finds it; None without any."""
-    rows = everything[~everything["cell_type"].isin([*cell_types, ""])]
     there = [each for each in passes if rows["domain"].isin(each.config.domains or rows["domain"]).any()]
-    if not there:
-        return None
-    found: pd.DataFrame = answer(of=sorted(set(rows["cell_type"])), passes=there)[1]
-    return found
+    return answer(of=sorted(set(rows["cell_type"])), passes=there)[1] if there else None
 
 
 def _scores(
@@ -226,7 +226,7 @@ def _passes(
     alike: dict[Any, dict[str, Answering]] = {}
     for domain in sorted(domains) or config.domains or [""]:
         measured = domain in known and ensemble.takes_nucleus_of(domain)
-        nucleus = nucleus_of_domain(dataset, domain) if measured else None
+        nucleus = nucleus_of_domain(dataset, domain, by_labels=False) if measured else None
         answering = ensemble.answering([domain] * len(ensemble.members), nucleus)
         through = tuple(each and each.source for each in answering.normalizers)
         alike.setdefault((answering.image_size, answering.shares, through), {})[domain] = answering

@@ -16,7 +16,7 @@ from models.classifiers.architectures.timm import pretrained_config
 from models.classifiers.config import ClassifierConfig
 from trainer.metrics.classification import Scores
 from trainer.metrics.evaluation import CalibrationRecord, SavedEvaluation, load_evaluations
-from trainer.metrics.measures import Measure, measures, shown
+from trainer.metrics.measures import measures, shown
 from trainer.reports.evaluation_section import data_facts, data_words
 from trainer.runs.arguments import written
 from trainer.runs.record import RunRecord
@@ -194,7 +194,7 @@ def _scores(evaluation: SavedEvaluation) -> str:
         _facts(data_facts(record).rows),
         "In per cent where no unit is named, with 95 % intervals over groups.",
         _table(["over all types", "score"], overall),
-        _table(["type", "images", "groups", *(_words(each) for each in columns)], rows),
+        _table(["type", "images", "groups", *(each.name.replace("_", " ") for each in columns)], rows),
         "### Calibration",
         _facts(_calibration(record.calibration)),
     ]
@@ -209,10 +209,6 @@ def _calibration(calibration: CalibrationRecord) -> list[tuple[str, Any]]:
         ("remark", calibration.remark),
         *((f"uncalibrated: {each.label}", each.format(found, brackets=True)) for each, found in before.items()),
     ]
-
-
-def _words(measure: Measure) -> str:
-    return measure.name.replace("_", " ")
 
 
 def _constant_answer(scores: Scores) -> tuple[str, float]:

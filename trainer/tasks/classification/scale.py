@@ -56,13 +56,14 @@ def crops_of_domains(dataset: Dataset, domains: Sequence[str], nucleus_share: fl
     return {domain: crop_to(nucleus_share, found) for domain, found in measured.items() if found is not None}
 
 
-def nucleus_of_domain(dataset: Dataset, domain: str) -> float | None:
+def nucleus_of_domain(dataset: Dataset, domain: str, *, by_labels: bool = True) -> float | None:
     """Median diameter of the nuclei in a domain's real images, as a share of the side; None where too few were found.
 
-    Labelled images of cells without a nucleus are left out.
+    by_labels: cells without a nucleus are left out; to score a classifier that is not possible, as to predict.
     """
     rows = dataset.samples(domains=[domain], columns=["id", "origin", "cell_type"])
-    rows = rows[(rows["origin"] == "real") & ~rows["cell_type"].isin(["platelet", "smudge cell"])]
+    without_nucleus = ["platelet", "smudge cell"] if by_labels else []
+    rows = rows[(rows["origin"] == "real") & ~rows["cell_type"].isin(without_nucleus)]
     ids = _evenly(rows["id"].tolist())
     if len(ids) < LEAST_IMAGES:
         return None
