@@ -111,7 +111,8 @@ def plan_sweep(config: SweepConfig, folder: Path, where: Path, stages_folder: Pa
     if isinstance(shards, Path):
         shards = shards.resolve()
     resources = config.resources_per_trial
-    planner = StagePlanner(where, resources, Dataset.open(shards).in_store)
+    dataset = Dataset.open(shards)
+    planner = StagePlanner(where, resources, dataset.in_store)
     arms = _arms(config, shards, planner)
     trials: dict[str, PlannedTrial] = {}
     for arm in arms:
@@ -131,7 +132,7 @@ def plan_sweep(config: SweepConfig, folder: Path, where: Path, stages_folder: Pa
             if same is not trial:
                 raise UserError(f"{where}: trials {same.name} and {name} are one and the same training: leave one out")
     found = tuple(trials.values())
-    selection = _selection(config, found, Dataset.open(shards), where)
+    selection = _selection(config, found, dataset, where)
     return Sweep(config, folder, stages_folder, tuple(arms), found, selection)
 
 

@@ -5,17 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.stream.config import StreamConfig
+from data_pipeline.stream.stream import Topology
+from tests.conftest import TINY_TYPES
 from tests.trainer import test_conditional_training, test_few_shot_training
 from tests.trainer.test_report import Page
 from trainer.experiments.sweep import opened, plan_sweep, refuse_failures, write_trials
 from trainer.experiments.sweep_config import SweepConfig
 from trainer.experiments.sweep_report import write_sweep_report
 from trainer.experiments.trial import read_epochs, train_here
+from trainer.runs import validation_distance
 from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.task import TASK as STAIN
+from trainer.tasks.stain.task import with_domains
+from trainer.tasks.stain.validation import StainDistance
 
 SETTINGS = {
     "train_conditional_gan": test_conditional_training.TINY,
@@ -68,7 +76,27 @@ def test_what_has_no_score_after_an_epoch_is_refused(tiny_dataset: Dataset, tmp_
         plan_sweep(config, tmp_path, Path("a.yaml"))
 
 
-def test_a_stain_run_is_compared_by_the_distance_of_normalised_images(two_stains: Dataset) -> None:
-    selection = STAIN.selection(StainRunConfig(), two_stains)
+def test_a_stain_run_is_compared_by_the_distance_of_normalised_images(
+    two_stains: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grey images are farther from those of the other stain than images left as they are."""
+    assert STAIN.selection(StainRunConfig(), two_stains) is None, "a handful of validation images"
+    monkeypatch.setattr(validation_distance, "FEWEST", 2)
+    config = with_domains(two_stains, StainRunConfig(data=StreamConfig(image_size=32, threads=1)))
+    selection = STAIN.selection(config, two_stains)
     assert selection is not None
     assert (selection.score, selection.higher_is_better) == ("kernel_distance", False)
+    distance = StainDistance(two_stains, config, TINY_TYPES, Topology())
+    same, grey = (distance.scores((network, network))["kernel_distance"] for network in (Painted(1.0), Painted(0.0)))
+    assert grey > same > 0
+
+
+class Painted(nn.Module):
+    """Images of so much contrast."""
+
+    def __init__(self, contrast: float) -> None:
+        super().__init__()
+        self.contrast = contrast
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.contrast * images
