@@ -235,5 +235,5 @@ def choose_stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
         raise UserError(
             f"{dataset.root}: images of {len(counts)} stains ({here}): name two, ablation.stain_to= and stain_from="
         )
-    a, b = ranked_domains(counts.to_dict())
+    a, b = ranked_domains(dataset.samples(columns=["domain"])["domain"])
     return a, b

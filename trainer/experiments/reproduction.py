@@ -92,8 +92,7 @@ class Reproduction:
     def direction(self) -> str:
         """Which images take which stain, in words."""
         a, b = self.stains
-        full = self.ablation.arms[0].dataset
-        (stage,) = (each for each in in_order([full]) if each.launcher == "normalize_stains")
+        (stage,) = (each for each in self.ablation.stages if each.launcher == "normalize_stains")
         policy = stage.settings.policy
         if policy in ("to_a", "to_b"):
             return f"all images take the stain of {a if policy == 'to_a' else b}"
