@@ -10,15 +10,19 @@ usage:
                       Types that the run does not know are added. labels=MAPPING: a CSV label,cell_type for other names
       shards=DIR [domain=NAME]   in place of both: the training split of a data set of build_shards.py, whose test split
                       evaluate.py then scores
-      method=NAME     as_is, or scale (another zoom); with unlabelled images statistics (batch norm's, of a balanced mix
-                      of predicted types, mixed with the run's) and self_training (on confident answers, balanced over
-                      predicted types); with labelled cells head (the last layer) and all (all layers).
-                      Default: with labelled cells the best by cross-validation; without them statistics, if its
-                      answers tell the images apart better than those as is, else as_is
-      steps=100 learning_rate=3e-4   of training all layers, and of self-training
+      method=NAME     as_is; with unlabelled images self_training (the last layer, on confident answers, as many of each
+                      type) and statistics (batch norm's, of a balanced mix of predicted types, mixed with the run's);
+                      with labelled cells head (the last layer, kept near the run's) and all (all layers).
+                      Default: with labelled cells head, unless cross-validation finds another method better beyond
+                      chance; without them self_training where 40 images name three types, most answers stay and
+                      mirrored and turned views agree no less, else statistics if they then agree more, else as_is
+      steps=100 learning_rate=3e-4   of training all layers
   It prints the choice ("use as is" or "adapt"), what that rests on, and which types to label more cells of.
-  The same stands, with the scores of every method, in DIR/adaptation.json and DIR/report.html. Training images of the
-  run are shown beside the laboratory's where its data set is at hand: so it forgets less.
+  The same stands, with the scores of every method, in DIR/adaptation.json and DIR/report.html. What the run keeps of
+  its training images stands beside the laboratory's, for all layers these images (if its data set is at hand): so it
+  forgets less. Types without a labelled cell keep their part of the last layer. The new run tells unfamiliar images and
+  sets of types by the labelled cells that were held out, or, without 20 of them, by the validation images of the run
+  that was adapted.
 
 example:
   python launchers/adapt.py run=shipped images=slides/today out=runs/our_lab

@@ -1,5 +1,6 @@
 """Adapting a trained classifier to a laboratory with what the laboratory has: images, labelled cells, or both."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import Topology
+from trainer.learners.choices import VIEWS
 from trainer.metrics.classification import epoch_scores
 from trainer.runs.shipped import run_or_shipped
 from trainer.tasks.classification.adaptation_choice import (
@@ -23,14 +25,11 @@ from trainer.tasks.classification.adaptation_choice import (
     trial,
     types_to_label,
 )
-from trainer.tasks.classification.adaptation_config import WITH_LABELS, AdaptConfig, Method
+from trainer.tasks.classification.adaptation_config import OWN_HEAD, SAME_FEATURES, WITH_LABELS, AdaptConfig, Method
 from trainer.tasks.classification.adaptation_data import Images, Laboratory, Numbers, open_laboratory, seed_of
 from trainer.tasks.classification.adaptation_evidence import (
     IMAGES,
-    VIEWS_COMPARED,
-    ZOOMS,
     best_by_evidence,
-    best_zoom,
     evidence_of,
     probabilities_of,
     unsure_types,
@@ -40,6 +39,7 @@ from trainer.tasks.classification.adaptation_methods import (
     HeadImages,
     answers_of,
     copy_weights,
+    features_of,
     few_of_each,
     fine_tune,
     last_layer,
@@ -57,14 +57,12 @@ from trainer.tasks.classification.adaptation_record import (
 from trainer.tasks.classification.adaptation_run import command_of, write_adapted_run
 from trainer.tasks.classification.calibration import load_calibration
 from trainer.tasks.classification.export import written_aside
+from trainer.tasks.classification.heads import Features
 from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.uncertainty import load_reference
 
 # Repeats of the cross-validation of a head, which takes a second.
 REPEATS = 3
-# Most unlabelled images that a network follows; ids are hashes, so the first are a random draw.
-LEARNED_FROM = 2000
-# Self-training takes unlabelled images with answers of at least this probability.
-CONFIDENT = 0.8
 
 
 def adapt(config: AdaptConfig, topology: Topology) -> Path:
@@ -109,133 +107,118 @@ class Adapter:
         home = laboratory.home
         self._home = None if home is None else home.chosen(few_of_each(home.labels, HOME_IMAGES))
         self.methods = possible_methods(trained, config.method, len(laboratory.labelled), len(laboratory.unlabelled))
-        images = laboratory.unlabelled if len(laboratory.unlabelled) else laboratory.labelled
-        self.looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
-        self.zoom = 1.0  # of every method but as_is
-        self._as_is: dict[float, torch.Tensor] = {}
+        images = laboratory.unlabelled
+        self._looked_at = images.chosen(np.arange(min(len(images), IMAGES)))
 
     def run(self) -> tuple[nn.Module, Adaptation, Trial | None]:
         """The adapted network, how it was chosen, and its method's answers to held-out cells."""
         labelled = self._laboratory.labelled
-        # Without labels, the zoom with the most information was a harmful one on one laboratory (tests/benchmarks).
-        if "scale" in self.methods and (len(labelled) or self._config.method == "scale"):
-            self.zoom = self._best_zoom()
         trials = self._trials() if len(labelled) else {}
         evidence = [] if trials else self._evidence()
         method, chosen_by = self._choose(trials, evidence)
-        if method == "as_is":
-            self.zoom = 1.0
         network = self.adapted(method, np.arange(len(labelled)))
         return network, self._record(method, chosen_by, trials, evidence, network), trials.get(method)
 
-    def _best_zoom(self) -> float:
-        """The zoom that the answers to the images speak for; their labels are not looked at."""
-        answers = {zoom: self.answers_as_is(zoom) for zoom in self.zooms}
-        return best_zoom(answers, self.looked_at.groups, self.temperature)
-
     def _evidence(self) -> list[Evidence]:
-        """What the unlabelled images say of each method. A zoom other than 1 has been chosen by the same."""
-        answers: dict[Method, torch.Tensor] = {"as_is": self.answers_as_is(1.0)}
-        for method in self.methods:
-            # Self-training makes a network sure of its answers, right or wrong: that says nothing for it.
-            skipped = method == "self_training" and self._config.method == "auto"
-            if not skipped and method not in answers and (method != "scale" or self.zoom != 1):
-                answers[method] = self.answers_to(self.adapted(method, np.arange(0)), self.zoom)
-        return evidence_of(answers, self.looked_at.groups, self._laboratory.cell_types, self.temperature)
+        """What the unlabelled images say of each method."""
+        none = np.arange(0)
+        answers = {method: self._to_unlabelled(method, self.adapted(method, none)) for method in self.methods}
+        return evidence_of(answers, self._looked_at.groups, self._laboratory.cell_types, self._temperature)
 
-    @property
-    def zooms(self) -> list[float]:
-        """Those that the images' borders allow."""
-        return [zoom for zoom in ZOOMS if zoom >= self.looked_at.least_zoom - 1e-6]
-
-    def answers_as_is(self, zoom: float) -> torch.Tensor:
-        """Those of the network as it is, computed once for each zoom."""
-        if zoom not in self._as_is:
-            self._as_is[zoom] = self.answers_to(self._network, zoom)
-        return self._as_is[zoom]
-
-    def answers_to(self, network: nn.Module, zoom: float) -> torch.Tensor:
-        """The answers to the images that are looked at without their labels."""
-        return answers_of(network, self.looked_at.zoomed(zoom), VIEWS_COMPARED)
+    def _to_unlabelled(self, method: Method, network: nn.Module) -> torch.Tensor:
+        """Answers of an adapted network to the unlabelled images."""
+        if method in SAME_FEATURES:
+            return self._unlabelled.answers(last_layer(network))
+        return answers_of(network, self._looked_at)
 
     @functools.cached_property
-    def temperature(self) -> float:
+    def _temperature(self) -> float:
         trained = self._trained
-        return load_calibration(trained.folder, trained.checkpoint.digest, VIEWS_COMPARED).temperature
+        return load_calibration(trained.folder, trained.checkpoint.digest, VIEWS[-1]).temperature
 
     def _trials(self) -> dict[Method, Trial]:
         """Each method's answers to labelled cells that it did not learn from."""
         labelled, cell_types = self._laboratory.labelled, self._laboratory.cell_types
-        trials: dict[Method, Trial] = {}
+        every, trials = np.arange(len(labelled)), dict[Method, Trial]()
         for method in self.methods:
             if method in WITH_LABELS:
                 repeats = REPEATS if method == "head" else 1
                 found = cross_validate(partial(self._answers, method), labelled, cell_types, repeats)
                 if found is not None:
                     trials[method] = found
-            elif method != "scale" or self.zoom != 1:
-                every = np.arange(len(labelled))
-                zoom = 1.0 if method == "as_is" else self.zoom
-                answers = answers_of(self.adapted(method, every[:0]), labelled.zoomed(zoom))
-                trials[method] = trial(answers, labelled, every, cell_types)
-                if method == "scale" and self._config.method == "auto" and best_method(trials) == "as_is":
-                    self.zoom = 1.0  # the labels speak against it
+            else:
+                trials[method] = trial(self._answers(method, every[:0], every), labelled, every, cell_types)
         return trials
 
     def _choose(self, trials: Mapping[Method, Trial], evidence: list[Evidence]) -> tuple[Method, str]:
         """The method, and what it was chosen by."""
         asked = self._config.method
         if asked != "auto":
-            return "as_is" if asked == "scale" and self.zoom == 1 else asked, f"method={asked}"
+            return asked, f"method={asked}"
         if not trials:
-            return best_by_evidence(evidence), "the answers to unlabelled images"
+            return best_by_evidence(evidence, len(self._home_features[1]) > 0), "the answers to unlabelled images"
         if not set(WITH_LABELS) & set(trials):
             return "head", "default for labelled cells of one patient or slide, of which none can be held out"
-        return best_method(trials), "cross-validation on the labelled cells"
+        return best_method(trials, self._laboratory.labelled.labels), "cross-validation on the labelled cells"
 
     def _answers(self, method: Method, rest: Numbers, held: Numbers) -> torch.Tensor:
-        held_out = self._laboratory.labelled.zoomed(self.zoom).chosen(held)
-        return answers_of(self.adapted(method, rest), held_out)
+        """Answers to the labelled cells `held`, of which the method does not learn."""
+        if method in SAME_FEATURES:
+            return self._labelled.answers(self._head(method, rest))[held]
+        return answers_of(self.adapted(method, rest), self._laboratory.labelled.chosen(held))
 
     def adapted(self, method: Method, rows: Numbers) -> nn.Module:
         """The network adapted by a method to these rows of the labelled cells, or to the unlabelled images."""
-        if method in ("as_is", "scale"):
-            return self._network
-        if method == "head":
-            return with_head(self._network, self._heads.fit(rows, last_layer(self._network)))
+        if method in SAME_FEATURES:
+            return with_head(self._network, self._head(method, rows))
         if method == "all":
-            begun, cells = self.adapted("head", rows), self._laboratory.labelled.zoomed(self.zoom).chosen(rows)
-            return self._tuned(begun, cells, f"all layers, {len(rows)} labelled cells")
-        unlabelled = self._laboratory.unlabelled.zoomed(self.zoom)
-        unlabelled = unlabelled.chosen(np.arange(min(len(unlabelled), LEARNED_FROM)))
-        probabilities = probabilities_of(answers_of(self._network, unlabelled, VIEWS_COMPARED), self.temperature)
-        labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        if method == "statistics":
-            return mixed_statistics(self._network, unlabelled, labels, seed_of(self._config, method))
-        rows = np.flatnonzero(confidence >= CONFIDENT)
-        if not len(rows):
-            return self._network
-        rows = rows[few_of_each(labels[rows], -(-len(rows) // len(np.unique(labels[rows]))))]
-        return self._tuned(self._network, unlabelled.chosen(rows).labelled_as(labels[rows]), "self-training")
+            begun, cells = self.adapted("head", rows), self._laboratory.labelled.chosen(rows)
+            return fine_tune(
+                begun,
+                cells,
+                self._home,
+                steps=self._config.steps,
+                learning_rate=self._config.learning_rate,
+                seed=seed_of(self._config, "all", len(rows)),
+                description=f"all layers, {len(rows)} labelled cells",
+            )
+        answers = self._unlabelled.answers(self._own_head).mean(dim=1).argmax(dim=1).numpy()
+        return mixed_statistics(self._network, self._looked_at, answers, seed_of(self._config, method))
 
-    def _tuned(self, network: nn.Module, images: Images, description: str) -> nn.Module:
-        config = self._config
-        seed = seed_of(config, description, len(images))
-        return fine_tune(
-            network,
-            images,
-            self._home,
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-            seed=seed,
-            description=description,
-        )
+    def _head(self, method: Method, rows: Numbers) -> nn.Linear:
+        """The last layer by a method that changes no other, on the CPU."""
+        if method == "head":
+            return self._labelled.fit(rows, self._own_head)
+        if method == "self_training":
+            return self._unlabelled.self_trained(self._own_head, self._temperature)
+        return self._own_head
 
     @functools.cached_property
-    def _heads(self) -> HeadImages:
-        """At the zoom that stands when the first head is fitted; it does not change afterwards."""
-        labelled = self._laboratory.labelled.zoomed(self.zoom)
-        return HeadImages.of(self._network, labelled, self._home, seed_of(self._config, "head"))
+    def _own_head(self) -> nn.Linear:
+        return copy.deepcopy(last_layer(self._network)).cpu()
+
+    @functools.cached_property
+    def _labelled(self) -> HeadImages:
+        return self._features(self._laboratory.labelled)
+
+    @functools.cached_property
+    def _unlabelled(self) -> HeadImages:
+        return self._features(self._looked_at)
+
+    def _features(self, images: Images) -> HeadImages:
+        return HeadImages(features_of(self._network, images, VIEWS[-1]), images.labels, *self._home_features)
+
+    @functools.cached_property
+    def _home_features(self) -> tuple[Features, Numbers]:
+        """Features [m, d] and types [m]: means of each type that the run keeps, else those of its training images."""
+        types, trained = self._laboratory.cell_types, self._trained
+        reference = load_reference(trained.folder, trained.checkpoint.digest)
+        if reference is not None:
+            known = np.array([types.index(name) for name in trained.cell_types])
+            return reference.distance.type_means().numpy(), known
+        if self._home is not None:
+            return features_of(self._network, self._home)[:, 0], self._home.labels
+        return np.empty((0, self._own_head.in_features), np.float32), np.empty(0, np.int64)
 
     def _record(
         self,
@@ -258,20 +241,20 @@ class Adapter:
         ]
         to_label = types_to_label(laboratory.labelled, trials.get(method), laboratory.cell_types)
         if len(laboratory.unlabelled):
-            probabilities = probabilities_of(self.answers_to(network, self.zoom), self.temperature)
+            temperature = self._temperature if method in OWN_HEAD else 1.0
+            probabilities = probabilities_of(self._to_unlabelled(method, network), temperature)
             to_label = unsure_types(probabilities, laboratory.cell_types) | to_label
         return Adaptation(
             source=str(trained.folder),
             source_checkpoint=trained.checkpoint.digest,
             method=method,
             chosen_by=chosen_by,
-            zoom=self.zoom,
             labelled=labelled,
             unlabelled=len(laboratory.unlabelled),
             methods=scores,
             evidence=evidence,
             home=self._home_scores(network),
-            home_shown=self._home is not None and method in ("head", "all", "self_training"),
+            home_shown=self._home is not None and method not in OWN_HEAD,
             advice=advise(method, scores, evidence, to_label),
             command=command_of(self._config),
         )

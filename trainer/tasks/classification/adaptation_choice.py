@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 
 from data_pipeline.errors import UserError
@@ -15,6 +16,7 @@ from trainer.tasks.classification.adaptation_config import METHODS, WITH_LABELS,
 from trainer.tasks.classification.adaptation_data import Images, Numbers
 from trainer.tasks.classification.adaptation_methods import batch_norms, last_layer
 from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.views import mean_log_probabilities
 
 FOLDS = 3
 # Below these a type is named among those to label more cells of.
@@ -40,7 +42,7 @@ def possible_methods(trained: TrainedClassifier, choice: Choice, labelled: int, 
         refused["statistics"] = f"{trained.folder} has no batch norms that follow running statistics of training"
     if isinstance(trained.network, FittedClassifier):
         why = f"the features of {trained.folder} are frozen: take method=head, or train a run that is not frozen"
-        refused |= dict.fromkeys(("statistics", "self_training", "all"), why)
+        refused |= dict.fromkeys(("statistics", "all"), why)
     if choice == "auto":
         return [method for method in METHODS if method not in refused]
     if choice in refused:
@@ -50,15 +52,23 @@ def possible_methods(trained: TrainedClassifier, choice: Choice, labelled: int, 
 
 @dataclass(frozen=True)
 class Trial:
-    """Answers of one method to labelled cells that it had not seen, and the scores of the first view of each."""
+    """Answers of one method to labelled cells that it had not seen, and the scores of the mean over their views."""
 
-    answers: torch.Tensor  # log probabilities float32 [repeats * n, views, types]
-    labels: Numbers  # [repeats * n]
+    rows: Numbers  # [m], of the labelled cells; a row is there once for each repeat of a cross-validation
+    answers: torch.Tensor  # log probabilities float32 [m, views, types]
+    labels: Numbers  # [m]
     scores: Scores
 
     @property
-    def balanced_accuracy(self) -> float:
-        return float(self.scores["balanced_accuracy"].value or 0.0)
+    def right(self) -> NDArray[np.float64]:
+        """Share of right answers to each labelled cell [n], over the repeats."""
+        right = mean_log_probabilities(self.answers).argmax(dim=1).numpy() == self.labels
+        return np.asarray(np.bincount(self.rows, right) / np.bincount(self.rows))
+
+    def once(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Answers [n, views, types] and labels int64 [n] of the first repeat, in the order of the labelled cells."""
+        first = np.unique(self.rows, return_index=True)[1]
+        return self.answers[first], torch.from_numpy(self.labels[first])
 
 
 def folds(images: Images, repeat: int) -> Iterator[tuple[Numbers, Numbers]]:
@@ -94,12 +104,30 @@ def cross_validate(
 def trial(answers: torch.Tensor, images: Images, rows: Numbers, cell_types: Sequence[str]) -> Trial:
     """Score the answers to these rows of the images; a row may be there several times."""
     labels, groups = images.labels[rows], [images.groups[row] for row in rows]
-    return Trial(answers, labels, score(answers[:, 0].double().softmax(dim=1).numpy(), labels, groups, cell_types))
+    probabilities = mean_log_probabilities(answers).double().softmax(dim=1).numpy()
+    return Trial(rows, answers, labels, score(probabilities, labels, groups, cell_types))
 
 
-def best_method(trials: Mapping[Method, Trial]) -> Method:
-    """The method with the highest balanced accuracy, of equal ones the first."""
-    return max(trials, key=lambda method: trials[method].balanced_accuracy)
+def best_method(trials: Mapping[Method, Trial], labels: Numbers) -> Method:
+    """The method to use, by answers to the same labelled cells; labels [n]: of these.
+
+    It is the head if there is one, else as_is, unless another is better on the same cells by more than the standard
+    error of the difference.
+    """
+    best: Method = "head" if "head" in trials else "as_is"
+    for method in trials:
+        gain, error = paired_gain(trials[method].right - trials[best].right, labels)
+        if gain > error:
+            best = method
+    return best
+
+
+def paired_gain(differences: NDArray[np.float64], labels: Numbers) -> tuple[float, float]:
+    """Mean over types of the differences [n] on the cells of each, and its standard error."""
+    each = [differences[labels == label] for label in np.unique(labels)]
+    # One cell says nothing of the spread: that of a coin is assumed.
+    variances = [part.var(ddof=1) / len(part) if len(part) > 1 else 0.25 for part in each]
+    return float(np.mean([part.mean() for part in each])), float(np.sqrt(np.sum(variances)) / len(each))
 
 
 def types_to_label(images: Images, chosen: Trial | None, cell_types: Sequence[str]) -> dict[str, str]:

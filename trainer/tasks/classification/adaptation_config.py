@@ -5,12 +5,16 @@ from typing import Literal, get_args
 
 from data_pipeline.dataset_config import DatasetConfig
 
-Method = Literal["as_is", "scale", "statistics", "self_training", "head", "all"]
-Choice = Literal["auto", "as_is", "scale", "statistics", "self_training", "head", "all"]
+Method = Literal["as_is", "statistics", "self_training", "head", "all"]
+Choice = Literal["auto", "as_is", "statistics", "self_training", "head", "all"]
 METHODS: tuple[Method, ...] = get_args(Method)
-# What each of them learns from; as_is and scale look at any images.
+# What each of them learns from.
 WITH_LABELS: tuple[Method, ...] = ("head", "all")
 WITH_UNLABELLED: tuple[Method, ...] = ("statistics", "self_training")
+# Those that leave every layer but the last as it is.
+SAME_FEATURES: tuple[Method, ...] = ("as_is", "self_training", "head")
+# Those that leave the last layer as it is.
+OWN_HEAD: tuple[Method, ...] = ("as_is", "statistics")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from data_pipeline.stream.stream import Stream, Topology
 from trainer.runs.provenance import learned_by_run
 from trainer.tasks.classification.adaptation_config import AdaptConfig
 from trainer.tasks.classification.load import TrainedClassifier
+from trainer.tasks.classification.scale import nucleus_of_domain
 
 # Name of the data set that is built of a laboratory's raw images, in the new run; and of their domain.
 FOLDER = "laboratory"
@@ -56,18 +57,6 @@ class Images:
     def labelled_as(self, labels: Numbers) -> "Images":
         """The same images with other labels."""
         return dataclasses.replace(self, labels=labels)
-
-    def zoomed(self, zoom: float) -> "Images":
-        """The same images with this much smaller a part of their sides kept; below 1 a larger part."""
-        if zoom == 1:
-            return self
-        crop = {name: min(1.0, self.config.crop.get(name, 1.0) / zoom) for name in self.config.domains or ()}
-        return dataclasses.replace(self, config=dataclasses.replace(self.config, crop=crop))
-
-    @property
-    def least_zoom(self) -> float:
-        """The zoom that keeps the whole of the images; above it their middle is kept."""
-        return max(self.config.crop.get(name, 1.0) for name in self.config.domains or ("",))
 
     def read(self, batch: int = 64) -> Iterator[torch.Tensor]:
         """Each image once, as it is, in order."""
@@ -127,7 +116,7 @@ def open_laboratory(trained: TrainedClassifier, config: AdaptConfig, folder: Pat
     named = set(rows[~empty]["cell_type"])
     cell_types = tuple(name for name in CELL_TYPES if name in trained.cell_types or name in named)
     known = sorted(set(rows["domain"]))
-    crop = {domain: share for domain in known if (share := trained.crop_of(domain)) != 1}
+    crop = {domain: share for domain in known if (share := crop_of(trained, dataset, domain)) != 1}
     data = dataclasses.replace(trained.config.data, domains=known, cell_types=None, crop=crop, order="global")
     home, validation = images_of_home(trained, cell_types, topology)
     return Laboratory(
@@ -137,6 +126,12 @@ def open_laboratory(trained: TrainedClassifier, config: AdaptConfig, folder: Pat
         home,
         validation,
     )
+
+
+def crop_of(trained: TrainedClassifier, dataset: Dataset, domain: str) -> float:
+    """Share of the sides that is kept of a domain's images: as evaluate.py and predict.py keep, by nuclei or not."""
+    by_nuclei = trained.config.nucleus_share is not None and not trained.knows(domain)
+    return trained.crop_of(domain, nucleus_of_domain(dataset, domain) if by_nuclei else None)
 
 
 def _build(trained: TrainedClassifier, config: AdaptConfig, folder: Path) -> Dataset:

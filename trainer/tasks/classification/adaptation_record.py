@@ -12,7 +12,6 @@ from trainer.tasks.classification.adaptation_config import Method
 FILE = "adaptation.json"
 WORDS: Mapping[Method, str] = {
     "as_is": "as is",
-    "scale": "another zoom",
     "statistics": "batch-norm statistics",
     "self_training": "self-training",
     "head": "head",
@@ -34,10 +33,9 @@ class Evidence:
     """What the answers of one method to unlabelled images say: how sure and how steady they are, not how right."""
 
     method: Method
-    information: float  # mutual information of image and answer, in nats
-    gain: Estimate  # of information, against as_is; over groups
     confidence: float  # mean calibrated probability of the answers
     agreement: float  # share of mirrored and turned views whose answer is that of all views together
+    gain: Estimate  # of agreement, against as_is; over groups
     unchanged: float  # share of images with the same answer as by as_is
     answers: dict[str, int]  # type -> images
 
@@ -59,7 +57,6 @@ class Adaptation:
     source_checkpoint: str  # first digits of its SHA-256
     method: Method
     chosen_by: str
-    zoom: float  # of the laboratory's images, beside those of the run; above 1: a smaller part of their middle is kept
     labelled: dict[str, int]  # type -> labelled cells; types of the classifier without one are there, too
     unlabelled: int
     methods: list[MethodScores]  # empty without labelled cells
@@ -82,20 +79,18 @@ def advise(
     lines = ["use as is: nothing that was tried is better" if method == "as_is" else f"adapt: {WORDS[method]}"]
     if scores:
         each = "; ".join(f"{WORDS[each.method]} {each.balanced_accuracy.format(brackets=True)}" for each in scores)
-        lines.append(f"balanced accuracy on labelled cells that were held out, in per cent: {each}")
+        lines.append(f"balanced accuracy on labelled cells that were held out, in per cent, with views=8: {each}")
         if len(scores) > 1:
-            lines.append(
-                f"the best of {len(scores)} was chosen on the cells that it is scored on, so its score is a little too "
-                "high: score it on cells that were kept apart"
-            )
+            lines.append("the choice saw these cells, so its score is a little too high: score it on cells kept apart")
     elif evidence:
         each = "; ".join(
-            f"{WORDS[each.method]} {each.information:.2f} (mean confidence {100 * each.confidence:.0f} %, "
-            f"{100 * each.agreement:.0f} % of mirrored and turned views agree)"
+            f"{WORDS[each.method]} {100 * each.agreement:.0f} % (mean confidence {100 * each.confidence:.0f} %, "
+            f"{100 * each.unchanged:.0f} % of answers as before)"
             for each in evidence
         )
-        lines.append(f"information of the answers to unlabelled images, in nats: {each}")
+        lines.append(f"mirrored and turned views of unlabelled images that agree: {each}")
         lines.append("how sure and steady answers are says little of how right they are: label 10 cells of each type")
+    lines.append("predict and score with views=8, with which the choice was made")
     if to_label:
         named = ", ".join(f"{name} ({why})" for name, why in to_label.items())
         lines.append(f"label 10 more of these types, if they occur: {named}")
@@ -108,23 +103,17 @@ def table_of(adaptation: Adaptation) -> tuple[str, list[str], list[list[str]]]:
         rows = [
             [
                 _named(each.method, adaptation),
-                f"{each.information:.3f}",
-                each.gain.format(brackets=True, factor=1, digits=3),
-                *(f"{100 * value:.1f} %" for value in (each.confidence, each.agreement, each.unchanged)),
+                *(f"{100 * value:.1f} %" for value in (each.agreement, each.confidence, each.unchanged)),
+                each.gain.format(brackets=True),
                 ", ".join(f"{count} {name}" for name, count in each.answers.items() if count),
             ]
             for each in adaptation.evidence
         ]
-        head = [
-            "method",
-            "information, nats",
-            "gain",
-            "confidence, %",
-            "views that agree, %",
-            "unchanged, %",
-            "answers",
-        ]
-        return "Answers to unlabelled images; gain of information with its 95 % interval over groups.", head, rows
+        head = ["method", "views that agree", "confidence", "unchanged", "gain", "answers"]
+        caption = (
+            "Answers to unlabelled images; gain: of views that agree, in points with its 95 % interval over groups."
+        )
+        return caption, head, rows
     types = [name for name, count in adaptation.labelled.items() if count]
     rows = [
         [
@@ -151,7 +140,6 @@ def facts_of(adaptation: Adaptation) -> list[tuple[str, str]]:
     facts = [
         ("adapted from", f"{adaptation.source}, checkpoint {adaptation.source_checkpoint}"),
         ("method", f"{WORDS[adaptation.method]}, chosen by {adaptation.chosen_by}"),
-        ("zoom", f"{adaptation.zoom:g}"),
         ("labelled cells", cells or "none"),
         ("unlabelled images", str(adaptation.unlabelled)),
     ]

@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from data_pipeline.learned_images import LearnedImages, Role
@@ -17,9 +16,10 @@ from trainer.runs.provenance import learned_by_weights
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import save_training_data
 from trainer.tasks.classification.adaptation_choice import Trial
-from trainer.tasks.classification.adaptation_config import AdaptConfig
+from trainer.tasks.classification.adaptation_config import OWN_HEAD, AdaptConfig, Method
 from trainer.tasks.classification.adaptation_data import FOLDER, Laboratory
 from trainer.tasks.classification.adaptation_record import FILE, Adaptation
+from trainer.tasks.classification.adaptation_uncertainty import adapted_reference
 from trainer.tasks.classification.calibration import (
     Calibration,
     fit_temperature,
@@ -29,6 +29,7 @@ from trainer.tasks.classification.calibration import (
 from trainer.tasks.classification.load import TrainedClassifier
 from trainer.tasks.classification.model_card import write_model_card
 from trainer.tasks.classification.report import write_run_report
+from trainer.tasks.classification.uncertainty import save_reference
 from trainer.tasks.classification.views import mean_log_probabilities
 
 
@@ -46,7 +47,7 @@ def write_adapted_run(
     chosen: the chosen method's answers to cells that it had not learned from; None: nothing was held out.
     """
     dataset = laboratory.labelled.dataset
-    data = laboratory.labelled.zoomed(record.zoom).config
+    data = laboratory.labelled.config
     address = str((out / FOLDER).resolve()) if (folder / FOLDER).exists() else dataset.address
     config = dataclasses.replace(
         trained.config,
@@ -74,26 +75,29 @@ def write_adapted_run(
     store.save(1, checkpoint_state(learners, {}, Progress(1, best_epoch=0), fingerprint), best=True)
     checkpoint = store.best()
     assert checkpoint is not None
-    save_calibration(folder, *_calibrations(trained, laboratory, chosen, checkpoint.digest))
+    save_calibration(folder, *_calibrations(trained, record.method, chosen, checkpoint.digest))
+    reference = adapted_reference(trained, laboratory, record.method, network, chosen, checkpoint.digest)
+    if reference is not None:
+        save_reference(folder, reference)
     write_json(folder / FILE, to_json(record))
     save_training_data(folder, dataset, data)
     write_model_card(folder)
     write_run_report(folder)
 
 
-def _calibrations(
-    trained: TrainedClassifier, laboratory: Laboratory, chosen: Trial | None, digest: str
-) -> list[Calibration]:
+def _calibrations(trained: TrainedClassifier, method: Method, chosen: Trial | None, digest: str) -> list[Calibration]:
     """For each number of views a temperature fitted to labelled cells that the network had not learned from.
 
-    Without such cells they are the run's own.
+    Without such cells it is the run's own, where the last layer is, else 1.
     """
     if chosen is None:
+        remark = "no labelled cells were held out"
+        if method not in OWN_HEAD:
+            return [Calibration(remark=f"temperature left at 1: {remark}", checkpoint=digest, views=n) for n in VIEWS]
         own = [load_calibration(trained.folder, trained.checkpoint.digest, count) for count in VIEWS]
-        remark = "the temperature of the run that was adapted: no labelled cells were held out"
+        remark = f"the temperature of the run that was adapted: {remark}"
         return [dataclasses.replace(each, remark=remark, checkpoint=digest) for each in own]
-    once = len(laboratory.labelled)  # the first repeat of the cross-validation
-    answers, labels = chosen.answers[:once], torch.from_numpy(chosen.labels[:once])
+    answers, labels = chosen.once()
     return [fit_temperature(mean_log_probabilities(answers[:, :count]), labels, digest, count) for count in VIEWS]
 
 

@@ -64,7 +64,8 @@ def predict_images(
         alone = "" if len(runs) == 1 else ", or they have no validation images in common"
         print(
             f"warning: no unfamiliarity and no sets of types: no {UNCERTAINTY_FILE} of its checkpoint in {names}{alone}"
-            " (exports and naive Bayes have none): train_classifier.py, given the run's command again, writes it",
+            " (exports and naive Bayes have none, nor have runs of adapt.py without 20 labelled cells or the data set "
+            "of their run): train_classifier.py, given the run's command again, writes it",
             file=sys.stderr,
         )
     frame = _predict(

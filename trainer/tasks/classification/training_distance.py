@@ -6,6 +6,7 @@ over stages (as Lee et al. 2018, arXiv 1807.03888) also notices what the last fe
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,12 @@ class TrainingDistance(nn.Module):
         """
         parts = zip(features.split(list(sizes), dim=1), validation.split(list(sizes), dim=1), strict=True)
         return cls([LayerDistance.fit(trained, labels, held_out) for trained, held_out in parts])
+
+    def type_means(self) -> Tensor:
+        """Mean features [types, c] of each type's training images in the last layer, by the kept directions."""
+        last: Any = self.layers[-1]
+        means: Tensor = last.mean + last.centres @ torch.linalg.pinv(last.within)
+        return means
 
     def forward(self, features: Tensor) -> Tensor:
         parts = features.split(self._sizes, dim=1)
