@@ -1,6 +1,7 @@
 """Names of domains, the stains of images."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names
@@ -15,6 +16,7 @@ def refuse_unknown_domains(domains: Iterable[str], known: Iterable[str], where: 
             raise UserError(f"{where}: no domain {domain!r} here{hint}; use one of {', '.join(here)}")
 
 
-def ranked_domains(counts: Mapping[str, int]) -> list[str]:
-    """The domains of these numbers of images, domain A first: Barcelona's, as in the thesis, else the largest."""
+def ranked_domains(images: Iterable[str]) -> list[str]:
+    """The domains of these images, domain A first: Barcelona, as in the thesis, else the one with the most images."""
+    counts = Counter(images)
     return sorted(counts, key=lambda name: (name != "barcelona", -counts[name], name))

@@ -15,11 +15,13 @@ class GeneratorConfig:
 
     width: int = 64  # channels of every layer but the last
     latent_size: int = 128  # normal numbers of one image, beside its type
-    blocks: list[int] = field(default_factory=lambda: [2, 4, 2])  # residual blocks at S/4, at S/2 and at S
+    # Residual blocks at S/4, at S/2 and at S. With more counts it starts smaller, five at S/16: parts of an image that
+    # belong together, such as a red cell's rim, are then made together.
+    blocks: list[int] = field(default_factory=lambda: [2, 4, 2])
     norm: Norm = "none"  # "batch" takes statistics over all images of a call
 
     def __post_init__(self) -> None:
-        _check(self, "generator", "width", "latent_size")
+        _check(self, "generator", "width", "latent_size", most=6)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class ClassifierConfig(CriticConfig):
     group: ClassVar[str] = "classifier"
 
 
-def _check(config: Any, group: str, *counts: str) -> None:
-    """ModelError for an unknown choice, a count below 1, or blocks that are not three counts, at least one above 0."""
+def _check(config: Any, group: str, *counts: str, most: int = 3) -> None:
+    """ModelError for an unknown choice, a count below 1, or blocks that are not three to `most` counts, one above 0."""
     check_choices(config, group)
     for name in counts:
         check_at_least_one(config, group, name)
     blocks = list(config.blocks)
-    if len(blocks) != 3 or min(blocks) < 0 or not any(blocks):
-        raise ModelError(f"{group}.blocks={blocks}: give three counts that are not all 0, [2, 4, 2] for example")
+    if not 3 <= len(blocks) <= most or min(blocks) < 0 or not any(blocks):
+        many = "three" if most == 3 else f"three to {most}"
+        raise ModelError(f"{group}.blocks={blocks}: give {many} counts that are not all 0, [2, 4, 2] for example")

@@ -17,8 +17,8 @@ _LAST_GAIN = 0.5
 
 
 def build_generator(config: GeneratorConfig, image_size: int, classes: int) -> "Generator":
-    """The generator of table 10. classes: number of types, 0 for none. ModelError unless 4 divides image_size."""
-    check_size(image_size)
+    """The generator of table 10. classes: number of types, 0 for none. ModelError unless its first map is whole."""
+    check_size(image_size, 2 ** (len(config.blocks) - 1))
     return Generator(config, image_size, classes)
 
 
@@ -37,11 +37,13 @@ def build_classifier(config: ClassifierConfig, image_size: int, classes: int) ->
     return Critic(config, image_size, classes, 0)
 
 
-def check_size(image_size: int) -> None:
-    """ModelError unless 4 divides the size: the generator starts at a quarter of it."""
-    if image_size < 4 or image_size % 4:
-        nearest = max(4, 4 * round(image_size / 4))
-        raise ModelError(f"images of {image_size} pixels: the side must be a multiple of 4; {nearest} is the nearest")
+def check_size(image_size: int, part: int = 4) -> None:
+    """ModelError unless `part` divides the size: the generator starts at a quarter of it, or at less."""
+    if image_size < part or image_size % part:
+        nearest = max(part, part * round(image_size / part))
+        raise ModelError(
+            f"images of {image_size} pixels: the side must be a multiple of {part}; {nearest} is the nearest"
+        )
 
 
 class ResidualBlock(nn.Module):
@@ -76,13 +78,14 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, image_size: int, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self._shape = (config.width, image_size // 4, image_size // 4)
+        side = image_size // 2 ** (len(config.blocks) - 1)
+        self._shape = (config.width, side, side)
         self.linear = nn.Linear(config.latent_size + classes, math.prod(self._shape))
         layers: list[nn.Module] = []
         for number, blocks in enumerate(config.blocks):
             layers += [ResidualBlock(config.width, config.norm, transposed=True) for _ in range(blocks)]
             layers += [normalization(config.norm, config.width), nn.LeakyReLU(SLOPE)]
-            if number < 2:
+            if number < len(config.blocks) - 1:
                 bias = config.norm == "none"
                 layers.append(nn.ConvTranspose2d(config.width, config.width, 5, 2, 2, 1, bias=bias))
         self.trunk = nn.Sequential(*layers)

@@ -33,6 +33,7 @@ SHOWN = [
     *(f"figure {number}" for number in range(59, 63)),
     "thesis 57.82",
     "Between two laboratories",
+    "CONTROL: accuracy",
 ]
 
 

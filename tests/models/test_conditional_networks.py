@@ -47,6 +47,15 @@ def test_every_size_that_four_divides_makes_images_and_scores(size: int, norm: A
     assert build_classifier(ClassifierConfig(width=4, hidden=6), size, 3)(images).shape == (2, 3)
 
 
+def test_a_generator_of_five_levels_starts_at_a_sixteenth() -> None:
+    config = GeneratorConfig(width=4, latent_size=5, blocks=[1, 0, 1, 0, 1])
+    generator = build_generator(config, 48, 3)
+    assert generator.linear.out_features == 4 * 3 * 3
+    assert generator(torch.randn(2, 5), torch.tensor([0, 2])).shape == (2, 3, 48, 48)
+    with pytest.raises(ModelError, match="images of 40 pixels: the side must be a multiple of 16; 32 is the nearest"):
+        build_generator(config, 40, 3)
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_every_weight_learns(norm: Any) -> None:
     """A bias that a norm takes away again would have no gradient but rounding, which Adam blows up to full steps."""

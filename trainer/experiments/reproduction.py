@@ -92,15 +92,14 @@ class Reproduction:
     def direction(self) -> str:
         """Which images take which stain, in words."""
         a, b = self.stains
-        full = self.ablation.arms[0].dataset
-        (stage,) = (each for each in in_order([full]) if each.launcher == "normalize_stains")
+        (stage,) = (each for each in self.ablation.stages if each.launcher == "normalize_stains")
         policy = stage.settings.policy
         if policy in ("to_a", "to_b"):
             return f"all images take the stain of {a if policy == 'to_a' else b}"
         told = "its label, in training images alone" if policy == "thesis" else "the type that a first classifier names"
         return (
-            f"by {told}: {', '.join(TO_A)} of {b} take the stain of {a}, {', '.join(TO_B)} of {a} that of {b}, "
-            "all others stay as they are"
+            f"by {told}: {', '.join(TO_A)} of {b} take the stain of {a}, {', '.join(TO_B)} of {a} that of {b} (so "
+            "says section 4.1, whose reason its tables 2 and 3 contradict), all others stay as they are"
         )
 
     def counts(self) -> str:

@@ -180,7 +180,8 @@ def _control(summary: ReproductionSummary) -> Section:
     blocks: list[Block] = [
         Text(
             "No score: under this protocol images of one patient, copies of one original and images of one generator "
-            "are trained on and tested on. It shows how much of the thesis's gain the protocol alone gives.",
+            "are trained on and tested on. It shows how much of the thesis's gain the protocol alone gives. The data "
+            "are those of the ablation's arms, whose generators have not seen the test images of that ablation.",
             warning=True,
         ),
         control_table(summary),

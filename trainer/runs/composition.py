@@ -1,7 +1,9 @@
 """A launcher's arguments over its files of configs/ as a typed configuration."""
 
+import copy
+import functools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +32,7 @@ def read_config(kind: type[Config], name: str, arguments: Sequence[str]) -> Conf
         else:
             choices[key] = _checked_choice(key, value)
     told = read_arguments(kind, own)
-    values = _compose(name, choices)
+    values = copy.deepcopy(_compose(CONFIGS, name, tuple(choices.items())))
     lay_over(values, told)
     return typed(kind, values, "")
 
@@ -51,16 +53,17 @@ def _checked_choice(group: str, choice: str) -> str:
     return choice
 
 
-def _compose(name: str, choices: Mapping[str, str]) -> dict[str, Any]:
-    """`configs/<name>.yaml` and the files of its groups as plain values."""
+@functools.cache  # the stages of an experiment differ in other arguments, and Hydra takes its time
+def _compose(configs: Path, name: str, choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """`configs/<name>.yaml` and the files of its groups as plain values, which a caller must not change."""
     # Here: neither --help nor a wrong argument waits for Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     try:
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            composed = compose(name, overrides=[f"{group}='{choice}'" for group, choice in choices.items()])
+        with initialize_config_dir(str(configs), version_base=None):
+            composed = compose(name, overrides=[f"{group}='{choice}'" for group, choice in choices])
     except HydraException as error:
         raise UserError(f"configs/{name}.yaml: {' '.join(str(error.__cause__ or error).split())}") from error
     return typing.cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))

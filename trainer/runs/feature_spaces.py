@@ -6,28 +6,20 @@ from typing import Any
 from data_pipeline.learned_images import LearnedImages
 from trainer.metrics.feature_space import ClassifierFeatures, FeatureSpace, InceptionFeatures, RandomFeatures
 from trainer.runs import registry
-from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run
 
 
-def open_space(features: str | None) -> tuple[FeatureSpace, tuple[str, ...]]:
-    """The space of `features`, and the types of its probabilities: None where it is no classifier of cells.
+def open_space(features: str | None, inception_weights: str | None = None) -> tuple[FeatureSpace, tuple[str, ...]]:
+    """The space of `features`, and the cell types of its probabilities: none where it is no classifier of cells.
 
-    features: null for a random network, inception, or a classifier's run.
+    features: null for a random network, inception, or the directory of a classifier's run.
     """
     if features is None:
         return RandomFeatures(), ()
     if features == "inception":
-        return InceptionFeatures(), ()
+        return InceptionFeatures(inception_weights), ()
     trained = registry.task("classification").load(Path(features))
     return classifier_features(trained), tuple(trained.cell_types)
-
-
-def feature_space(features: str, config: EvaluateConfig) -> FeatureSpace:
-    """The space of `features`: inception, or the directory of a classifier's run."""
-    if features == "inception":
-        return InceptionFeatures(config.inception_weights)
-    return classifier_features(registry.task("classification").load(Path(features)))
 
 
 def classifier_features(trained: Any) -> ClassifierFeatures:
@@ -36,8 +28,8 @@ def classifier_features(trained: Any) -> ClassifierFeatures:
     return ClassifierFeatures(trained.layers, name, trained.config.data.image_size)
 
 
-def learned_by_features(features: str) -> LearnedImages:
-    """Training images of a feature space; FID's network has seen no blood cells."""
-    if features == "inception":
+def learned_by_features(features: str | None) -> LearnedImages:
+    """Training images of a feature space; FID's network has seen no blood cells, a random one no image."""
+    if features in (None, "inception"):
         return LearnedImages()
-    return learned_by_run(Path(features)).of_role("trained").through(f"{features} (features=)")
+    return learned_by_run(Path(str(features))).of_role("trained").through(f"{features} (features=)")

@@ -80,7 +80,7 @@ def test_the_thesis_on_the_full_downloads_is_planned_as_it_says(
         assert lines[0] == (
             "A=barcelona, B=munich; by the type that a first classifier names: basophil, eosinophil, erythroblast, "
             "immature granulocyte, monocyte of munich take the stain of barcelona, lymphocyte of barcelona that of "
-            "munich, all others stay as they are"
+            "munich (so says section 4.1, whose reason its tables 2 and 3 contradict), all others stay as they are"
         )
         assert lines[2] == "sizes: stored 128, stain 128, conditional 128, few shot 128, classifier 224"
         assert "warning" not in lines[3]

@@ -22,6 +22,17 @@ from trainer.reports.thesis_tables import sweep_number
 LABELS = np.tile(np.arange(3), 20)
 GROUPS = [f"lab/{group}" for group in range(20) for _ in range(3)]
 
+GE = "senet154_ge_thesis"
+# A sweep of the thesis's own models.
+THESIS = {
+    "fixed": [f"model={GE}"],
+    "ablation": {
+        "stain": ["model=w_cyclegan_gp_thesis"],
+        "conditional": ["model=c_wgan_gp_thesis"],
+        "few_shot": ["model=few_shot_meta_thesis"],
+    },
+}
+
 
 def finished(sweep: Path, arm: str, seed: int, share: float, **values: object) -> ClassifierEvaluation:
     """A finished trial with a share of right answers; its evaluation's record."""
@@ -38,7 +49,7 @@ def table(page: Page, first: str, second: str) -> list[list[str]]:
 
 def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
     """Arms that are not there yet, and trials that failed, stand in the page by name."""
-    write_sweep(tmp_path)
+    write_sweep(tmp_path, **THESIS)
     records = {(arm, seed): finished(tmp_path, arm, seed, share)
                for arm, share in (("full", 0.9), ("without_ge", 0.7)) for seed in (0, 1)}  # fmt: skip
     add_trial(tmp_path, "original", 0, status="failed", seconds=None, epochs=None)
@@ -82,12 +93,14 @@ def test_ablation_with_an_arm_missing(tmp_path: Path) -> None:
 
 
 def test_tables_hold_the_numbers_of_the_page(tmp_path: Path) -> None:
-    """What a person computes with must be what was shown."""
+    """What a person computes with must be what was shown; no number of the thesis stands beside other models."""
     write_sweep(tmp_path, arms=["full", "without_ge"])
     for arm, share in (("without_ge", 0.7), ("full", 0.9)):
         for seed in (0, 1):
             finished(tmp_path, arm, seed, share)
-    write_sweep_report(tmp_path)
+    page = Page(write_sweep_report(tmp_path))
+    assert "thesis" not in " ".join(table(page, "arm", "seeds")[0])
+    assert "98.4" not in page.text
     results = json.loads((tmp_path / "results.json").read_text())
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [(line["arm"], line["cell_type"]) for line in lines] == [
@@ -110,15 +123,15 @@ def test_tables_hold_the_numbers_of_the_page(tmp_path: Path) -> None:
 
 def test_comparison_stands_beside_table_24(tmp_path: Path) -> None:
     """Figure 52 and table 24, with the thesis's numbers for the models that it names."""
-    write_sweep(tmp_path, kind="comparison", reference="senet154_ge", models=["vgg19", "senet154_ge", "timm"])
-    for arm, share in (("vgg19", 0.7), ("senet154_ge", 0.9), ("timm", 0.8)):
+    write_sweep(tmp_path, kind="comparison", reference=GE, models=["vgg19", GE, "timm"])
+    for arm, share in (("vgg19", 0.7), (GE, 0.9), ("timm", 0.8)):
         finished(tmp_path, arm, 0, share, seconds=3 * 3600.0 + 5 * 60)
     page = Page(write_sweep_report(tmp_path))
     page.assert_self_contained()
     costs = table(page, "arm", "accuracy")
     assert costs[0][-1] == "thesis: training time"
     assert [(row[0], row[-1]) for row in costs[1:]] == [
-        ("Senet154 ge", "8 h 3 min"),
+        ("Senet154 ge thesis", "8 h 3 min"),
         ("Vgg19", "16 h 22 min"),
         ("Timm", "-"),
     ]

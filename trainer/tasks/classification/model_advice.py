@@ -61,10 +61,8 @@ def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
     """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
     for path in sorted(MODELS.glob("*.yaml")):
         content: dict[str, Any] = yaml.safe_load(path.read_text())
-        if "algorithm" not in content.get("model", content) and content.get("architecture") not in (
-            "naive_bayes",
-            "frozen",
-        ):
+        model = content.get("model", content)  # some files are more than a model
+        if "algorithm" not in model and model.get("architecture") not in ("naive_bayes", "frozen"):
             yield path.stem, typed(ClassifierConfig, content, str(path))
 
 

@@ -15,6 +15,7 @@ from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import Selection
+from trainer.runs.feature_spaces import learned_by_features
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
 from trainer.runs.validation_distance import FEWEST, ValidationDistance, by_distance, validation_images
@@ -34,12 +35,14 @@ class ConditionalSession(Session[ConditionalRunConfig]):
         batches = max(1, stream.batches_per_epoch // config.model.critic_steps)
         self.epoch_steps = config.train.iterations_per_epoch or batches
         self.domain = str(stream.samples["domain"].mode()[0])
-        self._distance = ValidationDistance(dataset, config.data, self.cell_types, config.features, topology)
         self._sheets: ConditionalSheets | None = None
 
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm:
         self._algorithm = algorithm_class("conditional", self.config.model.algorithm)(
             self.config, len(self.cell_types), setting
+        )
+        self._distance = ValidationDistance(
+            self.dataset, self.config.data, self.cell_types, self.config.features, self.topology
         )
         if self.topology.rank == 0:
             self._sheets = ConditionalSheets(self.dataset, self.config, self.cell_types, Path(str(self.config.run)))
@@ -48,10 +51,8 @@ class ConditionalSession(Session[ConditionalRunConfig]):
 
     def score_epoch(self, step: int) -> dict[str, float]:
         generator, size = self._algorithm.learners["generator"], self.config.model.generator.latent_size
-        network, conditions = (
-            generator.average.eval(),
-            dict(zip(self.cell_types, self._algorithm.conditions, strict=True)),
-        )
+        conditions = dict(zip(self.cell_types, self._algorithm.conditions, strict=True))
+        network = generator.average.eval()
         if self._sheets is not None:
             self._sheets.draw(network, list(conditions.values()), generator.device, step)
 
@@ -96,7 +97,7 @@ class Conditional(Task[ConditionalRunConfig]):
         chosen = [each for ids in validation_images(dataset, config.data, cell_types).values() for each in ids]
         trained = rows["id"][rows["origin"] != "synthetic"].tolist()
         own = LearnedImages.of(dataset, {"trained": trained, "chosen": chosen if len(chosen) >= FEWEST else []})
-        return LearnedImages.joined([own, learned_by_makers(dataset)])
+        return LearnedImages.joined([own, learned_by_features(config.features), learned_by_makers(dataset)])
 
     def load(self, run: Path) -> ConditionalSampler:
         return load_conditional_model(run)

@@ -19,7 +19,9 @@ from trainer.learners.topology import leave_processes
 from trainer.loop.algorithm import Algorithm
 from trainer.loop.fit import Selection
 from trainer.runs.config import fingerprint
+from trainer.runs.feature_spaces import learned_by_features
 from trainer.runs.task import Session, Task
+from trainer.runs.validation_distance import FEWEST, validation_images
 from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import EpisodeOrder, FewShotData, data_of_run
@@ -164,11 +166,13 @@ class FewShot(Task[FewShotRunConfig]):
         return None if plain else config.shots
 
     def learned(self, config: FewShotRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
-        """Training images of rich and rare types."""
+        """Training images of rich and rare types; validation images that choose among checkpoints of rare ones."""
         learns_from_rich = episode_class(config.model).learns_from_rich(config.model)
         data = data_of_run(config, dataset, learns_from_rich=learns_from_rich)
-        own = LearnedImages.of(dataset, {"trained": [*data.rich_ids, *data.rare_ids]})
-        return LearnedImages.joined([own, learned_by_makers(dataset)])
+        held = validation_images(dataset, config.data, data.rare).values()
+        chosen = [each for ids in held if len(ids) >= FEWEST for each in ids]
+        own = LearnedImages.of(dataset, {"trained": [*data.rich_ids, *data.rare_ids], "chosen": chosen})
+        return LearnedImages.joined([own, learned_by_features(config.features), learned_by_makers(dataset)])
 
     def load(self, run: Path) -> FewShotSampler:
         return load_few_shot_model(run)

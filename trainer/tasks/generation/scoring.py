@@ -12,7 +12,7 @@ from trainer.metrics.evaluation import ScoredCheckpoint
 from trainer.metrics.perceptual import perceptual_distance
 from trainer.runs import registry
 from trainer.runs.evaluation_config import EvaluateConfig
-from trainer.runs.feature_spaces import classifier_features, feature_space, learned_by_features
+from trainer.runs.feature_spaces import classifier_features, learned_by_features, open_space
 from trainer.tasks.generation.evaluation import evaluate_bank
 from trainer.tasks.generation.report import write_generation_report
 from trainer.tasks.generation.scores import Judge, Judges
@@ -38,8 +38,9 @@ def score_bank(root: Path, config: EvaluateConfig, topology: Topology) -> None:
         raise UserError("a bank is scored by one process: start evaluate.py with python")
     bank, dataset, name = ImageBank.open(root), config.open_dataset(), str(config.classifier)
     judge = as_judge(registry.task("classification").load(Path(name)), topology.device)
+    space = judge.features if config.features is None else open_space(config.features, config.inception_weights)[0]
     judges = Judges(
-        judge.features if config.features is None else feature_space(config.features, config).to(topology.device),
+        space.to(topology.device),
         judge,
         perceptual_distance(config.lpips_weights, judge.features).to(topology.device),
     )

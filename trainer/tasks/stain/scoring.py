@@ -7,7 +7,7 @@ from data_pipeline.learned_images import LearnedImages
 from data_pipeline.stream.stream import Topology
 from trainer.metrics.evaluation import save_record
 from trainer.runs.evaluation_config import EvaluateConfig
-from trainer.runs.feature_spaces import feature_space, learned_by_features
+from trainer.runs.feature_spaces import learned_by_features, open_space
 from trainer.runs.provenance import learned_by_run, say, unseen
 from trainer.tasks.stain.evaluation import evaluate_stain_model
 from trainer.tasks.stain.load import load_stain_model
@@ -26,7 +26,7 @@ def score_run(run: Path, config: EvaluateConfig, topology: Topology) -> None:
         )
     trained = load_stain_model(run)
     dataset = config.open_dataset(trained.config)
-    space = feature_space(config.features, config).to(topology.device)
+    space = open_space(config.features, config.inception_weights)[0].to(topology.device)
     learned = LearnedImages.joined([learned_by_run(run), learned_by_features(config.features)])
     ids = dataset.samples(splits=[config.split], domains=[trained.a, trained.b], columns=["id"])["id"].tolist()
     remedy = "score split=test of images that neither run nor features= has seen"

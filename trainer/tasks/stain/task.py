@@ -136,7 +136,7 @@ def with_domains(dataset: Dataset, config: StainRunConfig) -> StainRunConfig:
     if config.a is None and config.b is None:
         if len(counts) > 2:
             raise UserError(f"{dataset.root}: images of {len(counts)} domains ({here}): name two of them, a= and b=")
-        a, b = ranked_domains(counts.to_dict())
+        a, b = ranked_domains(dataset.samples(columns=["domain"])["domain"])
         return dataclasses.replace(config, a=a, b=b)
     if config.a is None or config.b is None or config.a == config.b:
         raise UserError(f"a={config.a} b={config.b}: name two different domains of {here}, or neither")
