@@ -162,7 +162,7 @@ def test_a_run_taken_up_again_ends_with_the_same_bits(tiny_dataset: Dataset, tmp
     run = train(tiny_dataset, tmp_path / "run", *arguments)
     expected = final_state(run)
     kept = [file for file in (run / "checkpoints").iterdir() if not file.name.startswith("step-000000003-")]
-    assert len(kept) == 5
+    assert len([file for file in kept if file.name.startswith("step-")]) == 5
     for file in kept:
         file.unlink()
     found = final_state(train(tiny_dataset, run, *arguments))

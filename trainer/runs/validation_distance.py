@@ -49,7 +49,9 @@ class ValidationDistance:
         )
         real = extract_features(self._space, (batch.images for batch in stream.read())).features
         # Features of equal weight: the kernel's scale is that of features around 1, which only Inception's are.
-        self._mean, self._deviation = real.mean(axis=0), real.std(axis=0) + 1e-6
+        deviation = real.std(axis=0)
+        # A feature that is the same in all of them, a dead channel say, would outweigh all others in any other image.
+        self._mean, self._deviation = real.mean(axis=0), np.maximum(deviation, 0.1 * deviation.mean() + 1e-6)
         self._real = (real - self._mean) / self._deviation
 
     def scores(self, make: Make) -> dict[str, float]:
