@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from data_pipeline.errors import UserError
 from models.classifiers.features import watch_features
 
 _RANDOM_WIDTHS = (32, 64, 128, 256)
+_FILE = "weights-inception-2015-12-05-6726825d.pth"  # of torch-fidelity
 
 # Score -> (its name in Inception's features, the name of the same formula in any others).
 _NAMES = {
@@ -50,6 +50,9 @@ class InceptionFeatures(FeatureSpace):
     is_inception = True
 
     def __init__(self, weights: str | None = None) -> None:
+        # Imported here: with torchvision it takes seconds, for which a training's first step need not wait.
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
         super().__init__()
         path = inception_file(weights)
         if path is None:
@@ -101,9 +104,6 @@ class RandomFeatures(FeatureSpace):
             flat = features.flatten(2)
             found += [flat.mean(dim=2), flat.std(dim=2, correction=0)]
         return torch.cat(found, dim=1), images.new_ones(len(images), 1)
-
-
-_FILE = Path(URL_INCEPTION_V3).name
 
 
 def inception_file(weights: str | None) -> Path | None:

@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import rel_entr
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
 
 from trainer.metrics.feature_space import FeatureSpace
 
@@ -112,6 +109,9 @@ def frechet_distance(real: Floats, generated: Floats) -> float:
     |mean - mean'|^2 + Tr(C + C' - 2 (C C')^(1/2)): the FID (Heusel et al. 2017, equation 6) when the features are
     Inception's. Two images at least on either side.
     """
+    # Imported here, as below: these packages take seconds, for which a training's first step need not wait.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     centre = real.mean(axis=0)  # does not change the distance, but reduces rounding errors of the covariances
     identity = nn.Identity()
     identity.num_features = real.shape[1]  # type: ignore[assignment]  # how torchmetrics learns the dimensions
@@ -130,6 +130,8 @@ def kernel_distance(
     Inception's. Subsets are no larger than the smaller set; where a subset is the whole of both sets, it is drawn once
     and the deviation is 0. Two images at least on either side.
     """
+    from torchmetrics.image.kid import poly_mmd
+
     size = min(subset_size, len(real), len(generated))
     if size < 2:
         raise ValueError(f"a kernel distance needs two images of each kind: got {len(real)} and {len(generated)}")
@@ -149,6 +151,8 @@ def inception_score(probabilities: Floats, splits: int = 10, seed: int = 0) -> t
     From 1 (every image alike, or the network undecided) to k (certain, all classes equally often). Salimans et al.
     2016, section 4. No more splits than images.
     """
+    from scipy.special import rel_entr
+
     order = np.random.default_rng(seed).permutation(len(probabilities))
     parts = np.array_split(probabilities[order], min(splits, len(probabilities)))
     scores = [np.exp(rel_entr(part, part.mean(axis=0)).sum(axis=1).mean()) for part in parts]
