@@ -3,8 +3,8 @@
 usage:
   uv run python -m tests.benchmarks.generator_distance judge=RUN shards=DIR out=FILE.json NAME=RUN [NAME=RUN ...]
       [count=100] [truncation=1]
-judge: a classifier of real images, cropped as the generators' are; distances are in its features (KID's formula; each
-feature scaled to deviation 1 among the real images), and it says how many images show the type asked for.
+judge: a classifier of real images, cropped as the generators' are; distances are in its features (KID's formula, of
+features of mean variance 1 among the real images), and it says how many images show the type asked for.
 Each NAME=RUN draws `count` images of each of its types with its best checkpoint. The detector of generation traces has
 as many real test images as generated ones, as both are read, before anything is stored.
 Beside FILE.json goes a sheet: three real test images of each type, then three of each run.
@@ -54,7 +54,7 @@ def main() -> None:
         real[cell_type] = torch.cat([batch.images.clone() for batch in stream.read()])[:count]
         groups += stream.samples["group"].tolist()[:count]
     features = extract_features(space, real.values()).features
-    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
+    mean, deviation = features.mean(axis=0), np.sqrt(features.var(axis=0).mean())
     columns = [torch.stack([real[name][number] for name in cell_types]) for number in range(_SHEET)]
     titles, results = ["real", *[""] * (_SHEET - 1)], {}
     seen_traces = np.concatenate([traces(images) for images in real.values()])

@@ -48,18 +48,15 @@ class ValidationDistance:
             topology=Topology(device=topology.device),
         )
         real = extract_features(self._space, (batch.images for batch in stream.read())).features
-        # Features of equal weight: the kernel's scale is that of features around 1, which only Inception's are.
-        deviation = real.std(axis=0)
-        # A feature that is the same in all of them, a dead channel say, would outweigh all others in any other image.
-        self._mean, self._deviation = real.mean(axis=0), np.maximum(deviation, 0.1 * deviation.mean() + 1e-6)
+        # The kernel is meant for features around 1, as Inception's are. One scale for all: some vary in no real image.
+        self._mean, self._deviation = real.mean(axis=0), np.sqrt(real.var(axis=0).mean())
         self._real = (real - self._mean) / self._deviation
 
     def scores(self, make: Make) -> dict[str, float]:
-        """kernel_distance (KID's formula, of features scaled to deviation 1 among the validation images).
+        """kernel_distance (KID's formula, of features of mean variance 1 among the validation images).
 
-        In a classifier's features also agreement: the share of images to which it gives the type asked for.
-
-        Equal on all ranks; rank 0 makes the images. Empty with too few validation images.
+        In a classifier's features also agreement: the share of images to which it gives the type asked for. Equal on
+        all ranks; rank 0 makes the images. Empty with too few validation images.
         """
         if self.selection is None:
             return {}
