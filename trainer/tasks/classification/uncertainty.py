@@ -28,7 +28,7 @@ from trainer.tasks.classification.training_distance import LayerDistance, Traini
 from trainer.tasks.classification.views import mean_log_probabilities
 
 FILE = "uncertainty.safetensors"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _LAYERS = "layers."  # prefix of the tensors of a distance
 
 
