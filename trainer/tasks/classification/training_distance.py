@@ -7,7 +7,6 @@ types count beside types: what is unlike both kinds of a type may lie near their
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,9 +92,9 @@ class TrainingDistance(nn.Module):
 
     def type_means(self) -> Tensor:
         """Mean features [types, c] of each type's training images in the last layer, by the kept directions."""
-        last: Any = self.layers[-1]
-        means: Tensor = last.mean + last.centres @ torch.linalg.pinv(last.within)
-        return means
+        last = self.layers[-1]
+        whitened = last.get_buffer("directions") @ last.get_buffer("types_whitening")
+        return last.get_buffer("mean") + last.get_buffer("types_centres") @ torch.linalg.pinv(whitened)
 
     def forward(self, features: Tensor) -> Tensor:
         parts = features.split(self._sizes, dim=1)
