@@ -7,7 +7,7 @@ judge: a classifier of real images, cropped as the generators' are; distances ar
 features of mean variance 1 among the real images), and it says how many images show the type asked for.
 Each NAME=RUN draws `count` images of each of its types with its best checkpoint. The detector of generation traces has
 as many real test images as generated ones, as both are read, before anything is stored.
-Beside FILE.json goes a sheet: three real test images of each type, then three of each run.
+Beside FILE.json goes a sheet of three images of each type and run. No image of it is real.
 """
 
 import dataclasses
@@ -55,8 +55,9 @@ def main() -> None:
         groups += stream.samples["group"].tolist()[:count]
     features = extract_features(space, real.values()).features
     mean, deviation = features.mean(axis=0), np.sqrt(features.var(axis=0).mean())
-    columns = [torch.stack([real[name][number] for name in cell_types]) for number in range(_SHEET)]
-    titles, results = ["real", *[""] * (_SHEET - 1)], {}
+    columns: list[torch.Tensor] = []
+    titles: list[str] = []
+    results: dict[str, Any] = {}
     seen_traces = np.concatenate([traces(images) for images in real.values()])
     for name, run in runs.items():
         made, result = _draw(Path(run), {each: len(images) for each, images in real.items()}, truncation)
