@@ -28,7 +28,7 @@ from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.ensemble import scoring_batch
 from trainer.tasks.classification.evaluation import predict_all
 from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.task import ClassifierSession
+from trainer.tasks.classification.session import ClassifierSession
 
 FILE = "control.json"
 
