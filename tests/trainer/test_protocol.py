@@ -25,7 +25,7 @@ def balanced(tiny_dataset: Dataset, tmp_path: Path) -> Dataset:
     """60 training images of each type, most of them generated."""
     facts = bank_facts(TINY_TYPES, "giemsa", dataset_hash=tiny_dataset.content_hash)
     make_bank(tmp_path / "bank", 40, facts)
-    config = BalanceConfig(str(tiny_dataset.root), [str(tmp_path / "bank")], str(tmp_path / "balanced"), 60)
+    config = BalanceConfig(str(tiny_dataset.root), [str(tmp_path / "bank")], str(tmp_path / "balanced"), "60")
     balance_dataset(config, progress=False)
     return Dataset.open(tmp_path / "balanced")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tests.conftest import Launch
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 
 
 def test_only_a_better_epoch_is_chosen_unless_less_is_enough() -> None:

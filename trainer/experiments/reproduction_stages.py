@@ -16,7 +16,6 @@ from trainer.experiments.launches import StagePlanner
 from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction_config import ReproductionConfig
 from trainer.experiments.stages import Inputs, Stage
-from trainer.metrics.feature_space import inception_file
 from trainer.runs.arguments import written
 
 # Scored images are other ones than those that classifiers are trained on.
@@ -92,6 +91,9 @@ class ReproductionPlanner:
         self._stain_judge = self._classifier("judge of stains", self._shards, judge)
         self._cell_judge = self._classifier("judge of cells", self._normalized, judge)
         # Distances are measured in the features of Inception where its weights are at hand, else of a judge.
+        # Imported here: a mistake in the preset is told before torch is imported.
+        from trainer.metrics.feature_space import inception_file
+
         inception = inception_file(config.inception_weights) if config.features == "inception" else None
         self._inception = ("features=inception", f"inception_weights={inception.absolute()}") if inception else ()
         lpips = config.lpips_weights

@@ -28,7 +28,7 @@ from trainer.experiments.results import SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER, 
 from trainer.experiments.stages import Stage, content_hash_of, describe, in_order
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets
 from trainer.experiments.trial import PlannedTrial, read_ending
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.metrics.records import to_json, write_json
 from trainer.runs import registry
 from trainer.runs.arguments import later_wins, written

@@ -24,30 +24,13 @@ from trainer.loop.forecast import Expectation, Forecast
 from trainer.loop.log import RunLog
 from trainer.loop.loss_watch import LossWatch
 from trainer.loop.progress import Progress, checkpoint_state
+from trainer.loop.selection import Selection
 
 # Below this loss scale no useful gradient overflows: the loss itself is broken.
 _SMALLEST_LOSS_SCALE = 1e-3
 
 # Callback after each epoch, on every rank; its argument: is this the last epoch?
 AfterEpoch = Callable[[bool], None]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the best checkpoint is chosen and when training stops early."""
-
-    score: str  # name of a validation score that is computed after each epoch
-    higher_is_better: bool = True
-    patience: int | None = None  # epochs without improvement before the stop; None: no early stop
-    within: float = 0.0  # a later epoch is chosen even if its score is less than this below the best
-
-    def rank(self, scores: Mapping[str, float]) -> float:
-        """The score, negated if lower is better."""
-        return scores[self.score] if self.higher_is_better else -scores[self.score]
-
-    def prefers(self, rank: float, best: float) -> bool:
-        """Whether an epoch of this rank is chosen after one of the best rank so far. Never one of a NaN score."""
-        return rank > best - self.within
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,13 @@ class FitConfig:
     epochs: int = 200
     iterations_per_epoch: int | None = None  # steps of an epoch; null: one pass over the data
     global_batch: int = 64  # images per optimizer step, over all ranks
-    micro_batch: int | None = field(
-        default=None, metadata=AFFECTS_RESULT
-    )  # most images on a device at once; null: a whole slice
-    find_micro_batch: bool = field(
-        default=False, metadata=AFFECTS_NOTHING
-    )  # start with the largest that fits the device
+    # Most images on a device at once; null: a whole slice.
+    micro_batch: int | None = field(default=None, metadata=AFFECTS_RESULT)
+    # Start with the largest micro-batch that fits the device.
+    find_micro_batch: bool = field(default=False, metadata=AFFECTS_NOTHING)
     precision: PrecisionChoice = "auto"  # see resolve_precision
-    engine: EngineChoice = field(
-        default="auto", metadata=AFFECTS_NOTHING
-    )  # DDP or DeepSpeed's ZeRO, see resolve_engine
+    # DDP or DeepSpeed's ZeRO, see resolve_engine.
+    engine: EngineChoice = field(default="auto", metadata=AFFECTS_NOTHING)
     checkpoint_every: int = field(default=500, metadata=AFFECTS_NOTHING)  # steps
     keep_checkpoints: int = field(default=2, metadata=AFFECTS_NOTHING)
     log_every: int = field(default=10, metadata=AFFECTS_NOTHING)  # steps

@@ -15,8 +15,9 @@ from trainer.learners.choices import Precision
 from trainer.learners.learner import Setting
 from trainer.learners.topology import resolve_precision
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import AfterEpoch, Selection
+from trainer.loop.fit import AfterEpoch
 from trainer.loop.forecast import Expectation
+from trainer.loop.selection import Selection
 from trainer.runs import registry
 from trainer.runs.config import RunConfig
 from trainer.runs.evaluation_config import EvaluateConfig

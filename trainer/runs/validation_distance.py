@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from data_pipeline.catalog import Dataset
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.metrics.generation import extract_features, kernel_distance
 from trainer.runs.feature_spaces import open_space
 

@@ -24,9 +24,10 @@ from models.classifiers.architectures.naive_bayes import NaiveBayes
 from models.classifiers.fitted import FittedClassifier
 from trainer.loop.checkpoint import CheckpointStore
 from trainer.loop.clock import StepClock
-from trainer.loop.fit import AfterEpoch, Selection
+from trainer.loop.fit import AfterEpoch
 from trainer.loop.log import RunLog
 from trainer.loop.progress import Progress, checkpoint_state
+from trainer.loop.selection import Selection
 from trainer.metrics.classification import epoch_scores
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.heads import balanced_weights, choose_head

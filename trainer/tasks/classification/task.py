@@ -10,7 +10,7 @@ from data_pipeline.stream.stream import Topology
 from models.classifiers.fitted import FittedClassifier
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.metrics.measures import epoch_measures
 from trainer.runs import registry
 from trainer.runs.evaluation_config import EvaluateConfig

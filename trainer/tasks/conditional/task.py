@@ -14,7 +14,7 @@ from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.runs.feature_spaces import learned_by_features
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task

@@ -9,7 +9,7 @@ from data_pipeline.learned_images import LearnedImages, learned_by_makers
 from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.runs import registry
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run, say, unseen

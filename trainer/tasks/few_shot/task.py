@@ -17,7 +17,7 @@ from data_pipeline.stream.stream import Stream, Topology
 from trainer.learners.learner import Setting
 from trainer.learners.topology import leave_processes
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.runs.config import fingerprint
 from trainer.runs.feature_spaces import learned_by_features
 from trainer.runs.task import Session, Task

@@ -22,7 +22,7 @@ from models.stain.build import Generator
 from models.stain.colour_statistics import ColourStatistics
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run
 from trainer.runs.registry import algorithm_class

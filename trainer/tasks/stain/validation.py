@@ -9,7 +9,7 @@ from torch import nn
 from data_pipeline.catalog import Dataset
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Topology
-from trainer.loop.fit import Selection
+from trainer.loop.selection import Selection
 from trainer.runs.validation_distance import ValidationDistance, by_distance, validation_images
 from trainer.tasks.stain.config import StainRunConfig
 from trainer.tasks.stain.images import read_images
