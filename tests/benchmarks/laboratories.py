@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, str]] = {
     "mixup": {"train.mixup": "0.2"},
     "layer-wise rates": {"optimizer.layer_decay": "0.75"},
     "group norm": {"model.norm": "group"},
+    "rare images repeated five times": {"data.most_repeats": "5"},
     "a narrow stain": {"data/augment": "stain", "data.augment.scale": "1.3"},
 }
 

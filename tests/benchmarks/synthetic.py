@@ -163,7 +163,7 @@ def main() -> None:
         for job in as_completed(jobs):
             arm, seed = jobs[job]
             run = job.result()
-            trials[arm].append(Trial(run.name, arm, arm, seed, {}, "", run, None, "finished", None, None))
+            trials[arm].append(Trial(run.name, arm, arm, None, seed, {}, "", run, None, "finished", None, None))
             out.write_text(json.dumps(facts | {"arms": compare(trials)}, indent=1) + "\n")
             print(_row(trials[arm][-1]), flush=True)
 

@@ -38,7 +38,7 @@ def test_arms_are_compared_with_the_control_on_the_same_images(tiny_dataset: Dat
     for arm in (CONTROL, "none"):
         run = tmp_path / arm
         train([f"shards={tiny_dataset.address}", f"run={run}", *TINY, *ARMS[arm][1]])
-        trials[arm] = [Trial(arm, arm, arm, 0, {}, "", run, None, "finished", None, None)]
+        trials[arm] = [Trial(arm, arm, arm, None, 0, {}, "", run, None, "finished", None, None)]
     found = compare(trials)
     assert "difference" not in found[CONTROL]
     difference = found["none"]["difference"]

@@ -45,7 +45,7 @@ def balanced(parent: Dataset, tmp_path: Path) -> Dataset:
     facts = bank_facts(TINY_TYPES[:2], "giemsa", dataset_hash=parent.content_hash)
     make_bank(tmp_path / "noise", 10, facts)
     balance_dataset(
-        BalanceConfig(str(parent.root), [str(tmp_path / "noise")], str(tmp_path / "balanced"), 30), progress=False
+        BalanceConfig(str(parent.root), [str(tmp_path / "noise")], str(tmp_path / "balanced"), "30"), progress=False
     )
     return Dataset.open(tmp_path / "balanced")
 

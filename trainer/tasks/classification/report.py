@@ -39,9 +39,9 @@ def write_run_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no run here; give the directory that train_classifier.py wrote (run=DIR)")
     evaluations = load_evaluations(run)
-    is_run = (run / CONFIG_FILE).exists()
+    scores_alone = bool(evaluations) and not (run / CONFIG_FILE).exists()
     above: list[Block] = []
-    if is_run:
+    if not scores_alone:
         above.append(Text("The run's own test split has not been scored yet.", warning=True))
     subtitle = "All scores in per cent, with 95 % intervals over groups."
     if evaluations and evaluations[0].is_own_test:
@@ -53,7 +53,7 @@ def write_run_report(run: Path) -> Path:
     if len(evaluations) > 1:
         above.append(_all_evaluations(evaluations))
     sections = [evaluation_section(evaluation) for evaluation in evaluations]
-    if not is_run:
+    if scores_alone:
         return write_page(run / "report.html", f"Scores in {run.resolve().name}", subtitle, above, sections)
     adaptation = read_adaptation(run)
     first = _training(run) if adaptation is None else adaptation_section(adaptation)

@@ -68,7 +68,7 @@ class FastLearner:
             parameter.requires_grad_(True)
             parameter.grad = None
         device = next(self.module.parameters()).device
-        if device.type == "cpu":  # 1.2 times as fast there
+        if device.type == "cpu" and not rehearsal:  # 1.2 times as fast there; fake tensors cannot change
             self.module.to(memory_format=torch.channels_last)
         weights, self.learning_rate = self.module.parameters(), config.learning_rate
         self._optimizer = make_adam(weights, self.learning_rate, config.betas, device, rehearsal=rehearsal)
