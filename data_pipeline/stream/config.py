@@ -23,7 +23,7 @@ class StreamConfig:
     # type equally often, and within a type every domain, as far as `most_repeats` allows.
     sampling: Literal["uniform", "class_balanced", "domain_balanced"] = "uniform"
     # domain_balanced: how many times as often as the others of its type an image is drawn, at most.
-    most_repeats: float = 5.0
+    most_repeats: float = 20.0
     threads: int | None = field(default=None, metadata=AFFECTS_NOTHING)  # of DALI, at most; null: see threads.py
     prefetch: int = field(default=2, metadata=AFFECTS_NOTHING)  # batches decoded ahead, if decoding has its own threads
     deterministic: bool = False  # the same pixels on every run of one GPU kind

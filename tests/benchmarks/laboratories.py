@@ -33,7 +33,6 @@ RECIPE = {
     "optimizer": "pretrained",
     "data/augment": "laboratory",
     "data.sampling": "domain_balanced",
-    "data.most_repeats": "20",
     "nucleus_share": "0.43",
     "train.select_within": "0.01",
 }
