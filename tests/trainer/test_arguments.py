@@ -25,6 +25,7 @@ from trainer.experiments.resources import Resources
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
 from trainer.runs.arguments import field_at, keys_of, later_wins, read_arguments, read_text, without_none, written
 from trainer.runs.evaluation_config import EvaluateConfig
+from trainer.tasks.conditional.config import ConditionalRunConfig
 
 # Each launcher's schema, by the name of its file in configs/.
 KINDS: dict[str, type] = {
@@ -211,3 +212,10 @@ def test_a_wrong_sweep_file_is_one_line(content: str, says: str, tmp_path: Path)
         read_sweep(tmp_path / "a.yaml", [])
     assert str(refused.value).startswith(f"{tmp_path / 'a.yaml'}: ")
     assert "\n" not in str(refused.value)
+
+
+def test_an_algorithm_s_own_setting_may_be_a_list() -> None:
+    key = ("model", "options", "augment")
+    assert read_arguments(ConditionalRunConfig, ["model.options.augment=[translation,cutout]"]) == [
+        (key, ["translation", "cutout"])
+    ]

@@ -103,7 +103,7 @@ def read_text(hint: Any, text: str, key: str) -> Any:
         raise UserError(
             f"{key}: not a value but a group of them: give one, {next(keys_of(inner, f'{key}.'))}=VALUE say"
         )
-    if get_origin(inner) in (list, tuple, dict):
+    if get_origin(inner) in (list, tuple, dict) or (inner is Any and text.startswith(("[", "{"))):
         return _Reader(text, key).whole(inner)
     return read_scalar(inner, text, key)
 
