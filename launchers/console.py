@@ -4,6 +4,7 @@ import errno
 import io
 import logging
 import re
+import signal
 import sys
 import textwrap
 import warnings
@@ -44,6 +45,7 @@ def launch(main: Callable[[Sequence[str]], None], documentation: str | None) -> 
         # A file name may hold a character that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     if any(argument in ("-h", "--help") for argument in arguments):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
         print(f"{fill_lists(documentation or '').strip()}\n\n{_ARGUMENTS}")
         return
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
