@@ -22,13 +22,14 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
 def upsampling(kind: Upsampling, in_channels: int, out_channels: int, kernel: int, bias: bool) -> nn.Module:
     """Twice the size: float [n, in_channels, H, W] -> [n, out_channels, 2H, 2W].
 
-    kernel: side of the transposed convolution's, 3 or 4. "nearest" repeats pixels, then convolves 3x3: each
+    kernel: side of the transposed convolution's, 3 to 5. "nearest" repeats pixels, then convolves 3x3: each
     output pixel has the same number of inputs, where a transposed convolution may draw a checkerboard
     (Odena, Dumoulin and Olah 2016).
     """
     if kind == "transposed":
         # output_padding makes up the pixel that an odd kernel falls short of 2H
-        return nn.ConvTranspose2d(in_channels, out_channels, kernel, 2, 1, output_padding=kernel % 2, bias=bias)
+        padding = (kernel - 1) // 2
+        return nn.ConvTranspose2d(in_channels, out_channels, kernel, 2, padding, kernel % 2, bias=bias)
     return NearestUpsampling(in_channels, out_channels, bias)
 
 

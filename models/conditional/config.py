@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from models.checks import check_at_least_one, check_choices
 from models.errors import ModelError
+from models.layer_choices import Upsampling
 
 Norm = Literal["batch", "none"]
 
@@ -17,6 +18,7 @@ class GeneratorConfig:
     latent_size: int = 128  # normal numbers of one image, beside its type
     blocks: list[int] = field(default_factory=lambda: [2, 4, 2])  # residual blocks at S/4, at S/2 and at S
     norm: Norm = "none"  # "batch" takes statistics over all images of a call
+    upsample: Upsampling = "transposed"  # "nearest": repeated pixels and a 3x3 convolution, without a checkerboard
 
     def __post_init__(self) -> None:
         _check(self, "generator", "width", "latent_size")

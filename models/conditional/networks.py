@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig, Norm
 from models.errors import ModelError
-from models.layers import SLOPE, normalization
+from models.layers import SLOPE, normalization, upsampling
 
 # Of the generator's last layer: below 1, so that no image starts where tanh is flat.
 _LAST_GAIN = 0.5
@@ -84,7 +84,7 @@ class Generator(nn.Module):
             layers += [normalization(config.norm, config.width), nn.LeakyReLU(SLOPE)]
             if number < 2:
                 bias = config.norm == "none"
-                layers.append(nn.ConvTranspose2d(config.width, config.width, 5, 2, 2, 1, bias=bias))
+                layers.append(upsampling(config.upsample, config.width, config.width, kernel=5, bias=bias))
         self.trunk = nn.Sequential(*layers)
         self.last = nn.ConvTranspose2d(config.width, 3, 5, 1, 2)
         initialise(self)

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.classifiers.build import build_classifier as build_cell_classifier
+from models.classifiers.config import ClassifierConfig as CellClassifierConfig
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
+from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])
@@ -132,3 +135,24 @@ def test_a_wrong_setting_is_named_with_its_group() -> None:
         CriticConfig(blocks=[1, 2])
     with pytest.raises(ModelError, match=r"generator.norm='layer'"):
         GeneratorConfig(norm="layer")  # type: ignore[arg-type]
+
+
+def test_the_projected_critic_learns_beside_a_classifier_that_stays_as_it_is() -> None:
+    config = CellClassifierConfig("features", "timm", "tf_efficientnet_lite0")
+    critic = ProjectedCritic(build_cell_classifier(config, 3, 32), 32, types=3, width=8).train()
+    before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
+    optimizer = torch.optim.SGD([each for each in critic.parameters() if each.requires_grad], 0.1)
+    images, types = random_images(4, 32).requires_grad_(True), torch.tensor([0, 1, 2, 0])
+    scores = critic(images, types)
+    assert scores.shape == (4, 3)  # of the pixels and of maps of 4 and 8 pixels
+    torch.testing.assert_close(critic(images[1:2], types[1:2]), scores[1:2], msg="an image's score depends on others")
+    assert not torch.equal(critic(images, types.flip(0)), scores), "the type changes nothing"
+    scores.square().sum().backward()
+    optimizer.step()
+    changed = {name.partition(".")[0] for name, tensor in critic.state_dict().items() if not tensor.equal(before[name])}
+    assert changed == {"judges", "of_pixels"}
+    assert images.grad is not None
+    assert images.grad.abs().sum(dim=(1, 2, 3)).min() > 0
+    for layer in critic.judges.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)

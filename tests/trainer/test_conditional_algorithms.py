@@ -25,6 +25,7 @@ from trainer.tasks.conditional.config import ConditionalModelConfig, Conditional
 
 ALGORITHMS = algorithm_names("conditional")
 WITH_CLASSIFIER = ("c_wgan_gp", "c_wgan_gp_thesis")
+FIXED = ("classifier.", "mixed.", "smoothed.")  # of the projected critic
 SIZE, LATENTS, TYPES, SEED = 8, 5, 3, 11
 # Plain descent at rate 1: what the weights lose is the gradient.
 DESCENT = OptimizerConfig(
@@ -75,9 +76,14 @@ def run_step(algorithm: ConditionalAlgorithm, *batches: Sequence[MicroBatch]) ->
 def weights_of(algorithm: ConditionalAlgorithm) -> dict[str, Tensor]:
     """Each learner's weights, as one vector."""
     return {
-        name: torch.cat([weights.detach().flatten() for weights in learner.module.parameters()])
+        name: torch.cat([weights.detach().flatten() for weights in trainable(learner.module)])
         for name, learner in algorithm.learners.items()
     }
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """All weights but those that never learn."""
+    return [weights for name, weights in network.named_parameters() if not name.startswith(FIXED)]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -87,7 +93,7 @@ def test_each_learner_moves_only_its_own_weights(name: str, monkeypatch: pytest.
 
     def watch(mover: str, move: Callable[[], Tensor]) -> Tensor:
         for other, learner in algorithm.learners.items():
-            for parameter in learner.module.parameters():
+            for parameter in trainable(learner.module):
                 assert (parameter.grad is not None) == (other == mover), f"{mover}'s move reached {other}"
         before = weights_of(algorithm)
         norm = move()
@@ -102,7 +108,7 @@ def test_each_learner_moves_only_its_own_weights(name: str, monkeypatch: pytest.
     assert algorithm.takes == {"train": 2}
     assert order == ["critic", "critic", *(["classifier"] if name in WITH_CLASSIFIER else []), "generator"]
     assert all(
-        parameter.requires_grad for learner in algorithm.learners.values() for parameter in learner.module.parameters()
+        parameter.requires_grad for learner in algorithm.learners.values() for parameter in trainable(learner.module)
     )
 
 
@@ -132,6 +138,9 @@ def critic_loss(name: str, networks: dict[str, nn.Module], batch: MicroBatch) ->
             (slope,) = torch.autograd.grad(critic(between, types=label).sum(), between, create_graph=True)
             total = total + on_fake[0] - on_real[0] + 10 * (slope.norm() - 1) ** 2
             continue
+        if name == "projected_gan":
+            total = total + ((1 - on_real).relu() + (1 + on_fake).relu()).mean()
+            continue
         total = total - on_real[0].sigmoid().log() - (1 - on_fake[0].sigmoid()).log()
         if name == "ac_gan":
             total = total - on_real[1:].log_softmax(0)[label] - on_fake[1:].log_softmax(0)[label]
@@ -144,6 +153,8 @@ def generator_loss(name: str, networks: dict[str, nn.Module], batch: MicroBatch,
     conditions = codes(batch, "generator") if name == "info_gan" else batch.labels
     fakes = networks["generator"](latents(batch, "generator"), conditions)
     answers = networks["critic"](fakes, types=batch.labels)
+    if name == "projected_gan":
+        return -answers.mean()
     if "wgan" not in name:
         loss = -answers[:, 0].sigmoid().log().mean()
         return loss + functional.cross_entropy(answers[:, 1:], conditions) if name[:4] in ("ac_g", "info") else loss
@@ -181,11 +192,11 @@ def test_every_learners_gradient_is_that_of_its_equations(name: str) -> None:
 
 
 def gradient(loss: Tensor, network: nn.Module) -> Tensor:
-    found = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+    found = torch.autograd.grad(loss, trainable(network), allow_unused=True)
     return torch.cat(
         [
             (torch.zeros_like(weights) if one is None else one).flatten()
-            for one, weights in zip(found, network.parameters(), strict=True)
+            for one, weights in zip(found, trainable(network), strict=True)
         ]
     )
 

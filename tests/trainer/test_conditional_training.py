@@ -52,6 +52,11 @@ TINY = (
 )
 
 
+def named(model: str) -> list[str]:
+    """model=, and nothing to be downloaded."""
+    return [f"model={model}", *(["model.options.weights=null"] if model == "projected_gan" else [])]
+
+
 def train(dataset: Dataset, run: Path, *arguments: str) -> Path:
     """What the launcher does, in this process."""
     given = [f"shards={dataset.root}", f"run={run}", *TINY, *arguments]
@@ -62,7 +67,7 @@ def train(dataset: Dataset, run: Path, *arguments: str) -> Path:
 def test_a_run_of_each_model_makes_cells_of_each_type(
     tiny_dataset: Dataset, launch: Launch, tmp_path: Path, model: str
 ) -> None:
-    done = launch("train_conditional_gan", f"shards={tiny_dataset.root}", "run=run", f"model={model}", *TINY)
+    done = launch("train_conditional_gan", f"shards={tiny_dataset.root}", "run=run", *named(model), *TINY)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "run" / "report.html")
     steps = [record for record in read_records(tmp_path / "run") if record["kind"] == "step"]
@@ -125,10 +130,10 @@ def test_two_processes_play_the_algorithm_of_one(
         for learner in ("generator", "critic", "classifier")
         for setting in ("name=sgd", "momentum=0.0", "learning_rate=0.01", "schedule=constant", "clip_norm=null")
     ]
-    alone = final_state(train(tiny_dataset, tmp_path / "alone", f"model={model}", *arguments))
+    alone = final_state(train(tiny_dataset, tmp_path / "alone", *named(model), *arguments))
     shared = {"two": [], "micro": ["train.micro_batch=2"]} if model == "c_wgan_gp" else {"two": []}
     for name, more in shared.items():
-        command = [f"shards={tiny_dataset.root}", f"run={name}", f"model={model}", *TINY, *arguments, *more]
+        command = [f"shards={tiny_dataset.root}", f"run={name}", *named(model), *TINY, *arguments, *more]
         done = launch("train_conditional_gan", *command, processes=2)
         assert done.returncode == 0, done.stderr
     assert len(alone["learners"]) == (3 if model.startswith("c_wgan_gp") else 2)
@@ -206,6 +211,7 @@ def test_the_settings_of_a_launch_are_those_that_the_thesis_names() -> None:
         (["model.critic.norm=batch"], "gradient penalty of c_wgan_gp"),
         (["model.critic_steps=0"], "model.critic_steps=0: must be at least 1"),
         (["model.options.penalty=-1"], "model.options: penalty=-1.0: must be at least 0"),
+        (["model=projected_gan", "model.options.weights=none.pt"], "model.options.weights=none.pt: no such file"),
         (["samples_per_type=0"], "samples_per_type=0: must be at least 1"),
         (["data.order=windowed"], "needs data.order=global"),
     ],

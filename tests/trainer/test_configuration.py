@@ -130,6 +130,8 @@ def test_every_model_config_names_a_algorithm_that_can_be_built(name: str) -> No
         elif ALGORITHMS[name] in algorithm_names("conditional"):
             conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
             algorithm = algorithm_class("conditional", conditional.model.algorithm)
+            if conditional.model.options.get("weights"):
+                conditional.model.options["weights"] = None  # that nothing is downloaded
             networks = list(algorithm.build_networks(conditional.model, conditional.data.image_size, 8).values())
         elif ALGORITHMS[name] in algorithm_names("detection"):
             detector = read_config(DetectorRunConfig, "train_detector", [f"model={name}"])

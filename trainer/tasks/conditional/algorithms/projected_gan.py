@@ -1,0 +1,70 @@
+"""Projected GAN (Sauer et al. 2021), told the type: the critic judges the features of a pretrained classifier."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from data_pipeline.errors import UserError
+from data_pipeline.randomness import derive_key, uniform
+from data_pipeline.stream.stream import MicroBatch
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
+from models.conditional.projected_critic import ProjectedCritic
+from models.errors import ModelError
+from trainer.learners import losses
+from trainer.learners.differentiable_augmentation import NUMBERS, Change, augment
+from trainer.learners.learner import Terms
+from trainer.runs.registry import read_options, registered
+from trainer.tasks.conditional.algorithm import ConditionalAlgorithm, Generated, Judged
+from trainer.tasks.conditional.config import ConditionalModelConfig
+
+
+@dataclass(frozen=True)
+class ProjectedOptions:
+    """The pretrained classifier, and what the critic is shown."""
+
+    timm_name: str = "tf_efficientnet_lite0"
+    weights: str | None = None  # "pretrained", timm's; a file of them; null: random ones
+    augment: list[Change] = field(default_factory=list)  # of real and generated images before the critic: DiffAugment
+    mode_seeking: float = 0.0  # weight of two images of a type being different (eq. 44)
+
+
+@registered
+class ProjectedGan(ConditionalAlgorithm):
+    """Hinge loss of each scale's score; the generator minimises their negative mean."""
+
+    Options = ProjectedOptions
+
+    @classmethod
+    def build_networks(cls, model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
+        options = read_options("conditional", model.algorithm, model.options)
+        config = ClassifierConfig("features", "timm", options.timm_name, weights=options.weights)
+        try:
+            classifier = build_classifier(config, types, image_size)
+        except ModelError as error:
+            raise UserError(str(error).replace("model.weights", "model.options.weights")) from error
+        critic = ProjectedCritic(classifier, image_size, types, model.critic.width)
+        return {"critic": critic, "generator": cls.build_generator(model, image_size, types)}
+
+    def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
+        key = derive_key(self.setting.seed, "augmentation", purpose)
+        return augment(images, uniform(key, part.positions, NUMBERS), self.options.augment)
+
+    def _critic_terms(self, judged: Judged) -> Terms:
+        return {"critic": (1.0, losses.hinge_discriminator(judged.on_real, judged.on_generated).mean(dim=1))}
+
+    def _generate(self, part: MicroBatch) -> Terms:
+        if not self.options.mode_seeking:
+            return super()._generate(part)
+        first, second = self._latents(part, "generator"), self._latents(part, "second")
+        with self._generator.autocast():  # one pass: some engines allow no second
+            made = self._generator.engine(torch.cat([first, second]), part.labels.repeat(2))
+            images, others = made.chunk(2)
+            answers = self._critic.module(self._shown(images, part, "generated"), part.labels).float()
+        apart = losses.mode_seeking(images, others, first, second)
+        terms = self._generator_terms(Generated(images, part.labels, answers))
+        return terms | {"mode_seeking": (self.options.mode_seeking, apart)}
+
+    def _generator_terms(self, made: Generated) -> Terms:
+        return {"adversarial": (1.0, losses.wasserstein_generator(losses.score(made.answers)))}
