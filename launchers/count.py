@@ -86,7 +86,13 @@ def main(arguments: Sequence[str]) -> None:
 def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.counting import CountOptions, count_fields, count_images, read_groups, read_ranges
+    from trainer.tasks.classification.inference.counting import (
+        CountOptions,
+        count_fields,
+        count_images,
+        read_groups,
+        read_ranges,
+    )
     from trainer.tasks.detection.finding import find_in_fields
     from trainer.tasks.detection.load import load_detector
     from trainer.tasks.detection.nuclei import NucleusFinder

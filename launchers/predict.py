@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.prediction import predict_images
+    from trainer.tasks.classification.inference.prediction import predict_images
 
     topology = join_processes()
     if topology.world_size > 1:

@@ -38,7 +38,7 @@ from trainer.metrics.generation import extract_features
 from trainer.runs.feature_spaces import classifier_features
 from trainer.runs.normalizers.bundle import StainNormalizer
 from trainer.runs.normalizers.classical import CLASSICAL
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.tasks.classification.inference.load import TrainedClassifier, load_classifier
 from trainer.tasks.stain.load import load_stain_model
 from trainer.tasks.stain.normalization import learned_normalizer
 

@@ -10,8 +10,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.stream.stream import Topology
 from trainer.runs.shipped import SHIPPED
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.prediction import predict_images
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.inference.prediction import predict_images
 
 LABORATORIES = ("barcelona", "munich", "bccd")
 
