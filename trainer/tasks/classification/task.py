@@ -18,7 +18,7 @@ from trainer.runs.network_size import NetworkSize
 from trainer.runs.provenance import learned_by_weights
 from trainer.runs.task import Task
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.inference.load import TrainedClassifier, build_network, load_classifier
+from trainer.tasks.classification.inference.load import build_network, load_classifier
 from trainer.tasks.classification.training.protocol import BalanceFirstSession, own_images
 from trainer.tasks.classification.training.session import ClassifierSession
 from trainer.tasks.classification.training.stream import known_cell_types, training_stream
@@ -31,6 +31,7 @@ class Classification(Task[ClassifierRunConfig]):
     answers_test = True
     launcher = "train_classifier.py"
     config = ClassifierRunConfig
+    load = staticmethod(load_classifier)
 
     def open(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> ClassifierSession:
         if config.protocol == "balance_first":
@@ -41,8 +42,7 @@ class Classification(Task[ClassifierRunConfig]):
         network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
         if isinstance(network, FittedClassifier):
             raise UserError(f"model={config.model.name} is fitted at once, without steps: there is nothing to plan")
-        built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
-        return built
+        return registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
 
     def count_epoch_steps(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> int:
         types = known_cell_types(dataset, config.data)
@@ -57,9 +57,6 @@ class Classification(Task[ClassifierRunConfig]):
         """Training images, and validation images, by which checkpoint and temperature are chosen."""
         own = own_images(config, dataset, cell_types)
         return LearnedImages.joined([own, learned_by_weights(config.model.weights), learned_by_makers(dataset)])
-
-    def load(self, run: Path) -> TrainedClassifier:
-        return load_classifier(run)
 
     def network_size(self, run: Path) -> NetworkSize:
         from trainer.tasks.classification.inference.network_size import network_size

@@ -87,8 +87,7 @@ class CrossEntropy(Stateless):
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         try:
             with self._classifier.autocast():
-                logits: torch.Tensor = self._classifier.engine(images)
-                return logits
+                return self._classifier.engine(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise

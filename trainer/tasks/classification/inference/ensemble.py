@@ -41,8 +41,7 @@ class NormalizedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images float32 [n, 3, S, S] in [-1, 1], S the normaliser's -> logits [n, types]."""
         normalized = _resized(self._normalizer(images), self._image_size)
-        logits: Tensor = self.classifier(normalized)
-        return logits
+        return self.classifier(normalized)
 
 
 class MemberNetwork(nn.Module):

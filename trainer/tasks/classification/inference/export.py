@@ -186,8 +186,7 @@ def _real(live: RawClassifier, dataset: Dataset) -> MicroBatch:
     stream = scoring_stream(
         dataset, config, splits=["test"], cell_types=live.cell_types, batch=_CHECKED, topology=Topology()
     )
-    batch: MicroBatch = next(iter(stream.read()))
-    return batch
+    return next(iter(stream.read()))
 
 
 def _rendered(side: int) -> MicroBatch:

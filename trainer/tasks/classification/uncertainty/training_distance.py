@@ -125,5 +125,4 @@ def _halves(points: Tensor, types: Tensor) -> Tensor:
 def _whitening(points: Tensor) -> Tensor:
     """[r, r]: gives points [n, r] of mean 0 the covariance 1."""
     variances, directions = torch.linalg.eigh(points.T @ points / len(points))
-    whitening: Tensor = directions / variances.clamp_min(float(variances.amax()) * 1e-6).sqrt()
-    return whitening
+    return directions / variances.clamp_min(float(variances.amax()) * 1e-6).sqrt()
