@@ -18,7 +18,6 @@ from data_pipeline.lineage import normalization, normalization_needs_label
 from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream, Topology
-from trainer.loop.checkpoint import Checkpoint
 from trainer.metrics.classification import Scores, epoch_scores, score, trust
 from trainer.metrics.evaluation import (
     HEAT,
@@ -131,10 +130,10 @@ def evaluate(
     answers, scores, calibrated = _scores(samples, logits, cell_types, ensemble.calibration)
     other = everything.loc[~everything["cell_type"].isin(cell_types), "cell_type"].replace("", "unlabelled")
     split = "+".join(splits) + (f"-folds{'+'.join(map(str, folds))}" if folds is not None else "")
-    members = [ScoredMember(str(each.folder), _checkpoint(each.checkpoint)) for each in ensemble.members]
+    members = [ScoredMember(str(each.folder), ScoredCheckpoint.of(each.checkpoint)) for each in ensemble.members]
     record = ClassifierEvaluation(
         ScoredData(dataset.address, dataset.content_hash, split, sorted(set(samples["domain"])), len(samples)),
-        _checkpoint(ensemble.members[0].checkpoint),
+        ScoredCheckpoint.of(ensemble.members[0].checkpoint),
         _normalizer_of(ensemble, dataset, samples, everything),
         SeenRecord.of(seen),
         list(cell_types),
@@ -183,10 +182,6 @@ def _scores(
     uncalibrated = trust(calibrated_probabilities(logits, 1.0).numpy(), *truth)
     record = CalibrationRecord(calibration.temperature, calibration.images, calibration.remark, uncalibrated)
     return answers, score(answers, *truth), record
-
-
-def _checkpoint(checkpoint: Checkpoint) -> ScoredCheckpoint:
-    return ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest)
 
 
 def _passes(

@@ -28,18 +28,14 @@ from trainer.metrics.differential import Differential, Ranges, count_types
 from trainer.metrics.evaluation import UNFAMILIAR, own_test_evaluation
 from trainer.reports.differential_report import CountedField, write_differential_report
 from trainer.runs.run_directory import CONFIG_FILE
-from trainer.tasks.classification.inference.prediction import predict_images
-
-_COVERAGE = 0.9  # of the sets of types in predictions.csv
+from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images
 
 
 @dataclass(frozen=True)
 class CountOptions:
     """How cells are named and counted."""
 
-    domain: str | None  # see `predict_images`
-    views: int
-    min_confidence: float  # cells named with less are for a person to look at
+    prediction: PredictOptions  # cells below its min_confidence are for a person to look at
     groups: Mapping[str, str]  # path of an image, relative -> its patient or slide; '' is not counted
     ranges: Ranges  # empty: no reference ranges are shown
     side_microns: float | None = None  # of the squares that cells are cut in; None: by their boxes
@@ -130,17 +126,7 @@ def _predict(
     runs: Sequence[Path], cells: Sequence[Path], out: Path, options: CountOptions, topology: Topology
 ) -> pd.DataFrame:
     """The rows of predictions.csv, and `look`: whether a person should look at the cell."""
-    predict_images(
-        runs,
-        cells,
-        out,
-        domain=options.domain,
-        views=options.views,
-        min_confidence=options.min_confidence,
-        coverage=_COVERAGE,
-        heatmaps=False,
-        topology=topology,
-    )
+    predict_images(runs, cells, out, options.prediction, topology)
     named = pd.read_csv(out / "predictions.csv", keep_default_na=False)
     look = named["uncertain"].astype(bool)
     if UNFAMILIAR in named:

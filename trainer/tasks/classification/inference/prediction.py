@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,28 +35,27 @@ from trainer.tasks.classification.uncertainty.reference import FILE as UNCERTAIN
 _WRITTEN = ("predictions.csv", "unreadable.csv", "passed_over.csv", "gallery.html", "gallery-[0-9][0-9][0-9].html")
 
 
+@dataclass(frozen=True)
+class PredictOptions:
+    """How images are predicted."""
+
+    domain: str | None  # see `load_raw_classifier`
+    views: int
+    min_confidence: float | None  # images below it are marked uncertain
+    coverage: float = 0.9  # probability that an image's set of types holds the true one
+    heatmaps: bool = False  # in the gallery
+
+
 def predict_images(
-    runs: Sequence[Path],
-    source: Path | Sequence[Path],
-    out: Path,
-    *,
-    domain: str | None,
-    views: int,
-    min_confidence: float | None,
-    coverage: float,
-    heatmaps: bool,
-    topology: Topology,
+    runs: Sequence[Path], source: Path | Sequence[Path], out: Path, options: PredictOptions, topology: Topology
 ) -> None:
     """Predict the type of each image of `source`: an image, a folder, also one of annotated fields, or paths.
 
-    `out` then holds this prediction only.
-
-    runs, domain, views: see `load_raw_classifier`. min_confidence: images below it are marked uncertain. coverage:
-    probability that an image's set of types holds the true one. heatmaps: the gallery has heat maps. UserError where
-    no image can be read, or `out` cannot be written to.
+    `out` then holds this prediction only. runs: see `load_raw_classifier`. UserError where no image can be read, or
+    `out` cannot be written to.
     """
     paths, left_out = _find(source)
-    classifier = load_raw_classifier(runs, domain, views, paths)
+    classifier = load_raw_classifier(runs, options.domain, options.views, paths)
     if classifier.crop < 1 and classifier.domain is None:
         print(f"the middle of each image is classified, {classifier.crop:.0%} of its sides", file=sys.stderr)
     stream = FileStream(paths, classifier.storage, classifier.data, classifier.batch, topology, crop=classifier.crop)
@@ -68,9 +68,7 @@ def predict_images(
             "of their run): train_classifier.py, given the run's command again, writes it",
             file=sys.stderr,
         )
-    frame = _predict(
-        classifier, stream, paths, topology, min_confidence=min_confidence, coverage=coverage, heatmaps=heatmaps
-    )
+    frame = _predict(classifier, stream, paths, options, topology)
     if not len(frame):
         reasons = "; ".join(f"{path.name}: {reason}" for path, reason in list(stream.unreadable.items())[:3])
         place = source if isinstance(source, Path) else paths[0].parent
@@ -118,21 +116,14 @@ def _find(source: Path | Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
 
 
 def _predict(
-    classifier: RawClassifier,
-    stream: FileStream,
-    paths: Sequence[Path],
-    topology: Topology,
-    *,
-    min_confidence: float | None,
-    coverage: float,
-    heatmaps: bool,
+    classifier: RawClassifier, stream: FileStream, paths: Sequence[Path], options: PredictOptions, topology: Topology
 ) -> pd.DataFrame:
     """A row for each readable image: the columns of predictions.csv, and heat."""
     uncertainty, network = classifier.uncertainty, classifier.network
     if uncertainty is not None:
         network = uncertainty.added_to(network)
     grad_cam = None
-    if heatmaps:
+    if options.heatmaps:
         grad_cam = GradCam(classifier.network, classifier.classifier, classifier.data.image_size, topology.device)
     total = -(-len(paths) // classifier.batch)
     answers, rows = predict(network.to(topology.device), track(stream.read(), total, "predicting", "batch"))
@@ -143,12 +134,12 @@ def _predict(
     frame = pd.DataFrame({"path": [printable(paths[row]) for row in rows]})
     frame["type"] = np.asarray(classifier.cell_types)[probabilities.argmax(dim=1).numpy()]
     frame["confidence"] = probabilities.max(dim=1).values.float().numpy()
-    if min_confidence is not None:
-        frame["uncertain"] = frame["confidence"] < min_confidence
+    if options.min_confidence is not None:
+        frame["uncertain"] = frame["confidence"] < options.min_confidence
     if uncertainty is not None:
         frame[UNFAMILIARITY] = answers[:, types].numpy()
         frame[UNFAMILIAR] = frame[UNFAMILIARITY] > 1
-        sets = prediction_sets(probabilities.numpy(), uncertainty.least_probability(coverage))
+        sets = prediction_sets(probabilities.numpy(), uncertainty.least_probability(options.coverage))
         frame[SET] = [SET_SEPARATOR.join(itertools.compress(classifier.cell_types, each)) for each in sets]
     for index, name in enumerate(classifier.cell_types):
         frame[f"p:{name}"] = probabilities[:, index].float().numpy()
