@@ -216,15 +216,6 @@ class SeenImages:
             f"{remedy}{left_out if len(self.through) < self.count else ''}"
         )
 
-    def as_record(self) -> dict[str, Any]:
-        """Part of a score's record (contract C14)."""
-        return {
-            "compared_with": self.learned,
-            "left_out": len(self.through),
-            "why": self.words,
-            "unchecked": list(self.unchecked),
-        }
-
 
 def _hashes(hashes: pd.Series[Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES)

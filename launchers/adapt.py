@@ -36,7 +36,7 @@ from data_pipeline.errors import UserError
 from launchers.console import launch, read_config
 from trainer.runs.run_directory import read_run_config
 from trainer.runs.shipped import run_or_shipped
-from trainer.tasks.classification.adaptation_config import AdaptConfig
+from trainer.tasks.classification.adaptation.config import AdaptConfig
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(f"{path}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.adaptation import adapt
-    from trainer.tasks.classification.adaptation_record import read_adaptation
+    from trainer.tasks.classification.adaptation.adapt import adapt
+    from trainer.tasks.classification.reports.adaptation_record import read_adaptation
 
     topology = join_processes()
     if topology.world_size > 1:

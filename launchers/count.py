@@ -86,7 +86,14 @@ def main(arguments: Sequence[str]) -> None:
 def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.counting import CountOptions, count_fields, count_images, read_groups, read_ranges
+    from trainer.tasks.classification.inference.counting import (
+        CountOptions,
+        count_fields,
+        count_images,
+        read_groups,
+        read_ranges,
+    )
+    from trainer.tasks.classification.inference.prediction import PredictOptions
     from trainer.tasks.detection.finding import find_in_fields
     from trainer.tasks.detection.load import load_detector
     from trainer.tasks.detection.nuclei import NucleusFinder
@@ -96,7 +103,8 @@ def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -
         raise UserError("count.py is one process: start it with python, not with several processes")
     ranges = read_ranges(Path(config.reference)) if config.reference else {}
     groups = read_groups(folder, Path(config.patients) if config.patients else None)
-    options = CountOptions(config.domain, config.views, config.min_confidence, groups, ranges, config.side_microns)
+    prediction = PredictOptions(config.domain, config.views, config.min_confidence)
+    options = CountOptions(prediction, groups, ranges, config.side_microns)
     if config.images:
         count_images(runs, folder, out, options, topology)
         return

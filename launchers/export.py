@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("format=safetensors is one run, answering without views: give run=DIR alone")
     config.require_dataset()
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.tasks.classification.compact_run import write_compact_run
-    from trainer.tasks.classification.ensemble import Ensemble
-    from trainer.tasks.classification.export import export_classifier
+    from trainer.tasks.classification.inference.compact_run import write_compact_run
+    from trainer.tasks.classification.inference.ensemble import Ensemble
+    from trainer.tasks.classification.inference.export import export_classifier
 
     ensemble = Ensemble.load(runs, config.views)
     try:

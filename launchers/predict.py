@@ -81,22 +81,13 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{images}: no such file or folder")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.prediction import predict_images
+    from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images
 
     topology = join_processes()
     if topology.world_size > 1:
         raise UserError("predict.py is one process: start it with python, not with several processes")
-    predict_images(
-        runs,
-        images,
-        out,
-        domain=config.domain,
-        views=config.views,
-        min_confidence=config.min_confidence,
-        coverage=config.coverage,
-        heatmaps=config.heatmaps,
-        topology=topology,
-    )
+    options = PredictOptions(config.domain, config.views, config.min_confidence, config.coverage, config.heatmaps)
+    predict_images(runs, images, out, options, topology)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
     from data_pipeline.catalog import SPLITS
     from trainer.learners.topology import join_processes
-    from trainer.tasks.classification.review import write_review
+    from trainer.tasks.classification.review.review import write_review
 
     topology = join_processes()
     if topology.world_size > 1:

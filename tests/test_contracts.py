@@ -16,6 +16,11 @@ PLANTED = {
     "upwards": ("trainer/loop/fit.py", "import trainer.tasks.stain.config", "imports point one way"),
     "another task": ("trainer/tasks/stain/load.py", "import trainer.tasks.few_shot.config", "tasks do not import"),
     "cycle": ("trainer/metrics/selective.py", "import trainer.runs.config", "no package of trainer is in a cycle"),
+    "rooms": (
+        "trainer/tasks/classification/reports/report.py",
+        "import trainer.tasks.classification.adaptation.config",
+        "no package of trainer is in a cycle",
+    ),
     "models": ("models/layers.py", "import data_pipeline.names", "imports point one way"),
 }
 

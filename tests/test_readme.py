@@ -25,7 +25,7 @@ from trainer.experiments.reproduction_config import read_preset
 from trainer.experiments.sweep_config import read_sweep
 from trainer.runs import shipped
 from trainer.runs.evaluation_config import EvaluateConfig
-from trainer.tasks.classification.adaptation_config import AdaptConfig
+from trainer.tasks.classification.adaptation.config import AdaptConfig
 from trainer.tasks.detection.config import DetectorRunConfig
 
 USERS = "README.md"

@@ -54,6 +54,11 @@ class UsedBank:
         data = self.images.made_by.get("config", {}).get("data", {})
         return float(data.get("crop", {}).get(self.images.domain, 1.0))
 
+    def as_record(self) -> dict[str, Any]:
+        """For dataset.json."""
+        made_by, content_hash = self.images.facts.generator, self.images.content_hash
+        return {"name": self.name, "content_hash": content_hash, "made_by": made_by, "crop": self.crop}
+
 
 def balance_dataset(
     config: BalanceConfig,
@@ -66,9 +71,8 @@ def balance_dataset(
 ) -> dict[str, Any]:
     """Write the data set `config.out`; returns the report, as build_shards.py does.
 
-    Generated images are training images, stored like all others. verdict: the amounts of per_type=auto; it may ask for
-    no image at all. An interrupted command is resumed. rank, world_size, barrier: as of `derive_dataset`. UserError for
-    a user's mistake.
+    verdict: the amounts of per_type=auto; it may ask for no image at all. rank, world_size, barrier: as of
+    `derive_dataset`. UserError for a user's mistake.
     """
     parent, out = config.open_dataset(), folder_of(str(config.out), "out")
     settings = ShardSettings(**parent.metadata["settings"])
@@ -83,15 +87,7 @@ def balance_dataset(
         "tool": "balance",
         **{name: getattr(config, name) for name in ("per_type", "best", "least", "at_most", "domains")},
         "asked": None if verdict is None else verdict.as_record(),
-        "banks": [
-            {
-                "name": bank.name,
-                "content_hash": bank.images.content_hash,
-                "made_by": bank.images.facts.generator,
-                "crop": bank.crop,
-            }
-            for bank in banks
-        ],
+        "banks": [bank.as_record() for bank in banks],
         "parent": parent.metadata["made_by"],
     }
     relatives = _groups_of_training_images(parent)
@@ -243,8 +239,7 @@ def held_images(
 def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Rank of each value [n]; equal ones share the mean of theirs."""
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: npt.NDArray[np.float64] = (counts.cumsum() - counts / 2)[places]
-    return ranks
+    return (counts.cumsum() - counts / 2)[places]
 
 
 def _rows_of(bank: ImageBank, cell_type: str) -> list[int]:

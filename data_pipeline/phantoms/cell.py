@@ -40,8 +40,7 @@ class Canvas:
 
     def cover(self, distance: Field, softness: float = 0.0) -> Field:
         """How much of each pixel lies inside, 0 to 1; the edge is a pixel or `softness` micrometres wide."""
-        inside: Field = np.clip(distance / np.float32(max(self.pixel, softness)) + np.float32(0.5), 0, 1)
-        return inside
+        return np.clip(distance / np.float32(max(self.pixel, softness)) + np.float32(0.5), 0, 1)
 
     def texture(
         self,
@@ -88,8 +87,7 @@ class Canvas:
                 np.add.at(impulses, (row[seen], column[seen]), weight[seen].astype(np.float32))
         sigma = max(radius / self.pixel * 0.75, 0.55)
         blurred = gaussian_filter(impulses, sigma, truncate=3.0) * np.float32(2 * math.pi * sigma**2 * 1.5)
-        spots: Field = np.minimum(blurred, np.float32(1))
-        return spots
+        return np.minimum(blurred, np.float32(1))
 
 
 def ellipse(u: Field, v: Field, x: float, y: float, a: float, b: float, angle: float = 0.0) -> Field:
@@ -113,8 +111,7 @@ def capsule(u: Field, v: Field, start: Sequence[float], end: Sequence[float], ra
 def union(one: Field, other: Field, round_over: float = 0.6) -> Field:
     """Both shapes as one, the crease between them filled over `round_over` micrometres."""
     near = np.maximum(np.float32(round_over) - np.abs(one - other), 0) / np.float32(round_over)
-    both: Field = np.maximum(one, other) + near * near * np.float32(round_over / 4)
-    return both
+    return np.maximum(one, other) + near * near * np.float32(round_over / 4)
 
 
 def cut(one: Field, other: Field, round_over: float = 0.6) -> Field:
@@ -171,8 +168,7 @@ class Cell:
         pixel = (at / self.canvas.pixel + 0.5).astype(int)
         seen = np.all((pixel >= 0) & (pixel < self.canvas.size), axis=1)
         pixel, tries = pixel[seen], tries[seen]
-        found: NDArray[np.float64] = tries[inside[pixel[:, 1], pixel[:, 0]] > margin][:count]
-        return found
+        return tries[inside[pixel[:, 1], pixel[:, 0]] > margin][:count]
 
     def hollow(self, layer: int, count: int, inside: Field, radius: float, strength: float) -> None:
         """Pale round holes (vacuoles, nucleoli) inside `inside`, taking `strength` of a layer's dye away.

@@ -147,5 +147,4 @@ def photograph(layers: Field, film: Film, rng: Random) -> NDArray[np.uint8]:
     # An S-shaped tone curve that keeps black and white where they are.
     colour = colour + np.float32(film.toe) * colour * (1 - colour) * (2 * colour - 1)
     picture = colour.T.reshape(size, size, 3) * (film.glass * 255).astype(np.float32) + np.float32(0.5)
-    pixels: NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)
-    return pixels
+    return np.clip(picture, 0, 255).astype(np.uint8)

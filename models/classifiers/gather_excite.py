@@ -66,8 +66,7 @@ class GlobalGather(nn.Module):
             kernel = rows @ kernel.float() @ columns.T
             kernel = kernel * (self.weight.shape[2] * self.weight.shape[3] / (height * width))
         gathered = (features * kernel.squeeze(1).to(features.dtype)).sum((2, 3), keepdim=True)
-        normed: Tensor = self.norm(gathered)
-        return normed
+        return self.norm(gathered)
 
 
 def linear_resampling(source: int, target: int, device: torch.device) -> Tensor:

@@ -43,8 +43,7 @@ class InputAdapter(nn.Module):
         return images * self.scale + self.offset
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.adapted(images))
-        return logits
+        return self.network(self.adapted(images))
 
 
 def stretch_channels(images: Tensor) -> Tensor:

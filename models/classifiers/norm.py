@@ -27,8 +27,7 @@ class GroupNorm(nn.GroupNorm):
         self.load_state_dict(without_statistics(norm.state_dict()))
 
     def forward(self, features: Tensor) -> Tensor:
-        normalized: Tensor = self.act(self.drop(super().forward(features)))
-        return normalized
+        return self.act(self.drop(super().forward(features)))
 
 
 class FrozenBatchNorm(nn.BatchNorm2d):
@@ -45,8 +44,7 @@ class FrozenBatchNorm(nn.BatchNorm2d):
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        normalized: Tensor = self.act(self.drop(super().forward(features)))
-        return normalized
+        return self.act(self.drop(super().forward(features)))
 
 
 class AuxiliaryBatchNorm(nn.BatchNorm2d):
@@ -73,8 +71,7 @@ class AuxiliaryBatchNorm(nn.BatchNorm2d):
         return self._finished(torch.cat([_normalized(self, real), _normalized(self.generated, generated)]))
 
     def _finished(self, normalized: Tensor) -> Tensor:
-        activated: Tensor = self.act(self.drop(normalized))
-        return activated
+        return self.act(self.drop(normalized))
 
 
 def _normalized(norm: nn.BatchNorm2d, features: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ class SEModule(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         gate = self.fc2(self.relu(self.fc1(features.mean((2, 3), keepdim=True))))
-        gated: Tensor = features * self.sigmoid(gate)
-        return gated
+        return features * self.sigmoid(gate)
 
 
 class SEBottleneck(nn.Module):
@@ -56,5 +55,4 @@ class SEBottleneck(nn.Module):
         residual = self.relu(self.bn1(self.conv1(features)))
         residual = self.relu(self.bn2(self.conv2(residual)))
         residual = self.se_module(self.bn3(self.conv3(residual)))
-        out: Tensor = self.relu(residual + shortcut)
-        return out
+        return self.relu(residual + shortcut)

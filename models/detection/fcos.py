@@ -63,8 +63,7 @@ class _Backbone(nn.Module):
         self.out_channels = config.width
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.pyramid({str(n): each for n, each in enumerate(self.trunk(images))})
-        return maps
+        return self.pyramid({str(n): each for n, each in enumerate(self.trunk(images))})
 
 
 class _AsTheyAre(nn.Module):

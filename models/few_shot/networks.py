@@ -76,8 +76,7 @@ class SkipLayerExcitation(nn.Module):
         )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        weighed: Tensor = high * self.excitation(low)
-        return weighed
+        return high * self.excitation(low)
 
 
 def skips(image_size: int) -> list[tuple[int, int]]:
@@ -172,8 +171,7 @@ class Discriminator(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Input of the last layers: float [n, feature_channels, S/8, S/8]."""
-        features: Tensor = self.trunk(images)
-        return features
+        return self.trunk(images)
 
     def judge(self, features: Tensor) -> Tensor:
         """Logits float32 [n] from `features`."""
@@ -209,5 +207,4 @@ class Miner(nn.Module):
         self.last = nn.Linear(latent_size, latent_size)
 
     def forward(self, noise: Tensor) -> Tensor:
-        mined: Tensor = self.last(functional.leaky_relu(self.first(noise), _SLOPE))
-        return mined
+        return self.last(functional.leaky_relu(self.first(noise), _SLOPE))

@@ -50,14 +50,6 @@ class CriticConfig:
             check_at_least_one(self, "critic", field)
 
     @property
-    def receptive_field(self) -> int:
-        """Side in pixels of the patch behind one score: 70 for three layers."""
-        side = 7  # of the last two 4x4 convolutions
-        for _ in range(self.layers):
-            side = 2 * side + 2
-        return side
-
-    @property
     def smallest_image(self) -> int:
         """Least side in pixels that gives a score."""
         return 3 * 2**self.layers

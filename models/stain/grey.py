@@ -20,5 +20,4 @@ class ColourGrey(nn.Module):
         self.generator = generator
 
     def forward(self, images: Tensor) -> Tensor:
-        coloured: Tensor = self.generator(to_grey(images))
-        return coloured
+        return self.generator(to_grey(images))

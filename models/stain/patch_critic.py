@@ -31,5 +31,4 @@ class PatchCritic(nn.Module):
         self.last = nn.Conv2d(channels, 1, 4, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        scores: Tensor = self.last(self.trunk(images))
-        return scores
+        return self.last(self.trunk(images))

@@ -39,8 +39,7 @@ class ResNetGenerator(nn.Module):
         self.last = nn.Conv2d(width, 3, 7, padding=3, padding_mode="reflect")
 
     def forward(self, images: Tensor) -> Tensor:
-        change: Tensor = self.last(self.trunk(images))
-        return change
+        return self.last(self.trunk(images))
 
 
 class ResidualBlock(nn.Module):

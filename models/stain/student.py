@@ -22,5 +22,4 @@ class Student(nn.Module):
         self.last = nn.Conv2d(config.width, 3, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        change: Tensor = self.last(self.trunk(images))
-        return change
+        return self.last(self.trunk(images))

@@ -65,5 +65,4 @@ class DomainPair(nn.Module):
         self.b = b
 
     def forward(self, images_a: Tensor, images_b: Tensor) -> tuple[Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor] = self.a(images_a), self.b(images_b)
-        return outputs
+        return self.a(images_a), self.b(images_b)

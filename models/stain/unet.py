@@ -51,5 +51,4 @@ class UNet(nn.Module):
         skips.pop()  # the decoder starts from the deepest map
         for level in self.decoder:
             features = torch.cat([level(features), skips.pop()], dim=1)
-        change: Tensor = self.last(features)
-        return change
+        return self.last(features)

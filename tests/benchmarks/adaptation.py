@@ -28,26 +28,26 @@ from data_pipeline.stream.stream import Topology
 from trainer.experiments.machine import describe_machine
 from trainer.learners.choices import VIEWS
 from trainer.metrics.classification import score
-from trainer.tasks.classification.adaptation import Adapter
-from trainer.tasks.classification.adaptation_choice import paired_gain
-from trainer.tasks.classification.adaptation_config import SAME_FEATURES, AdaptConfig
-from trainer.tasks.classification.adaptation_data import (
+from trainer.tasks.classification.adaptation.adapt import Adapter
+from trainer.tasks.classification.adaptation.choice import paired_gain
+from trainer.tasks.classification.adaptation.config import SAME_FEATURES, AdaptConfig
+from trainer.tasks.classification.adaptation.laboratory import (
     Images,
     Laboratory,
     crop_of,
     images_of,
     images_of_home,
 )
-from trainer.tasks.classification.adaptation_methods import (
+from trainer.tasks.classification.adaptation.methods import (
     HeadImages,
     answers_of,
     features_of,
     few_of_each,
     last_layer,
 )
-from trainer.tasks.classification.adaptation_record import WORDS
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier
-from trainer.tasks.classification.views import mean_log_probabilities
+from trainer.tasks.classification.inference.load import TrainedClassifier, load_classifier
+from trainer.tasks.classification.reports.adaptation_section import WORDS
+from trainer.tasks.classification.uncertainty.views import mean_log_probabilities
 
 LEAST_IMAGES = 4  # of a type that is scored
 

@@ -94,18 +94,13 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
     started = time.monotonic()
     cores = len(os.sched_getaffinity(0))
     topology = join_processes()
-    workers = sorted({0, 1, max(1, cores // 2), cores, cores + 1}) if options.tune else [cores]
-    batches = [options.largest_batch // part for part in ((8, 4, 2, 1) if options.tune else (2,))]
-    decoders = list(DECODERS if options.tune else DECODERS[:1])
-    result: dict[str, Any] = {
-        # Results are committed: what they were measured on counts, not where it lay.
-        "options": asdict(options) | {"images": Path(options.images).name, "out": Path(options.out).name},
-        "machine": describe_machine(),
-        "peers": {"torch ImageFolder": True, **installed_peers()},
-        "tried": {"workers": workers, "batches": batches, "decoders": decoders},
-        "loading": {},
-        "training": {},
+    tried: dict[str, Any] = {
+        "workers": sorted({0, 1, max(1, cores // 2), cores, cores + 1}) if options.tune else [cores],
+        "batches": [options.largest_batch // part for part in ((8, 4, 2, 1) if options.tune else (2,))],
+        "decoders": list(DECODERS if options.tune else DECODERS[:1]),
     }
+    facts = {"machine": describe_machine(), "peers": {"torch ImageFolder": True, **installed_peers()}, "tried": tried}
+    result: dict[str, Any] = {"options": _named(options), **facts, "loading": {}, "training": {}}
     with tempfile.TemporaryDirectory(prefix="loader-benchmark-") as temporary:
         scratch = Path(temporary)
         raw = choose_images(Path(options.images), options.count, scratch / "raw")
@@ -120,26 +115,19 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
                     dataset,
                     options.image_size,
                     topology,
-                    batches=batches,
-                    workers=workers,
-                    decoders=decoders,
+                    **tried,
                     seconds=options.seconds,
                     repeats=options.repeats,
                     scratch=scratch / name,
                     progress=progress,
                 ),
             }
-        overrides = [
-            f"model={options.training_model}",
-            f"data.image_size={options.training_size}",
-            f"train.global_batch={options.training_batch}",
-        ]
         for stored_size in (None, options.training_stored_size) if options.measure != "loading" else ():
             name = _storage_name(stored_size)
             dataset = _build(raw, scratch / name / "dataset", stored_size, cores, progress)
             result["training"][name] = training_throughput(
                 dataset,
-                overrides,
+                _overrides(options),
                 topology,
                 seconds=options.training_seconds,
                 repeats=options.training_repeats,
@@ -148,6 +136,19 @@ def run(options: Options, progress: bool = True) -> dict[str, Any]:
             )
     result["minutes"] = round((time.monotonic() - started) / 60, 1)
     return result
+
+
+def _named(options: Options) -> dict[str, Any]:
+    """The options. Results are committed: what they were measured on counts, not where it lay."""
+    return asdict(options) | {"images": Path(options.images).name, "out": Path(options.out).name}
+
+
+def _overrides(options: Options) -> list[str]:
+    return [
+        f"model={options.training_model}",
+        f"data.image_size={options.training_size}",
+        f"train.global_batch={options.training_batch}",
+    ]
 
 
 def choose_images(root: Path, count: int, target: Path) -> Path:

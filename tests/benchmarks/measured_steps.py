@@ -26,7 +26,7 @@ from tests.benchmarks.step_time import Link, Step, fit_link, ring_all_reduce, wa
 from tests.benchmarks.timing import summary
 from trainer.learners.topology import join_processes, leave_processes
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training_stream import known_cell_types
+from trainer.tasks.classification.training.stream import known_cell_types
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from trainer.loop.log import read_records
 from trainer.loop.progress import Progress
 from trainer.runs.registry import task
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training_stream import known_cell_types
+from trainer.tasks.classification.training.stream import known_cell_types
 
 LAPS = 4
 

@@ -14,8 +14,8 @@ each. Interrupted, the same command goes on.
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from data_pipeline.sources import SourceDeclaration
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream
 from tests.benchmarks.launch import call
+from tests.benchmarks.stain_runs import EPOCHS, MODELS, train, train_judge, train_on_restained
 from trainer.experiments.machine import describe_machine
 from trainer.loop.log import read_records
 from trainer.metrics import image_distance
@@ -38,23 +39,12 @@ from trainer.metrics.generation import extract_features
 from trainer.runs.feature_spaces import classifier_features
 from trainer.runs.normalizers.bundle import StainNormalizer
 from trainer.runs.normalizers.classical import CLASSICAL
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier
+from trainer.tasks.classification.inference.load import TrainedClassifier, load_classifier
 from trainer.tasks.stain.load import load_stain_model
 from trainer.tasks.stain.normalization import learned_normalizer
 
-BATCH = 8
-# Networks small enough for a CPU, alike in cost; each model keeps the weights and rates of its own configuration.
-MODELS = {
-    "cyclegan": ("model.generator.width=12", "model.generator.blocks=3", "model.critic.width=24"),
-    "w_cyclegan_gp": ("model.generator.width=16", "model.generator.depth=4", "model.critic.width=24"),
-    "w_cyclegan_gp_thesis": ("model.generator.width=16", "model.generator.depth=4", "model.critic.width=24"),
-}
-# For few images: as many generators' moves as can be, where the thesis says "several" of the critics' for each.
-CRITIC_STEPS = {"cyclegan": 1, "w_cyclegan_gp": 1, "w_cyclegan_gp_thesis": 2}
 # Red cells are 0.204 of an image's side in Barcelona and 0.258 in Munich (medians of round ones, free of others).
 SCALES: dict[str, dict[str, float]] = {"one scale": {"barcelona": 0.8}, "as they are": {}}
-# Passes of the classifiers over Barcelona's images, by augmentation.
-EPOCHS = {"quarter_turns": 8, "stain": 16}
 # Every Munich image is scored by normalisers that were fitted on the other half of the folds.
 HALVES = ((0, 1), (2, 3, 4))
 
@@ -111,6 +101,40 @@ def real_images(work: Path, barcelona: str, munich: str, images: int, size: int)
     call("build_shards", f"shards={work / 'dataset'}", f"barcelona={barcelona}", f"munich={munich}")
     dataset = Dataset.open(work / "dataset")
     results: dict[str, Any] = {}
+    done, trained, turned = _trained(dataset, work, images, size)
+    for scale, crop in SCALES.items():
+        target = Target(dataset, size, crop, trained[scale, "quarter_turns"])
+        for name in ("nothing", *CLASSICAL, *(model for model in MODELS if (scale, model, HALVES[0]) in done)):
+            parts = []
+            for half, other in (HALVES, HALVES[::-1]):
+                fitted = load_rows(dataset, "munich", size, crop, folds=half)[1]
+                rows, raw = load_rows(dataset, "munich", size, crop, folds=other)
+                normalizer: StainNormalizer | None = None
+                if name in CLASSICAL:
+                    normalizer = CLASSICAL[name].fit(target.learning, fitted)
+                elif name in MODELS:
+                    normalizer = learned_normalizer(load_stain_model(done[scale, name, half]), "barcelona")
+                parts.append((rows, raw, raw if normalizer is None else normalize(normalizer, raw)))
+            rows = pd.concat([part[0] for part in parts])
+            raw, made = (torch.cat([part[index] for part in parts]) for index in (1, 2))
+            row = target.distances(rows, raw, made)
+            for augment in EPOCHS:
+                row |= judged(augment, [(trained[scale, augment], rows, made)])
+            if name in MODELS:
+                row |= facts(done[scale, name, HALVES[0]])
+            results[f"{name}, {scale}"] = row
+    answers = []
+    for half, other in (HALVES, HALVES[::-1]):
+        rows, raw = load_rows(dataset, "munich", size, SCALES["one scale"], folds=other)
+        answers.append((turned[half], rows, raw))
+    results["w_cyclegan_gp to_b, one scale"] = judged("stain", answers)
+    return {"results": results, "data": {"content_hash": dataset.content_hash}}
+
+
+def _trained(
+    dataset: Dataset, work: Path, images: int, size: int
+) -> tuple[dict[Any, Path], dict[Any, TrainedClassifier], dict[Any, TrainedClassifier]]:
+    """Stain runs by scale, name and half; classifiers by scale and augmentation; those of restained images by half."""
     with ThreadPoolExecutor(2) as pool:
         judges = {
             (scale, augment): pool.submit(train_judge, dataset, work / f"judge-{augment}-{scale}", augment, size, crop)
@@ -141,33 +165,7 @@ def real_images(work: Path, barcelona: str, munich: str, images: int, size: int)
         done = {job: run.result() for job, run in runs.items()}
         trained = {job: load_classifier(judge.result()) for job, judge in judges.items()}
         turned = {half: load_classifier(judge.result()) for half, judge in restained.items()}
-    for scale, crop in SCALES.items():
-        target = Target(dataset, size, crop, trained[scale, "quarter_turns"])
-        for name in ("nothing", *CLASSICAL, *(model for model in MODELS if (scale, model, HALVES[0]) in done)):
-            parts = []
-            for half, other in (HALVES, HALVES[::-1]):
-                fitted = load_rows(dataset, "munich", size, crop, folds=half)[1]
-                rows, raw = load_rows(dataset, "munich", size, crop, folds=other)
-                normalizer: StainNormalizer | None = None
-                if name in CLASSICAL:
-                    normalizer = CLASSICAL[name].fit(target.learning, fitted)
-                elif name in MODELS:
-                    normalizer = learned_normalizer(load_stain_model(done[scale, name, half]), "barcelona")
-                parts.append((rows, raw, raw if normalizer is None else normalize(normalizer, raw)))
-            rows = pd.concat([part[0] for part in parts])
-            raw, made = (torch.cat([part[index] for part in parts]) for index in (1, 2))
-            row = target.distances(rows, raw, made)
-            for augment in EPOCHS:
-                row |= judged(augment, [(trained[scale, augment], rows, made)])
-            if name in MODELS:
-                row |= facts(done[scale, name, HALVES[0]])
-            results[f"{name}, {scale}"] = row
-    answers = []
-    for half, other in (HALVES, HALVES[::-1]):
-        rows, raw = load_rows(dataset, "munich", size, SCALES["one scale"], folds=other)
-        answers.append((turned[half], rows, raw))
-    results["w_cyclegan_gp to_b, one scale"] = judged("stain", answers)
-    return {"results": results, "data": {"content_hash": dataset.content_hash}}
+    return done, trained, turned
 
 
 class Target:
@@ -214,76 +212,6 @@ def judged(name: str, parts: Sequence[tuple[TrainedClassifier, pd.DataFrame, tor
         groups += rows["group"][chosen].tolist()
     scores = score(np.concatenate(answers), np.concatenate(labels), groups, parts[0][0].cell_types)
     return {f"balanced, {name}": scores["balanced_accuracy"].value, f"scores, {name}": dataclasses.asdict(scores)}
-
-
-def train(
-    model: str,
-    dataset: Dataset,
-    run: Path,
-    a: str,
-    b: str,
-    images: int,
-    size: int,
-    folds: Iterable[int] | None = None,
-    crop: dict[str, float] = {},  # noqa: B006 (read only)
-) -> Path:
-    """Train a stain run until it has seen `images` of each domain."""
-    steps = images // (BATCH * CRITIC_STEPS[model])
-    arguments = [
-        f"shards={dataset.root}",
-        f"run={run}",
-        f"model={model}",
-        f"a={a}",
-        f"b={b}",
-        f"data.image_size={size}",
-        "data.threads=1",
-        f"train.global_batch={BATCH}",
-        "train.epochs=5",
-        f"train.iterations_per_epoch={max(1, steps // 5)}",
-        "model.critic.layers=2",
-        f"model.critic_steps={CRITIC_STEPS[model]}",
-        "model.generator_optimizer.average_decay=0.99",
-        *MODELS[model],
-        *_cropped(crop),
-    ]
-    if folds is not None:
-        arguments.append(f"folds={{{b}: [{','.join(map(str, folds))}]}}")
-    call("train_stain_gan", *arguments)
-    return run
-
-
-def train_judge(
-    dataset: Dataset, run: Path, augment: str, size: int, crop: dict[str, float], domain: str = "barcelona"
-) -> Path:
-    """A classifier of one domain's images, with or without stain augmentation."""
-    call(
-        "train_classifier",
-        f"shards={dataset.root}",
-        f"run={run}",
-        "model=senet_small_ge",
-        f"data.domains=[{domain}]",
-        f"data.image_size={size}",
-        *_cropped(crop),
-        "data.threads=1",
-        f"data/augment={augment}",
-        "train.global_batch=32",
-        f"train.epochs={EPOCHS[augment]}",
-        "optimizer.learning_rate=0.002",
-        "optimizer.average_decay=0.99",
-    )
-    return run
-
-
-def train_on_restained(dataset: Dataset, work: Path, stain_run: Future[Path], half: tuple[int, ...], size: int) -> Path:
-    """A classifier of Barcelona's images in Munich's stain, for Munich's images as they are."""
-    out = work / f"restained-{half[0]}"
-    call("normalize_stains", f"shards={dataset.root}", f"run={stain_run.result()}", f"out={out}", "policy=to_b")
-    run = work / f"judge-restained-{half[0]}"
-    return train_judge(Dataset.open(out), run, "stain", size, {}, "barcelona_as_munich")
-
-
-def _cropped(crop: dict[str, float]) -> list[str]:
-    return [f"data.crop={{{', '.join(f'{domain}: {share}' for domain, share in crop.items())}}}"] if crop else []
 
 
 def load_rows(

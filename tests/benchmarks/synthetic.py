@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.catalog import Dataset
-from tests.benchmarks.generation import CLASSIFIER, TYPES, Benchmark
+from tests.benchmarks.generation_runs import CLASSIFIER, TYPES, Benchmark
 from tests.benchmarks.launch import call
 from trainer.experiments.machine import describe_machine
 from trainer.experiments.results import Trial, arm_scores, difference, read_answers

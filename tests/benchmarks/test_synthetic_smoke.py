@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.catalog import Dataset
 from launchers.train_classifier import main as train
-from tests.benchmarks.generation import CLASSIFIER
+from tests.benchmarks.generation_runs import CLASSIFIER
 from tests.benchmarks.synthetic import ARMS, CONTROL, FROZEN, PRETRAINED, THINNED, compare
 from tests.launchers.test_launchers import TINY
 from trainer.experiments.results import Trial

@@ -39,12 +39,11 @@ from trainer.experiments.machine import describe_machine
 from trainer.metrics.conformal import conformal_quantile
 from trainer.metrics.records import to_json
 from trainer.metrics.uncertainty import UNFAMILIARITY, auroc
-from trainer.tasks.classification.algorithms.cross_entropy import predict
-from trainer.tasks.classification.evaluation import scoring_stream
-from trainer.tasks.classification.everyday_pictures import everyday_pictures
-from trainer.tasks.classification.load import TrainedClassifier, load_classifier
-from trainer.tasks.classification.training_distance import TrainingDistance
-from trainer.tasks.classification.uncertainty_fitting import IMAGES_PER_TYPE
+from trainer.tasks.classification.evaluation.everyday_pictures import everyday_pictures
+from trainer.tasks.classification.inference.load import TrainedClassifier, load_classifier
+from trainer.tasks.classification.inference.logits import predict, scoring_stream
+from trainer.tasks.classification.training.uncertainty_fitting import IMAGES_PER_TYPE
+from trainer.tasks.classification.uncertainty.training_distance import TrainingDistance
 
 SIDE = 160  # of the pictures that are no cells
 COVERAGE = 0.9

@@ -117,8 +117,8 @@ def _read_run(command: Command, root: Path) -> None:
     from trainer.loop.log import read_records
     from trainer.metrics.evaluation import load_evaluations
     from trainer.runs.run_directory import CONFIG_FILE, read_run_config
-    from trainer.tasks.classification.calibration import FILE, load_calibration
-    from trainer.tasks.classification.uncertainty import load_reference
+    from trainer.tasks.classification.uncertainty.calibration import FILE, load_calibration
+    from trainer.tasks.classification.uncertainty.reference import load_reference
 
     for config in root.rglob(CONFIG_FILE):
         read_run_config(config.parent)

@@ -21,7 +21,7 @@ from data_pipeline.sources import SourceDeclaration
 from launchers import review
 from tests.browser import browser, downloaded
 from tests.conftest import TINY_TYPES
-from trainer.tasks.classification import cross_fit
+from trainer.tasks.classification.review import cross_fit
 
 BACKBONE = "test_efficientnet"
 
@@ -202,7 +202,7 @@ def test_a_trained_network_judges_each_image_without_having_learned_it(
 
 def test_a_data_set_made_from_another_is_not_reviewed(tiny_dataset: Dataset, tmp_path: Path) -> None:
     metadata = tiny_dataset.metadata | {"made_by": {"tool": "balance"}}
-    from trainer.tasks.classification import review as task
+    from trainer.tasks.classification.review import review as task
 
     derived = Dataset(tiny_dataset.root, tiny_dataset.table, metadata)
     config = type("Config", (), {"open_dataset": lambda self: derived})()

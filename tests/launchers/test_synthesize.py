@@ -16,7 +16,7 @@ from tests.data_pipeline.raw_images import files_below
 from tests.launchers.test_launchers import assert_refused
 from tests.trainer.test_conditional_training import train
 from tests.trainer.test_training import kill_when
-from trainer.tasks.classification.evaluation import scoring_stream
+from trainer.tasks.classification.inference.logits import scoring_stream
 
 CLASSIFIER = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12")
 

@@ -29,20 +29,21 @@ from trainer.metrics.bootstrap import Estimate
 from trainer.runs import shipped
 from trainer.runs.provenance import learned_by_run
 from trainer.runs.training import train
-from trainer.tasks.classification import adaptation, adaptation_methods
-from trainer.tasks.classification.adaptation import adapt
-from trainer.tasks.classification.adaptation_choice import Trial, best_method, folds, possible_methods, trial
-from trainer.tasks.classification.adaptation_config import AdaptConfig
-from trainer.tasks.classification.adaptation_data import Images, Numbers
-from trainer.tasks.classification.adaptation_evidence import best_by_evidence
-from trainer.tasks.classification.adaptation_methods import HeadImages, mixed_statistics
-from trainer.tasks.classification.adaptation_record import Evidence, read_adaptation
-from trainer.tasks.classification.calibration import load_calibration
+from trainer.tasks.classification.adaptation import adapt as adapting
+from trainer.tasks.classification.adaptation import methods
+from trainer.tasks.classification.adaptation.adapt import adapt
+from trainer.tasks.classification.adaptation.choice import Trial, best_method, folds, possible_methods, trial
+from trainer.tasks.classification.adaptation.config import AdaptConfig
+from trainer.tasks.classification.adaptation.evidence import best_by_evidence
+from trainer.tasks.classification.adaptation.laboratory import Images, Numbers
+from trainer.tasks.classification.adaptation.methods import HeadImages, mixed_statistics
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.heads import fit_linear
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.training_distance import TrainingDistance
-from trainer.tasks.classification.uncertainty import load_reference
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.reports.adaptation_record import Evidence, read_adaptation
+from trainer.tasks.classification.training.heads import fit_linear
+from trainer.tasks.classification.uncertainty.calibration import load_calibration
+from trainer.tasks.classification.uncertainty.reference import load_reference
+from trainer.tasks.classification.uncertainty.training_distance import TrainingDistance
 
 TOPOLOGY = Topology()
 
@@ -141,7 +142,7 @@ def test_unlabelled_methods_change_what_they_say(
     trained: Path, cells: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Statistics leave all weights, self-training changes the last layer alone."""
-    monkeypatch.setattr(adaptation_methods, "CONFIDENT", 0.3)
+    monkeypatch.setattr(methods, "CONFIDENT", 0.3)
     run = adapted(trained, tmp_path / "new", images=str(cells), method=method)
     old, new = (load_classifier(folder).network for folder in (trained, run))
     statistics = [torch.equal(a, b) for a, b in zip(old.buffers(), new.buffers(), strict=True)]
@@ -160,7 +161,7 @@ def test_an_adaptation_that_fails_leaves_nothing_and_the_same_command_begins_aga
         raise RuntimeError("cut off")
 
     with monkeypatch.context() as patched:
-        patched.setattr(adaptation, "write_adapted_run", fail)
+        patched.setattr(adapting, "write_adapted_run", fail)
         with pytest.raises(RuntimeError, match="cut off"):
             adapted(trained, out, images=str(cells))
     assert list(tmp_path.iterdir()) == []

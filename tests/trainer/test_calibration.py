@@ -17,7 +17,8 @@ from data_pipeline.errors import UserError
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY, assert_refused
 from trainer.metrics.classification import score
-from trainer.tasks.classification.calibration import (
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.uncertainty.calibration import (
     FILE,
     LEAST_IMAGES,
     calibrated_probabilities,
@@ -25,7 +26,6 @@ from trainer.tasks.classification.calibration import (
     load_calibration,
     save_calibration,
 )
-from trainer.tasks.classification.load import load_classifier
 
 
 def drawn(temperature: float, images: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,8 +18,8 @@ from tests.data_pipeline.test_fields import write_field
 from tests.launchers.test_launchers import TINY
 from trainer.metrics.evaluation import load_evaluations
 from trainer.runs.provenance import learned_by_run
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.raw_classifier import load_raw_classifier
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.inference.raw_classifier import load_raw_classifier
 
 
 @pytest.fixture(scope="module")

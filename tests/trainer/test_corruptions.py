@@ -12,7 +12,7 @@ from data_pipeline.stream.augmentations import Augmentation
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream
 from trainer.metrics.corruption import format_corruptions
-from trainer.tasks.classification.corruptions import CORRUPTIONS, Corruption, score_corruptions
+from trainer.tasks.classification.evaluation.corruptions import CORRUPTIONS, Corruption, score_corruptions
 
 TYPES = ("basophil", "eosinophil", "lymphocyte")
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.errors import UserError
 from trainer.metrics.differential import corrected_shares, count_types, wilson
-from trainer.tasks.classification.counting import read_ranges
+from trainer.tasks.classification.inference.counting import read_ranges
 
 TYPES = ("basophil", "erythroblast", "lymphocyte", "neutrophil")
 WHITE = np.array([True, False, True, True])

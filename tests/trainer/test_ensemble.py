@@ -25,18 +25,18 @@ from trainer.learners.choices import VIEWS
 from trainer.metrics.evaluation import ClassifierEvaluation
 from trainer.metrics.records import read_record
 from trainer.runs.training import train
-from trainer.tasks.classification.calibration import (
+from trainer.tasks.classification.config import ClassifierRunConfig
+from trainer.tasks.classification.inference.ensemble import Ensemble
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.inference.logits import predict_all, scoring_stream
+from trainer.tasks.classification.uncertainty.calibration import (
     FILE,
     Calibration,
     fit_temperature,
     load_calibration,
     save_calibration,
 )
-from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.ensemble import Ensemble
-from trainer.tasks.classification.evaluation import predict_all, scoring_stream
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.views import EachView, Views, views_of
+from trainer.tasks.classification.uncertainty.views import EachView, Views, views_of
 
 
 def images_of(count: int, side: int = 32) -> Tensor:

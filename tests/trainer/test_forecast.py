@@ -16,9 +16,9 @@ from tests.told_clock import Clock
 from trainer.loop import forecast as module
 from trainer.loop.forecast import DAY, Expectation, Forecast, span, try_out
 from trainer.runs.training import train
-from trainer.tasks.classification import model_advice
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.model_advice import advise_model, trained_models
+from trainer.tasks.classification.training import model_advice
+from trainer.tasks.classification.training.model_advice import advise_model, trained_models
 
 
 @pytest.fixture

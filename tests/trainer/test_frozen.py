@@ -24,10 +24,10 @@ from models.classifiers.config import ClassifierConfig
 from tests.conftest import Launch
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.runs.training import train
-from trainer.tasks.classification import fitting
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.grad_cam import GradCam
-from trainer.tasks.classification.load import load_classifier
+from trainer.tasks.classification.inference.grad_cam import GradCam
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.training import fitting
 
 BACKBONE = "test_efficientnet"
 CPU = torch.device("cpu")

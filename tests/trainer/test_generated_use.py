@@ -21,8 +21,8 @@ from trainer.loop.log import read_records
 from trainer.runs.composition import read_config
 from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.training_stream import training_stream
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.training.stream import training_stream
 
 MODEL = ("model=senet_tiny_ge", "model.dropout=0")
 

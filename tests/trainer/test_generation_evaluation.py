@@ -23,7 +23,7 @@ from tests.trainer.test_report import Page
 from trainer.metrics.perceptual import ClassifierPerceptualDistance
 from trainer.metrics.records import read_record
 from trainer.runs.feature_spaces import classifier_features
-from trainer.tasks.classification.load import load_classifier
+from trainer.tasks.classification.inference.load import load_classifier
 from trainer.tasks.generation.evaluation import check_classifier, evaluate_bank
 from trainer.tasks.generation.images import ImageReader
 from trainer.tasks.generation.records import BankEvaluation, Generator, ImageCounts

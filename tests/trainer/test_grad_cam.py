@@ -22,9 +22,9 @@ from trainer.metrics.evaluation import HEAT, shown_cells
 from trainer.reports.gallery import thumbnail
 from trainer.runs.normalizers.bundle import NormalizerBundle, Selection
 from trainer.runs.normalizers.classical import CLASSICAL
-from trainer.tasks.classification.calibration import Calibrated
-from trainer.tasks.classification.ensemble import NormalizedClassifier
-from trainer.tasks.classification.grad_cam import HEAT_SIDE, GradCam, in_picture
+from trainer.tasks.classification.inference.ensemble import NormalizedClassifier
+from trainer.tasks.classification.inference.grad_cam import HEAT_SIDE, GradCam, in_picture
+from trainer.tasks.classification.uncertainty.calibration import Calibrated
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from models.classifiers.nearest_neighbours import NearestNeighbours
-from trainer.tasks.classification.heads import balanced_weights, choose_head, fit_linear
+from trainer.tasks.classification.training.heads import balanced_weights, choose_head, fit_linear
 
 
 def _clouds(per_type: int, types: int = 3, d: int = 6, spread: float = 1.5, seed: int = 0):

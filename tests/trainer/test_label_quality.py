@@ -3,7 +3,7 @@
 import numpy as np
 
 from trainer.metrics.label_quality import label_confidences, likely_label_errors, neighbour_distances
-from trainer.tasks.classification.review_order import review_order
+from trainer.tasks.classification.review.order import review_order
 
 
 def test_confident_learning_by_hand() -> None:

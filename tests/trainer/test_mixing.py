@@ -13,7 +13,7 @@ from tests.trainer.test_network_choices import SENET
 from trainer.learners.learner import Setting
 from trainer.tasks.classification.algorithms.cross_entropy import CrossEntropy
 from trainer.tasks.classification.config import ClassifierFitConfig, ClassifierRunConfig
-from trainer.tasks.classification.mixing import Mixed, Mixing
+from trainer.tasks.classification.training.mixing import Mixed, Mixing
 
 SIZE = 24
 

@@ -30,7 +30,7 @@ from trainer.metrics.measures import measures, shown
 from trainer.runs.record import RunRecord
 from trainer.runs.training_data import read_training_data, save_training_data
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.model_card import command, model_card, write_model_card
+from trainer.tasks.classification.reports.model_card import command, model_card, write_model_card
 
 TYPES = (*TINY_TYPES, "platelet")
 

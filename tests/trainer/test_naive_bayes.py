@@ -21,8 +21,8 @@ from tests.conftest import TINY_TYPES, Launch
 from trainer.loop.log import read_records
 from trainer.runs.training import train
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.fitting import take_fit
-from trainer.tasks.classification.load import load_classifier
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.training.fitting import take_fit
 
 ARGUMENTS = ("model=naive_bayes", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=5")
 

@@ -7,8 +7,8 @@ import pytest
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.config import StreamConfig
-from trainer.tasks.classification.load import TrainedClassifier
-from trainer.tasks.classification.raw_classifier import resolve_domain
+from trainer.tasks.classification.inference.load import TrainedClassifier
+from trainer.tasks.classification.inference.raw_classifier import resolve_domain
 
 
 def run(*domains: str, crop: dict[str, float] | None = None, normalizer: tuple[str, str] | None = None) -> Any:

@@ -31,7 +31,7 @@ from trainer.metrics.evaluation import (
 from trainer.metrics.measures import shown
 from trainer.reports import gallery
 from trainer.reports.gallery import write_prediction_gallery
-from trainer.tasks.classification.report import write_run_report
+from trainer.tasks.classification.reports.report import write_run_report
 
 TYPES = ("basophil", "immature granulocyte", "platelet", "smudge cell")
 VOID = {"meta", "img", "br", "link", "input"}

@@ -15,7 +15,7 @@ from data_pipeline.shards.writer import ShardSettings
 from tests.conftest import Launch
 from tests.launchers.test_launchers import TINY
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.scale import (
+from trainer.tasks.classification.inference.scale import (
     at_one_scale,
     crop_to,
     nucleus_diameters,

@@ -10,8 +10,8 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.stream.stream import Topology
 from trainer.runs.shipped import SHIPPED
-from trainer.tasks.classification.load import load_classifier
-from trainer.tasks.classification.prediction import predict_images
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images
 
 LABORATORIES = ("barcelona", "munich", "bccd")
 
@@ -41,8 +41,7 @@ def test_its_card_names_licences_and_scores_of_each_laboratory_and_no_machine() 
 def test_it_answers(tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For images of a laboratory that it does not know, at their own scale."""
     images = tiny_dataset.root.parent / "raw"
-    options = {"domain": None, "views": 1, "min_confidence": None, "coverage": 0.9, "heatmaps": False}
-    predict_images([SHIPPED], images, tmp_path / "out", topology=Topology(), **options)  # type: ignore[arg-type]
+    predict_images([SHIPPED], images, tmp_path / "out", PredictOptions(None, 1, None), Topology())
     table = pd.read_csv(tmp_path / "out/predictions.csv")
     assert len(table) == 120
     assert table[[name for name in table if name.startswith("p:")]].sum(axis=1).sub(1).abs().max() < 1e-4

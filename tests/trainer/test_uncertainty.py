@@ -25,10 +25,10 @@ from tests.launchers.test_launchers import TINY
 from trainer.metrics.conformal import conformal_quantile, least_probability, prediction_sets
 from trainer.metrics.evaluation import load_evaluations
 from trainer.metrics.uncertainty import auroc
-from trainer.tasks.classification.ensemble import Ensemble
-from trainer.tasks.classification.everyday_pictures import KIND, everyday_pictures
-from trainer.tasks.classification.training_distance import TrainingDistance
-from trainer.tasks.classification.uncertainty import FILE, load_reference, save_reference
+from trainer.tasks.classification.evaluation.everyday_pictures import KIND, everyday_pictures
+from trainer.tasks.classification.inference.ensemble import Ensemble
+from trainer.tasks.classification.uncertainty.reference import FILE, load_reference, save_reference
+from trainer.tasks.classification.uncertainty.training_distance import TrainingDistance
 
 COLUMNS = ["path", "type", "confidence", "unfamiliarity", "out_of_distribution", "set"]
 

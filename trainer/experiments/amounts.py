@@ -24,8 +24,8 @@ from data_pipeline.stream.stream import Topology
 from trainer.metrics.feature_space import ClassifierFeatures
 from trainer.metrics.generation import extract_features
 from trainer.runs.provenance import learned_by_run
-from trainer.tasks.classification.heads import Features, Labels, balanced_weights, choose_head, fit_linear
-from trainer.tasks.classification.load import load_classifier
+from trainer.tasks.classification.inference.load import load_classifier
+from trainer.tasks.classification.training.heads import Features, Labels, balanced_weights, choose_head, fit_linear
 from trainer.tasks.generation.evaluation import check_classifier
 from trainer.tasks.generation.images import ImageReader, to_intensity
 from trainer.tasks.generation.scoring import as_judge

@@ -29,7 +29,7 @@ _TRAINING = "trainer.runs.training"
 IMPORTED: dict[str, tuple[str, ...]] = {
     "balance": ("data_pipeline.banks.balance",),
     "build_shards": ("data_pipeline.ingest.build",),
-    "evaluate": tuple(f"trainer.tasks.{task}.scoring" for task in ("classification", "stain", "generation")),
+    "evaluate": tuple(f"trainer.tasks.{room}.scoring" for room in ("classification.evaluation", "stain", "generation")),
     "normalize_stains": ("trainer.tasks.stain.normalization",),
     "synthesize": (
         "trainer.tasks.generation.synthesis",

@@ -56,6 +56,11 @@ class ScoredCheckpoint:
     step: int | None
     sha256: str
 
+    @classmethod
+    def of(cls, checkpoint: Any) -> "ScoredCheckpoint":
+        """From a trainer.loop.checkpoint.Checkpoint."""
+        return cls(checkpoint.path.name, checkpoint.step, checkpoint.digest)
+
 
 @dataclass(frozen=True)
 class ScoredMember:
@@ -77,7 +82,7 @@ class SeenRecord:
     @classmethod
     def of(cls, seen: SeenImages) -> "SeenRecord":
         """From the comparison."""
-        return cls(**seen.as_record())
+        return cls(seen.learned, len(seen.through), seen.words, list(seen.unchecked))
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,7 @@ def compare_manifolds(real: Floats, generated: Floats, neighbours: int) -> Manif
 def distances(points: Floats, others: Floats) -> Floats:
     """Euclidean distances of two sets [n, d] and [m, d]: float64 [n, m]."""
     fast = "use_mm_for_euclid_dist"  # equal points lie up to 1e-8 of their length apart
-    found: Floats = torch.cdist(torch.from_numpy(points), torch.from_numpy(others), compute_mode=fast).numpy()
-    return found
+    return torch.cdist(torch.from_numpy(points), torch.from_numpy(others), compute_mode=fast).numpy()
 
 
 def _radius(points: Floats, neighbours: int) -> Floats:

@@ -26,8 +26,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in decibels, float32 [n]; infinite for equal images."""
-    ratio: Tensor = peak_signal_noise_ratio(images, others, data_range=2.0, reduction="none", dim=(1, 2, 3))
-    return ratio
+    return peak_signal_noise_ratio(images, others, data_range=2.0, reduction="none", dim=(1, 2, 3))
 
 
 def density_structure(images: Tensor, others: Tensor) -> Tensor:
@@ -73,5 +72,4 @@ def statistics_distance(statistics: Floats, others: Floats) -> float:
 def _lab(images: Tensor) -> Floats:
     """CIELAB (D65) float64 [n, H, W, 3]."""
     intensities = (images.clamp(-1, 1).double().cpu().permute(0, 2, 3, 1).numpy() + 1) / 2
-    lab: Floats = rgb2lab(intensities)
-    return lab
+    return rgb2lab(intensities)

@@ -19,14 +19,12 @@ def likely_label_errors(probabilities: Floats, labels: Labels) -> NDArray[np.boo
     thresholds = np.bincount(labels, label_confidences(probabilities, labels), minlength=types) / np.maximum(counts, 1)
     confident = (probabilities >= np.where(counts > 0, thresholds, np.inf)).astype(bool)
     meant = np.where(confident, probabilities, -1.0).argmax(axis=1)
-    likely: NDArray[np.bool_] = confident.any(axis=1) & (meant != labels)
-    return likely
+    return confident.any(axis=1) & (meant != labels)
 
 
 def label_confidences(probabilities: Floats, labels: Labels) -> Floats:
     """Out-of-fold probability of each label, [n] in [0, 1]; the lowest is the most suspect ("self-confidence")."""
-    confidences: Floats = probabilities[np.arange(len(labels)), labels]
-    return confidences
+    return probabilities[np.arange(len(labels)), labels]
 
 
 def neighbour_distances(features: Floats, neighbours: int = 10) -> Floats:
@@ -41,5 +39,4 @@ def neighbour_distances(features: Floats, neighbours: int = 10) -> Floats:
         return np.zeros(len(features), np.float32)
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     k = min(neighbours, len(units) - 1)
-    found: Floats = NearestNeighbors(n_neighbors=k).fit(units).kneighbors()[0][:, -1]  # without the image itself
-    return found
+    return NearestNeighbors(n_neighbors=k).fit(units).kneighbors()[0][:, -1]  # without the image itself

@@ -79,8 +79,7 @@ def _of_begun_run(run: Path) -> int | None:
     """The micro-batch of a run that has begun."""
     if not (run / CONFIG_FILE).exists():
         return None
-    micro_batch: int | None = read_run_config(run).get("train", {}).get("micro_batch")
-    return micro_batch
+    return read_run_config(run).get("train", {}).get("micro_batch")
 
 
 def _free_memory(device: torch.device) -> int:

@@ -1,7 +1,5 @@
 """The report of a differential count: a bar per type beside reference ranges, and the fields with their cells."""
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,21 @@ from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.differential import NOT_WHITE, Differential, Ranges, beside_reference
 from trainer.reports.figures import INK, LINE, SERIES, STYLE, svg
 from trainer.reports.gallery import NO_PICTURE
-from trainer.reports.page import Block, Card, Cards, Cell, Figure, Links, Section, Table, Text, Tile, Tiles, write_page
+from trainer.reports.page import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Figure,
+    Links,
+    Section,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    data_uri,
+    write_page,
+)
 
 MOST_FIELDS = 240  # shown in all, about 40 kB each
 _SIZE = 480  # pixels of a field's longer side
@@ -185,9 +197,5 @@ def _picture(field: CountedField) -> Markup:
             outline(box, _OTHER, "", 1)
     for box, cell_type, look in field.named:
         outline(box, _UNCERTAIN if look else _CERTAIN, cell_type, 3)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Markup('<img src="data:image/jpeg;base64,{}" alt="{}" loading="lazy" class="field">').format(
-        Markup(data), field.path.name
-    )
+    picture = data_uri(image, "jpeg", quality=80)
+    return Markup('<img src="{}" alt="{}" loading="lazy" class="field">').format(picture, field.path.name)

@@ -1,7 +1,5 @@
 """Galleries of cells with the model's answers and heat maps (figures 55 to 57)."""
 
-import base64
-import io
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from data_pipeline.ingest.regions import file_of, region_of
 from data_pipeline.progress_bar import progress_bar
 from trainer.metrics.evaluation import HEAT, PROBABILITY, SET, UNFAMILIAR
 from trainer.metrics.uncertainty import UNFAMILIARITY
-from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, write_page
+from trainer.reports.page import Block, Card, Cards, Cell, Links, Section, Table, Text, data_uri, write_page
 
 CARDS_PER_PAGE = 240  # about 2 MB
 MAX_PAGES = 100
@@ -214,16 +212,14 @@ def thumbnail(source: Path | bytes, alt: str, heat: bytes | None = None, *, midd
     if found is None:
         return NO_PICTURE
     data, size = found
-    picture = Markup('<img src="{}" alt="{}" loading="lazy">').format(Markup(data), alt)
+    picture = Markup('<img src="{}" alt="{}" loading="lazy">').format(data, alt)
     if heat is None:
         return picture
     overlay = _overlay(heat, size, middle_square)
-    return Markup('<div class="look">{}<img class="heat" src="data:image/png;base64,{}" alt="heat"></div>').format(
-        picture, Markup(overlay)
-    )
+    return Markup('<div class="look">{}<img class="heat" src="{}" alt="heat"></div>').format(picture, overlay)
 
 
-def small_picture(source: Path | bytes, side: int) -> tuple[str, tuple[int, int]] | None:
+def small_picture(source: Path | bytes, side: int) -> tuple[Markup, tuple[int, int]] | None:
     """The picture as a data URI, a JPEG of at most `side` pixels a side, and its size; None where it cannot be read."""
     try:
         if isinstance(source, Path):
@@ -233,13 +229,11 @@ def small_picture(source: Path | bytes, side: int) -> tuple[str, tuple[int, int]
         small.thumbnail((side, side))
     except (OSError, UnreadableImage):
         return None
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}", small.size
+    return data_uri(small, "jpeg", quality=82), small.size
 
 
-def _overlay(heat: bytes, size: tuple[int, int], middle_square: bool) -> str:
-    """A PNG, in base 64, of the shape of the picture: cold places clear, hot ones green."""
+def _overlay(heat: bytes, size: tuple[int, int], middle_square: bool) -> Markup:
+    """A PNG of the shape of the picture: cold places clear, hot ones green."""
     values = np.frombuffer(heat, np.uint8)
     side = math.isqrt(len(values))
     width, height = (max(1, round(_HEAT_SIZE * pixels / max(size))) for pixels in size)
@@ -250,6 +244,4 @@ def _overlay(heat: bytes, size: tuple[int, int], middle_square: bool) -> str:
     pixels[..., 3] = 255 * 0.7 * np.clip((share - 0.2) / 0.7, 0, 1)
     whole = Image.new("RGBA", (width, height))
     whole.paste(Image.fromarray(pixels), ((width - covered[0]) // 2, (height - covered[1]) // 2))
-    buffer = io.BytesIO()
-    whole.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri(whole, "png")

@@ -4,6 +4,7 @@ A new kind of score is a new list of blocks: nothing here knows what a classifie
 """
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from data_pipeline.disk import replace_through
+from trainer.metrics.bootstrap import Estimate
 
 _ENVIRONMENT = Environment(
     loader=PackageLoader("trainer.reports", "."),
@@ -128,6 +131,20 @@ class Section:
     title: str
     intro: str
     blocks: Sequence[Block]
+
+
+def estimate_cell(estimate: Estimate | None, factor: float = 100, digits: int = 1) -> Cell:
+    """A value over its interval, in per cent by default; None: no value."""
+    if estimate is None:
+        return Cell("-")
+    return Cell(estimate.format(factor=factor, digits=digits), estimate.interval(factor, digits))
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> Markup:
+    """A picture inside the page, for src=; kind: "png" or "jpeg". options: of Pillow's `save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}")
 
 
 def sheet_figure(path: Path, caption: str) -> Figure:

@@ -57,8 +57,7 @@ def beside_thesis(
 
 @functools.cache
 def _content() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return content
+    return yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def columns_of(table: str) -> list[str]:
@@ -81,8 +80,7 @@ def printed(table: str, row: str | None, column: str) -> str:
 
 def thesis_name(model: str) -> str | None:
     """The thesis's name of a model of configs/model; None if it has none."""
-    name: str | None = _content()["names"].get(model)
-    return name
+    return _content()["names"].get(model)
 
 
 def sweep_number(kind: str, arm: str, column: str) -> str:

@@ -1,7 +1,7 @@
 """What a classifier knows of its own limits, as blocks of a page."""
 
 from trainer.metrics.uncertainty import UncertaintyRecord
-from trainer.reports.page import Block, Cell, Table, Text
+from trainer.reports.page import Block, Cell, Table, Text, estimate_cell
 
 
 def uncertainty_blocks(found: UncertaintyRecord | None, words: str) -> list[Block]:
@@ -11,9 +11,9 @@ def uncertainty_blocks(found: UncertaintyRecord | None, words: str) -> list[Bloc
     rows = [
         [
             Cell(f"{100 * each.coverage:g} %"),
-            Cell(each.covered.format(), each.covered.interval()),
-            Cell(each.size.format(factor=1, digits=2), each.size.interval(factor=1, digits=2)),
-            Cell(each.empty.format(), each.empty.interval()),
+            estimate_cell(each.covered),
+            estimate_cell(each.size, factor=1, digits=2),
+            estimate_cell(each.empty),
         ]
         for each in found.sets
     ]
@@ -29,12 +29,7 @@ def uncertainty_blocks(found: UncertaintyRecord | None, words: str) -> list[Bloc
         "distribution, further than 99 % of the validation images"
     )
     rows = [
-        [
-            Cell(name),
-            Cell(str(each.count)),
-            Cell(f"{100 * each.unfamiliar:.1f}"),
-            Cell(each.auroc.format(), each.auroc.interval()),
-        ]
+        [Cell(name), Cell(str(each.count)), Cell(f"{100 * each.unfamiliar:.1f}"), estimate_cell(each.auroc)]
         for name, each in found.unknown.items()
     ]
     caption += f"; below, images of types that the classifier does not know ({words}), and scikit-image's pictures."

@@ -28,8 +28,7 @@ def task(kind: str, where: str = "") -> "Task[Any]":
     if not (_TASKS / kind / "task.py").exists():
         kinds = ", ".join(sorted(path.parent.name for path in _TASKS.glob("*/task.py")))
         raise UserError(f"{where}: no kind of run is called {kind!r}; there are {kinds}")
-    found: Task[Any] = importlib.import_module(f"trainer.tasks.{kind}.task").TASK
-    return found
+    return importlib.import_module(f"trainer.tasks.{kind}.task").TASK
 
 
 def registered(algorithm: Class) -> Class:

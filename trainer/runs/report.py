@@ -1,4 +1,4 @@
-"""The report of a run that makes images: distance to validation images, losses, sample sheets, settings."""
+"""The report of a run that makes images: distance to validation images, losses, sample sheets, configuration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from trainer.loop.algorithm import DETAIL
 from trainer.loop.log import read_records
 from trainer.reports import figures
-from trainer.reports.page import Block, Cell, Figure, Folded, Section, Table, sheet_figure, write_page
-from trainer.runs.run_directory import CONFIG_FILE, read_run_config
+from trainer.reports.page import Block, Cell, Figure, Section, Table, configuration_section, sheet_figure, write_page
+from trainer.runs.run_directory import read_run_config
 
 # Sheets shown of each series (of a type, of a direction): the first and the last ones.
 _SHEETS = 3
@@ -20,12 +20,13 @@ def write_report(run: Path, sections: list[Section] | None = None) -> Path:
     """Write run/report.html from what the run directory holds; sections: the task's own, in front."""
     content = read_run_config(run)
     model = content.get("model", {})
+    last = [sheets_section(run), losses_section(run), configuration_section(run)]
     return write_page(
         run / "report.html",
         f"Run {run.resolve().name}",
         f"{content['kind']}, {model.get('algorithm', '')}: {', '.join(content['cell_types'])}",
         [],
-        [*(sections or []), *distance_sections(run), sheets_section(run), losses_section(run), settings_section(run)],
+        [*(sections or []), *distance_sections(run), *last],
     )
 
 
@@ -96,9 +97,3 @@ def _terms(steps: Sequence[Mapping[str, Any]]) -> list[str]:
         and not name.startswith((DETAIL, "learning_rate", "gradient_norm"))
         and name not in _SPEED
     ]
-
-
-def settings_section(run: Path) -> Section:
-    """The run's config.yaml."""
-    text = (run / CONFIG_FILE).read_text(encoding="utf-8", errors="replace")
-    return Section("Settings", "As resolved when the run started.", [Folded(CONFIG_FILE, text)])

@@ -39,6 +39,10 @@ class Session(ABC, Generic[Config]):
     domain: str = ""  # stain of generated images
     normalizer: str | None = None  # file of the normaliser in the run, for raw images
 
+    @abstractmethod
+    def __init__(self, config: Config, dataset: Dataset, topology: Topology) -> None:
+        """UserError where configuration and data set do not fit."""
+
     @functools.cached_property
     def selection(self) -> Selection | None:
         """How the best epoch is chosen; None: the last one is what a run has learned."""
@@ -95,21 +99,22 @@ class Task(ABC, Generic[Config]):
     kind: ClassVar[str]  # folder of trainer/tasks
     launcher: ClassVar[str]
     config: ClassVar[type[Any]]
+    session: ClassVar[type[Session[Any]]]
     makes_images: ClassVar[bool] = False  # what `load` gives is an ImageSampler
     keeps_last: ClassVar[bool] = False  # a run has learned what it knows at its end, whatever its best epoch
     answers_test: ClassVar[bool] = False  # a finished run holds its answers to the test images, cell type by cell type
 
-    @abstractmethod
     def open(self, config: Config, dataset: Dataset, topology: Topology) -> Session[Config]:
         """A training on a data set. UserError where the two do not fit."""
+        return self.session(config, dataset, topology)
 
     @abstractmethod
     def build(self, config: Config, types: int, setting: Setting) -> Algorithm:
         """The algorithm for so many cell types, fresh, without a data set. UserError for one without steps."""
 
-    @abstractmethod
     def count_epoch_steps(self, config: Config, dataset: Dataset, topology: Topology) -> int:
         """Steps of one pass over the data. UserError where the two do not fit."""
+        return self.open(config, dataset, topology).epoch_steps
 
     def selection(self, config: Config, dataset: Dataset) -> Selection | None:
         """How the best epoch of a run is chosen, and trials of a sweep are compared; None: by nothing."""
@@ -155,6 +160,8 @@ class Task(ABC, Generic[Config]):
         networks = parameters_of(self.logs(run))
         return NetworkSize(sum(networks.values())) if networks else None
 
-    @abstractmethod
     def write_report(self, run: Path) -> Path:
         """Write run/report.html from what the run directory holds; returns it."""
+        from trainer.runs.report import write_report  # here: the first step need not wait for it
+
+        return write_report(run)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from trainer.loop.progress import resume, saved_state
 from trainer.runs import registry
 from trainer.runs.config import RunConfig, fingerprint
 from trainer.runs.record import RunRecord
+from trainer.runs.task import Session
 
 
 def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None = None) -> Path:
@@ -44,17 +46,7 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
     progress = None if algorithm is None else resume(algorithm, state)
     if topology.rank == 0:
         session.begin()
-        place = config.location(dataset)
-        record = RunRecord(
-            config=dataclasses.replace(config, shards=place["shards"], cache=place["cache"]),
-            kind=config.kind,
-            cell_types=session.cell_types,
-            dataset_hash=dataset.content_hash,
-            storage=ShardSettings(**dataset.metadata["settings"]),
-            domain=session.domain,
-            normalizer=session.normalizer,
-        )
-        record.write(run)
+        _record(config, session).write(run)
         session.learned.save(run)
     if algorithm is None or progress is None:
         session.fit_at_once(made_with, after_epoch)
@@ -82,3 +74,17 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
     if topology.rank == 0:
         task.write_report(run)
     return run
+
+
+def _record(config: RunConfig, session: Session[Any]) -> RunRecord[RunConfig]:
+    dataset = session.dataset
+    place = config.location(dataset)
+    return RunRecord(
+        config=dataclasses.replace(config, shards=place["shards"], cache=place["cache"]),
+        kind=config.kind,
+        cell_types=session.cell_types,
+        dataset_hash=dataset.content_hash,
+        storage=ShardSettings(**dataset.metadata["settings"]),
+        domain=session.domain,
+        normalizer=session.normalizer,
+    )

@@ -32,5 +32,4 @@ class FrozenClassifier(FittedClassifier):
         return features.float()
 
     def classify(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.head(features)
-        return logits
+        return self.head(features)

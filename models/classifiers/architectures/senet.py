@@ -55,8 +55,7 @@ class SEBasicBlock(nn.Module):
         shortcut = features if self.downsample is None else self.downsample(features)
         residual = self.relu(self.bn1(self.conv1(features)))
         residual = self.se_module(self.bn2(self.conv2(residual)))
-        out: Tensor = self.relu(residual + shortcut)
-        return out
+        return self.relu(residual + shortcut)
 
 
 BLOCKS: dict[str, type[SEBottleneck] | type[SEBasicBlock]] = {"bottleneck": SEBottleneck, "basic": SEBasicBlock}
@@ -123,8 +122,7 @@ class AttentionFusion(nn.Module):
             return attention + last
         if self.fusion == "product":
             return attention * last
-        merged: Tensor = self.merge(torch.cat([attention, last], dim=1))
-        return merged
+        return self.merge(torch.cat([attention, last], dim=1))
 
 
 # The batch norm that closes a branch.
@@ -202,5 +200,4 @@ class SENetGE(nn.Module):
         return last if self.attention is None else self.attention(first, last)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.last_linear(self.dropout(self.features(images).mean((2, 3))))
-        return logits
+        return self.last_linear(self.dropout(self.features(images).mean((2, 3))))

@@ -44,8 +44,7 @@ class SequentialCNN(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last stage's map: float [n, 3, S, S] -> [n, C, S', S']."""
-        maps: Tensor = self.stages(images)
-        return maps
+        return self.stages(images)
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits [n, number_of_types] from the last stage's map; pre_logits: the last layer's input [n, C] instead."""

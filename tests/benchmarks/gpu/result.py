@@ -19,7 +19,7 @@ from trainer.loop.log import read_records
 from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 from trainer.runs.training import train
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.training_stream import known_cell_types, training_stream
+from trainer.tasks.classification.training.stream import known_cell_types, training_stream
 
 # The training is cut into so many portions: after each it is validated and a checkpoint is written.
 _PORTIONS = 3

@@ -39,7 +39,7 @@ class ClassifierFitConfig(SelectedFitConfig, NetworkChoices):
 
     algorithm: str = "cross_entropy"
     label_smoothing: float = 0.1
-    # alpha of mixup's and cutmix's Beta(alpha, alpha), see mixing.py; 0: off. Both: each for half of the images.
+    # alpha of mixup's and cutmix's Beta(alpha, alpha), see training/mixing.py; 0: off. Both: half of the images each.
     mixup: float = 0.0
     cutmix: float = 0.0
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
@@ -79,11 +79,11 @@ class ClassifierRunConfig(RunConfig):
     # the training is refused, or the scores leave them out.
     seen_images: SeenChoice = field(default="refuse", metadata=AFFECTS_NOTHING)
     # Share of the side that the median nucleus of each domain takes after cropping, 0.43 say: images of all
-    # laboratories then have one scale, those that are predicted too (see scale.py). A domain that data.crop names has
-    # that crop. null: no others are cropped.
+    # laboratories then have one scale, those that are predicted too (see inference/scale.py). A domain that data.crop
+    # names has that crop. null: no others are cropped.
     nucleus_share: float | None = None
     # split_first: real images are split before anything is made of them. balance_first: the thesis's protocol, a
-    # control whose result is not a score (see protocol.py).
+    # control whose result is not a score (see training/protocol.py).
     protocol: Literal["split_first", "balance_first"] = "split_first"
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -18,10 +18,10 @@ from trainer.runs.network_size import NetworkSize
 from trainer.runs.provenance import learned_by_weights
 from trainer.runs.task import Task
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.load import TrainedClassifier, build_network, load_classifier
-from trainer.tasks.classification.protocol import BalanceFirstSession, own_images
-from trainer.tasks.classification.session import ClassifierSession
-from trainer.tasks.classification.training_stream import known_cell_types, training_stream
+from trainer.tasks.classification.inference.load import build_network, load_classifier
+from trainer.tasks.classification.training.protocol import BalanceFirstSession, own_images
+from trainer.tasks.classification.training.session import ClassifierSession
+from trainer.tasks.classification.training.stream import known_cell_types, training_stream
 
 
 class Classification(Task[ClassifierRunConfig]):
@@ -31,6 +31,7 @@ class Classification(Task[ClassifierRunConfig]):
     answers_test = True
     launcher = "train_classifier.py"
     config = ClassifierRunConfig
+    load = staticmethod(load_classifier)
 
     def open(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> ClassifierSession:
         if config.protocol == "balance_first":
@@ -41,8 +42,7 @@ class Classification(Task[ClassifierRunConfig]):
         network = build_network(dataclasses.replace(config.model, weights=None), types, config.data.image_size)
         if isinstance(network, FittedClassifier):
             raise UserError(f"model={config.model.name} is fitted at once, without steps: there is nothing to plan")
-        built: Algorithm = registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
-        return built
+        return registry.algorithm_class(self.kind, config.train.algorithm)(network, config, setting)
 
     def count_epoch_steps(self, config: ClassifierRunConfig, dataset: Dataset, topology: Topology) -> int:
         types = known_cell_types(dataset, config.data)
@@ -58,21 +58,18 @@ class Classification(Task[ClassifierRunConfig]):
         own = own_images(config, dataset, cell_types)
         return LearnedImages.joined([own, learned_by_weights(config.model.weights), learned_by_makers(dataset)])
 
-    def load(self, run: Path) -> TrainedClassifier:
-        return load_classifier(run)
-
     def network_size(self, run: Path) -> NetworkSize:
-        from trainer.tasks.classification.network_size import network_size
+        from trainer.tasks.classification.inference.network_size import network_size
 
         return network_size(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
-        from trainer.tasks.classification.scoring import score_runs
+        from trainer.tasks.classification.evaluation.scoring import score_runs
 
         score_runs(config.runs, config.folder, config, topology)
 
     def write_report(self, run: Path) -> Path:
-        from trainer.tasks.classification.report import write_run_report
+        from trainer.tasks.classification.reports.report import write_run_report
 
         return write_run_report(run)
 

@@ -34,8 +34,7 @@ def make_images(
     """
 
     def make(latents: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = generator(latents, torch.full((len(latents),), condition, device=latents.device))
-        return images
+        return generator(latents, torch.full((len(latents),), condition, device=latents.device))
 
     return make_in_fixed_places(make, numbers, indices)
 

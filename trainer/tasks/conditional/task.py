@@ -20,7 +20,7 @@ from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
 from trainer.runs.validation_distance import FEWEST, ValidationDistance, by_distance, validation_images
 from trainer.tasks.conditional.config import MODERATE_TYPES, ConditionalRunConfig
-from trainer.tasks.conditional.load import ConditionalSampler, latents, load_conditional_model, make_images
+from trainer.tasks.conditional.load import latents, load_conditional_model, make_images
 from trainer.tasks.conditional.sheets import ConditionalSheets
 
 
@@ -46,8 +46,7 @@ class ConditionalSession(Session[ConditionalRunConfig]):
         )
         if self.topology.rank == 0:
             self._sheets = ConditionalSheets(self.dataset, self.config, self.cell_types, Path(str(self.config.run)))
-        built: Algorithm = self._algorithm
-        return built
+        return self._algorithm
 
     def score_epoch(self, step: int) -> dict[str, float]:
         generator, size = self._algorithm.learners["generator"], self.config.model.generator.latent_size
@@ -70,17 +69,12 @@ class Conditional(Task[ConditionalRunConfig]):
     kind = "conditional"
     launcher = "train_conditional_gan.py"
     config = ConditionalRunConfig
+    session = ConditionalSession
+    load = staticmethod(load_conditional_model)
     makes_images = True
 
-    def open(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> ConditionalSession:
-        return ConditionalSession(config, dataset, topology)
-
     def build(self, config: ConditionalRunConfig, types: int, setting: Setting) -> Algorithm:
-        built: Algorithm = algorithm_class(self.kind, config.model.algorithm)(config, types, setting)
-        return built
-
-    def count_epoch_steps(self, config: ConditionalRunConfig, dataset: Dataset, topology: Topology) -> int:
-        return ConditionalSession(config, dataset, topology).epoch_steps
+        return algorithm_class(self.kind, config.model.algorithm)(config, types, setting)
 
     def planned_types(self, config: ConditionalRunConfig) -> int:
         return len(config.data.cell_types or MODERATE_TYPES)
@@ -98,14 +92,6 @@ class Conditional(Task[ConditionalRunConfig]):
         trained = rows["id"][rows["origin"] != "synthetic"].tolist()
         own = LearnedImages.of(dataset, {"trained": trained, "chosen": chosen if len(chosen) >= FEWEST else []})
         return LearnedImages.joined([own, learned_by_features(config.features), learned_by_makers(dataset)])
-
-    def load(self, run: Path) -> ConditionalSampler:
-        return load_conditional_model(run)
-
-    def write_report(self, run: Path) -> Path:
-        from trainer.runs.report import write_report  # here: the first step need not wait for it
-
-        return write_report(run)
 
 
 TASK = Conditional()

@@ -70,15 +70,13 @@ class NucleusFinder:
         hull = np.zeros_like(stained)
         hull[cell.slice] = cell.image_convex
         distance = ndimage.distance_transform_edt(~hull)
-        near: Mask = (distance <= self.margin * radius) | (stained & (distance <= self.cytoplasm * radius))
-        return near
+        return (distance <= self.margin * radius) | (stained & (distance <= self.cytoplasm * radius))
 
 
 def _stained(green: Floats) -> Mask:
     """Pixels of cells: every dye and haemoglobin absorb green. Pale middles of red cells count too."""
     plasma, between = float(np.percentile(green, 5)), float(threshold_otsu(green))
-    stained: Mask = remove_small_holes(green > plasma + 0.6 * (between - plasma), max_size=round(0.006 * green.size))
-    return stained
+    return remove_small_holes(green > plasma + 0.6 * (between - plasma), max_size=round(0.006 * green.size))
 
 
 def red_cell_radius(red_cells: Mask) -> float:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.detection import DetectionEvaluation, KindScores
 from trainer.metrics.records import read_record
 from trainer.reports.evaluation_section import seen_words
-from trainer.reports.page import Cell, Facts, Section, Table
+from trainer.reports.page import Cell, Facts, Section, Table, estimate_cell
 from trainer.runs.report import write_report
 
 _HEAD = [
@@ -48,14 +47,10 @@ def _rows(kinds: Mapping[str, KindScores], words: str) -> list[list[Cell]]:
             Cell(str(scores.cells)),
             Cell(str(scores.found)),
             Cell(f"{scores.least_score:.2f}"),
-            _cell(scores.average_precision_50),
-            _cell(scores.average_precision),
-            _cell(scores.fields_counted_right),
-            Cell(scores.count_error.format(factor=1, digits=2), scores.count_error.interval(factor=1, digits=2)),
+            estimate_cell(scores.average_precision_50),
+            estimate_cell(scores.average_precision),
+            estimate_cell(scores.fields_counted_right),
+            estimate_cell(scores.count_error, factor=1, digits=2),
         ]
         for kind, scores in kinds.items()
     ]
-
-
-def _cell(estimate: Estimate) -> Cell:
-    return Cell(estimate.format(), estimate.interval())

@@ -55,11 +55,10 @@ def evaluate(
     """Score a run's detector on a split. seen: its fields are left out."""
     stream = field_stream(dataset, trained.config.data, split, topology, list(seen.through))
     fields = detect_all(trained.network.to(topology.device), stream, dataset, trained.kinds)
-    checkpoint = trained.checkpoint
     domains = sorted(set(stream.samples["domain"]))
     return DetectionEvaluation(
         ScoredData(dataset.address, dataset.content_hash, split, domains, len(fields)),
-        ScoredCheckpoint(checkpoint.path.name, checkpoint.step, checkpoint.digest),
+        ScoredCheckpoint.of(trained.checkpoint),
         None,
         SeenRecord.of(seen),
         score_kinds(fields, {kind: trained.least_scores.get(kind, 0.5) for kind in trained.kinds}),

@@ -15,7 +15,7 @@ from trainer.runs.evaluation_config import EvaluateConfig
 from trainer.runs.provenance import learned_by_run, say, unseen
 from trainer.runs.task import Session, Task
 from trainer.tasks.detection.config import DetectorRunConfig
-from trainer.tasks.detection.load import TrainedDetector, build_network, load_detector, save_bounds
+from trainer.tasks.detection.load import build_network, load_detector, save_bounds
 from trainer.tasks.detection.targets import FieldBoxes, fields_of, kinds_of
 
 
@@ -71,15 +71,11 @@ class Detection(Task[DetectorRunConfig]):
     kind = "detection"
     launcher = "train_detector.py"
     config = DetectorRunConfig
-
-    def open(self, config: DetectorRunConfig, dataset: Dataset, topology: Topology) -> DetectorSession:
-        return DetectorSession(config, dataset, topology)
+    session = DetectorSession
+    load = staticmethod(load_detector)
 
     def build(self, config: DetectorRunConfig, types: int, setting: Setting) -> Algorithm:
         raise UserError("the memory of a detector depends on the boxes of its fields: it cannot be planned")
-
-    def count_epoch_steps(self, config: DetectorRunConfig, dataset: Dataset, topology: Topology) -> int:
-        return training_stream(dataset, config, topology).batches_per_epoch
 
     def selection(self, config: DetectorRunConfig, dataset: Dataset) -> Selection:
         return Selection("average_precision")
@@ -91,9 +87,6 @@ class Detection(Task[DetectorRunConfig]):
         )
         own = LearnedImages.of(dataset, {"trained": trained, "chosen": chosen})
         return LearnedImages.joined([own, learned_by_makers(dataset)])
-
-    def load(self, run: Path) -> TrainedDetector:
-        return load_detector(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
         if topology.world_size > 1:

@@ -182,8 +182,7 @@ class Episode(ABC):
     @classmethod
     def make(cls, makers: Mapping[str, nn.Module], latents: torch.Tensor) -> torch.Tensor:
         """Images float32 [n, 3, S, S] from latents [n, latent_size]."""
-        images: torch.Tensor = makers["generator"](latents)
-        return images
+        return makers["generator"](latents)
 
     @classmethod
     def training_on_rich(
@@ -235,8 +234,7 @@ class Episode(ABC):
         """As many images from noise as there are real ones, float32 [n, 3, S, S]."""
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
-        made: torch.Tensor = generator(draw.normal("z", generator.in_size, images.device))
-        return made
+        return generator(draw.normal("z", generator.in_size, images.device))
 
     def _autocast(self, device: torch.device) -> Any:
         return autocast(self._precision, device)

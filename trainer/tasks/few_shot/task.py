@@ -26,7 +26,7 @@ from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import EpisodeOrder, FewShotData, data_of_run
 from trainer.tasks.few_shot.episode import episode_class
-from trainer.tasks.few_shot.load import FewShotSampler, load_few_shot_model
+from trainer.tasks.few_shot.load import load_few_shot_model
 from trainer.tasks.few_shot.sheets import FewShotSheets
 
 
@@ -121,11 +121,10 @@ class FewShot(Task[FewShotRunConfig]):
     kind = "few_shot"
     launcher = "train_few_shot_gan.py"
     config = FewShotRunConfig
+    session = FewShotSession
+    load = staticmethod(load_few_shot_model)
     keeps_last = True
     makes_images = True
-
-    def open(self, config: FewShotRunConfig, dataset: Dataset, topology: Topology) -> FewShotSession:
-        return FewShotSession(config, dataset, topology)
 
     def build(self, config: FewShotRunConfig, types: int, setting: Setting) -> Algorithm:
         """The training on rich types; of an algorithm without, the adaptation."""
@@ -174,17 +173,9 @@ class FewShot(Task[FewShotRunConfig]):
         own = LearnedImages.of(dataset, {"trained": [*data.rich_ids, *data.rare_ids], "chosen": chosen})
         return LearnedImages.joined([own, learned_by_features(config.features), learned_by_makers(dataset)])
 
-    def load(self, run: Path) -> FewShotSampler:
-        return load_few_shot_model(run)
-
     def logs(self, run: Path) -> list[Path]:
         """The run and its adaptations."""
         return [run, *sorted((run / "adapted").glob("*"))]
-
-    def write_report(self, run: Path) -> Path:
-        from trainer.runs.report import write_report  # here: the first step need not wait for it
-
-        return write_report(run)
 
 
 TASK = FewShot()

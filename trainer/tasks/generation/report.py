@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.records import read_record
 from trainer.reports.evaluation_section import seen_words
-from trainer.reports.page import Block, Cell, Facts, Section, Table, Text, sheet_figure, write_page
+from trainer.reports.page import Block, Cell, Facts, Section, Table, Text, estimate_cell, sheet_figure, write_page
 from trainer.tasks.generation.records import BankEvaluation, BankScores
 from trainer.tasks.generation.thesis import thesis_section
 
@@ -144,7 +143,7 @@ def _agreement(record: BankEvaluation) -> Table:
             scores = record.type_agreement[side]
             found = scores if scores is None or name == "all" else scores.per_type[name]
             yield _NOTHING if found is None else Cell(str(found.count))
-            yield from (_estimate(None if found is None else found[measure]) for measure in _AGREEMENT)
+            yield from (estimate_cell(None if found is None else found[measure]) for measure in _AGREEMENT)
 
     return _table(record, caption, _by_side(["images", *_AGREEMENT.values()]), cells)
 
@@ -223,17 +222,13 @@ def _shortcut(record: BankEvaluation) -> Table:
 
     def cells(_: str, scores: BankScores) -> Iterable[Cell]:
         for found in (way for each in scores.shortcut for way in (each.as_stored, each.same_way)):
-            yield from (_estimate(getattr(found, measure, None)) for measure in ("balanced_accuracy", "auroc"))
+            yield from (estimate_cell(getattr(found, measure, None)) for measure in ("balanced_accuracy", "auroc"))
 
     return _table(record, caption, head, cells)
 
 
 def _by_side(columns: Sequence[str]) -> list[str]:
     return [f"{side}: {column}" for side in _SIDES.values() for column in columns]
-
-
-def _estimate(estimate: Estimate | None) -> Cell:
-    return _NOTHING if estimate is None else Cell(estimate.format(), estimate.interval())
 
 
 def _number(value: float | None, digits: int, factor: float = 1) -> Cell:

@@ -27,7 +27,7 @@ def as_judge(trained: Any, device: torch.device = torch.device("cpu")) -> Judge:
         crop=trained.config.data.crop,
         normalized_domain=None if trained.normalizer is None else trained.normalizer.source,
         dataset_hash=trained.dataset_hash,
-        checkpoint=ScoredCheckpoint(trained.checkpoint.path.name, trained.checkpoint.step, trained.checkpoint.digest),
+        checkpoint=ScoredCheckpoint.of(trained.checkpoint),
         features=classifier_features(trained).to(device),
     )
 

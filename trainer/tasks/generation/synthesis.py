@@ -58,8 +58,7 @@ def load_sampler(run: Path) -> ImageSampler:
         raise UserError(
             f"{run}: not a run that makes cells: give one of train_conditional_gan.py or train_few_shot_gan.py"
         )
-    sampler: ImageSampler = task.load(run)
-    return sampler
+    return task.load(run)
 
 
 def synthesize(

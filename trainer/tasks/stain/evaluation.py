@@ -16,6 +16,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.learned_images import SeenImages
 from data_pipeline.stream.stream import Topology
 from trainer.metrics import image_distance
+from trainer.metrics.evaluation import ScoredCheckpoint, ScoredData, SeenRecord
 from trainer.metrics.feature_space import FeatureSpace
 from trainer.metrics.generation import Floats, ImageFeatures, compare, extract_features
 from trainer.runs.normalizers.bundle import normalized_domain
@@ -68,23 +69,15 @@ def evaluate_stain_model(
             )
         same_cells = _same_cells(dataset, split, source, target)
         found[source] = _translate(read, ids, same_cells, space, there.to(topology.device), back.to(topology.device))
+    count = sum(each.count for each in found.values())
+    scored = ScoredData(dataset.address, dataset.content_hash, split, sorted((a, b)), count)
     return {
         "format_version": FORMAT_VERSION,
-        "dataset": {
-            "path": dataset.address,
-            "content_hash": dataset.content_hash,
-            "split": split,
-            "domains": sorted((a, b)),
-            "count": sum(each.count for each in found.values()),
-        },
-        "checkpoint": {
-            "file": trained.checkpoint.path.name,
-            "step": trained.checkpoint.step,
-            "sha256": trained.checkpoint.digest,
-        },
+        "dataset": dataclasses.asdict(scored),
+        "checkpoint": dataclasses.asdict(ScoredCheckpoint.of(trained.checkpoint)),
         "normalizer": {"name": trained.config.model.algorithm, "image_size": trained.config.data.image_size},
         "feature_space": space.name,
-        "seen_images": seen.as_record(),
+        "seen_images": dataclasses.asdict(SeenRecord.of(seen)),
         "directions": {
             normalized_domain(source, target): _score(space, found[source], found[target])
             for source, target, _, _ in directions

@@ -36,6 +36,7 @@ from trainer.tasks.stain.normalization_config import TO_A, TO_B, NormalizeConfig
 
 # Both directions, by target domain, those of a first.
 Bundles = dict[str, NormalizerBundle]
+_FIT_IMAGES = 500  # most images of each domain that method= is fitted on
 
 
 def normalize_dataset(config: NormalizeConfig, topology: Topology) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def _of_method(parent: Dataset, config: NormalizeConfig, topology: Topology) -> 
         if len(ids) == 0:
             raise UserError(f"{parent.root}: no training image of domain {domain} to fit method={config.method} on")
         # Ids are hashes: the first ones are a random sample, the same every time.
-        chosen = ids.iloc[: config.fit_images].tolist()
+        chosen = ids.iloc[:_FIT_IMAGES].tolist()
         fitted_on += chosen
         stream = StreamConfig(image_size=size, crop=config.crop)
         parts = read_images(parent, chosen, stream, config.batch, topology.device)

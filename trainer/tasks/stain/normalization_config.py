@@ -27,5 +27,4 @@ class NormalizeConfig(DatasetConfig):
     classifier: str | None = None  # run of train_classifier.py on raw images, for policy=thesis_predicted
     image_size: int | None = None  # pixels, of the normalised images; null is 256, for method=
     crop: dict[str, float] = field(default_factory=dict)  # as data.crop, for method=
-    fit_images: int = 500  # most images of each domain that method= is fitted on
     batch: int = field(default=64, metadata=AFFECTS_NOTHING)  # images on the device at a time

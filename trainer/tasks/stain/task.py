@@ -28,7 +28,7 @@ from trainer.runs.provenance import learned_by_run
 from trainer.runs.registry import algorithm_class
 from trainer.runs.task import Session, Task
 from trainer.tasks.stain.config import StainRunConfig
-from trainer.tasks.stain.load import TrainedStainModel, load_stain_model
+from trainer.tasks.stain.load import load_stain_model
 from trainer.tasks.stain.sheets import StainSheets
 from trainer.tasks.stain.validation import StainDistance, stain_selection
 
@@ -76,19 +76,14 @@ class Stain(Task[StainRunConfig]):
     kind = "stain"
     launcher = "train_stain_gan.py"
     config = StainRunConfig
+    session = StainSession
+    load = staticmethod(load_stain_model)
     keeps_last = True
-
-    def open(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> StainSession:
-        return StainSession(config, dataset, topology)
 
     def build(self, config: StainRunConfig, types: int, setting: Setting) -> Algorithm:
         algorithm = algorithm_class("stain", config.model.algorithm)
         generators = algorithm.build_generators(config.model, config.data.image_size)
-        built: Algorithm = algorithm(config, generators, setting)
-        return built
-
-    def count_epoch_steps(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> int:
-        return StainSession(config, dataset, topology).epoch_steps
+        return algorithm(config, generators, setting)
 
     def selection(self, config: StainRunConfig, dataset: Dataset) -> Selection | None:
         config = with_domains(dataset, config)
@@ -104,9 +99,6 @@ class Stain(Task[StainRunConfig]):
         if teacher is not None:
             parts.append(learned_by_run(Path(teacher)).through(f"{teacher} (model.options.teacher=)"))
         return LearnedImages.joined(parts)
-
-    def load(self, run: Path) -> TrainedStainModel:
-        return load_stain_model(run)
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
         from trainer.tasks.stain.scoring import score_run

@@ -1,7 +1,6 @@
 """Supervised classification: one learner, cross entropy with label smoothing (thesis section 3.7), mixup, cutmix."""
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Batches, Stateless, StepResult
 from trainer.runs.registry import registered
 from trainer.tasks.classification.config import ClassifierRunConfig
-from trainer.tasks.classification.mixing import Mixing
+from trainer.tasks.classification.training.mixing import Mixing
 
 
 @registered
@@ -88,8 +87,7 @@ class CrossEntropy(Stateless):
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         try:
             with self._classifier.autocast():
-                logits: torch.Tensor = self._classifier.engine(images)
-                return logits
+                return self._classifier.engine(images)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -97,16 +95,3 @@ class CrossEntropy(Stateless):
                 "a micro-batch of one image is too few for this model's batch normalisation: "
                 "raise train.micro_batch or train.global_batch"
             ) from error
-
-
-@torch.no_grad()
-def predict(classifier: nn.Module, batches: Iterable[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits float32 [n, types] and rows int64 [n] of all images in `batches`, on the CPU."""
-    classifier.eval()
-    logits, rows = [], []
-    for batch in batches:
-        logits.append(classifier(batch.images).float().cpu())
-        rows.append(torch.from_numpy(batch.rows))
-    if not rows:
-        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
-    return torch.cat(logits), torch.cat(rows)

@@ -65,8 +65,7 @@ class FastGan(Episode):
         weights = self.options.lpips_weights
         if weights is None:
             return losses.reconstruction(images, decoded)
-        distance: torch.Tensor = _lpips(weights, images.device)(images, decoded)
-        return distance
+        return _lpips(weights, images.device)(images, decoded)
 
     def generator_terms(self, images: torch.Tensor, draw: Draw) -> Terms:
         generated = augment(self._generate(images, draw), draw.uniform("generated", NUMBERS), _CHANGES)

@@ -55,8 +55,7 @@ class MineGan(Figr):
         generator = self.networks["generator"]
         assert isinstance(generator, Generator)
         mined = self.networks["miner"](draw.normal("z", generator.in_size, images.device))
-        made: torch.Tensor = generator(mined)
-        return made
+        return generator(mined)
 
 
 class Pretraining(Adversarial[MicroBatch]):

@@ -45,10 +45,7 @@ class StainStudent(StainAlgorithm, Stateless):
         if setting.rehearsal:  # weights do not matter
             taught = RunRecord.read(run, "stain").config
             teacher = algorithm_class("stain", taught.model.algorithm)
-            built: tuple[nn.Module, nn.Module] = teacher.into_domains(
-                teacher.build_generators(taught.model, taught.data.image_size)
-            )
-            return built
+            return teacher.into_domains(teacher.build_generators(taught.model, taught.data.image_size))
         trained = load_stain_model(run)
         if (trained.a, trained.b) != (config.a, config.b):
             raise UserError(f"{run}: taught {trained.a} and {trained.b}, not {config.a} and {config.b}: set a= and b=")

@@ -1,0 +1,1 @@
+"""Adapting a trained classifier to a laboratory with its images, its labelled cells, or both."""

@@ -1,0 +1,1 @@
+"""Scoring trained classifiers on a data set."""

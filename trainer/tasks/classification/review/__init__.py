@@ -1,0 +1,1 @@
+"""Reviewing the labels of a data set."""

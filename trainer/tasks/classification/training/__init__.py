@@ -1,0 +1,1 @@
+"""Training a classifier, in steps or at once."""
