@@ -98,21 +98,23 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(reproduction: Reproduction) -> None:
-    """Every stage, then the trials of both sweeps."""
+    """The ablation and its control, then all other stages, then the classifiers compared."""
     # Here: a mistake above does not wait for Ray.
     from trainer.experiments.cluster import check_fit, run_stages, run_trials
     from trainer.experiments.ray_cluster import joined_cluster
+    from trainer.experiments.stages import in_order
     from trainer.experiments.sweep import opened, refuse_failures, refuse_other_sweep
 
     resources = reproduction.config.resources
     with ExitStack() as held:
         held.enter_context(joined_cluster())
-        stages = reproduction.stages_to_run
-        room = check_fit(resources, stages)
+        folder = reproduction.stages_folder
+        room = check_fit(resources, reproduction.stages)
         held.enter_context(opened(reproduction.ablation))
-        run_stages(stages, reproduction.stages_folder, resources)
+        run_stages(in_order(reproduction.ablation_stages, folder), folder, resources)
         run_trials(reproduction.ablation, room)
         refuse_failures(reproduction.ablation)
+        run_stages(in_order(reproduction.stages, folder), folder, resources)
         comparison = reproduction.comparison()
         refuse_other_sweep(comparison, "run")
         held.enter_context(opened(comparison))
