@@ -40,9 +40,8 @@ from trainer.reports.page import (
     write_page,
 )
 from trainer.reports.thesis_tables import sweep_number
-from trainer.tasks.stain.report import last_sheets
+from trainer.tasks.stain.report import last_sheets, network_losses
 
-_LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "loss")
 # Arms whose accuracy is in the head of the page.
 _HEADLINE = ("full", "original")
 
@@ -103,8 +102,7 @@ def _stain(folder: Path, summary: ReproductionSummary) -> Section:
     own = next(iter(models))
     steps = [record for record in read_records(folder / models[own].run) if record["kind"] == "step"]
     if steps:
-        drawing = figures.loss_terms(steps, [name for name in _LOSSES if name in steps[-1]], "stain-losses")
-        blocks.append(Figure(drawing, "Figure 40: losses before their weights."))
+        blocks += network_losses(steps)
     for name, model in models.items():
         for path in last_sheets(folder / model.run):
             words = path.stem.split("-", 2)[2].replace("-", " ")
