@@ -5,7 +5,7 @@ usage:
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
       preset=thesis     the thesis to the letter at its sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
-      preset=thesis_small   the same algorithms at small widths and 64 px: an hour or two on two CPU cores
+      preset=thesis_small   the same algorithms in small networks at 64 px: an hour and a half on one CPU core
       preset=best       this project's own variants of the models at the thesis's sizes
                         or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.reproduction import markdown, tables
 from tests.conftest import Launch, Start
 from tests.launching import Launched
+from trainer.experiments.reproduction_results import ReproductionSummary
+from trainer.metrics.records import read_record
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
@@ -85,6 +88,9 @@ def test_the_whole_experiment_on_phantoms_survives_kills(start: Start, launch: L
     assert done.finish().returncode == 0
     page = (run / "report.html").read_text()
     assert not [words for words in SHOWN if words not in page]
+    # The results page's tables, of the same results.
+    written = "\n".join(map(markdown, tables(read_record(ReproductionSummary, run / "results.json"), {})))
+    assert all(f"| {words} (" in written for words in ("Full method", "Original data"))
     first, stages = found(run), sorted(run.glob("stages/*.done.json"))
     times = [path.stat().st_mtime_ns for path in stages]
 
