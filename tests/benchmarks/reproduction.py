@@ -24,18 +24,18 @@ from trainer.reports.thesis_tables import sweep_number
 _PLACES = {"dataset", "run", "bank", "command", "path", "file", "data_set", "stored", "trials"}
 
 
-def ablation_table(arms: Sequence[ArmResult], of_thesis: bool, beside: Mapping[str, str]) -> Table:
-    """beside: arm -> accuracy of another preset."""
+def ablation_table(arms: Sequence[ArmResult], of_thesis: bool, beside: Mapping[str, Mapping[str, str]]) -> Table:
+    """beside: other preset -> arm -> its accuracy."""
     rows = []
     for arm in arms:
         seeds = f"generators {', '.join(map(str, arm.generator_seeds))}" if arm.generator_seeds else "no generator"
         apart = signed(arm.difference.overall["accuracy"]) if arm.difference else Cell("")
-        scores = [estimate(arm.scores.overall[name]) for name in ("accuracy", "balanced_accuracy")]
+        scores = [estimate(arm.scores.overall[name]) for name in ("accuracy", "sensitivity")]
         theirs = sweep_number("ablation", arm.arm, "accuracy") if of_thesis else "-"
-        others = [Cell(beside.get(arm.arm, "-"))] if beside else []
+        others = [Cell(accuracies.get(arm.arm, "-")) for accuracies in beside.values()]
         rows.append([Cell(arm.title, seeds), *scores, apart, *others, Cell(theirs or "-")])
     head = ["", "accuracy, %", "mean sensitivity, %", "difference in accuracy"]
-    head += [*(["`preset=small`: accuracy"] if beside else []), "thesis: accuracy"]
+    head += [*(f"`preset={name}`: accuracy" for name in beside), "thesis: accuracy"]
     return Table(f"Ablation, {arms[0].data.count} real test images.", head, rows)
 
 
@@ -54,7 +54,7 @@ def without_places(value: Any) -> Any:
     return [without_places(each) for each in value] if isinstance(value, list) else value
 
 
-def tables(summary: ReproductionSummary, beside: Mapping[str, str]) -> list[Table]:
+def tables(summary: ReproductionSummary, beside: Mapping[str, Mapping[str, str]]) -> list[Table]:
     """Those of what is done."""
     blocks: list[Block] = []
     if summary.ablation.arms:
@@ -70,8 +70,9 @@ def main(arguments: Sequence[str]) -> None:
     summary = read_record(ReproductionSummary, Path(options["run"]) / "results.json")
     beside = {}
     if "beside" in options:
-        other = json.loads(Path(options["beside"]).read_text())["ablation"]["arms"]
-        beside = {arm["arm"]: f"{100 * arm['scores']['overall']['accuracy']['value']:.1f}" for arm in other}
+        other = json.loads(Path(options["beside"]).read_text())
+        accuracies = {arm["arm"]: arm["scores"]["overall"]["accuracy"]["value"] for arm in other["ablation"]["arms"]}
+        beside = {other["preset"]: {arm: f"{100 * value:.1f}" for arm, value in accuracies.items()}}
     write_json(Path(options["out"]), without_places(json.loads((Path(options["run"]) / "results.json").read_text())))
     print("\n".join(map(markdown, tables(summary, beside))))
     if summary.to_run:

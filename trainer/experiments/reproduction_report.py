@@ -55,10 +55,10 @@ def write_reproduction_report(plan: Reproduction) -> Path:
     """
     folder, summary = plan.folder, summarize_reproduction(plan)
     write_json(folder / "results.json", to_json(summary))
-    made = {kind: write(folder, summary) for kind, write in _OF_MODELS.items() if summary.models[kind]}
+    of_models = [section_of(folder, summary) for kind, section_of in _OF_MODELS.items() if summary.models[kind]]
     sections = [
         _data(plan, summary),
-        *made.values(),
+        *of_models,
         *_classifiers(folder, summary),
         *_renamed("Ablation", score_sections(summary.ablation)),
         *([_control(summary)] if summary.controls else []),
