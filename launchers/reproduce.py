@@ -5,7 +5,7 @@ usage:
       preset=phantom    rendered cells, tiny networks: some fifteen minutes on two CPU cores, to see that it works
       preset=small      the two public data sets, or parts of them, at 32 px: under an hour on two CPU cores
       preset=thesis     the thesis to the letter at its sizes, for one RTX 2080 SUPER (8 GB, fp16) or more: days
-      preset=thesis_small   the same algorithms at small widths and 64 px: an hour or two on two CPU cores
+      preset=thesis_small   the same algorithms in small networks at 64 px: an hour and a half on one CPU core
       preset=best       this project's own variants of the models at the thesis's sizes
                         or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written
@@ -13,6 +13,7 @@ usage:
       shards=DIR        the data set; default: RUN/data
       key=value         overrides the preset: resources.gpu=1 resources.cpu=8
       plan=true         print every stage and trial, run nothing
+      report=true       write the report of what is done, run nothing; also while it runs
   Shards the images; normalises their stain by W-CycleGAN-GP beside its rivals; makes cells by C-WGAN-GP and by
   few-shot generation beside theirs; trains classifiers on original and balanced data, the thesis's ten against each
   other, the ablation, and each part's effect between two laboratories; looks for leaks. Finished stages whose inputs
@@ -40,7 +41,7 @@ from launchers.console import CONFIGS, launch, read_config
 if TYPE_CHECKING:
     from trainer.experiments.reproduction import Reproduction
 
-_OWN = ("preset", "run", "shards", "barcelona", "munich", "plan")
+_OWN = ("preset", "run", "shards", "barcelona", "munich", "plan", "report")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ReproduceConfig:
     barcelona: str | None = None
     munich: str | None = None
     plan: bool = False
+    report: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -84,35 +86,45 @@ def main(arguments: Sequence[str]) -> None:
         )
     reproduction = plan_reproduction(preset, file, run, root_of(shards))
     refuse_other_sweep(reproduction.ablation, "run")
+    if config.report:
+        _write_report(reproduction)
+        return
     print("\n".join(reproduction.describe()), flush=True)
     if config.plan:
         return
     _run(reproduction)
     # The full method's classifier depends on the data of all generators, banks and normalisers.
     clean = audit.is_clean(audit.AuditConfig(run=str(reproduction.ablation.trials[0].run), out=str(run / AUDIT_FILE)))
-    from trainer.experiments.reproduction_report import write_reproduction_report
-
-    print(write_reproduction_report(reproduction).resolve())
+    _write_report(reproduction)
     if not clean:
         sys.exit(1)
 
 
+def _write_report(reproduction: Reproduction) -> None:
+    # Here: a mistake in a preset does not wait for what draws figures.
+    from trainer.experiments.reproduction_report import write_reproduction_report
+
+    print(write_reproduction_report(reproduction).resolve())
+
+
 def _run(reproduction: Reproduction) -> None:
-    """Every stage, then the trials of both sweeps."""
+    """The ablation and its control, then all other stages, then the classifiers compared."""
     # Here: a mistake above does not wait for Ray.
     from trainer.experiments.cluster import check_fit, run_stages, run_trials
     from trainer.experiments.ray_cluster import joined_cluster
+    from trainer.experiments.stages import in_order
     from trainer.experiments.sweep import opened, refuse_failures, refuse_other_sweep
 
     resources = reproduction.config.resources
     with ExitStack() as held:
         held.enter_context(joined_cluster())
-        stages = reproduction.stages_to_run
-        room = check_fit(resources, stages)
+        folder = reproduction.stages_folder
+        room = check_fit(resources, reproduction.stages)
         held.enter_context(opened(reproduction.ablation))
-        run_stages(stages, reproduction.stages_folder, resources)
+        run_stages(in_order(reproduction.ablation_stages, folder), folder, resources)
         run_trials(reproduction.ablation, room)
         refuse_failures(reproduction.ablation)
+        run_stages(in_order(reproduction.stages, folder), folder, resources)
         comparison = reproduction.comparison()
         refuse_other_sweep(comparison, "run")
         held.enter_context(opened(comparison))

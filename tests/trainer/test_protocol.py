@@ -15,7 +15,7 @@ from tests.generated_images import bank_facts, make_bank
 from trainer.metrics.evaluation import load_evaluations
 from trainer.runs.audit import audit_run
 from trainer.runs.provenance import learned_by_run
-from trainer.tasks.classification.training.protocol import read_control
+from trainer.tasks.classification.reports.control import read_control
 
 TRAIN = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12")
 
@@ -46,6 +46,11 @@ def test_all_images_are_dealt_after_balancing_and_the_result_is_no_score(
     assert record.origins["synthetic"] > record.origins["real"] > 0
     assert record.known_groups == record.dataset.count, "every slide and the generator are trained on"
     assert json.loads((run / "control.json").read_text())["protocol"] == "balance_first"
+
+    page = (run / "report.html").read_text()
+    assert "CONTROL, not a score" in page
+    assert "No score: under this protocol" in page
+    assert "has not been scored yet" not in page, "it cannot be"
 
     # What reads scores finds none; what asks whether images were seen knows.
     assert load_evaluations(run) == []

@@ -168,7 +168,13 @@ def test_a_run_writes_sheets_losses_and_pulls_and_a_student_learns_from_it(
     steps = [record for record in read_records(run) if record["kind"] == "step"]
     named = {"critic", "penalty", "adversarial", "cycle", "identity", "gradient_norm/critics"}
     named |= {"detail/pull_adversarial", "detail/pull_cycle", "detail/pull_identity"}
+    named |= {f"detail/{name}_{domain}" for name in ("critic", "adversarial") for domain in ("a", "b")}
     assert all(named <= record.keys() for record in steps)
+    for name in ("critic", "adversarial"):  # each network's own part of the sum (figure 40)
+        parts = [sum(record[f"detail/{name}_{domain}"] for domain in ("a", "b")) for record in steps]
+        assert parts == pytest.approx([record[name] for record in steps], rel=1e-4)
+        assert all(record[f"detail/{name}_a"] != record[f"detail/{name}_b"] for record in steps)
+    assert "Figure 40: the loss of each network" in (run / "report.html").read_text()
     sheets = sorted(path.name for path in (run / "samples").iterdir())
     assert sheets == ["step-000000003-giemsa-to-violet.png", "step-000000003-violet-to-giemsa.png"]
     student = ["model=stain_student", "model.options.teacher=teacher", "model.generator.width=8", "train.epochs=20"]

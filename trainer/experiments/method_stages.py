@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,8 +54,10 @@ class MethodStages:
         """The stage that normalises the images: into one stain, or by the thesis's rule."""
         inputs: dict[str, Source] = {"shards": parent, "run": self.stain_run(parent, stain_to, stain_from)}
         if self.by_type:
-            first = self.planner.training("first classifier", "train_classifier", self.first_classifier, parent)
-            inputs["classifier"] = first
+            planner = dataclasses.replace(self.planner, suffix="")  # of whichever generator seed: the same training
+            inputs["classifier"] = planner.training(
+                "first classifier", "train_classifier", self.first_classifier, parent
+            )
         return self.planner.stage("normalized data", "normalize_stains", self.normalize, inputs, "out")
 
     def stain_run(
@@ -116,7 +119,8 @@ class MethodStages:
         """`count` images of each of these types by a generator's run."""
         more = (f"seed={seed}",) if seed else ()
         arguments = (f"count={count}", f"cell_types={written(types)}", *more)
-        return self.planner.stage(name, "synthesize", arguments, {"run": run}, "bank")
+        planner = dataclasses.replace(self.planner, suffix="")  # the run's name has it
+        return planner.stage(name, "synthesize", arguments, {"run": run}, "bank")
 
     def balanced(
         self, parent: Stage | Root, banks: tuple[Stage, ...], name: str, arguments: Sequence[str] = ()

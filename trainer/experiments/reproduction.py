@@ -48,15 +48,15 @@ class Reproduction:
 
     @property
     def stages(self) -> list[Stage]:
-        """Every stage, each after those that it needs."""
+        """Every stage, each after those that it needs, those of the ablation and its control first."""
         scores = [each.score for models in self.models.values() for each in models.values()]
         sites = [each.score or each.run for each in self.sites]
-        return in_order([*self.ablation.stages, *scores, *sites, *(each.run for each in self.controls)])
+        return in_order([*self.ablation_stages, *scores, *sites])
 
     @property
-    def stages_to_run(self) -> list[Stage]:
-        """The stages that are not done."""
-        return in_order(self.stages, self.stages_folder)
+    def ablation_stages(self) -> list[Stage]:
+        """The stages of the ablation's data and of its control."""
+        return in_order([*self.ablation.stages, *(each.run for each in self.controls)])
 
     def comparison(self) -> Sweep:
         """The classifiers of figure 52, on the full method's data, whose stage is done."""
@@ -78,11 +78,12 @@ class Reproduction:
         """Lines for people: every stage, its state, and its command line."""
         stages, config = self.stages, self.config
         a, b = self.stains
+        waiting = len(in_order(stages, self.stages_folder))
         return [
             f"A={a}, B={b}; {self.direction}",
             self.counts(),
             *self.sizes(),
-            f"reproduction {self.where.stem}: {len(stages)} stages, {len(self.stages_to_run)} of them to run; "
+            f"reproduction {self.where.stem}: {len(stages)} stages, {waiting} of them to run; "
             f"{len(self.ablation.trials)} trainings of the ablation, {len(config.models) * len(config.seeds)} to "
             "compare classifiers by",
             *describe(stages, self.stages_folder, config.resources),
@@ -92,7 +93,7 @@ class Reproduction:
     def direction(self) -> str:
         """Which images take which stain, in words."""
         a, b = self.stains
-        (stage,) = (each for each in self.ablation.stages if each.launcher == "normalize_stains")
+        stage = next(each for each in self.ablation.stages if each.launcher == "normalize_stains")
         policy = stage.settings.policy
         if policy in ("to_a", "to_b"):
             return f"all images take the stain of {a if policy == 'to_a' else b}"

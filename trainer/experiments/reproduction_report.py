@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.reproduction import Reproduction
+from trainer.experiments.reproduction_cells import draw_cells
 from trainer.experiments.reproduction_results import ReproductionSummary, summarize_reproduction
 from trainer.experiments.reproduction_tables import (
     conditional_tables,
@@ -40,34 +41,29 @@ from trainer.reports.page import (
     write_page,
 )
 from trainer.reports.thesis_tables import sweep_number
-from trainer.tasks.stain.report import last_sheets
+from trainer.tasks.classification.reports.control import WARNING
+from trainer.tasks.stain.report import last_sheets, network_losses
 
-_LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "loss")
 # Arms whose accuracy is in the head of the page.
 _HEADLINE = ("full", "original")
 
 
 def write_reproduction_report(plan: Reproduction) -> Path:
-    """Write report.html and results.json of a reproduction that is done; returns the first.
+    """Write report.html and results.json of what is done of a reproduction; returns the first.
 
-    UserError if something in it is missing or damaged.
+    UserError if its ablation has not begun, or something in it is damaged.
     """
     folder, summary = plan.folder, summarize_reproduction(plan)
     write_json(folder / "results.json", to_json(summary))
+    of_models = [section_of(folder, summary) for kind, section_of in _OF_MODELS.items() if summary.models[kind]]
     sections = [
-        Section(
-            "Data (table 6)",
-            "Real images, split by patient or slide before anything is made of them.",
-            [counts_table(summary), environment_table(summary.machine)],
-        ),
-        _stain(folder, summary),
-        _conditional(folder, summary),
-        _few_shot(folder, summary),
+        _data(plan, summary),
+        *of_models,
         *_classifiers(folder, summary),
         *_renamed("Ablation", score_sections(summary.ablation)),
-        _control(summary),
-        _sites(summary),
-        _leaks(summary.audit),
+        *([_control(summary)] if summary.controls else []),
+        *([_sites(summary)] if summary.sites else []),
+        *([_leaks(summary.audit)] if summary.audit else []),
         _what_was_run(plan, summary),
     ]
     subtitle = (
@@ -95,7 +91,19 @@ def _head(summary: ReproductionSummary) -> list[Block]:
         ("types", "; ".join(f"{kind}: {names}" for kind, names in roles.items())),
     ]
     noted: list[Block] = [Text(summary.note, warning=True)] if summary.note else []
+    if summary.to_run:
+        words = f"Not finished: {len(summary.to_run)} stages have not run, {', '.join(summary.to_run[:3])} and so on."
+        noted.append(Text(words, warning=True))
     return [*noted, Facts(facts), Tiles(tiles)]
+
+
+def _data(plan: Reproduction, summary: ReproductionSummary) -> Section:
+    cells = plan.folder / "cells.png"
+    draw_cells(cells, plan.dataset, plan.stains)
+    caption = "Figures 13 and 21: cells of each type in both stains, the first by their files' hashes."
+    blocks: list[Block] = [counts_table(summary), sheet_figure(cells, caption), environment_table(summary.machine)]
+    intro = "Real images, split by patient or slide before anything is made of them."
+    return Section("Data (table 6, figures 13 and 21)", intro, blocks)
 
 
 def _stain(folder: Path, summary: ReproductionSummary) -> Section:
@@ -103,8 +111,7 @@ def _stain(folder: Path, summary: ReproductionSummary) -> Section:
     own = next(iter(models))
     steps = [record for record in read_records(folder / models[own].run) if record["kind"] == "step"]
     if steps:
-        drawing = figures.loss_terms(steps, [name for name in _LOSSES if name in steps[-1]], "stain-losses")
-        blocks.append(Figure(drawing, "Figure 40: losses before their weights."))
+        blocks += network_losses(steps)
     for name, model in models.items():
         for path in last_sheets(folder / model.run):
             words = path.stem.split("-", 2)[2].replace("-", " ")
@@ -136,6 +143,10 @@ def _few_shot(folder: Path, summary: ReproductionSummary) -> Section:
     return Section("Few-shot generation (tables 21-22, figures 48-50)", intro, blocks)
 
 
+# Sections of the models of each kind that are scored, of ReproductionSummary.models.
+_OF_MODELS = {"stain": _stain, "conditional": _conditional, "few_shot": _few_shot}
+
+
 def _classifiers(folder: Path, summary: ReproductionSummary) -> list[Section]:
     """Figures 51-57 and table 24."""
     sections = []
@@ -153,7 +164,8 @@ def _classifiers(folder: Path, summary: ReproductionSummary) -> list[Section]:
         sections.append(Section("The classifier (figures 51 and 53)", "SENet-GE, of the first seed.", blocks))
         title = "The classifier on balanced data (figures 54-57)"
         sections.append(dataclasses.replace(evaluation_section(evaluation), title=title))
-    return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", score_sections(summary.comparison))]
+    compared = score_sections(summary.comparison) if summary.comparison else []
+    return [*sections, *_renamed("Classifiers compared (figure 52, table 24)", compared)]
 
 
 def _own_test(folder: Path, ablation: SweepSummary, arm: str) -> tuple[Path, SavedEvaluation] | None:
@@ -179,9 +191,8 @@ def _sites(summary: ReproductionSummary) -> Section:
 def _control(summary: ReproductionSummary) -> Section:
     blocks: list[Block] = [
         Text(
-            "No score: under this protocol images of one patient, copies of one original and images of one generator "
-            "are trained on and tested on. It shows how much of the thesis's gain the protocol alone gives. The data "
-            "are those of the ablation's arms, whose generators have not seen the test images of that ablation.",
+            f"{WARNING} It shows how much of the thesis's gain the protocol alone gives. The data are those of the "
+            "ablation's arms, whose generators have not seen the test images of that ablation.",
             warning=True,
         ),
         control_table(summary),

@@ -15,6 +15,8 @@ from trainer.experiments.machine import describe_machine
 from trainer.experiments.method_stages import CellTypeRoles
 from trainer.experiments.reproduction import AUDIT_FILE, Reproduction
 from trainer.experiments.reproduction_stages import SITE_ARMS, Scored
+from trainer.experiments.results import SWEEP_FILE
+from trainer.experiments.stages import in_order
 from trainer.experiments.summary import SweepSummary, summarize
 from trainer.loop.log import logged_seconds, read_records
 from trainer.metrics.bootstrap import Estimate
@@ -23,7 +25,7 @@ from trainer.metrics.evaluation import PROBABILITY, load_evaluations
 from trainer.metrics.records import read_record
 from trainer.runs import registry
 from trainer.runs.network_size import parameters_of
-from trainer.tasks.classification.training.protocol import ControlRecord, read_control
+from trainer.tasks.classification.reports.control import ControlRecord, read_control
 from trainer.tasks.generation.records import BankEvaluation
 
 Answered = tuple[pd.DataFrame, tuple[str, ...]]  # predictions, types of the classifier
@@ -79,13 +81,14 @@ class ControlResult:
     """What an arm reaches under the thesis's protocol. Not a score: its test images are not apart from training."""
 
     arm: str
+    generator_seed: int | None  # None: no generator made any of its images
     seed: int
     record: ControlRecord
 
 
 @dataclass(frozen=True)
 class ReproductionSummary:
-    """results.json."""
+    """results.json, of what is done."""
 
     preset: str
     note: str
@@ -97,15 +100,16 @@ class ReproductionSummary:
     counts: dict[str, dict[str, dict[str, int]]]  # type -> stain -> split -> real images
     models: dict[str, dict[str, ModelResult]]  # kind -> name
     ablation: SweepSummary
-    comparison: SweepSummary
-    sites: list[SiteResult]
+    comparison: SweepSummary | None  # None: not begun
+    sites: list[SiteResult]  # empty until all are done
     controls: list[ControlResult]  # no score is computed from them
-    audit: dict[str, Any]  # of audit.py
+    audit: dict[str, Any] | None  # of audit.py; None: not done
+    to_run: list[str]  # stages that are not done
 
 
 def summarize_reproduction(plan: Reproduction) -> ReproductionSummary:
-    """Everything that the report shows. UserError if a model is not scored or a file is damaged."""
-    folder = plan.folder
+    """Everything that the report shows. UserError if the ablation has not begun or a file is damaged."""
+    folder, stages, audit = plan.folder, plan.stages_folder, plan.folder / AUDIT_FILE
     return ReproductionSummary(
         preset=plan.where.stem,
         note=plan.config.note,
@@ -116,16 +120,19 @@ def summarize_reproduction(plan: Reproduction) -> ReproductionSummary:
         machine=describe_machine(),
         counts=_counts(plan.dataset),
         models={
-            kind: {name: _model(plan, scored) for name, scored in models.items()}
+            kind: {name: _model(plan, scored) for name, scored in models.items() if scored.score.done(stages)}
             for kind, models in plan.models.items()
         },
         ablation=summarize(folder / "ablation"),
-        comparison=summarize(folder / "comparison"),
-        sites=_sites(plan),
+        comparison=summarize(folder / "comparison") if (folder / "comparison" / SWEEP_FILE).is_file() else None,
+        sites=_sites(plan) if all((each.score or each.run).done(stages) for each in plan.sites) else [],
         controls=[
-            ControlResult(each.arm, each.seed, read_control(folder / plan.place(each.run))) for each in plan.controls
+            ControlResult(each.arm, each.generator_seed, each.seed, read_control(folder / plan.place(each.run)))
+            for each in plan.controls
+            if each.run.done(stages)
         ],
-        audit=json.loads((folder / AUDIT_FILE).read_text(encoding="utf-8")),
+        audit=json.loads(audit.read_text(encoding="utf-8")) if audit.is_file() else None,
+        to_run=[stage.name for stage in in_order(plan.stages, stages)],
     )
 
 

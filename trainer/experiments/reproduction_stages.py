@@ -72,6 +72,7 @@ class Control:
     """A classifier trained under the thesis's protocol on an arm's data: balanced first, split afterwards."""
 
     arm: str  # of the ablation
+    generator_seed: int | None  # of the generators of its images; None: no generator made any
     seed: int
     run: Stage
 
@@ -152,11 +153,11 @@ class ReproductionPlanner:
     def controls(self, arms: Sequence[Arm]) -> Iterator[Control]:
         """The first and the last step of the thesis's 92.4 to 98.4, under its protocol."""
         for arm in (arm for arm in arms if arm.name in CONTROL_ARMS):
+            images = f" generator seed {arm.generator_seed}" if arm.generator_seed else ""
             for seed in self._config.seeds:
                 arguments = (*self._config.classifier, f"seed={seed}", "protocol=balance_first")
-                yield Control(
-                    arm.name, seed, self._classifier(f"control {arm.name} seed {seed}", arm.dataset, arguments)
-                )
+                run = self._classifier(f"control {arm.name}{images} seed {seed}", arm.dataset, arguments)
+                yield Control(arm.name, arm.generator_seed, seed, run)
 
     def _site_data(self, site: str, arm: SiteArm) -> Stage | Root:
         """A site's images, and those of its own C-WGAN-GP: no label of the other site decides any of it."""

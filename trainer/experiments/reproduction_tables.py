@@ -200,9 +200,12 @@ def control_table(summary: ReproductionSummary) -> Table:
         record = control.record
         origins = ", ".join(f"{count} {name}" for name, count in record.origins.items())
         apart = arms[control.arm].scores.overall["accuracy"] if control.arm in arms else None
+        generators = "" if control.generator_seed is None else f"generator seed {control.generator_seed}, "
         rows.append(
             [
-                Cell(arms[control.arm].title if control.arm in arms else control.arm, f"seed {control.seed}"),
+                Cell(
+                    arms[control.arm].title if control.arm in arms else control.arm, f"{generators}seed {control.seed}"
+                ),
                 estimate(record.scores["accuracy"]),
                 Cell(str(record.dataset.count), origins),
                 Cell(f"{100 * record.known_groups / record.dataset.count:.0f} %"),

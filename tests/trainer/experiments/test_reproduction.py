@@ -4,7 +4,9 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.ingest.label_counts import thesis_counts
@@ -15,6 +17,7 @@ from tests.forged_catalog import full_downloads
 from tests.launchers.test_launchers import assert_refused
 from trainer.experiments.ablation import AblationConfig, is_thesis
 from trainer.experiments.reproduction import Reproduction, plan_reproduction
+from trainer.experiments.reproduction_cells import draw_cells
 from trainer.experiments.reproduction_config import ReproductionConfig, read_preset
 from trainer.experiments.reproduction_stages import CONTROL_ARMS, SITE_ARMS
 from trainer.experiments.stages import Stage, in_order
@@ -166,6 +169,34 @@ def test_controls_are_of_the_ablation_s_own_data_and_no_trial_of_it(planned: Rep
     assert all(trial.config.protocol == "split_first" for trial in planned.ablation.trials)
     scored = {each.run for models in planned.models.values() for each in models.values()}
     assert not scored & {each.run for each in planned.controls}
+
+
+def test_generator_seeds_repeat_the_generators_and_the_control_of_their_images(
+    two_stains: Dataset, tmp_path: Path
+) -> None:
+    """And nothing else: the classifier that names the types for the thesis's rule knows of no generator."""
+    ablation = dataclasses.replace(CONFIG.ablation, normalize=["policy=thesis_predicted"], generator_seeds=[0, 1])
+    config = dataclasses.replace(CONFIG, ablation=ablation)
+    found = plan_reproduction(config, Path("preset.yaml"), tmp_path, two_stains.root)
+    names = [stage.name for stage in found.ablation_stages]
+    assert len(set(names)) == len(names)
+    assert names.count("first classifier") == 1
+    assert {"stain GAN", "stain GAN generator seed 1", "C-WGAN-GP generator seed 1 images"} <= set(names)
+    controls = [(each.arm, each.generator_seed) for each in found.controls]
+    assert controls == [("full", 0), ("original", None), ("full", 1)]
+    # The ablation and its control come first: they are what a run that is stopped early should have.
+    assert found.stages[: len(names)] == found.ablation_stages
+    assert found.describe()[0].startswith("A=giemsa, B=violet; by the type that a first classifier names")
+
+
+def test_the_cells_of_the_report_are_in_both_stains(two_stains: Dataset, tmp_path: Path) -> None:
+    """Figures 13 and 21: a type that one stain lacks has a white place there."""
+    draw_cells(tmp_path / "cells.png", two_stains, ("giemsa", "violet"))
+    sheet = np.asarray(Image.open(tmp_path / "cells.png"))
+    types = two_stains.samples()["cell_type"].nunique()
+    assert sheet.shape[0] == 18 + types * 100  # a head, then 96 px and a margin each
+    first, other = (sheet[18:118, left : left + 96].mean(axis=(0, 1)) for left in (130, 130 + 300))
+    assert np.abs(first - other).max() > 2, "both halves are of one stain"
 
 
 def test_what_a_stage_adds_to_is_to_be_there_for_it_to_be_done(planned: Reproduction, tmp_path: Path) -> None:

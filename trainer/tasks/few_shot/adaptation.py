@@ -182,6 +182,8 @@ class Adaptation:
             description=f"adapting to {self.cell_type}",
         )
         progress = resume(algorithm, self.saved(fingerprint))
+        if progress.step == 0:
+            sheets.draw(self.cell_type, self.images, episode.averages, f"{prefix}round-{0:09d}")
         fit(algorithm, {"train": self._stream(training=True, batch=self._batch)}, plan, progress)
 
     def _stream(self, *, training: bool, batch: int) -> Stream:

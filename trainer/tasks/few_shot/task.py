@@ -25,7 +25,7 @@ from trainer.runs.validation_distance import FEWEST, validation_images
 from trainer.tasks.few_shot.adaptation import Adaptation, EpisodeOfRounds
 from trainer.tasks.few_shot.config import FewShotRunConfig
 from trainer.tasks.few_shot.data import EpisodeOrder, FewShotData, data_of_run
-from trainer.tasks.few_shot.episode import episode_class
+from trainer.tasks.few_shot.episode import Episode, episode_class
 from trainer.tasks.few_shot.load import load_few_shot_model
 from trainer.tasks.few_shot.sheets import FewShotSheets
 
@@ -88,16 +88,23 @@ class FewShotSession(Session[FewShotRunConfig]):
     def build(self, setting: Setting, *, fresh: bool) -> Algorithm | None:
         if self._learns_from_rich:
             self._rich = self._algorithm.training_on_rich(self.config, self._networks, setting)
+            if fresh and self.topology.rank == 0:
+                for name in self._data.rare:
+                    self._preview(name, 0)
         return self._rich
+
+    def _preview(self, cell_type: str, step: int) -> Episode:
+        """An episode on a rare type with the networks as they are after so many steps, and its sample sheet."""
+        adaptation = self._adaptation(cell_type)
+        episode = adaptation.preview(self._learned(), self.precision)
+        self._sheets.draw(cell_type, adaptation.images, episode.averages, f"step-{step:09d}")
+        return episode
 
     def score_epoch(self, step: int) -> dict[str, float]:
         found: list[float] = []
         if self.topology.rank == 0:
             for name in self._data.rare:
-                adaptation = self._adaptation(name)
-                episode = adaptation.preview(self._learned(), self.precision)
-                self._sheets.draw(name, adaptation.images, episode.averages, f"step-{step:09d}")
-                found += adaptation.distance(episode)
+                found += self._adaptation(name).distance(self._preview(name, step))
         scores = {"kernel_distance": sum(found) / len(found)} if found else {}
         if self.topology.world_size > 1:
             (scores,) = broadcast_object_list([scores])

@@ -19,6 +19,8 @@ from trainer.loop.algorithm import DETAIL, Adversarial, Batches
 from trainer.runs.registry import NoOptions, read_options
 from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
 
+# Losses that each network has of its own: the critics' of both domains, the generators' into both.
+NETWORK_LOSSES = ("critic", "adversarial")
 # Gradients at an image's pixels are small; half precision would round them to zero.
 _GRADIENT_SCALE = 2.0**12
 
@@ -80,18 +82,32 @@ class StainGan(StainAlgorithm, Adversarial[Pair]):
         return model.critic_steps
 
     def moves(self) -> dict[str, Callable[[Pair], Terms]]:
-        return {"critics": self._critic_terms, "generators": self._generator_terms}
+        return {
+            "critics": lambda pair: self._of_each_network(self._critic_terms(pair)),
+            "generators": lambda pair: self._of_each_network(self._generator_terms(pair)),
+        }
+
+    def _of_each_network(self, terms: Terms) -> Terms:
+        """On logged steps, with the loss of each of the four networks (figure 40): those of domain A's come first."""
+        if not self._detailed:
+            return terms
+        halves = {name: terms[name][1].chunk(2) for name in NETWORK_LOSSES if name in terms}
+        return terms | {
+            f"{DETAIL}{name}_{domain}": (0.0, half)
+            for name, both in halves.items()
+            for domain, half in zip(("a", "b"), both, strict=True)
+        }
 
     def _parts(self, batches: Batches) -> list[Pair]:
         return [Pair(a, b) for a, b in zip(next(batches["a"]), next(batches["b"]), strict=True)]
 
     @abstractmethod
     def _critic_terms(self, pair: Pair) -> Terms:
-        """What both critics minimise."""
+        """What both critics minimise; `critic` is of domain A's images [n], then of domain B's."""
 
     @abstractmethod
     def _generator_terms(self, pair: Pair) -> Terms:
-        """What both generators minimise."""
+        """What both generators minimise; `adversarial` is of images in domain A [n], then of those in domain B."""
 
 
 @dataclass(frozen=True)

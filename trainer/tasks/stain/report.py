@@ -1,10 +1,12 @@
 """The report of a stain run: scores beside the thesis's tables 14-16, losses (figure 40), cells (figures 41-46)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import UserError
+from trainer.loop.algorithm import DETAIL
 from trainer.loop.log import read_records
 from trainer.metrics.evaluation import SeenRecord
 from trainer.reports import figures
@@ -13,6 +15,12 @@ from trainer.reports.page import Block, Cell, Facts, Figure, Folded, Section, Ta
 from trainer.reports.thesis_tables import Column, beside_thesis, columns_of, rows_of
 
 _LOSSES = ("critic", "penalty", "adversarial", "cycle", "identity", "l1", "loss")
+# Of each network, on logged steps.
+_NETWORKS = {
+    f"{DETAIL}{name}_{domain}": f"{who} {domain.upper()}"
+    for name, who in (("critic", "critic of"), ("adversarial", "generator into"))
+    for domain in ("a", "b")
+}
 
 
 def write_stain_report(run: Path) -> Path:
@@ -117,12 +125,24 @@ def _training(run: Path) -> Section:
         "of its gradient there."
     )
     blocks = [
-        Figure(figures.loss_terms(steps, losses, "losses"), "Losses before their weights (compare figure 40)."),
+        Figure(figures.loss_terms(steps, losses, "losses"), "Losses before their weights."),
+        *network_losses(steps),
         Figure(figures.loss_terms(steps, norms, "norms"), caption),
         Figure(figures.throughput(steps), f"Throughput of {len(steps)} logged steps."),
     ]
     intro = f"{steps[-1]['step']} steps, {steps[-1]['images']} images shown, {seconds / 60:.1f} minutes."
     return Section("Training", intro, blocks)
+
+
+def network_losses(steps: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Figure 40; steps: the "step" lines. Empty for a run without critics."""
+    found = [
+        {label: step[name] for name, label in _NETWORKS.items() if name in step} | {"step": step["step"]}
+        for step in steps
+    ]
+    names = [name for name in _NETWORKS.values() if name in found[-1]]
+    caption = "Figure 40: the loss of each network, a critic's without its penalty, a generator's adversarial term."
+    return [Figure(figures.loss_terms(found, names, "networks"), caption)] if names else []
 
 
 def last_sheets(run: Path) -> list[Path]:

@@ -26,6 +26,8 @@ from trainer.reports.page import (
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.reports.adaptation_record import read_adaptation
 from trainer.tasks.classification.reports.adaptation_section import adaptation_section
+from trainer.tasks.classification.reports.control import FILE as CONTROL_FILE
+from trainer.tasks.classification.reports.control import control_section, read_control
 from trainer.tasks.classification.reports.model_card import MODEL_CARD
 
 
@@ -42,7 +44,10 @@ def write_run_report(run: Path) -> Path:
     evaluations = load_evaluations(run)
     scores_alone = bool(evaluations) and not (run / CONFIG_FILE).exists()
     above: list[Block] = []
-    if not scores_alone:
+    controlled = (run / CONTROL_FILE).is_file()
+    if controlled:
+        above.append(Text("Trained under the thesis's protocol: this run has a control, and no score.", warning=True))
+    elif not scores_alone:
         above.append(Text("The run's own test split has not been scored yet.", warning=True))
     subtitle = "All scores in per cent, with 95 % intervals over groups."
     if evaluations and evaluations[0].is_own_test:
@@ -58,6 +63,8 @@ def write_run_report(run: Path) -> Path:
         return write_page(run / "report.html", f"Scores in {run.resolve().name}", subtitle, above, sections)
     adaptation = read_adaptation(run)
     first = _training(run) if adaptation is None else adaptation_section(adaptation)
+    if controlled:
+        sections.append(control_section(read_control(run)))
     sections = [first, *sections, configuration_section(run)]
     return write_page(run / "report.html", f"Run {run.resolve().name}", subtitle, above, sections)
 

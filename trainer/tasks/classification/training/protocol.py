@@ -2,12 +2,10 @@
 
 All images of a balanced data set, synthetic and normalised ones too, are dealt to training, validation and test at
 random, whatever their patient, parent or generator. So the test images are copies of a kind of those that were trained
-on. The result is in RUN/control.json, which no score, audit or table of scores reads.
+on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,27 +18,15 @@ from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream
 from trainer.learners.learner import Setting
 from trainer.loop.algorithm import Algorithm
-from trainer.metrics.classification import Scores, format_scores, score
+from trainer.metrics.classification import format_scores, score
 from trainer.metrics.evaluation import ScoredData
-from trainer.metrics.records import read_record, to_json, write_json
+from trainer.metrics.records import to_json, write_json
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.inference.load import load_classifier
 from trainer.tasks.classification.inference.logits import predict_all, scoring_batch
+from trainer.tasks.classification.reports.control import FILE, ControlRecord, words_of
 from trainer.tasks.classification.training.session import ClassifierSession
 from trainer.tasks.classification.uncertainty.calibration import calibrated_probabilities
-
-FILE = "control.json"
-
-
-@dataclass(frozen=True)
-class ControlRecord:
-    """What a classifier reaches under the thesis's protocol."""
-
-    protocol: str  # balance_first
-    dataset: ScoredData  # split: "control", no split of the data set
-    origins: dict[str, int]  # real, normalized, synthetic -> test images
-    known_groups: int  # test images of a patient, slide or generator that training images are of, too
-    scores: Scores
 
 
 def dealt(dataset: Dataset, config: StreamConfig, split: str, cell_types: Sequence[str]) -> pd.DataFrame:
@@ -114,19 +100,3 @@ class BalanceFirstSession(ClassifierSession):
             )
             write_json(self._run / FILE, to_json(record))
             print(f"{words_of(record)}\n{format_scores(scores)}")
-
-
-def words_of(record: ControlRecord) -> str:
-    """What the numbers are, for people."""
-    origins = ", ".join(f"{count} {name}" for name, count in record.origins.items())
-    return (
-        f"CONTROL, not a score: balanced first and split afterwards, as the thesis. {record.dataset.count} test images "
-        f"({origins}), {record.known_groups} of them of patients, slides or generators that were trained on"
-    )
-
-
-def read_control(run: Path) -> ControlRecord:
-    """The control of a run. UserError where there is none."""
-    if not (run / FILE).is_file():
-        raise UserError(f"{run}: no {FILE}: train it with protocol=balance_first")
-    return read_record(ControlRecord, run / FILE)

@@ -1,0 +1,66 @@
+"""The result of the thesis's protocol, balance first and split afterwards: RUN/control.json, a section of the report.
+
+No score of a classifier (contract C14): no score, audit or table of scores reads it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import UserError
+from trainer.metrics.classification import Scores
+from trainer.metrics.evaluation import ScoredData
+from trainer.metrics.measures import shown
+from trainer.metrics.records import read_record
+from trainer.reports.evaluation_section import score_cells
+from trainer.reports.page import Block, Cell, Section, Table, Text
+
+FILE = "control.json"
+# What the protocol does, for people.
+WARNING = (
+    "No score: under this protocol images of one patient, copies of one original and images of one generator are "
+    "trained on and tested on."
+)
+
+
+@dataclass(frozen=True)
+class ControlRecord:
+    """What a classifier reaches under the thesis's protocol."""
+
+    protocol: str  # balance_first
+    dataset: ScoredData  # split: "control", no split of the data set
+    origins: dict[str, int]  # real, normalized, synthetic -> test images
+    known_groups: int  # test images of a patient, slide or generator that training images are of, too
+    scores: Scores
+
+
+def read_control(run: Path) -> ControlRecord:
+    """The control of a run. UserError where there is none."""
+    if not (run / FILE).is_file():
+        raise UserError(f"{run}: no {FILE}: train it with protocol=balance_first")
+    return read_record(ControlRecord, run / FILE)
+
+
+def words_of(record: ControlRecord) -> str:
+    """What the numbers are, for people."""
+    origins = ", ".join(f"{count} {name}" for name, count in record.origins.items())
+    return (
+        f"CONTROL, not a score: balanced first and split afterwards, as the thesis. {record.dataset.count} test images "
+        f"({origins}), {record.known_groups} of them of patients, slides or generators that were trained on"
+    )
+
+
+def control_section(record: ControlRecord) -> Section:
+    """The control's numbers, over all types and of each."""
+    scores, over_all, of_type = record.scores, shown("headline"), shown("types")
+    whole = [Cell(str(scores.count)), *score_cells(scores.overall, over_all)]
+    rows = [
+        [Cell(name), Cell(str(row.count)), *score_cells(row.measures, of_type)] for name, row in scores.per_type.items()
+    ]
+    head = ["its test images", *(f"CONTROL: {each.label}" for each in over_all)]
+    head_of_types = ["type", "its test images", *(f"CONTROL: {each.name.replace('_', ' ')}" for each in of_type)]
+    blocks: list[Block] = [
+        Text(WARNING, warning=True),
+        Table("In per cent, 95 % intervals below, which take each image for independent.", head, [whole]),
+        Table("Each type against the rest.", head_of_types, rows),
+    ]
+    return Section("The thesis's protocol, a control", f"{words_of(record)}.", blocks)
