@@ -28,6 +28,8 @@ from data_pipeline.catalog import (
     check_invariants,
     content_hash,
     from_table,
+    to_table,
+    write_rows,
 )
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build_report import make_report
@@ -266,15 +268,16 @@ def _commit(
         "settings": dataclasses.asdict(recipe.settings),
         "attachments": recipe.attachments,
         "shards": own | recipe.referred_from(root),
+        "partitions": write_rows(root, rows),
         "content_hash": content_hash(rows),
     }
-    check_invariants(rows, metadata["shards"])
+    check_invariants(to_table(rows), metadata["shards"])
     check_shards(root, metadata["shards"])
     for name, path in recipe.files.items():
         copy_attachment(path, root, recipe.attachments[name])
     removed = len(set(_own_shards(old)) - set(own)) if old else 0
     report = _report(rows, metadata, warnings, written, removed, started)
-    commit(root, rows, metadata, report)
+    commit(root, metadata, report)
     collect_leftovers(root, metadata)
     return report
 

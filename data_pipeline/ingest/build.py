@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import FORMAT_VERSION, Dataset, Sample, check_invariants, content_hash, from_table
+from data_pipeline.catalog import (
+    FORMAT_VERSION,
+    Dataset,
+    Sample,
+    check_invariants,
+    content_hash,
+    from_table,
+    to_table,
+    write_rows,
+)
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build_report import make_report, names_alike, several_ranges, unmatched_exclusions
 from data_pipeline.ingest.curate import (
@@ -101,8 +110,8 @@ def build_dataset(
         standing = {name: old.metadata["shards"][name] for name in site.whole_shards(old)} if old else {}
         planned = plan_shards(samples, recipe.settings)
         shards, written = _write(site.shard_folder(), recipe, planned, standing, before, work)
-        metadata = _metadata(recipe, shards, content_hash(samples))
-        check_invariants(samples, shards)
+        check_invariants(to_table(samples), shards)
+        metadata = _metadata(recipe, shards, write_rows(site.root, samples), content_hash(samples))
         report = make_report(
             samples,
             written=written,
@@ -113,7 +122,7 @@ def build_dataset(
             review=recipe.review,
             seconds=time.monotonic() - started,
         )
-        site.commit(samples, metadata, report)
+        site.commit(metadata, report)
     return report
 
 
@@ -281,7 +290,7 @@ def _write(
     return dict(sorted(shards.items())), len(tasks)
 
 
-def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[str, Any]:
+def _metadata(recipe: _Recipe, shards: Mapping[str, Any], partitions: Mapping[str, Any], hashed: str) -> dict[str, Any]:
     """The catalogue's metadata: the same for a data set built at once and one that grew."""
     return {
         "format_version": FORMAT_VERSION,
@@ -295,5 +304,6 @@ def _metadata(recipe: _Recipe, shards: Mapping[str, Any], hashed: str) -> dict[s
         "exclusions": [dataclasses.asdict(exclusion) for exclusion in recipe.exclusions],
         "decisions": [dataclasses.asdict(decision) for decision in recipe.decisions],
         "shards": dict(shards),
+        "partitions": dict(partitions),
         "content_hash": hashed,
     }

@@ -7,11 +7,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from data_pipeline.catalog import Dataset, Sample, catalog_bytes
+from data_pipeline.catalog import Dataset, catalog_bytes
 from data_pipeline.errors import UserError
 from data_pipeline.shards.build_files import (
     DATASET_FILE,
@@ -73,12 +73,12 @@ class StoreSite:
         shards = old.metadata["shards"].items()
         return {name for name, facts in shards if there.get(name) == facts["bytes"] and index_name(name) in there}
 
-    def commit(self, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
+    def commit(self, metadata: dict[str, Any], report: dict[str, Any]) -> None:
         """Replace the catalogue, then `dataset.json` and the report; remove what only the old data set had.
 
         UserError when another build has taken over.
         """
-        catalog = catalog_bytes(samples, metadata)
+        catalog = catalog_bytes(metadata)
         self._lock.check(self.root)
         if not Dataset.is_at(self.root) or self.root.read(CATALOG_FILE) != catalog:
             self.root.put(CATALOG_FILE, catalog)
@@ -89,7 +89,7 @@ class StoreSite:
 
 
 def _collect_leftovers(root: Store, metadata: Mapping[str, Any]) -> None:
-    """Remove own shards and attachments that the data set's metadata does not name."""
+    """Remove own shards, rows and attachments that the data set's metadata does not name."""
     named = names_of(metadata)
     for folder, own_name in OWN_NAMES.items():
         unnamed = [name for name in root.listing(folder) if own_name.fullmatch(name) and name not in named]

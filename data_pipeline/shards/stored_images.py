@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.catalog import Dataset, Sample
@@ -16,7 +16,7 @@ from data_pipeline.ingest.duplicates import near_pairs
 from data_pipeline.ingest.images import HASH_BYTES, perceptual_hash
 from data_pipeline.parallel import process_map
 from data_pipeline.progress_bar import progress_bar
-from data_pipeline.shards.reader import ShardBytes
+from data_pipeline.shards.reader import PLACE_COLUMNS, ShardBytes, places_of
 
 # All mirror images and quarter turns of a picture, the identity first.
 SYMMETRIES: tuple[Image.Transpose | None, ...] = (None, *Image.Transpose)
@@ -46,11 +46,11 @@ class NearPair:
 
 def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, progress: bool = True) -> StoredImages:
     """Decode the stored image of every sample. UserError for bytes that have changed, or are no image."""
-    where = ("id", "shard", "offset", "size", "crc32")
-    frame = pd.DataFrame({name: [getattr(row, name) for row in samples] for name in where})
+    rows = pa.table({name: [getattr(row, name) for row in samples] for name in PLACE_COLUMNS})
+    places = places_of(rows, sorted(dataset.metadata["shards"]))
     # Shard by shard: each shard of a store is fetched once.
-    order = np.lexsort((frame["offset"], frame["shard"]))
-    shards = ShardBytes(dataset, frame)
+    order = np.lexsort((places.offsets, places.shards))
+    shards = ShardBytes(dataset, places)
     parts = (order[start : start + _IMAGES_PER_TASK] for start in range(0, len(order), _IMAGES_PER_TASK))
     tasks = ([encoded.tobytes() for encoded in shards.read(rows)] for rows in parts)  # read when their turn comes
     found: list[_Facts] = []
