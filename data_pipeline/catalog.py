@@ -77,7 +77,7 @@ def catalog_bytes(metadata: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def write_rows(root: Root, samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:
+def write_rows(root: Path, samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:
     """Write the partitions of these rows; returns their entries of the metadata."""
     table, entries = to_table(samples), dict[str, dict[str, Any]]()
     for source in table["source"].unique().to_pylist():
@@ -181,12 +181,13 @@ class Dataset:
         self,
         columns: Sequence[str],
         *,
+        source: str | None = None,
         splits: Sequence[str] | None = None,
         domains: Sequence[str] | None = None,
         cell_types: Sequence[str] | None = None,
         folds: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """These columns of the kept rows that `samples` finds, in parts, in the order of `batches`."""
+        """These columns of the kept rows that `samples` finds, of one source or all, in the order of `batches`."""
         asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
         wanted = {name: list(values) for name, values in asked.items() if values is not None}
         for part in self.batches(list(dict.fromkeys([*columns, "status", *wanted]))):

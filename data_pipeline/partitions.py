@@ -6,12 +6,13 @@ A file's name ends in the hash of its bytes, as a shard's does: a change in one 
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.disk import aside, put_in_place, temporary_folder
+from data_pipeline.disk import aside, put_in_place
 from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, Store
 
@@ -19,15 +20,8 @@ PARTITION_FOLDER = "catalog"
 ROWS_IN_PART = 65_536
 
 
-def write_partition(root: Root, source: str, parts: Iterable[pa.Table], schema: pa.Schema) -> dict[str, dict[str, Any]]:
+def write_partition(root: Path, source: str, parts: Iterable[pa.Table], schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Write the rows of one source, unless their file is there; returns its entry {name: facts} of the metadata."""
-    if isinstance(root, Store):
-        with temporary_folder() as folder:
-            entry = write_partition(folder, source, parts, schema)
-            there = root.listing(PARTITION_FOLDER)
-            for name in (name for name, facts in entry.items() if there.get(name) != facts["bytes"]):
-                root.put_file(f"{PARTITION_FOLDER}/{name}", folder / PARTITION_FOLDER / name)
-        return entry
     folder, rows = root / PARTITION_FOLDER, 0
     folder.mkdir(exist_ok=True)
     with aside(folder / f"{source}.parquet") as temporary:

@@ -103,7 +103,10 @@ def content_hash(samples: Iterable[Sample]) -> str:
 
 def hash_of_columns(kept: Callable[[Sequence[str]], Iterable[pa.RecordBatch]]) -> str:
     """The content hash. kept: columns of the kept rows, in parts, in any order, the same at each call."""
-    order = sort_order(np.concatenate([np.empty((0, ID_BYTES), np.uint8), *map(ids_of, kept(["id"]))]))
+    ids = np.concatenate([np.empty((0, ID_BYTES), np.uint8), *map(ids_of, kept(["id"]))])
+    order = sort_order(ids)
+    _refuse_repeated(ids[order])
+    del ids
     digest = hashlib.sha256()
     for name in _CONTENT:
         column = pa.chunked_array([part.column(0) for part in kept([name])], CATALOG_SCHEMA.field(name).type)
@@ -147,5 +150,9 @@ def check_invariants(table: pa.Table, shards: Iterable[str]) -> None:
     splits = several.group_by(["group", "split"]).aggregate([]).group_by("group").aggregate([("split", "count")])
     assert (splits["split_count"].to_numpy() == 1).all(), "a group in two splits"
     ids = ids_of(table.filter(kept))
-    ids = ids[sort_order(ids)]
+    _refuse_repeated(ids[sort_order(ids)])
+
+
+def _refuse_repeated(ids: Ids) -> None:
+    """AssertionError for equal ids among these, which are sorted."""
     assert (ids[1:] != ids[:-1]).any(axis=1).all(), "an id kept twice"

@@ -32,7 +32,7 @@ from data_pipeline.catalog import (
     write_rows,
 )
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.build_report import make_report
+from data_pipeline.ingest.build_report import Tally, make_report
 from data_pipeline.ingest.curate import settle
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shards.build_files import (
@@ -292,7 +292,7 @@ def _report(
 ) -> dict[str, Any]:
     """As a build's; the parent's shards count as kept."""
     return make_report(
-        rows,
+        Tally([to_table(rows)]),
         written=written,
         kept=len(metadata["shards"]) - written,
         removed=removed,

@@ -63,6 +63,11 @@ class DiskSite:
             return  # damaged: nobody can say what is left over
         collect_leftovers(self.root, metadata)
 
+    @property
+    def rows_root(self) -> Path:
+        """Where the rows are written before the commit, below PARTITION_FOLDER."""
+        return self.root
+
     def shard_folder(self) -> Path:
         """Where shards are written."""
         folder = self.root / SHARD_FOLDER
