@@ -16,6 +16,9 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ids import ID_BYTES, Ids, from_hex, sort_order
 from data_pipeline.ingest.images import HASH_BYTES
 
+# This allocator returns what is freed to the system; Arrow's own keeps half as much again as is in use.
+pa.set_memory_pool(pa.system_memory_pool())
+
 SPLITS = ("train", "validation", "test")
 FOLDS = 5
 _ROWS_AT_ONCE = 65_536

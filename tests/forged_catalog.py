@@ -21,6 +21,7 @@ def forge(dataset: Dataset, change: Callable[[list[Sample], dict[str, Any]], Non
     rows, metadata = from_table(dataset.table), dataset.metadata
     change(rows, metadata)
     metadata["content_hash"] = content_hash(rows)
+    assert isinstance(dataset.root, Path)
     metadata["partitions"] = write_rows(dataset.root, rows)
     (dataset.root / CATALOG_FILE).write_bytes(catalog_bytes(metadata))  # type: ignore[operator]
     (dataset.root / DATASET_FILE).write_bytes(mirror_of(metadata))  # type: ignore[operator]

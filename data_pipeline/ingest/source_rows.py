@@ -33,16 +33,17 @@ def type_numbers(cell_types: pa.ChunkedArray) -> npt.NDArray[np.int8]:
 class Stored:
     """Where the images of n rows are stored."""
 
-    shards: npt.NDArray[np.int32]  # [n], numbers of `names`; -1 for an image that is not stored
+    shards: npt.NDArray[np.int32]  # [n], numbers of `names`; 0 for an image that is not stored
     offsets: npt.NDArray[np.int64]  # [n]
     sizes: npt.NDArray[np.int32]  # [n], bytes
     crc32: npt.NDArray[np.uint32]  # [n]
-    names: list[str] = field(default_factory=list)  # of shards
+    names: list[str] = field(default_factory=lambda: [""])  # of shards
 
     @classmethod
     def nowhere(cls, rows: int) -> Stored:
-        offsets, sizes, crc32 = np.zeros(rows, np.int64), np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
-        return cls(np.full(rows, -1, np.int32), offsets, sizes, crc32)
+        """Takes no memory until something is put in."""
+        shards, sizes, crc32 = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.uint32)
+        return cls(shards, np.zeros(rows, np.int64), sizes, crc32)
 
     def put(self, rows: Places, shard: str, offsets: Any, sizes: Any, crc32: Any) -> None:
         """Enter the images of one shard."""
@@ -85,7 +86,7 @@ class SourceRows:
             numbers, images = rows, self.images.take(rows)
         text = {name: images[name].cast(pa.string()).combine_chunks() for name in ("path", "source_label", "domain")}
         ids, group = to_hex(self.ids[rows]), images["group"].cast(pa.string()).combine_chunks()
-        kept, known, stored = self.kept[rows], self.widths[rows] >= 0, self.stored.shards[rows] >= 0
+        kept, known, stored = self.kept[rows], self.widths[rows] >= 0, self.stored.shards[rows] > 0
         hashes = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(HASH_BYTES), len(numbers), [None, pa.py_buffer(np.ascontiguousarray(self.hashes[rows]))]
         )
@@ -103,7 +104,7 @@ class SourceRows:
             "status": pa.array(["excluded", "kept"]).take(pa.array(kept.astype(np.int8))),
             "reason": pa.array([self.reasons.get(number, "") for number in numbers.tolist()], pa.string()),
             "perceptual_hash": pc.if_else(pa.array(known), hashes, pa.scalar(None, pa.binary(HASH_BYTES))),
-            "shard": pa.array(["", *self.stored.names]).take(pa.array(self.stored.shards[rows] + 1)),
+            "shard": pa.array(self.stored.names).take(pa.array(self.stored.shards[rows])),
             "key": pc.if_else(pa.array(stored), ids, ""),
             "offset": pa.array(self.stored.offsets[rows], mask=~stored),
             "size": pa.array(self.stored.sizes[rows].astype(np.int64), mask=~stored),
@@ -172,6 +173,7 @@ def exclude_duplicates(sources: Sequence[SourceRows]) -> None:
     eligible = [each.kept & (each.widths >= 0) for each in sources]
     rows = np.flatnonzero(np.concatenate(eligible))
     hashes = np.concatenate([each.hashes[chosen] for each, chosen in zip(sources, eligible, strict=True)])
+    del eligible
     for sets in in_parts(duplicate_sets(hashes), PART // 16):
         members = np.sort(rows[np.concatenate(sets)])
         place_of = {row: place for place, row in enumerate(members.tolist())}

@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 
 from data_pipeline.catalog import Dataset
-from data_pipeline.ids import Ids, sort_order
+from data_pipeline.ids import Ids
 from data_pipeline.ingest.recipe import Recipe
 from data_pipeline.ingest.source_rows import Places, SourceRows
 from data_pipeline.parallel import Work
@@ -81,19 +81,14 @@ def _keep(rows: SourceRows, old: Dataset, shards: Mapping[str, Places]) -> None:
     """Enter the images of shards that stay, from the old catalogue. shards: name -> rows, ordered by id."""
     names = sorted(old.metadata["shards"])
     number = {name: place for place, name in enumerate(names)}
-    parts = [places_of(part, names) for part in old.selected(PLACE_COLUMNS, source=rows.source)]
-    ids = np.concatenate([part.ids for part in parts])
-    order = sort_order(ids)
-    order = order[np.argsort(np.concatenate([part.shards for part in parts])[order], kind="stable")]
-    ids = ids[order]
-    shard, offsets, sizes, crc32 = (
-        np.concatenate([getattr(part, name) for part in parts])[order]
-        for name in ("shards", "offsets", "sizes", "crc32")
-    )
+    there, _ = places_of(old.selected(PLACE_COLUMNS, source=rows.source), names)
+    order = np.argsort(there.shards, kind="stable")  # by shard, and in a shard by id
+    shard = there.shards[order]
     for name, members in shards.items():
         first, last = np.searchsorted(shard, [number[name], number[name] + 1])
-        assert (ids[first:last] == rows.ids[members]).all(), f"{name}: other images than planned"
-        rows.stored.put(members, name, offsets[first:last], sizes[first:last], crc32[first:last])
+        found = order[first:last]
+        assert np.array_equal(there.ids[found], rows.ids[members]), f"{name}: other images than planned"
+        rows.stored.put(members, name, there.offsets[found], there.sizes[found], there.crc32[found])
 
 
 class _HexIds(Sequence[str]):

@@ -33,11 +33,12 @@ class RawImages(Sequence[RawImage]):
 
     @classmethod
     def of(cls, images: Iterable[RawImage]) -> RawImages:
-        parts = [
-            pa.table({name: [getattr(image, name) for image in some] for name in _SCHEMA.names}, _SCHEMA)
-            for some in in_parts(images)
-        ]
-        return cls(pa.concat_tables([_SCHEMA.empty_table(), *parts]).unify_dictionaries().combine_chunks())
+        parts: dict[str, list[pa.Array]] = {field.name: [pa.array([], field.type)] for field in _SCHEMA}
+        for some in in_parts(images):
+            for field in _SCHEMA:
+                parts[field.name].append(pa.array([getattr(image, field.name) for image in some], field.type))
+        # Column by column: no second copy of the whole.
+        return cls(pa.table({name: _joined(parts.pop(name)) for name in _SCHEMA.names}))
 
     def by_path(self) -> RawImages:
         """The same images, sorted by path and label."""
@@ -61,3 +62,7 @@ class RawImages(Sequence[RawImage]):
             start, stop, _ = place.indices(len(self))
             return RawImages(self.table.slice(start, stop - start))
         return RawImage(**self.table.slice(range(len(self))[place], 1).to_pylist()[0])
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    return pa.chunked_array(parts).unify_dictionaries().combine_chunks()
