@@ -190,7 +190,7 @@ class Dataset:
         """These columns of the kept rows that `samples` finds, of one source or all, in the order of `batches`."""
         asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
         wanted = {name: list(values) for name, values in asked.items() if values is not None}
-        for part in self.batches(list(dict.fromkeys([*columns, "status", *wanted]))):
+        for part in self.batches(list(dict.fromkeys([*columns, "status", *wanted])), source):
             chosen = pc.equal(part["status"], "kept")
             for name, values in wanted.items():
                 chosen = pc.and_(chosen, pc.is_in(part[name], pa.array(values, part[name].type)))

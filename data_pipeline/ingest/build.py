@@ -7,7 +7,7 @@ whole. Rows are columns, source by source (`source_rows.py`).
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +75,14 @@ def build_dataset(
                 f"{first.path}: {first.reason}); mend them"
             )
         standing = {name: old.metadata["shards"][name] for name in site.whole_shards(old)} if old else {}
-        tally, shards, partitions, written = Tally(), dict[str, Any](), dict[str, Any](), 0
-        for each in rows:
-            found, new = write_shards(each, site.shard_folder(), recipe, old, standing, work)
-            shards |= found
-            written += new
-            partitions |= write_partition(site.rows_root, each.source, _checked(each, found, tally), CATALOG_SCHEMA)
-        del rows
+        tally, written = Tally(), 0
+        shards, partitions = dict[str, Any](), dict[str, Any]()
+        while rows:  # a source's rows leave the memory when they are written
+            found, new, entry = _write_source(rows.pop(0), site, recipe, old, standing, work, tally)
+            shards, partitions, written = shards | found, partitions | entry, written + new
         written_rows = Dataset(site.rows_root, {"shards": {}, "partitions": partitions})
-        metadata = make_metadata(
-            recipe, dict(sorted(shards.items())), partitions, hash_of_columns(written_rows.selected)
-        )
+        hashed = hash_of_columns(written_rows.selected)
+        metadata = make_metadata(recipe, dict(sorted(shards.items())), partitions, hashed)
         report = make_report(
             tally,
             written=written,
@@ -98,6 +95,24 @@ def build_dataset(
         )
         site.commit(metadata, report)
     return report
+
+
+def _write_source(
+    rows: SourceRows,
+    site: DiskSite | StoreSite,
+    recipe: Recipe,
+    old: Dataset | None,
+    standing: Mapping[str, dict[str, Any]],
+    work: Work,
+    tally: Tally,
+) -> tuple[dict[str, Any], int, dict[str, Any]]:
+    """Write the shards and the rows of a source, and count them.
+
+    Returns its part of the shard table, how many shards were written, and the entry of its file of rows.
+    """
+    shards, written = write_shards(rows, site.shard_folder(), recipe, old, standing, work)
+    entry = write_partition(site.rows_root, rows.source, _checked(rows, shards, tally), CATALOG_SCHEMA)
+    return shards, written, entry
 
 
 def _checked(rows: SourceRows, shards: Iterable[str], tally: Tally) -> Iterator[pa.Table]:

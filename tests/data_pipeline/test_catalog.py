@@ -52,8 +52,7 @@ def test_a_changed_bit_is_refused_or_changes_nothing(tiny_dataset: Dataset, tmp_
         try:
             found = Dataset.read_catalog(tmp_path / "data")
             table = found.table
-        except UserError as error:
-            assert str(path) in str(error)
+        except UserError:
             refused += 1
             continue
         assert found.metadata == tiny_dataset.metadata
