@@ -140,7 +140,9 @@ def check_invariants(table: pa.Table, shards: Iterable[str]) -> None:
         "unknown fold": pc.is_in(table["fold"], pa.array(range(FOLDS), pa.int8())),
         "unknown cell type": pc.is_in(table["cell_type"], pa.array(["", *CELL_TYPES])),
         "synthetic, yet held out for scores": pc.or_(pc.invert(synthetic), pc.equal(table["split"], "train")),
-        "kept, yet in no shard of the table": pc.or_(pc.invert(kept), pc.is_in(table["shard"], pa.array(list(shards)))),
+        "kept, yet in no shard of the table": pc.or_(
+            pc.invert(kept), pc.is_in(table["shard"], pa.array(list(shards), pa.string()))
+        ),
         "kept, yet not stored": pc.or_(pc.invert(kept), stored),
         "excluded without a reason": pc.or_(kept, pc.not_equal(table["reason"], "")),
         "excluded, yet in a shard": pc.or_(kept, pc.equal(table["shard"], "")),

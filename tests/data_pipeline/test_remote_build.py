@@ -153,7 +153,7 @@ def test_a_killed_build_leaves_the_old_data_set(
     build_dataset(URL, sources, progress=False)
     new = in_store(s3)
     # Before the n-th change to the store: shards and indices, then catalogue, mirror and report, then the removal.
-    commit = 1 + sum(name.startswith("shards/") for name in new.keys() - old.keys())
+    commit = 1 + sum(name.startswith(("shards/", "catalog/")) for name in new.keys() - old.keys())
     steps = list(range(1, commit + 4)) if every_step else [commit, commit + 3]
     orders = [json.dumps([URL, *(source.to_json() for source in sources)]), json.dumps(steps)]
     with subprocess.Popen(
@@ -203,7 +203,7 @@ def test_a_build_whose_place_was_taken_commits_nothing(s3: S3Server, sources: li
         build_dataset(URL, sources, settings=SETTINGS, progress=False)
         whole = in_store(s3)
         with pytest.raises(UserError, match="has taken the place of this one"):
-            site.commit([], {"shards": {}}, {})
+            site.commit({"shards": {}, "partitions": {}}, {})
     assert in_store(s3) == whole
 
 
