@@ -290,6 +290,11 @@ def _damage_is_told(path: str) -> Iterator[None]:
     """UserError, one line, for a file of a catalogue that cannot be read."""
     try:
         yield
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not there: the data set was built again since it was opened, or the file was deleted; start "
+            "again, or build the data set again"
+        ) from None
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None

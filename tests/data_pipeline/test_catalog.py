@@ -41,7 +41,7 @@ def build(root: Path, *sources: SourceDeclaration) -> dict[str, Any]:
 def test_a_changed_bit_is_refused_or_changes_nothing(tiny_dataset: Dataset, tmp_path: Path, pattern: str) -> None:
     """Pages have Parquet's checksums, the metadata of the data set one of its own."""
     numbers, refused = random.Random(0), 0
-    shutil.copytree(tiny_dataset.root, tmp_path / "data")
+    shutil.copytree(str(tiny_dataset.root), tmp_path / "data")
     path = next((tmp_path / "data").glob(pattern))
     written = path.read_bytes()
     for _ in range(200):
@@ -61,7 +61,7 @@ def test_a_changed_bit_is_refused_or_changes_nothing(tiny_dataset: Dataset, tmp_
 
 
 def test_missing_rows_are_named_when_the_data_set_is_opened(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    shutil.copytree(tiny_dataset.root, tmp_path / "data")
+    shutil.copytree(str(tiny_dataset.root), tmp_path / "data")
     path = next((tmp_path / "data" / PARTITION_FOLDER).iterdir())
     path.unlink()
     with pytest.raises(UserError, match=rf"{path.name}: missing; build, or derive, the data set again"):
