@@ -121,8 +121,9 @@ def _check_parents(ground: _Ground) -> Check:
     made = [row for row in ground.rows if row.parent]
     known: dict[str, tuple[str, str, str]] = {}
     for member in reversed(ground.family if made else []):
-        columns = (member.table.column(name).to_pylist() for name in ("id", "split", "group", "parent"))
-        known |= {identity: (split, group, parent) for identity, split, group, parent in zip(*columns, strict=True)}
+        for part in member.batches(["id", "split", "group", "parent"]):
+            columns = (column.to_pylist() for column in part.columns)
+            known |= {identity: (split, group, parent) for identity, split, group, parent in zip(*columns, strict=True)}
     found, orphans = [], 0
     for row in made:
         ancestor, seen = row.parent, {row.id}

@@ -1,17 +1,16 @@
-"""The table of all samples of a data set, kept and excluded: its columns, its invariants, its file.
+"""A data set opened for reading: its catalogue, the table of all samples, kept and excluded, and its files.
 
-Replacing `catalog.parquet` commits a data set. The rest of what is known (declared sources, settings, shards, content
-hash) is in the file's key-value metadata, so that one rename replaces everything.
+The rows are in a Parquet file for each source (`partitions.py`). `catalog.parquet` lists these files; the rest of what
+is known (declared sources, settings, shards, content hash) is in its key-value metadata. Replacing it commits a data
+set: one rename replaces everything.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,145 +25,73 @@ from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.disk import checked, with_checksum
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.images import HASH_BYTES
+from data_pipeline.ids import ID_BYTES, sort_order
 from data_pipeline.names import Names
+from data_pipeline.partitions import PARTITION_FOLDER, ROWS_IN_PART, check_partitions, write_partition
+from data_pipeline.sample import (
+    CATALOG_SCHEMA,
+    FOLDS,
+    SPLITS,
+    Sample,
+    check_invariants,
+    content_hash,
+    from_table,
+    ids_of,
+    to_table,
+)
 from data_pipeline.shards.cache import ShardCache
 from data_pipeline.shards.location import ShardFiles, check_shards
 from data_pipeline.shards.store import CATALOG_FILE, Root, Store, no_dataset, root_of
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation", "test")
-FOLDS = 5
+__all__ = [
+    "CATALOG_FILE",
+    "CATALOG_SCHEMA",
+    "FOLDS",
+    "FORMAT_VERSION",
+    "SPLITS",
+    "Dataset",
+    "Sample",
+    "catalog_bytes",
+    "check_invariants",
+    "content_hash",
+    "from_table",
+    "to_table",
+    "write_rows",
+]
+
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # 1: all rows in catalog.parquet itself
 _METADATA_KEY = b"hemaforge"
-
-
-@dataclass(slots=True)
-class Sample:
-    """One row of the catalogue. shard to crc32 are '' and None for an excluded row."""
-
-    id: str  # SHA-256 (hex) of the raw file, or of it and the region; of a made image, of its stored bytes
-    source: str
-    domain: str  # the stain
-    path: str  # relative to the source's folder, posix; ends in #xywh=X,Y,WIDTH,HEIGHT for a region of a file
-    source_label: str
-    cell_type: str  # one of CELL_TYPES, '' for unlabelled
-    group: str  # <source>/<group>, or the id for a group of its own
-    split: str
-    fold: int  # 0 to FOLDS - 1
-    origin: str = "real"  # real, normalized, synthetic
-    parent: str = ""  # id of the image this one was made from
-    status: str = "kept"  # kept, excluded
-    reason: str = ""  # <kind>: <detail>; of a kept row '', or "corrected label: was <type>" of an expert's correction
-    perceptual_hash: bytes | None = None
-    shard: str = ""
-    key: str = ""  # the sample's name in the tar
-    offset: int | None = None  # of the stored image in the tar, bytes
-    size: int | None = None  # of the stored image, bytes
-    crc32: int | None = None  # of the stored image
-    width: int | None = None  # of the raw image, pixels
-    height: int | None = None
-    microns_per_pixel: float | None = None  # of the raw image
-
-    @property
-    def kept(self) -> bool:
-        return self.status == "kept"
-
-    def exclude(self, kind: str, detail: str = "") -> None:
-        """Take the sample out of the data set; it remains a row, with this reason."""
-        self.status = "excluded"
-        self.reason = f"{kind}: {detail}" if detail else kind
-
-
-_TYPES = {
-    "fold": pa.int8(),
-    "perceptual_hash": pa.binary(HASH_BYTES),
-    "offset": pa.int64(),
-    "size": pa.int64(),
-    "crc32": pa.uint32(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "microns_per_pixel": pa.float64(),
-}
-CATALOG_SCHEMA = pa.schema(
-    pa.field(field.name, _TYPES.get(field.name, pa.string()), nullable=field.default is None)
-    for field in dataclasses.fields(Sample)
+_PARTITION_SCHEMA = pa.schema(
+    {"file": pa.string(), "source": pa.string(), "rows": pa.int64(), "bytes": pa.int64(), "sha256": pa.string()}
 )
-# The columns that a training run cannot see are not in the content hash.
-_UNSEEN = {"path", "source_label", "status", "reason", "perceptual_hash", "width", "height"}
-_CONTENT = [name for name in CATALOG_SCHEMA.names if name not in _UNSEEN]
 
 
-def to_table(samples: Iterable[Sample]) -> pa.Table:
-    """The rows as a table, sorted by source, path, label and id: equal catalogues are equal files."""
-    rows = sorted(samples, key=lambda sample: (sample.source, sample.path, sample.source_label, sample.id))
-    columns = {name: [getattr(row, name) for row in rows] for name in CATALOG_SCHEMA.names}
-    return pa.table(columns, schema=CATALOG_SCHEMA)
-
-
-def from_table(table: pa.Table) -> list[Sample]:
-    """The rows of a catalogue."""
-    # One object for equal texts halves the memory: most columns have few different ones, and keys are ids.
-    texts: dict[str, str] = {}
-    columns = []
-    for field in dataclasses.fields(Sample):
-        values = table.column(field.name).to_pylist()
-        columns.append([texts.setdefault(text, text) for text in values] if field.type == "str" else values)
-    return [Sample(*values) for values in zip(*columns, strict=True)]
-
-
-def content_hash(samples: Iterable[Sample]) -> str:
-    """SHA-256 (hex) of what a training run can see of the kept samples; shard names carry the hash of stored bytes."""
-    seen = sorted((row for row in samples if row.kept), key=lambda row: row.id)
-    digest = hashlib.sha256()
-    for name in _CONTENT:
-        digest.update(json.dumps([name, [getattr(row, name) for row in seen]]).encode())
-    return digest.hexdigest()
-
-
-def check_invariants(samples: Sequence[Sample], shards: Iterable[str]) -> None:
-    """AssertionError when rows contradict each other, which is a bug and never a user's mistake."""
-    known_shards = set(shards)
-    split_of_group: dict[str, str] = {}
-    ids: set[str] = set()
-    for row in samples:
-        assert row.split in SPLITS, f"{row.path}: split {row.split!r}"
-        assert 0 <= row.fold < FOLDS, f"{row.path}: fold {row.fold}"
-        assert row.cell_type in ("", *CELL_TYPES), f"{row.path}: cell type {row.cell_type!r}"
-        assert row.split == "train" or row.origin != "synthetic", f"{row.path}: synthetic, yet held out for scores"
-        if row.origin != "synthetic":  # a made image is where its parent is, or the test would be trained on
-            split = split_of_group.setdefault(row.group, row.split)
-            assert split == row.split, f"group {row.group} in two splits"
-        if row.kept:
-            assert row.id not in ids, f"{row.id} kept twice"
-            assert row.shard in known_shards, f"{row.path}: shard {row.shard} is not in the shard table"
-            stored = (row.offset, row.size, row.crc32, row.width, row.height)
-            assert None not in stored, f"{row.path}: kept, yet not stored"
-            ids.add(row.id)
-        else:
-            assert row.reason, f"{row.path}: excluded without a reason"
-            assert not row.shard, f"{row.path}: excluded, yet in {row.shard}"
-
-
-def catalog_bytes(samples: Iterable[Sample], metadata: dict[str, Any]) -> bytes:
-    """A catalogue's file. The same rows and metadata give the same bytes."""
-    encoded = json.dumps(with_checksum(metadata), sort_keys=True).encode()  # Parquet's own checksums are of pages
-    table = to_table(samples).replace_schema_metadata({_METADATA_KEY: encoded})
+def catalog_bytes(metadata: dict[str, Any]) -> bytes:
+    """The catalogue's own file. The same metadata give the same bytes."""
+    encoded = json.dumps(with_checksum(metadata), sort_keys=True).encode()
+    files = [{"file": name, **facts} for name, facts in sorted(metadata["partitions"].items())]
     file = io.BytesIO()
+    table = pa.Table.from_pylist(files, _PARTITION_SCHEMA).replace_schema_metadata({_METADATA_KEY: encoded})
     pq.write_table(table, file, compression="zstd", write_page_checksum=True)
     return file.getvalue()
+
+
+def write_rows(root: Path, samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:
+    """Write the partitions of these rows; returns their entries of the metadata."""
+    table, entries = to_table(samples), dict[str, dict[str, Any]]()
+    for source in table["source"].unique().to_pylist():
+        entries |= write_partition(root, source, [table.filter(pc.equal(table["source"], source))], CATALOG_SCHEMA)
+    return entries
 
 
 class Dataset:
     """A data set on a disk or in a store, opened for reading."""
 
-    def __init__(self, root: Root, table: pa.Table, metadata: dict[str, Any], cache: ShardCache | None = None) -> None:
+    def __init__(self, root: Root, metadata: dict[str, Any], cache: ShardCache | None = None) -> None:
         self.root = root
-        self.table = table
         self.metadata = metadata
         self.shard_files = ShardFiles(root, metadata["shards"], cache or ShardCache())
-        # Row numbers of the kept samples, sorted by id.
-        kept = np.flatnonzero(pc.equal(table.column("status"), "kept").to_numpy())
-        self._kept = kept[pc.sort_indices(table.column("id").take(kept)).to_numpy()]
 
     @classmethod
     def open(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
@@ -174,31 +101,27 @@ class Dataset:
         reads every byte.
         """
         dataset = cls.read_catalog(root, cache)
+        check_partitions(dataset.root, dataset.metadata.get("partitions", {}))
         check_shards(dataset.root, dataset.metadata["shards"])
         return dataset
 
     @classmethod
     def read_catalog(cls, root: str | Root, cache: ShardCache | None = None) -> Dataset:
-        """Open a data set without checking its shards."""
+        """Open a data set without checking its rows and shards."""
         root = root_of(root)
         path = f"{root}/{CATALOG_FILE}"
-        try:
-            table = _read_table(root)
-            metadata = checked(json.loads((table.schema.metadata or {})[_METADATA_KEY]))
-            table = table.replace_schema_metadata(None)
-        except FileNotFoundError:
-            raise no_dataset(root) from None
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None
-        if metadata.get("format_version") != FORMAT_VERSION:
+        with _damage_is_told(path):
+            try:
+                schema = pq.read_schema(_catalog_file(root))
+            except FileNotFoundError:
+                raise no_dataset(root) from None
+            metadata = checked(json.loads((schema.metadata or {})[_METADATA_KEY]))
+        if metadata.get("format_version") not in _READABLE:
             raise UserError(
-                f"{path}: written in format {metadata.get('format_version')}, this version reads format "
-                f"{FORMAT_VERSION}; build the data set again in a new folder"
+                f"{path}: written in format {metadata.get('format_version')}, this version reads formats "
+                f"{' and '.join(map(str, _READABLE))}; build the data set again in a new folder"
             )
-        if not table.schema.equals(CATALOG_SCHEMA):
-            raise UserError(f"{path}: the columns are not those of a catalogue; build the data set again")
-        return cls(root, table, metadata, cache)
+        return cls(root, metadata, cache)
 
     @staticmethod
     def is_at(root: Root) -> bool:
@@ -222,6 +145,57 @@ class Dataset:
         """SHA-256 (hex) of what a training run can see (`content_hash`)."""
         return str(self.metadata["content_hash"])
 
+    @property
+    def table(self) -> pa.Table:
+        """All rows, excluded ones too, sorted by source, path, label and id; read anew at each call."""
+        return pa.Table.from_batches(self.batches(CATALOG_SCHEMA.names), CATALOG_SCHEMA)
+
+    def batches(self, columns: Sequence[str], source: str | None = None) -> Iterator[pa.RecordBatch]:
+        """These columns of the rows of one source, or of all, in parts. UserError when a file is damaged."""
+        partitions: dict[str, dict[str, Any]] = self.metadata.get("partitions", {})
+        names = sorted(partitions, key=lambda name: str(partitions[name]["source"]))
+        wanted = [name for name in names if source in (None, partitions[name]["source"])]
+        older = "partitions" not in self.metadata  # format 1: the rows are in the catalogue's own file
+        needed = list(dict.fromkeys([*columns, "source"] if older and source else columns))
+        for name in [CATALOG_FILE] if older else wanted:
+            path = f"{self.root}/{name}" if older else f"{self.root}/{PARTITION_FOLDER}/{name}"
+            with _damage_is_told(path):
+                opened = _catalog_file(self.root) if older else self._partition(name)
+                with pq.ParquetFile(opened, page_checksum_verification=True) as file:
+                    if not file.schema_arrow.remove_metadata().equals(CATALOG_SCHEMA):
+                        raise ValueError("the columns are not those of a catalogue")
+                    for part in file.iter_batches(ROWS_IN_PART, columns=needed, use_threads=False):
+                        here = part.filter(pc.equal(part["source"], source)) if older and source else part
+                        yield here.select(list(columns))
+
+    def _partition(self, name: str) -> pa.NativeFile:
+        """A partition's file, opened; one of a store is fetched into the cache."""
+        if not isinstance(self.root, Store):
+            return pa.OSFile(str(self.root / PARTITION_FOLDER / name))
+        while True:
+            with suppress(FileNotFoundError):  # removed by another process to make room
+                facts = self.metadata["partitions"][name]
+                return pa.OSFile(str(self.shard_files.cache.fetch(self.root, PARTITION_FOLDER, name, facts)))
+
+    def selected(
+        self,
+        columns: Sequence[str],
+        *,
+        source: str | None = None,
+        splits: Sequence[str] | None = None,
+        domains: Sequence[str] | None = None,
+        cell_types: Sequence[str] | None = None,
+        folds: Sequence[int] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """These columns of the kept rows that `samples` finds, of one source or all, in the order of `batches`."""
+        asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
+        wanted = {name: list(values) for name, values in asked.items() if values is not None}
+        for part in self.batches(list(dict.fromkeys([*columns, "status", *wanted])), source):
+            chosen = pc.equal(part["status"], "kept")
+            for name, values in wanted.items():
+                chosen = pc.and_(chosen, pc.is_in(part[name], pa.array(values, part[name].type)))
+            yield part.filter(chosen).select(list(columns))
+
     def samples(
         self,
         splits: Sequence[str] | None = None,
@@ -234,31 +208,49 @@ class Dataset:
 
         UserError for a split, domain, cell type or fold that does not exist.
         """
-        rows = self._kept
-        domains_here = sorted(self.table.column("domain").take(rows).unique().to_pylist())
-        present: dict[str, Sequence[Any]] = {
-            "split": SPLITS,
-            "domain": domains_here,
-            "cell_type": ("", *CELL_TYPES),
-            "fold": range(FOLDS),
-        }
-        asked = {"split": splits, "domain": domains, "cell_type": cell_types, "fold": folds}
+        self.refuse_unknown(splits=splits, domains=domains, cell_types=cell_types, folds=folds)
+        names = CATALOG_SCHEMA.names if columns is None else list(columns)
+        ids, parts = [np.empty((0, ID_BYTES), np.uint8)], []
+        chosen = list(dict.fromkeys([*names, "id"]))
+        for part in self.selected(chosen, splits=splits, domains=domains, cell_types=cell_types, folds=folds):
+            ids.append(ids_of(part))
+            parts.append(part.select(names))
+        schema = pa.schema(
+            # Offsets of 64 bits: the ids of 34 million rows are 2 GiB of text.
+            field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
+            for field in map(CATALOG_SCHEMA.field, names)
+        )
+        table = pa.Table.from_batches(parts, pa.schema(map(CATALOG_SCHEMA.field, names))).cast(schema)
+        return table.take(sort_order(np.concatenate(ids))).to_pandas()
+
+    def refuse_unknown(
+        self,
+        splits: Sequence[str] | None = None,
+        domains: Sequence[str] | None = None,
+        cell_types: Sequence[str] | None = None,
+        folds: Sequence[int] | None = None,
+    ) -> None:
+        """UserError for a split, domain, cell type or fold that does not exist."""
         if domains is not None and not isinstance(domains, str):
-            refuse_unknown_domains(domains, domains_here, self.root)
-        for column, wanted in asked.items():
-            if wanted is None:
-                continue
+            refuse_unknown_domains(domains, self.domains(), self.root)
+        asked: dict[str, tuple[Sequence[Any] | None, Sequence[Any]]] = {
+            "split": (splits, SPLITS),
+            "domain": (domains, domains or ()),
+            "cell type": (cell_types, ("", *CELL_TYPES)),
+            "fold": (folds, range(FOLDS)),
+        }
+        for kind, (wanted, present) in asked.items():
             if isinstance(wanted, str):
-                raise TypeError(f"{column}: a sequence of names, not {wanted!r}")
-            unknown = [name for name in wanted if name not in present[column]]
+                raise TypeError(f"{kind}: a sequence of names, not {wanted!r}")
+            unknown = [name for name in wanted or () if name not in present]
             if unknown:
-                there = [str(name) for name in present[column] if name != ""]
-                kind, hint = column.replace("_", " "), Names(there).hint(str(unknown[0]))
+                there = [str(name) for name in present if name != ""]
+                hint = Names(there).hint(str(unknown[0]))
                 raise UserError(f"{self.root}: no {kind} {unknown[0]!r} here{hint}; use one of {', '.join(there)}")
-            values = self.table.column(column).take(rows)
-            rows = rows[pc.is_in(values, pa.array(list(wanted), values.type)).to_numpy()]
-        table = self.table if columns is None else self.table.select(list(columns))
-        return table.take(rows).to_pandas()
+
+    def domains(self) -> list[str]:
+        """The domains of the kept rows, sorted."""
+        return sorted({name for part in self.selected(["domain"]) for name in part["domain"].unique().to_pylist()})
 
     def shard_path(self, name: str) -> Path:
         """Local path of a shard (`ShardFiles.path`), or of the index of a shard that is not in a store."""
@@ -284,9 +276,25 @@ class Dataset:
         return self.shard_files.read(str(fields["shard"]), int(fields["offset"]), int(fields["size"]))
 
 
-def _read_table(root: Root) -> pa.Table:
-    """The catalogue's table with its metadata; FileNotFoundError when there is none."""
-    if isinstance(root, Path) and not (root / CATALOG_FILE).is_file():
+def _catalog_file(root: Root) -> pa.NativeFile:
+    """The catalogue's own file, opened; FileNotFoundError when there is none."""
+    if isinstance(root, Store):
+        return pa.BufferReader(root.read(CATALOG_FILE))
+    if not (root / CATALOG_FILE).is_file():
         raise FileNotFoundError(root / CATALOG_FILE)
-    source = pa.BufferReader(root.read(CATALOG_FILE)) if isinstance(root, Store) else root / CATALOG_FILE
-    return pq.read_table(source, page_checksum_verification=True, partitioning=None)
+    return pa.OSFile(str(root / CATALOG_FILE))
+
+
+@contextmanager
+def _damage_is_told(path: str) -> Iterator[None]:
+    """UserError, one line, for a file of a catalogue that cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not there: the data set was built again since it was opened, or the file was deleted; start "
+            "again, or build the data set again"
+        ) from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged ({why}); delete it and build the data set again") from None

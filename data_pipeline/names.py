@@ -36,7 +36,7 @@ _FORMS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("case", _case),
     ("'_', '-' or blanks", plain),
 )
-_COMPARED = 20_000  # at most so many names are compared letter by letter for a hint: more would take seconds
+COMPARED = 20_000  # at most so many names are compared letter by letter for a hint: more would take seconds
 
 
 class Names:
@@ -72,7 +72,7 @@ class Names:
             listed = " and ".join(f"'{shown(known)}'" for known in several[:3])
             return f" (equal to {listed} but for {difference(name, several[0])}: write it exactly)"
         forms = {plain(known): known for known in self._names}
-        near = difflib.get_close_matches(plain(name), forms, n=1, cutoff=0.75) if len(forms) < _COMPARED else []
+        near = difflib.get_close_matches(plain(name), forms, n=1, cutoff=0.75) if len(forms) < COMPARED else []
         if not near:
             return ""
         return f" (did you mean '{shown(forms[near[0]])}'?{_letters(name, forms[near[0]])})"

@@ -29,7 +29,7 @@ _PRELOADED = ["data_pipeline.shards.writer", "scipy.fftpack", "webdataset"]
 class TaskMap(Protocol):
     """Runs the tasks of a build."""
 
-    def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield function(task) in the order of the tasks; the first exception of a task ends the map."""
 
 
@@ -41,9 +41,11 @@ class Work:
     progress: bool = True  # whether progress is shown
     map_tasks: TaskMap | None = None  # runs all tasks in place of this machine's workers; None: the workers
 
-    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """Yield function(task) in the order of the tasks."""
-        return self.map_tasks(function, tasks) if self.map_tasks else process_map(function, tasks, self.workers)
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int) -> Iterator[Result]:
+        """Yield function(task) in the order of the tasks, each made when its turn comes. count: of the tasks."""
+        if self.map_tasks:
+            return self.map_tasks(function, tasks)
+        return process_map(function, tasks, min(self.workers, count))
 
     def map_images(
         self, function: Callable[[Task], Result], images: Sequence[Task], description: str, in_threads: bool = False
@@ -54,9 +56,8 @@ class Work:
         """
         tasks = [images[start : start + _IMAGES_PER_TASK] for start in range(0, len(images), _IMAGES_PER_TASK)]
         whole = partial(_map_one_by_one, function)
-        results = (
-            thread_map(whole, tasks, self.workers) if in_threads and not self.map_tasks else self.map(whole, tasks)
-        )
+        threads = in_threads and self.map_tasks is None
+        results = thread_map(whole, tasks, self.workers) if threads else self.map(whole, tasks, len(tasks))
         with progress_bar(len(images), description, "image", enabled=self.progress and bool(images)) as bar:
             for part in results:
                 yield from part

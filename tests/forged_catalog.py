@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import FORMAT_VERSION, Dataset, Sample, catalog_bytes, content_hash, from_table
+from data_pipeline.catalog import FORMAT_VERSION, Dataset, Sample, catalog_bytes, content_hash, from_table, write_rows
 from data_pipeline.cell_types import BARCELONA_FOLDERS, MUNICH_CODES
 from data_pipeline.ingest.curate import fold_of, split_of
 from data_pipeline.ingest.label_counts import BARCELONA, MUNICH
@@ -21,7 +21,9 @@ def forge(dataset: Dataset, change: Callable[[list[Sample], dict[str, Any]], Non
     rows, metadata = from_table(dataset.table), dataset.metadata
     change(rows, metadata)
     metadata["content_hash"] = content_hash(rows)
-    (dataset.root / CATALOG_FILE).write_bytes(catalog_bytes(rows, metadata))  # type: ignore[operator]
+    assert isinstance(dataset.root, Path)
+    metadata["partitions"] = write_rows(dataset.root, rows)
+    (dataset.root / CATALOG_FILE).write_bytes(catalog_bytes(metadata))  # type: ignore[operator]
     (dataset.root / DATASET_FILE).write_bytes(mirror_of(metadata))  # type: ignore[operator]
     return Dataset.open(dataset.root)
 
@@ -59,5 +61,6 @@ def full_downloads(folder: Path, *, excluded: bool) -> Dataset:
     }  # fmt: skip
     (folder / SHARD_FOLDER).mkdir(parents=True)
     (folder / SHARD_FOLDER / "none.tar").touch()
-    (folder / CATALOG_FILE).write_bytes(catalog_bytes(rows, metadata))
+    metadata["partitions"] = write_rows(folder, rows)
+    (folder / CATALOG_FILE).write_bytes(catalog_bytes(metadata))
     return Dataset.open(folder)

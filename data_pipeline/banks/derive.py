@@ -28,9 +28,11 @@ from data_pipeline.catalog import (
     check_invariants,
     content_hash,
     from_table,
+    to_table,
+    write_rows,
 )
 from data_pipeline.errors import UserError
-from data_pipeline.ingest.build_report import make_report
+from data_pipeline.ingest.build_report import Tally, make_report
 from data_pipeline.ingest.curate import settle
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shards.build_files import (
@@ -266,15 +268,16 @@ def _commit(
         "settings": dataclasses.asdict(recipe.settings),
         "attachments": recipe.attachments,
         "shards": own | recipe.referred_from(root),
+        "partitions": write_rows(root, rows),
         "content_hash": content_hash(rows),
     }
-    check_invariants(rows, metadata["shards"])
+    check_invariants(to_table(rows), metadata["shards"])
     check_shards(root, metadata["shards"])
     for name, path in recipe.files.items():
         copy_attachment(path, root, recipe.attachments[name])
     removed = len(set(_own_shards(old)) - set(own)) if old else 0
     report = _report(rows, metadata, warnings, written, removed, started)
-    commit(root, rows, metadata, report)
+    commit(root, metadata, report)
     collect_leftovers(root, metadata)
     return report
 
@@ -289,7 +292,7 @@ def _report(
 ) -> dict[str, Any]:
     """As a build's; the parent's shards count as kept."""
     return make_report(
-        rows,
+        Tally([to_table(rows)]),
         written=written,
         kept=len(metadata["shards"]) - written,
         removed=removed,

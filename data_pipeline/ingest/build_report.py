@@ -1,16 +1,19 @@
 """The report of a build, as JSON (build_report.json) and as text, and its warnings."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
-from data_pipeline.catalog import SPLITS, Sample
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipeline.catalog import SPLITS
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ingest.curate import Exclusion
-from data_pipeline.ingest.label_counts import count_labels
 from data_pipeline.ingest.review import REVIEWED, Review
-from data_pipeline.names import Names, difference, plain, shown
+from data_pipeline.names import COMPARED, Names, difference, plain, shown
 
 UNLABELLED = "unlabelled"
 # No example is named where the reason is the same for all or the user's own.
@@ -19,28 +22,73 @@ _NAMED = 3  # examples of each other reason
 _DISAGREEMENTS = 20  # printed at most
 
 
-def reason_kind(row: Sample) -> str:
-    """The kind of the reason for which a sample is excluded, or its label was corrected; '' for neither."""
-    return row.reason.partition(": ")[0]
+class Tally:
+    """Counts of a data set's rows, taken in parts."""
 
+    def __init__(self, parts: Iterable[pa.Table] = ()) -> None:
+        self._kept: Counter[tuple[str, str, str]] = Counter()  # by domain, cell type and split
+        self._labels: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+        self._first: dict[str, list[str]] = {}  # kind of reason -> its first images
+        self.reasons: Counter[str] = Counter()  # of excluded images, by kind
+        self.corrected = 0  # kept images with a corrected label
+        for part in parts:
+            self.add(part)
 
-def count_samples(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
-    """Counts of kept samples: {domain: {cell type or UNLABELLED: {split: count}}}."""
-    counted = Counter((row.domain, row.cell_type or UNLABELLED, row.split) for row in samples if row.kept)
-    domains = sorted({domain for domain, _, _ in counted})
-    present = {(domain, cell_type) for domain, cell_type, _ in counted}
-    return {
-        domain: {
-            cell_type: {split: counted[domain, cell_type, split] for split in SPLITS}
-            for cell_type in (*CELL_TYPES, UNLABELLED)
-            if (domain, cell_type) in present
+    @property
+    def kept(self) -> int:
+        return self._kept.total()
+
+    def add(self, rows: pa.Table) -> None:
+        """Count these rows, which have the columns of a catalogue."""
+        kept = rows.filter(pc.equal(rows["status"], "kept"))
+        for *kind, count in _grouped(kept, ["domain", "cell_type", "split"]):
+            self._kept[kind[0], kind[1] or UNLABELLED, kind[2]] += count
+        for source, label, count in _grouped(kept, ["source", "source_label"]):
+            self._labels[source][label].update({"images": count, "kept": count})
+        self.corrected += pc.sum(pc.not_equal(kept["reason"], "")).as_py() or 0
+        columns = ["source", "source_label", "path", "reason"]
+        excluded = rows.filter(pc.not_equal(rows["status"], "kept")).select(columns)
+        for source, label, path, reason in zip(*(column.to_pylist() for column in excluded.columns), strict=True):
+            kind = reason.partition(": ")[0]
+            self.reasons[kind] += 1
+            self._labels[source][label].update(("images", kind))
+            if kind not in _NOT_NAMED and len(self._first.setdefault(kind, [])) < _NAMED:
+                self._first[kind].append(f"{source}:{path}{reason.removeprefix(kind)}")
+
+    def counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Counts of kept samples: {domain: {cell type or UNLABELLED: {split: count}}}."""
+        present = {(domain, cell_type) for domain, cell_type, _ in self._kept}
+        return {
+            domain: {
+                cell_type: {split: self._kept[domain, cell_type, split] for split in SPLITS}
+                for cell_type in (*CELL_TYPES, UNLABELLED)
+                if (domain, cell_type) in present
+            }
+            for domain in sorted({domain for domain, _ in present})
         }
-        for domain in domains
-    }
+
+    def labels(self) -> dict[str, dict[str, dict[str, int]]]:
+        """{source: {source label: {"images": all, "kept": kept, reason of exclusion: images, ...}}}."""
+        return {
+            source: {
+                label: {"images": 0, "kept": 0} | dict(sorted(found.items())) for label, found in sorted(labels.items())
+            }
+            for source, labels in sorted(self._labels.items())
+        }
+
+    def first_of_each_reason(self) -> dict[str, list[str]]:
+        """The first excluded images of each kind of reason, with the reason."""
+        return dict(sorted(self._first.items()))
+
+
+def _grouped(rows: pa.Table, columns: list[str]) -> Iterator[tuple[Any, ...]]:
+    """Each combination of values, and the number of its rows."""
+    found = rows.group_by(columns).aggregate([([], "count_all")])
+    return zip(*(found[name].to_pylist() for name in (*columns, "count_all")), strict=True)
 
 
 def make_report(
-    samples: Sequence[Sample],
+    tally: Tally,
     *,
     written: int,
     kept: int,
@@ -51,20 +99,19 @@ def make_report(
     review: Review = Review(),
 ) -> dict[str, Any]:
     """The report of a build. written, kept, removed: numbers of shards. review: experts' new decisions."""
-    reasons = Counter(reason_kind(row) for row in samples if not row.kept)
     return {
         "shards_written": written,
         "shards_kept": kept,
         "shards_removed": removed,
-        "samples": sum(row.kept for row in samples),
-        "excluded": reasons.total(),
-        "excluded_by_reason": dict(sorted(reasons.items())),
-        "excluded_first": _first_of_each_reason(samples),
-        "corrected_labels": sum(row.kept and bool(row.reason) for row in samples),
+        "samples": tally.kept,
+        "excluded": tally.reasons.total(),
+        "excluded_by_reason": dict(sorted(tally.reasons.items())),
+        "excluded_first": tally.first_of_each_reason(),
+        "corrected_labels": tally.corrected,
         "agreements": list(map(asdict, review.agreements)),
         "disagreements": list(map(asdict, review.disagreements)),
-        "counts": count_samples(samples),
-        "labels": count_labels(samples),
+        "counts": tally.counts(),
+        "labels": tally.labels(),
         "content_hash": content_hash,
         "warnings": list(warnings),
         "seconds": round(seconds, 2),
@@ -83,30 +130,30 @@ def several_ranges(source: str, paths: Mapping[int, Sequence[str]]) -> str:
     )
 
 
-def unmatched_exclusions(unmatched: Sequence[Exclusion], samples: Sequence[Sample]) -> list[str]:
+def unmatched_exclusions(unmatched: Sequence[Exclusion], paths: Callable[[], Iterable[str]]) -> list[str]:
     """A warning for the lines of the expert's list that match no sample, with a hint for the first."""
     if not unmatched:
         return []
     examples = ", ".join(shown(exclusion.path or exclusion.id) for exclusion in unmatched[:3])
-    hint = _where_is(unmatched[0].path, samples) if unmatched[0].path else ""
+    hint = _where_is(unmatched[0].path, paths) if unmatched[0].path else ""
     return [f"{len(unmatched)} line(s) of the exclusion list match no image (the first: {examples}){hint}"]
 
 
-def _where_is(path: str, samples: Sequence[Sample]) -> str:
+def _where_is(path: str, paths: Callable[[], Iterable[str]]) -> str:
     """' (...)' on a file of that name in another folder, or of a similar name; '' for none."""
     name = path.replace("\\", "/").rpartition("/")[2]
-    elsewhere = sorted(row.path for row in samples if row.path.rpartition("/")[2] == name)
+    elsewhere = min((there for there in paths() if there.rpartition("/")[2] == name), default="")
     if elsewhere:
-        return f" (there is '{shown(elsewhere[0])}': paths count from the source's folder)"
-    return Names(row.path.rpartition("/")[2] for row in samples).hint(name)
+        return f" (there is '{shown(elsewhere)}': paths count from the source's folder)"
+    return Names(there.rpartition("/")[2] for there in islice(paths(), COMPARED)).hint(name)
 
 
-def names_alike(samples: Sequence[Sample]) -> list[str]:
-    """A warning for two sources, or two domains, whose names differ in case, blanks or the like."""
+def names_alike(names: Mapping[str, Iterable[str]]) -> list[str]:
+    """A warning for two names of one kind that differ in case, blanks or the like. names: source, domain -> names."""
     warnings = []
-    for what in ("source", "domain"):
+    for what, those in names.items():
         by_form: dict[str, str] = {}
-        for name in sorted({getattr(row, what) for row in samples}):
+        for name in sorted(set(those)):
             other = by_form.setdefault(plain(name), name)
             if other != name:
                 warnings.append(
@@ -114,16 +161,6 @@ def names_alike(samples: Sequence[Sample]) -> list[str]:
                     "declare them under one name if they are one"
                 )
     return warnings
-
-
-def _first_of_each_reason(samples: Iterable[Sample]) -> dict[str, list[str]]:
-    """The first excluded images of each kind of reason, with the reason."""
-    named: dict[str, list[str]] = {}
-    for row in samples:
-        kind = reason_kind(row)
-        if not row.kept and kind not in _NOT_NAMED and len(named.setdefault(kind, [])) < _NAMED:
-            named[kind].append(f"{row.source}:{row.path}{row.reason.removeprefix(kind)}")
-    return dict(sorted(named.items()))
 
 
 def format_report(report: dict[str, Any]) -> str:

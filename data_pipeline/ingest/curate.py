@@ -3,17 +3,18 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from posixpath import normpath
 
 import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.catalog import FOLDS, SPLITS, Sample
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.duplicates import near_components
-from data_pipeline.names import Names, shown
+from data_pipeline.names import Names, plain, shown
 from data_pipeline.sources.csv_files import read_csv
 
 # Of 256 bits. Saving an image again, resizing it, changing its contrast or cropping two pixels changes up to 16 bits;
@@ -92,15 +93,28 @@ def read_exclusions(path: Path) -> list[Exclusion]:
     return exclusions
 
 
-def apply_exclusions(samples: Sequence[Sample], exclusions: Sequence[Exclusion]) -> list[Exclusion]:
+def concerned(paths: Callable[[], Iterable[str]], exclusions: Sequence[Exclusion]) -> set[str]:
+    """Those of all paths that an entry of the expert's list may mean."""
+    named = {exclusion.path for exclusion in exclusions if exclusion.path}
+    found = {path for path in paths() if path in named} if named else set()
+    if unknown := {plain(path.replace("\\", "/")) for path in named - found}:
+        found |= {path for path in paths() if plain(path) in unknown}  # every form of `Names` is coarser than the last
+    return found
+
+
+def apply_exclusions(
+    samples: Sequence[Sample], exclusions: Sequence[Exclusion], sources: Iterable[str] = ()
+) -> list[Exclusion]:
     """Exclude the samples of the expert's list; returns the entries that match none.
 
-    A path or source that no sample has means the one that matches it (`Names.matches`), if there is one only.
+    samples: all that are `concerned`. sources: names of all sources of the data set. A path or source that none has
+    means the one that matches it (`Names.matches`), if there is one only.
     """
-    paths, sources = Names(row.path for row in samples), Names(row.source for row in samples)
+    paths = Names(row.path for row in samples)
+    names = Names([*sources, *(row.source for row in samples)])
     by_name: dict[str, list[tuple[int, Exclusion]]] = defaultdict(list)
     for number, written in enumerate(exclusions):
-        meant = replace(written, path=_meant(written.path, paths), source=_meant(written.source, sources))
+        meant = replace(written, path=_meant(written.path, paths), source=_meant(written.source, names))
         by_name[meant.id or meant.path].append((number, meant))
     matched: set[int] = set()
     for row in samples:
@@ -118,28 +132,25 @@ def _meant(written: str, names: Names) -> str:
     return found[0] if len(found) == 1 else written
 
 
-def exclude_duplicates(samples: Iterable[Sample], source_order: Sequence[str]) -> None:
-    """Keep one image of each set of equal or nearly equal images, or none if their labels contradict each other.
+def duplicate_sets(hashes: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.int64]]:
+    """Row numbers of each set of equal or nearly equal images; chains of near pairs join a set.
 
-    Chains of near pairs join a set. The kept image is of the most held-out split (test, validation, train); there
-    labelled images come first, then the order of sources and paths. One image of each domain in that split is kept.
+    hashes: uint8 [n, HASH_BYTES], perceptual.
     """
-    rank = {name: position for position, name in enumerate(source_order)}
-    rows = [row for row in samples if row.kept and row.perceptual_hash is not None]
-    if not rows:
-        return
-    joined = b"".join(row.perceptual_hash or b"" for row in rows)
-    hashes = np.frombuffer(joined, np.uint8).reshape(len(rows), -1)
     component = near_components(hashes, NEAR_DUPLICATE_BITS)
     order = np.argsort(component, kind="stable")
     starts = np.flatnonzero(np.diff(component[order], prepend=-1))
     sizes = np.diff(starts, append=len(order))
     for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
-        settle([rows[member] for member in order[start : start + size]], rank)
+        yield order[start : start + size]
 
 
 def settle(rows: list[Sample], source_rank: Mapping[str, int]) -> None:
-    """Keep one of these images of the same thing, or exclude all if their labels differ."""
+    """Keep one of these images of the same thing, or exclude all if their labels contradict each other.
+
+    The kept image is of the most held-out split (test, validation, train); there labelled images come first, then the
+    order of sources and paths. One image of each domain in that split is kept.
+    """
     rows.sort(
         key=lambda row: (
             _HELD_OUT_FIRST[row.split],

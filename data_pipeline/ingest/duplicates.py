@@ -74,10 +74,14 @@ def near_components(hashes: npt.NDArray[np.uint8], max_distance: int) -> npt.NDA
     # Equal rows become one: a thousand blank images would make half a million pairs.
     words = np.ascontiguousarray(hashes).view(np.uint64)
     order = np.lexsort(words.T)
-    first = np.append(True, np.any(words[order[1:]] != words[order[:-1]], axis=1))
+    first = np.zeros(len(hashes), bool)
+    for place in range(words.shape[1]):  # one word of each at a time takes less memory
+        word = words[:, place][order]
+        first |= np.append(True, word[1:] != word[:-1])
     distinct = hashes[order[first]]
     row_of = np.empty(len(hashes), np.int64)
     row_of[order] = np.cumsum(first) - 1
+    del order, first, word
     pairs = list(near_pairs(distinct, max_distance))
     one = np.concatenate([pair[0] for pair in pairs]) if pairs else np.empty(0, np.int64)
     other = np.concatenate([pair[1] for pair in pairs]) if pairs else np.empty(0, np.int64)

@@ -1,7 +1,7 @@
-"""Images by source label, before and after exclusion, and how they differ from the thesis's tables 2 to 6."""
+"""How the images of a data set, before and after exclusion, differ from the thesis's tables 2 to 6."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from data_pipeline.catalog import Sample
 from data_pipeline.cell_types import BARCELONA_FOLDERS, CELL_TYPES, MUNICH_CODES
@@ -35,20 +35,6 @@ MUNICH = {  # tables 3 and 4
     "MMZ": (15, 2),
 }
 _SETS = {"barcelona": ("2", "5", BARCELONA), "munich": ("3", "4", MUNICH)}
-
-
-def count_labels(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
-    """{source: {source label: {"images": all, "kept": kept, reason of exclusion: images, ...}}}."""
-    counts: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
-    for row in samples:
-        kind = "kept" if row.kept else row.reason.partition(": ")[0]
-        counts[row.source][row.source_label].update(("images", kind))
-    return {
-        source: {
-            label: {"images": 0, "kept": 0} | dict(sorted(found.items())) for label, found in sorted(labels.items())
-        }
-        for source, labels in sorted(counts.items())
-    }
 
 
 def thesis_counts() -> dict[str, int]:

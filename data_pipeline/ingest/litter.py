@@ -2,13 +2,17 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
 
 from data_pipeline.catalog import Sample
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS
 from data_pipeline.ingest.images import decode_rgb
+from data_pipeline.ingest.regions import region_of
 from data_pipeline.parallel import Work
 
 # Of macOS, Synology and Windows, with copies of pictures.
@@ -20,6 +24,32 @@ _CALLED_MASK = re.compile(r"(?:^|[^a-z])masks?(?:[^a-z]|$)", re.IGNORECASE)
 _THUMBNAIL = re.compile(r"(?:^|[ ._-])(?:thumb(?:nail)?s?|previews?)(?=[ ._-]|$)", re.IGNORECASE)
 # A mask has one colour for each kind of region; pictures, grey ones too, have hundreds.
 _MOST_COLOURS_OF_A_MASK = 32
+
+
+def may_be_litter(paths: Callable[[], Iterable[list[str]]]) -> npt.NDArray[np.int64]:
+    """Numbers of the paths whose names `exclude_litter` has to compare: by far not all. paths: all of a source."""
+    stems, names, named, bare = [], [], [], set()
+    for part in paths():
+        part = [path if region_of(path) is None else "" for path in part]  # somebody drew a box round each region
+        whole = [path.removesuffix(PurePosixPath(path).suffix) for path in part]
+        stems.append(np.array([hash(stem.casefold()) for stem in whole], np.int64))
+        names.append(np.array([hash(stem.rpartition("/")[2].casefold()) for stem in whole], np.int64))
+        folders = (set(path.split("/")[:-1]) for path in part)
+        system = [not _SYSTEM_FOLDERS.isdisjoint(above) for above in folders]
+        thumbnails = [_THUMBNAIL.search(stem.replace("/", " ")) is not None for stem in whole]
+        masks = [_MASK.search(stem) is not None for stem in whole]
+        named.append(np.logical_or.reduce([system, thumbnails, masks]))
+        bare |= {hash(_bare(stem)) for stem, small in zip(whole, thumbnails, strict=True) if small}
+    keys = np.concatenate(stems)
+    ordered = np.sort(keys[keys != hash("")])
+    beside = np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]])
+    pictures = np.isin(np.concatenate(names), np.fromiter(bare, np.int64, len(bare)))
+    return np.flatnonzero(np.concatenate(named) | beside | pictures)
+
+
+def _bare(stem: str) -> str:
+    """The name of the picture that a thumbnail, path without suffix, is of."""
+    return _THUMBNAIL.sub("", stem.rpartition("/")[2]).strip(" ._-").casefold()
 
 
 def exclude_litter(
@@ -98,8 +128,7 @@ def _thumbnails(kept: Sequence[Sample]) -> tuple[list[tuple[Sample, str]], list[
         path = PurePosixPath(row.path)
         if not any(_THUMBNAIL.search(part) for part in (path.stem, *path.parts[:-1])):
             continue
-        bare = _THUMBNAIL.sub("", path.stem).strip(" ._-").casefold()
-        larger = [other for other in by_name[row.source, bare] if _is_reduced(row, other)]
+        larger = [other for other in by_name[row.source, _bare(path.stem)] if _is_reduced(row, other)]
         if larger:
             thumbnails.append((row, larger[0].path))
         else:

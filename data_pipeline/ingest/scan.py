@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from data_pipeline.ingest.images import ImageFacts, inspect_image
 from data_pipeline.ingest.regions import Region, file_of, region_of
 from data_pipeline.parallel import Work
 
+Known = Callable[[Sequence[str]], dict[str, ImageFacts]]
 _GONE = "gone since the folder was listed"
 
 
@@ -24,20 +25,20 @@ class _Identity:
     refusal: str = ""  # why the system does not let it be read
 
 
-def scan(paths: Sequence[Path], known: Mapping[str, ImageFacts], work: Work) -> list[tuple[str, ImageFacts]]:
+def scan(paths: Sequence[Path], known: Known, work: Work) -> list[tuple[str, ImageFacts]]:
     """Id ('' for a path that is no file) and facts of each file or region (`split_region`), in order.
 
-    known: facts of ids that were decoded before; such files are only hashed. A path that is no file (a pipe, a broken
-    link) has a problem. UserError for files that the system refuses to read, for one that changes meanwhile, and for
-    one that a node of the cluster does not see.
+    known: ids -> facts of those that were decoded before; such files are only hashed. A path that is no file (a pipe, a
+    broken link) has a problem. UserError for files that the system refuses to read, for one that changes meanwhile, and
+    for one that a node of the cluster does not see.
     """
     found = list(work.map_images(_identify, paths, "reading images", in_threads=True))
     if work.map_tasks is not None:
         _refuse_unseen([path for path, file in zip(paths, found, strict=True) if file.problem == _GONE])
     _refuse_unread([(path, file.refusal) for path, file in zip(paths, found, strict=True) if file.refusal])
-    new = {file.id: path for file, path in zip(found, paths, strict=True) if file.id and file.id not in known}
-    decoded = work.map_images(_inspect, list(new.items()), "decoding images")
-    facts = {**known, **dict(zip(new, decoded, strict=True))}
+    facts = known([file.id for file in found if file.id])
+    new = {file.id: path for file, path in zip(found, paths, strict=True) if file.id and file.id not in facts}
+    facts |= dict(zip(new, work.map_images(_inspect, list(new.items()), "decoding images"), strict=True))
     return [(file.id, facts[file.id] if file.id else ImageFacts(None, None, None, file.problem)) for file in found]
 
 

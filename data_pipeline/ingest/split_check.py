@@ -7,17 +7,21 @@ A split is a function of the group's name and the ratio alone (`curate.split_of`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from data_pipeline.catalog import SPLITS, Dataset, Sample, from_table
+from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.cell_types import CELL_TYPES
-from data_pipeline.ingest.curate import DEFAULT_RATIO, Ratio, check_ratio, split_of, split_position
+from data_pipeline.ingest.curate import DEFAULT_RATIO, Ratio, check_ratio, split_position
 from data_pipeline.names import shown
 
+GROUP_COLUMNS = ("id", "group", "cell_type", "status", "origin")
 _FEW_GROUPS = 10  # with fewer, scores depend on which groups happen to be held out
 _FAR = 0.10  # difference from the asked-for share that is reported, as is half of it
 _GAP = 0.1  # cost of a cell type without training or test image, in shares of images in the wrong split
@@ -25,57 +29,87 @@ _GAP = 0.1  # cost of a cell type without training or test image, in shares of i
 
 @dataclass(frozen=True)
 class _Groups:
-    """Groups of the images that count, sorted by their position."""
+    """Groups of the images that count, sorted by their position; an entry for each group and cell type in it."""
 
-    names: list[str]
-    positions: npt.NDArray[np.float64]  # [groups], `split_position`
-    counts: npt.NDArray[np.int64]  # images, [groups, cell types]
+    positions: npt.NDArray[np.float64]  # [entries], `split_position`
+    types: npt.NDArray[np.int8]  # [entries], numbers of CELL_TYPES; len(CELL_TYPES) for unlabelled
+    images: npt.NDArray[np.int32]  # [entries]
+    starts: npt.NDArray[np.int64]  # [groups], first entry of each
+    names: Mapping[float, str]  # of positions; an image that is a group of its own has none
 
     @classmethod
-    def of(cls, samples: Iterable[Sample]) -> _Groups:
-        """From the kept real images with a cell type, or from all kept real ones if none has one."""
-        kept = [row for row in samples if row.kept and row.origin != "synthetic"]
-        rows = [row for row in kept if row.cell_type] or kept
-        counted = Counter((row.group, row.cell_type) for row in rows)
-        names = sorted({row.group for row in rows}, key=split_position)
-        number = {name: position for position, name in enumerate(names)}
-        column = {name: position for position, name in enumerate((*CELL_TYPES, ""))}
-        counts = np.zeros((len(names), len(column)), np.int64)
-        for (group, cell_type), count in counted.items():
-            counts[number[group], column[cell_type]] = count
-        return cls(names, np.array([split_position(name) for name in names]), counts)
+    def of(cls, parts: Iterable[pa.Table | pa.RecordBatch]) -> _Groups:
+        """From kept real images with a cell type, or from all if none has one. parts: columns GROUP_COLUMNS."""
+        number = {name: np.int8(place) for place, name in enumerate((*CELL_TYPES, ""))}
+        entries: list[npt.NDArray[Any]] = [np.empty((0, 3))]
+        counted: Counter[tuple[str, str]] = Counter()
+        for part in parts:
+            part = part.filter(pc.and_(pc.equal(part["status"], "kept"), pc.not_equal(part["origin"], "synthetic")))
+            alone = pc.equal(part["group"], part["id"])
+            own = part.filter(alone)
+            kinds = [number[name] for name in own["cell_type"].to_pylist()]
+            positions = map(split_position, own["group"].to_pylist())
+            entries.append(np.array([(place, kind, 1) for place, kind in zip(positions, kinds, strict=True)]))
+            several = part.filter(pc.invert(alone))
+            counted.update(zip(several["group"].to_pylist(), several["cell_type"].to_pylist(), strict=True))
+        names = {split_position(group): group for group, _ in counted}
+        place_of = {group: place for place, group in names.items()}
+        entries.append(np.array([(place_of[group], number[kind], count) for (group, kind), count in counted.items()]))
+        positions, types, images = np.concatenate([each.reshape(-1, 3) for each in entries]).T
+        order = np.lexsort((types, positions))
+        if (types < len(CELL_TYPES)).any():
+            order = order[types[order] < len(CELL_TYPES)]
+        places = positions[order]
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        return cls(places, types[order].astype(np.int8), images[order].astype(np.int32), starts, names)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def name(self, group: int | np.signedinteger[Any]) -> str:
+        """The name of a group, for messages."""
+        return shown(self.names.get(float(self.positions[self.starts[group]]), "one image"))
 
     def cuts(self, ratio: Ratio) -> tuple[int, int]:
         """Number of groups before the end of train, and before the end of validation."""
-        before = [SPLITS.index(split_of(name, ratio)) for name in self.names]
-        return before.count(0), before.count(0) + before.count(1)
+        positions = self.positions[self.starts]
+        return int(np.searchsorted(positions, ratio[0])), int(np.searchsorted(positions, ratio[0] + ratio[1]))
+
+    def before(self, groups: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Counts of images of the groups before each of these, rising: int64 [n, cell types]."""
+        edges = np.append(self.starts, len(self.types))[np.asarray(groups)]
+        counts = np.zeros((len(edges) + 1, len(CELL_TYPES) + 1), np.int64)
+        np.add.at(counts, (np.searchsorted(edges, np.arange(len(self.types)), side="right"), self.types), self.images)
+        return np.asarray(counts.cumsum(0)[:-1])
+
+    def total(self) -> npt.NDArray[np.int64]:
+        """Counts of images, int64 [cell types]."""
+        return np.bincount(self.types, self.images, len(CELL_TYPES) + 1).astype(np.int64)
 
     def parts(self, cuts: tuple[int, int]) -> npt.NDArray[np.int64]:
-        """Counts of images, int [splits, cell types]."""
-        first, second = cuts
-        return np.array(
-            [part.sum(0) for part in (self.counts[:first], self.counts[first:second], self.counts[second:])]
-        )
+        """Counts of images, int64 [splits, cell types]."""
+        return np.diff(np.stack([0 * self.total(), *self.before(cuts), self.total()]), axis=0)
 
 
-def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
+def check_splits(parts: Iterable[pa.Table | pa.RecordBatch], ratio: Ratio) -> list[str]:
     """Warnings for empty splits, shares far from the ratio, missing cell types and large groups; and what to do.
 
-    Only images with a cell type count, if any has one. A split may be empty if its share is 0.
+    parts: rows, with GROUP_COLUMNS. Only images with a cell type count, if any has one. A split may be empty if its
+    share is 0.
     """
-    groups = _Groups.of(samples)
-    if not groups.names or max(ratio) == 1:  # nothing is to be held out
+    groups = _Groups.of(parts)
+    if not len(groups) or max(ratio) == 1:  # nothing is to be held out
         return []
     warnings = _large_groups(groups)
-    if len(groups.names) == 1:
+    if len(groups) == 1:
         return [
-            f"all images are of one group ({shown(groups.names[0])}), so nothing can be held out: no ratio= helps; "
+            f"all images are of one group ({groups.name(0)}), so nothing can be held out: no ratio= helps; "
             "name patients or slides (a table's columns, sub-folders), three at least",
         ]
     cuts = groups.cuts(ratio)
     parts = groups.parts(cuts)
     shares = parts.sum(1) / parts.sum()
-    of = dict(zip(SPLITS, (cuts[0], cuts[1] - cuts[0], len(groups.names) - cuts[1]), strict=True))
+    of = dict(zip(SPLITS, (cuts[0], cuts[1] - cuts[0], len(groups) - cuts[1]), strict=True))
     empty = [split for split, asked in zip(SPLITS, ratio, strict=True) if asked and not of[split]]
     far = [
         split
@@ -83,15 +117,15 @@ def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
         if abs(share - asked) > _FAR or share < asked / 2
     ]
     gaps = _gaps(groups, parts, ratio)
-    if not (empty or far or gaps or len(groups.names) < _FEW_GROUPS):
+    if not (empty or far or gaps or len(groups) < _FEW_GROUPS):
         return warnings
     told = ", ".join(
         f"{split} {images} image(s) of {of[split]} group(s) ({share:.0%}; asked for {asked:.0%})"
         for split, images, share, asked in zip(SPLITS, parts.sum(1), shares, ratio, strict=True)
     )
-    if empty or far or len(groups.names) < _FEW_GROUPS:
+    if empty or far or len(groups) < _FEW_GROUPS:
         trouble = f"no {' and no '.join(empty)} image: " if empty else ""
-        warnings.append(f"{trouble}{len(groups.names)} groups (patients, slides or single images) fall as {told}")
+        warnings.append(f"{trouble}{len(groups)} groups (patients, slides or single images) fall as {told}")
     warnings += gaps
     if empty or far or gaps:
         warnings.append(_way_out(groups, ratio, cuts))
@@ -100,12 +134,11 @@ def check_splits(samples: Sequence[Sample], ratio: Ratio) -> list[str]:
 
 def way_out(dataset: Dataset, splits: Sequence[str]) -> str:
     """What to do about splits without images; '' if each has some."""
-    rows = from_table(dataset.table)
-    there = {row.split for row in rows if row.kept and row.origin != "synthetic"}
-    if set(splits) <= there:
+    real = (part.filter(pc.not_equal(part["origin"], "synthetic")) for part in dataset.selected(["split", "origin"]))
+    if set(splits) <= {split for part in real for split in part["split"].unique().to_pylist()}:
         return ""
     ratio = check_ratio(dataset.metadata.get("ratio", DEFAULT_RATIO))
-    groups = _Groups.of(rows)
+    groups = _Groups.of(dataset.batches(GROUP_COLUMNS))
     return _way_out(groups, ratio, groups.cuts(ratio))
 
 
@@ -125,18 +158,18 @@ def nearest_ratio(groups: _Groups, ratio: Ratio) -> Ratio | None:
 def _best_cuts(groups: _Groups, ratio: Ratio, steps: int) -> tuple[int, int] | None:
     """The best ends of train and of validation, in multiples of 1/steps; None if a split would always be empty."""
     grid = np.arange(1, steps)
-    before = np.searchsorted(groups.positions, grid / steps)
-    total = np.concatenate([np.zeros((1, groups.counts.shape[1]), np.int64), groups.counts.cumsum(0)])
-    present = total[-1] > 0
+    before = np.searchsorted(groups.positions[groups.starts], grid / steps)
+    counts, total = groups.before(before), groups.total()
+    present = total > 0
     best: tuple[float, float, int, int] | None = None
     for first in np.flatnonzero(before > 0):
-        seconds = np.flatnonzero((before > before[first]) & (before < len(groups.names)))
+        seconds = np.flatnonzero((before > before[first]) & (before < len(groups)))
         if not len(seconds):
             continue
-        train, test = total[before[first]], total[-1] - total[before[seconds]]
+        train, test = counts[first], total - counts[seconds]
         images = np.column_stack([np.full(len(seconds), train.sum()), np.zeros(len(seconds)), test.sum(1)])
-        images[:, 1] = total[-1].sum() - images.sum(1)
-        wrong = np.abs(images / total[-1].sum() - np.array(ratio)).sum(1) / 2
+        images[:, 1] = total.sum() - images.sum(1)
+        wrong = np.abs(images / total.sum() - np.array(ratio)).sum(1) / 2
         gaps = (present & (train == 0)).sum() + (present & (test == 0)).sum(1)
         # A very small validation share would hardly ever get a later group.
         thin = (grid[seconds] - grid[first]) / steps < ratio[1] / 2
@@ -165,9 +198,9 @@ def _gaps(groups: _Groups, parts: npt.NDArray[np.int64], ratio: Ratio) -> list[s
         if split == "validation" or not asked or not images.sum():
             continue
         lacking = [
-            f"{cell_type} ({count} image(s) of {int((column > 0).sum())} group(s))"
-            for cell_type, column, count in zip(CELL_TYPES, groups.counts.T, parts.sum(0), strict=False)
-            if count and not images[CELL_TYPES.index(cell_type)]
+            f"{cell_type} ({count} image(s) of {int((groups.types == number).sum())} group(s))"
+            for number, (cell_type, count) in enumerate(zip(CELL_TYPES, parts.sum(0), strict=False))
+            if count and not images[number]
         ]
         if lacking:
             word = "training" if split == "train" else split
@@ -178,11 +211,11 @@ def _gaps(groups: _Groups, parts: npt.NDArray[np.int64], ratio: Ratio) -> list[s
 
 def _large_groups(groups: _Groups) -> list[str]:
     """Warnings for groups that hold very many of the images: often such a group is not one patient."""
-    images = groups.counts.sum(1)
+    images = np.add.reduceat(groups.images, groups.starts)
     share = images / images.sum()
     large = np.flatnonzero(share > max(1 / 3, 1.5 / len(images)))
     return [
-        f"group '{shown(groups.names[number])}' holds {share[number]:.0%} of the images ({images[number]} of "
+        f"group '{groups.name(number)}' holds {share[number]:.0%} of the images ({images[number]} of "
         f"{images.sum()}): if it is not one patient or slide, say in the source whose each image is"
         for number in large
     ]
@@ -191,8 +224,8 @@ def _large_groups(groups: _Groups) -> list[str]:
 def _way_out(groups: _Groups, ratio: Ratio, cuts: tuple[int, int]) -> str:
     """A better ratio and its splits, or what else to do."""
     few = "bring in images of more patients or slides"
-    if len(groups.names) < len(SPLITS):
-        return f"{len(groups.names)} group(s) make no three splits, whatever the ratio=: {few}, three at least"
+    if len(groups) < len(SPLITS):
+        return f"{len(groups)} group(s) make no three splits, whatever the ratio=: {few}, three at least"
     better = nearest_ratio(groups, ratio)
     if better is None:
         return f"no ratio= of three decimals gives each split a group: {few}"

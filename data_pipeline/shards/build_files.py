@@ -11,9 +11,10 @@ from typing import Any
 from filelock import Timeout
 
 from data_pipeline.attachments import ATTACHMENT_FOLDER
-from data_pipeline.catalog import Dataset, Sample, catalog_bytes
+from data_pipeline.catalog import Dataset, catalog_bytes
 from data_pipeline.disk import TEMPORARY_PREFIX, aside, file_lock, put_in_place, sync
 from data_pipeline.errors import UserError
+from data_pipeline.partitions import PARTITION_FOLDER
 from data_pipeline.shards.location import SHARD_FOLDER
 from data_pipeline.shards.made import is_whole
 from data_pipeline.shards.store import CATALOG_FILE, Root
@@ -25,11 +26,12 @@ LOCK_FILE = ".lock"
 # `made_by` of a data set of raw images; that of a derived one is a table.
 BUILT = "build_shards"
 
-# Only files named by this project are ever removed: shards, journals of a derivation, attachments.
+# Only files named by this project are ever removed: shards, journals of a derivation, rows, attachments.
 OWN_NAMES = {
     SHARD_FOLDER: re.compile(
         r".+-(train|validation|test)-(root|[01]+)-[0-9a-f]{16}\.(tar|idx)|\.made-[0-9a-f]{64}\.json"
     ),
+    PARTITION_FOLDER: re.compile(r".+-[0-9a-f]{16}\.parquet"),
     ATTACHMENT_FOLDER: re.compile(r".+-[0-9a-f]{16}(\..*)?"),
 }
 
@@ -61,6 +63,11 @@ class DiskSite:
             return  # damaged: nobody can say what is left over
         collect_leftovers(self.root, metadata)
 
+    @property
+    def rows_root(self) -> Path:
+        """Where the rows are written before the commit, below PARTITION_FOLDER."""
+        return self.root
+
     def shard_folder(self) -> Path:
         """Where shards are written."""
         folder = self.root / SHARD_FOLDER
@@ -73,9 +80,9 @@ class DiskSite:
             name for name, facts in old.metadata["shards"].items() if is_whole(old.shard_path(name), facts["bytes"])
         }
 
-    def commit(self, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
+    def commit(self, metadata: dict[str, Any], report: dict[str, Any]) -> None:
         """Commit, and remove what only the old data set or a killed build had."""
-        commit(self.root, samples, metadata, report)
+        commit(self.root, metadata, report)
         collect_leftovers(self.root, metadata)
 
 
@@ -100,17 +107,17 @@ def build_lock(root: Path) -> Iterator[None]:
         except BaseException:
             if made:
                 (root / LOCK_FILE).unlink(missing_ok=True)
-                _remove_empty([root / SHARD_FOLDER, *made])
+                _remove_empty([*(root / folder for folder in OWN_NAMES), *made])
             raise
 
 
-def commit(root: Path, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
-    """Replace the catalogue, then `dataset.json` and the report.
+def commit(root: Path, metadata: dict[str, Any], report: dict[str, Any]) -> None:
+    """Replace the catalogue, whose rows are written, then `dataset.json` and the report.
 
     All three are on disk under temporary names first: a full disk is noticed before the commit.
     """
     content = {
-        CATALOG_FILE: catalog_bytes(samples, metadata),
+        CATALOG_FILE: catalog_bytes(metadata),
         DATASET_FILE: mirror_of(metadata),
         REPORT_FILE: report_text(report),
     }
@@ -148,10 +155,10 @@ def collect_leftovers(root: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def names_of(metadata: Mapping[str, Any]) -> set[str]:
-    """File names in a data set's metadata: its own shards, their indices, its attachments."""
+    """File names in a data set's metadata: its own shards, their indices, its rows, its attachments."""
     shards = [name for name, facts in metadata.get("shards", {}).items() if "folder" not in facts]
     attached = {facts["file"] for facts in metadata.get("attachments", {}).values()}
-    return {*shards, *map(index_name, shards), *attached}
+    return {*shards, *map(index_name, shards), *metadata.get("partitions", {}), *attached}
 
 
 def mirror_of(metadata: Mapping[str, Any]) -> bytes:
@@ -168,7 +175,7 @@ def refuse_foreign(root: Root, names: Collection[str]) -> None:
     """UserError for a folder that holds anything but a data set: none is mixed into raw images, say."""
     if CATALOG_FILE in names:
         return
-    own = {LOCK_FILE, SHARD_FOLDER, ATTACHMENT_FOLDER, DATASET_FILE, REPORT_FILE}
+    own = {LOCK_FILE, *OWN_NAMES, DATASET_FILE, REPORT_FILE}
     foreign = [name for name in sorted(names) if name not in own and not name.startswith(TEMPORARY_PREFIX)]
     if foreign:
         raise UserError(f"{root}: no data set, yet it holds {foreign[0]}; name a new or an empty folder")

@@ -7,12 +7,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from data_pipeline.catalog import Dataset, Sample, catalog_bytes
+from data_pipeline.catalog import Dataset, catalog_bytes
+from data_pipeline.disk import temporary_folder
 from data_pipeline.errors import UserError
+from data_pipeline.partitions import PARTITION_FOLDER
 from data_pipeline.shards.build_files import (
     DATASET_FILE,
     LOCK_FILE,
@@ -39,6 +42,7 @@ class StoreSite:
     def __init__(self, root: Store) -> None:
         self.root = root
         self._lock = _StoreLock(root)
+        self.rows_root = Path()  # while the lock is held: where the rows are written before the commit
 
     @contextmanager
     def held(self) -> Iterator[Dataset | None]:
@@ -47,7 +51,7 @@ class StoreSite:
         If the build inside fails, its objects are removed, if the store allows it, and the old data set stays.
         UserError when another build holds the folder, or it is not that of a built data set.
         """
-        with self._lock.held(), refusal_is_users(self.root):
+        with temporary_folder() as self.rows_root, self._lock.held(), refusal_is_users(self.root):
             refuse_foreign(self.root, self.root.listing())
             with old_dataset(self.root, self._tidy) as old:
                 yield old
@@ -73,13 +77,16 @@ class StoreSite:
         shards = old.metadata["shards"].items()
         return {name for name, facts in shards if there.get(name) == facts["bytes"] and index_name(name) in there}
 
-    def commit(self, samples: Sequence[Sample], metadata: dict[str, Any], report: dict[str, Any]) -> None:
-        """Replace the catalogue, then `dataset.json` and the report; remove what only the old data set had.
+    def commit(self, metadata: dict[str, Any], report: dict[str, Any]) -> None:
+        """Write the rows, replace the catalogue, then `dataset.json` and the report; remove what only the old one had.
 
         UserError when another build has taken over.
         """
-        catalog = catalog_bytes(samples, metadata)
+        catalog = catalog_bytes(metadata)
         self._lock.check(self.root)
+        there = self.root.listing(PARTITION_FOLDER)
+        for name in (name for name, facts in metadata["partitions"].items() if there.get(name) != facts["bytes"]):
+            self.root.put_file(f"{PARTITION_FOLDER}/{name}", self.rows_root / PARTITION_FOLDER / name)
         if not Dataset.is_at(self.root) or self.root.read(CATALOG_FILE) != catalog:
             self.root.put(CATALOG_FILE, catalog)
         self.root.put(DATASET_FILE, mirror_of(metadata))
@@ -89,7 +96,7 @@ class StoreSite:
 
 
 def _collect_leftovers(root: Store, metadata: Mapping[str, Any]) -> None:
-    """Remove own shards and attachments that the data set's metadata does not name."""
+    """Remove own shards, rows and attachments that the data set's metadata does not name."""
     named = names_of(metadata)
     for folder, own_name in OWN_NAMES.items():
         unnamed = [name for name in root.listing(folder) if own_name.fullmatch(name) and name not in named]

@@ -3,27 +3,80 @@
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
+from data_pipeline.ids import ID_BYTES, Ids, sort_order
+from data_pipeline.sample import ids_of
 
 _OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
 
 
-class ShardBytes:
-    """The stored images of a table of samples; an image's CRC-32 is checked when it is first read."""
+Columns = dict[str, npt.NDArray[Any]]
+Others = Mapping[str, Callable[[pa.RecordBatch], npt.NDArray[Any]]]
 
-    def __init__(self, dataset: Dataset, samples: pd.DataFrame) -> None:
+
+@dataclass(frozen=True)
+class ImagePlaces:
+    """Where the stored images of n samples are: 52 bytes a sample."""
+
+    ids: Ids  # of the samples
+    shards: npt.NDArray[np.int32]  # [n], numbers of `names`
+    offsets: npt.NDArray[np.int64]  # [n], in the shard, bytes
+    sizes: npt.NDArray[np.int32]  # [n], bytes
+    crc32: npt.NDArray[np.uint32]  # [n]
+    names: Sequence[str]  # of shards
+
+
+PLACE_COLUMNS = ("id", "shard", "offset", "size", "crc32")
+
+
+def places_of(
+    rows: Iterable[pa.RecordBatch], names: Sequence[str], others: Others = MappingProxyType({})
+) -> tuple[ImagePlaces, Columns]:
+    """Places of rows, sorted by id, and other columns of them, in the same order.
+
+    rows: in parts, with PLACE_COLUMNS. names: of all shards. others: name -> makes that column of a part. One column
+    after the other is joined and sorted, so no second copy of the whole is needed.
+    """
+    known = pa.array(names, pa.string())
+    read: Others = {
+        "ids": ids_of,
+        "shards": lambda part: pc.index_in(part["shard"], known).to_numpy(zero_copy_only=False).astype(np.int32),
+        "offsets": lambda part: part["offset"].to_numpy(zero_copy_only=False),
+        "sizes": lambda part: part["size"].to_numpy(zero_copy_only=False).astype(np.int32),
+        "crc32": lambda part: part["crc32"].to_numpy(zero_copy_only=False),
+        **others,
+    }
+    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in read}
+    for part in rows:
+        for name, of in read.items():
+            parts[name].append(np.array(of(part)))
+    joined = {"ids": np.concatenate([np.empty((0, ID_BYTES), np.uint8), *parts.pop("ids")])}
+    order = sort_order(joined["ids"])
+    joined["ids"] = joined["ids"][order]
+    for name in list(parts):
+        joined[name] = np.concatenate(parts.pop(name))[order]
+    ids, shards, offsets, sizes, crc32 = map(joined.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
+    return ImagePlaces(ids, shards, offsets, sizes, crc32, names), joined
+
+
+class ShardBytes:
+    """The stored images of some samples; an image's CRC-32 is checked when it is first read."""
+
+    def __init__(self, dataset: Dataset, places: ImagePlaces) -> None:
         self._dataset = dataset
-        self._shard, names = samples["shard"].factorize()
-        self._names = [str(name) for name in names]
-        self._offset, self._size = samples["offset"].to_numpy(), samples["size"].to_numpy()
-        self._crc, self._ids = samples["crc32"].to_numpy(), samples["id"]
-        self._checked = np.zeros(len(samples), dtype=bool)
+        self._places = places
+        self._checked = np.zeros(len(places.ids), dtype=bool)
         self._maps: OrderedDict[int, npt.NDArray[np.uint8]] = OrderedDict()
 
     def read(self, rows: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
@@ -31,12 +84,12 @@ class ShardBytes:
 
         UserError when a shard cannot be read or its bytes have changed.
         """
-        found = []
+        found, places = [], self._places
         for row in rows:
-            start, size = self._offset[row], self._size[row]
-            encoded = self._map(self._shard[row])[start : start + size]
+            start, size = int(places.offsets[row]), int(places.sizes[row])
+            encoded = self._map(int(places.shards[row]))[start : start + size]
             if not self._checked[row]:
-                if len(encoded) != size or zlib.crc32(encoded.data) != self._crc[row]:
+                if len(encoded) != size or zlib.crc32(encoded.data) != places.crc32[row]:
                     raise self._damaged(row)
                 self._checked[row] = True
             found.append(encoded)
@@ -44,8 +97,8 @@ class ShardBytes:
 
     def shards_in_store(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The shards of these rows that are in a store, in the order of first use."""
-        shards, first = np.unique(self._shard[rows], return_index=True)
-        names = [self._names[shard] for shard in shards[first.argsort()]]
+        shards, first = np.unique(self._places.shards[rows], return_index=True)
+        names = [self._places.names[shard] for shard in shards[first.argsort()]]
         return [name for name in names if self._dataset.shard_files.in_store(name)]
 
     def close(self) -> None:
@@ -59,7 +112,7 @@ class ShardBytes:
         else:
             if len(self._maps) >= _OPEN_SHARDS:
                 self._maps.popitem(last=False)
-            mapped = self._maps[shard] = self._open(self._names[shard])
+            mapped = self._maps[shard] = self._open(self._places.names[shard])
         return mapped
 
     def _open(self, name: str) -> npt.NDArray[np.uint8]:
@@ -82,13 +135,13 @@ class ShardBytes:
                 del self._maps[shard]
 
     def _damaged(self, row: np.int64) -> UserError:
-        name = self._names[self._shard[row]]
+        name = self._places.names[self._places.shards[row]]
         mend = (
             "delete this file, and it is fetched again"
             if self._dataset.shard_files.in_store(name)
             else "run build_shards.py with verify=true and build again"
         )
         return UserError(
-            f"{self._dataset.shard_path(name)}: the bytes of sample {self._ids.iloc[row]} at offset "
-            f"{self._offset[row]} are not those that were written: check the disk, then {mend}"
+            f"{self._dataset.shard_path(name)}: the bytes of sample {self._places.ids[row].tobytes().hex()} at offset "
+            f"{self._places.offsets[row]} are not those that were written: check the disk, then {mend}"
         )

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
-from data_pipeline.catalog import Dataset, Sample
+from data_pipeline.catalog import CATALOG_SCHEMA, Dataset, Sample
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.duplicates import near_pairs
 from data_pipeline.ingest.images import HASH_BYTES, perceptual_hash
 from data_pipeline.parallel import process_map
 from data_pipeline.progress_bar import progress_bar
-from data_pipeline.shards.reader import ShardBytes
+from data_pipeline.shards.reader import PLACE_COLUMNS, ShardBytes, places_of
 
 # All mirror images and quarter turns of a picture, the identity first.
 SYMMETRIES: tuple[Image.Transpose | None, ...] = (None, *Image.Transpose)
@@ -46,11 +46,13 @@ class NearPair:
 
 def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, progress: bool = True) -> StoredImages:
     """Decode the stored image of every sample. UserError for bytes that have changed, or are no image."""
-    where = ("id", "shard", "offset", "size", "crc32")
-    frame = pd.DataFrame({name: [getattr(row, name) for row in samples] for name in where})
+    schema = pa.schema(map(CATALOG_SCHEMA.field, PLACE_COLUMNS))
+    rows = pa.record_batch({name: [getattr(row, name) for row in samples] for name in PLACE_COLUMNS}, schema=schema)
+    number = {"row": lambda part: np.arange(part.num_rows)}
+    places, columns = places_of([rows], sorted(dataset.metadata["shards"]), number)
     # Shard by shard: each shard of a store is fetched once.
-    order = np.lexsort((frame["offset"], frame["shard"]))
-    shards = ShardBytes(dataset, frame)
+    order = np.lexsort((places.offsets, places.shards))
+    shards = ShardBytes(dataset, places)
     parts = (order[start : start + _IMAGES_PER_TASK] for start in range(0, len(order), _IMAGES_PER_TASK))
     tasks = ([encoded.tobytes() for encoded in shards.read(rows)] for rows in parts)  # read when their turn comes
     found: list[_Facts] = []
@@ -59,7 +61,7 @@ def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, pr
             found += part
             bar.update(len(part))
     facts: list[_Facts] = [_NOTHING] * len(samples)
-    for row, fact in zip(order, found, strict=True):
+    for row, fact in zip(columns["row"][order], found, strict=True):
         if fact == _NOTHING:
             shard = dataset.shard_path(samples[row].shard)
             raise UserError(f"{shard}: sample {samples[row].id} is no image: build the data set again")

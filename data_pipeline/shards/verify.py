@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipeline.catalog import Dataset, Sample, check_invariants, content_hash, from_table
 from data_pipeline.disk import temporary_folder
 from data_pipeline.errors import UserError
+from data_pipeline.partitions import PARTITION_FOLDER
 from data_pipeline.progress_bar import progress_bar
 from data_pipeline.shards.build_files import BUILT
 from data_pipeline.shards.cache import ShardCache
@@ -37,10 +38,13 @@ def verify_dataset(root: str | Root, progress: bool = True) -> str:
     """
     with temporary_folder() as temporary:
         dataset = Dataset.open(root, ShardCache(temporary))
+        for name, facts in dataset.metadata.get("partitions", {}).items():
+            if _sha256_of(dataset.root, f"{PARTITION_FOLDER}/{name}") != facts["sha256"]:
+                raise UserError(f"{dataset.root}/{PARTITION_FOLDER}/{name}: bytes changed; {_MEND}")
         samples = from_table(dataset.table)
         if content_hash(samples) != dataset.content_hash:
             raise UserError(f"{root}: the catalogue is not the one that was committed; build the data set again")
-        check_invariants(samples, dataset.metadata["shards"])
+        check_invariants(dataset.table, dataset.metadata["shards"])
         for name in dataset.metadata.get("attachments", {}):
             dataset.attachment_path(name)
         by_shard: dict[str, list[Sample]] = defaultdict(list)
@@ -59,6 +63,13 @@ def verify_dataset(root: str | Root, progress: bool = True) -> str:
                     path.unlink()
                 bar.update(facts["bytes"])
         return older_layout(dataset)
+
+
+def _sha256_of(root: Root, name: str) -> str:
+    if isinstance(root, Store):
+        return hashlib.sha256(root.read(name)).hexdigest()
+    with (root / name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify_shard(path: Path, sha256: str, rows: list[Sample]) -> None:

@@ -9,9 +9,11 @@ import io
 import json
 import tarfile
 import zlib
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -138,10 +140,18 @@ def plan_shards(samples: Iterable[Sample], settings: ShardSettings) -> list[Plan
     for source, split in sorted(parts, key=lambda part: (part[0], SPLITS.index(part[1]))):
         ordered = sorted(parts[source, split], key=lambda row: row.id)
         for prefix, leaf in trie_leaves([row.id for row in ordered], settings.max_samples):
-            members = tuple(ordered[leaf])
-            stem = f"{source}-{split}-{prefix or 'root'}"
-            planned.append(PlannedShard(stem, members, _plan_hash(stem, members, settings)))
+            planned.append(plan_shard(shard_stem(source, split, prefix), ordered[leaf], settings))
     return planned
+
+
+def shard_stem(source: str, split: str, prefix: str) -> str:
+    """Beginning of a shard's name. prefix: bits that the ids of its samples begin with."""
+    return f"{source}-{split}-{prefix or 'root'}"
+
+
+def plan_shard(stem: str, members: Sequence[Sample], settings: ShardSettings) -> PlannedShard:
+    """The shard of these samples, which are ordered by id."""
+    return PlannedShard(stem, tuple(members), _plan_hash(stem, members, settings))
 
 
 def trie_leaves(ids: Sequence[str], max_samples: int) -> list[tuple[str, slice]]:
@@ -159,12 +169,14 @@ def trie_leaves(ids: Sequence[str], max_samples: int) -> list[tuple[str, slice]]
                 leaves.append((bits, slice(first, last)))
             continue
         digit, bit = divmod(len(bits), 4)
-        middle = first
-        while middle < last and not (int(ids[middle][digit], 16) >> (3 - bit)) & 1:
-            middle += 1
+        middle = bisect_left(ids, 1, first, last, key=partial(_bit, digit=digit, bit=3 - bit))
         waiting.append((bits + "1", middle, last))
         waiting.append((bits + "0", first, middle))
     return leaves
+
+
+def _bit(identity: str, digit: int, bit: int) -> int:
+    return int(identity[digit], 16) >> bit & 1
 
 
 def _facts(row: Sample) -> dict[str, Any]:

@@ -46,4 +46,4 @@ def survey(declaration: SourceDeclaration) -> Survey:
 
 def discover(declaration: SourceDeclaration) -> list[RawImage]:
     """Every image of a source, sorted by path; raises as `survey` does."""
-    return survey(declaration).images
+    return list(survey(declaration).images)

@@ -2,26 +2,56 @@
 
 import codecs
 import csv
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+
+import pyarrow as pa
 
 from data_pipeline.errors import UserError
 from data_pipeline.names import Names, shown
+from data_pipeline.parts import in_parts
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "'|'"}
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of new and old workbooks
 _AS_UTF8 = "in Excel: Save As, 'CSV UTF-8'; elsewhere: iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv"
+
+
+class CsvRows:
+    """Rows (line number, values by column, stripped) of a CSV file, kept as Arrow columns."""
+
+    def __init__(self, rows: Iterable[tuple[int, list[str]]], columns: Sequence[str]) -> None:
+        """columns: name of each value, '' for one that is not used."""
+        self._columns = [name for name in columns if name]
+        used = [place for place, name in enumerate(columns) if name]
+        fields = [("", pa.int64()), *((name, pa.large_string()) for name in self._columns)]
+        self._parts = [
+            pa.record_batch(
+                [[line for line, _ in some], *([values[place].strip() for _, values in some] for place in used)],
+                schema=pa.schema(fields),
+            )
+            for some in in_parts(rows)
+        ]
+
+    def __len__(self) -> int:
+        return sum(part.num_rows for part in self._parts)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        for part in self._parts:
+            lines, *columns = (column.to_pylist() for column in part.columns)
+            for line, *values in zip(lines, *columns, strict=True):
+                yield line, dict(zip(self._columns, values, strict=True))
 
 
 @dataclass(frozen=True)
 class CsvFile:
     """Content of a CSV file."""
 
-    rows: list[tuple[int, dict[str, str]]]  # line number, values by column, stripped
+    rows: CsvRows
     columns: list[str]  # requested columns by their requested names, others as in the file
     warnings: list[str]  # how the file was interpreted
 
@@ -34,31 +64,32 @@ def read_csv(path: Path, required: Sequence[str] = (), optional: Sequence[str] =
     lacks a required column, has one twice, or has a row of the wrong length.
     """
     text, warnings = _decoded(path)
-    file = io.StringIO(text, newline="")
-    header = file.readline()
+    lines = (found.group() for found in _LINE.finditer(text))
+    header = next(lines, "")
     stated = re.fullmatch(r"sep=([,;:|\t])\s*", header)  # a line for Excel
     skipped = 1 if stated else 0
-    if stated is None:
-        file.seek(0)
     separator = stated.group(1) if stated else _separator(header, (*required, *optional))
-    rows: list[tuple[int, dict[str, str]]] = []
     nameless = False
     try:
-        reader = csv.reader(file, delimiter=separator, strict=True)
+        reader = csv.reader(lines if stated else chain([header], lines), delimiter=separator, strict=True)
         columns = _columns(path, [name.strip() for name in next(reader, [])], required, optional)
-        for values in reader:
-            values, beyond = values[: len(columns)], "".join(values[len(columns) :]).strip()
-            if not "".join(values).strip() and not beyond:
-                continue
-            line = reader.line_num + skipped
-            if len(values) < len(columns) or beyond:
-                raise UserError(
-                    f"{path}, line {line}: expected {len(columns)} values; "
-                    f"put quotes round values that hold a {_SEPARATORS.get(separator, repr(separator))}"
-                )
-            pairs = [(name, value.strip()) for name, value in zip(columns, values, strict=True)]
-            rows.append((line, {name: value for name, value in pairs if name}))
-            nameless |= any(value for name, value in pairs if not name)
+
+        def each() -> Iterator[tuple[int, list[str]]]:
+            nonlocal nameless
+            for values in reader:
+                values, beyond = values[: len(columns)], "".join(values[len(columns) :]).strip()
+                if not "".join(values).strip() and not beyond:
+                    continue
+                line = reader.line_num + skipped
+                if len(values) < len(columns) or beyond:
+                    raise UserError(
+                        f"{path}, line {line}: expected {len(columns)} values; "
+                        f"put quotes round values that hold a {_SEPARATORS.get(separator, repr(separator))}"
+                    )
+                nameless |= any(value.strip() for name, value in zip(columns, values, strict=True) if not name)
+                yield line, values
+
+        rows = CsvRows(each(), columns)
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error}); save it as CSV with commas") from None
     if nameless:

@@ -7,7 +7,7 @@ import math
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -97,7 +97,7 @@ class RawImage:
 class Survey:
     """What was found under a declaration."""
 
-    images: list[RawImage]  # sorted by path
+    images: Sequence[RawImage]  # sorted by path; of many images, `RawImages` takes the least memory
     warnings: list[str]  # one line each
 
 

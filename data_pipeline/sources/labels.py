@@ -1,7 +1,7 @@
 """From the labels of a source to the twelve cell types."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,6 +10,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.names import Names, plain, shown
 from data_pipeline.sources.csv_files import read_csv
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, list_images, passed_over
+from data_pipeline.sources.raw_images import RawImages
 
 _KNOWN: dict[str, str] = {
     **{plain(folder): cell_type for folder, cell_type in BARCELONA_FOLDERS.items()},
@@ -47,14 +48,17 @@ def survey_images(
     images -> what the user is told to do about unknown labels. mapping: as in `refuse_unknown`.
     """
     paths, others = list_images(declaration.root)
-    images: list[RawImage] = []
     unknown: list[str] = []
-    for path in paths:
-        label, cell_type, group = read(path)
-        image = RawImage(path, label, cell_type or "", group, declaration.domain, microns_per_pixel)
-        if cell_type is None and not image.hidden:
-            unknown.append(label)
-        images.append(image)
+
+    def each() -> Iterator[RawImage]:
+        for path in paths:
+            label, cell_type, group = read(path)
+            image = RawImage(path, label, cell_type or "", group, declaration.domain, microns_per_pixel)
+            if cell_type is None and not image.hidden:
+                unknown.append(label)
+            yield image
+
+    images = RawImages.of(each())
     if unknown:
         refuse_unknown(unknown, declaration.root, expected(paths), mapping)
     return Survey(images, passed_over(others, declaration.name))

@@ -4,16 +4,22 @@ import os
 import posixpath
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.regions import region_of, split_region
 from data_pipeline.names import Names, difference, plain, shown
-from data_pipeline.sources.csv_files import read_csv
+from data_pipeline.parts import in_parts
+from data_pipeline.sources.csv_files import CsvRows, read_csv
 from data_pipeline.sources.declaration import RawImage, SourceDeclaration, Survey, check_domain, raw_layout
 from data_pipeline.sources.identifiers import canonical, identifier_warnings
 from data_pipeline.sources.labels import cell_type_of, refuse_unknown
+from data_pipeline.sources.raw_images import RawImages
 
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _REQUIRED, _OPTIONAL = ("image", "label"), ("patient", "slide", "domain")
@@ -36,6 +42,19 @@ class _Line:
         return self.row.get(column, "")
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """The rows of a table with their files."""
+
+    rows: CsvRows
+    paths: pa.ChunkedArray  # one text a row
+
+    def __iter__(self) -> Iterator[_Line]:
+        paths = (path for part in self.paths.chunks for path in part.to_pylist())
+        for (number, row), path in zip(self.rows, paths, strict=True):
+            yield _Line(number, row, path)
+
+
 @raw_layout("table", "a CSV: image,label[,patient,slide,domain]", is_file=True)
 def survey(declaration: SourceDeclaration) -> Survey:
     """The images a table lists. Paths count from the table's folder; an empty label means unlabelled.
@@ -50,21 +69,25 @@ def survey(declaration: SourceDeclaration) -> Survey:
     table = read_csv(declaration.root, _REQUIRED, _OPTIONAL if merged else ())
     if not table.rows:
         raise UserError(f"{declaration.root}: no image in this table; give it a line for each image")
-    lines = _found_images(declaration, table.rows)
+    lines = _Lines(table.rows, _found_images(declaration, table.rows))
     read_label = cache(partial(cell_type_of, labels=declaration.labels))
-    images: list[RawImage] = []
+    known = cache(canonical) if merged else str
     unknown: list[str] = []
-    for line in lines:
-        if line["domain"]:
-            check_domain(line["domain"], f"{declaration.root}, line {line.number}")
-        patient, slide = (canonical(line[name]) if merged else line[name] for name in ("patient", "slide"))
-        field = split_region(line.path)[0] if region_of(line.path) else ""
-        group = f"patient {patient}" if patient else f"slide {slide}" if slide else f"field {field}" if field else ""
-        cell_type = read_label(line["label"])
-        domain = line["domain"] or declaration.domain
-        images.append(RawImage(line.path, line["label"], cell_type or "", group, domain, None, listed=True))
-        if cell_type is None:
-            unknown.append(line["label"])
+
+    def each() -> Iterator[RawImage]:
+        for line in lines:
+            if line["domain"]:
+                check_domain(line["domain"], f"{declaration.root}, line {line.number}")
+            patient, slide = known(line["patient"]), known(line["slide"])
+            field = split_region(line.path)[0] if region_of(line.path) else ""
+            group = f"patient {patient}" if patient else f"slide {slide}" if slide else field and f"field {field}"
+            cell_type = read_label(line["label"])
+            domain = line["domain"] or declaration.domain
+            yield RawImage(line.path, line["label"], cell_type or "", group, domain, None, listed=True)
+            if cell_type is None:
+                unknown.append(line["label"])
+
+    images = RawImages.of(each())
     refuse_unknown(unknown, declaration.root, "write cell types in the column label", declaration.labels)
     warnings = [
         *table.warnings,
@@ -73,16 +96,16 @@ def survey(declaration: SourceDeclaration) -> Survey:
         *_group_warnings(lines, images, table.columns, merged),
     ]
     prefixed = [f"{declaration.name}: {warning}" for warning in warnings]
-    return Survey(sorted(images, key=lambda image: (image.path, image.source_label)), prefixed)
+    return Survey(images.by_path(), prefixed)
 
 
-def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str, str]]]) -> list[_Line]:
-    """Each row with its file; UserError for the first row whose file is missing or ambiguous."""
+def _found_images(declaration: SourceDeclaration, rows: CsvRows) -> pa.ChunkedArray:
+    """The file of each row; UserError for the first row whose file is missing or ambiguous."""
     folder = str(declaration.folder)
     files = ListedFiles(folder)
-    lines: list[_Line] = []
     missing: list[tuple[int, str]] = []
-    for number, row in rows:
+
+    def find(number: int, row: dict[str, str]) -> str:
         where = f"{declaration.root}, line {number}"
         if not row["image"]:
             raise UserError(f"{where}: no image named; fill the column image")
@@ -91,17 +114,19 @@ def _found_images(declaration: SourceDeclaration, rows: list[tuple[int, dict[str
         if len(found) > 1:
             several = " or ".join(f"'{shown(path)}'" for path in found[:3])
             raise UserError(f"{where}: '{shown(row['image'])}' can be {several}; write the one that is meant, exactly")
-        if found:
-            lines.append(_Line(number, row, f"{found[0]}{region or ''}"))
-        else:
+        if not found:
             missing.append((number, file))
+            return ""
+        return f"{found[0]}{region or ''}"
+
+    parts = [pa.array([find(*row) for row in some], pa.large_string()) for some in in_parts(rows)]
     if missing:
         number, written = missing[0]
         raise UserError(
             f"{declaration.root}, line {number}: no such image {shown(written)} ({len(missing)} of {len(rows)} "
             f"missing){files.hint(written)}; paths count from {folder}"
         )
-    return lines
+    return pa.chunked_array(parts, pa.large_string())
 
 
 class ListedFiles:
@@ -167,18 +192,20 @@ def _column_warnings(columns: list[str]) -> list[str]:
     return [f"column(s) not used: {', '.join(map(shown, ignored))}{''.join(hints)}"]
 
 
-def _name_warnings(lines: list[_Line]) -> list[str]:
+def _name_warnings(lines: _Lines) -> list[str]:
     """A warning for files whose names only match the listed ones."""
-    names = [(posixpath.normpath(line["image"].replace("\\", "/")), line.path.replace("\\", "/")) for line in lines]
-    other = [(written, there) for written, there in names if written != there]
+    other, what, first = 0, "", ""
+    for line in lines:
+        written, there = posixpath.normpath(line["image"].replace("\\", "/")), line.path.replace("\\", "/")
+        if written != there:
+            what, first = (what, first) if other else (difference(written, there), there)
+            other += 1
     if not other:
         return []
-    written, there = other[0]
-    what = difference(written, there)
-    return [f"{len(other)} image(s) found under a name that differs in {what} (the first: '{shown(there)}')"]
+    return [f"{other} image(s) found under a name that differs in {what} (the first: '{shown(first)}')"]
 
 
-def _group_warnings(lines: list[_Line], images: list[RawImage], columns: list[str], merged: bool) -> list[str]:
+def _group_warnings(lines: _Lines, images: RawImages, columns: list[str], merged: bool) -> list[str]:
     """Warnings for identifiers of patients and slides that look wrong or contradict each other."""
     warnings = []
     if "patient" in columns:
@@ -209,24 +236,26 @@ def _group_warnings(lines: list[_Line], images: list[RawImage], columns: list[st
     return warnings + _listed_twice(lines, images)
 
 
-def _listed_twice(lines: list[_Line], images: list[RawImage]) -> list[str]:
+def _listed_twice(lines: _Lines, images: RawImages) -> list[str]:
     """Warnings for files with several lines, those with contradicting patients apart."""
-    of_path: dict[str, list[int]] = defaultdict(list)
-    for position, line in enumerate(lines):
-        of_path[line.path].append(position)
-    twice = [positions for positions in of_path.values() if len(positions) > 1]
+    counts = lines.paths.value_counts()
+    several = set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
+    of_path: dict[str, list[tuple[int, str]]] = {}  # lines and groups
+    if several:
+        for line, image in zip(lines, images, strict=True):
+            if line.path in several:
+                of_path.setdefault(line.path, []).append((line.number, image.group))
     warnings = []
     for contradict in (False, True):
-        found = [
-            positions
-            for positions in twice
-            if (len({images[position].group for position in positions}) > 1) == contradict
-        ]
+        found = {
+            path: places for path, places in of_path.items() if (len({group for _, group in places}) > 1) == contradict
+        }
         if found:
-            numbers = " and ".join(str(lines[position].number) for position in found[0][:3])
+            path, places = next(iter(found.items()))
+            numbers = " and ".join(str(number) for number, _ in places[:3])
             of = "of different patients or slides" if contradict else "by the same patient and slide"
             warnings.append(
-                f"{len(found)} file(s) listed more than once, {of} (the first: '{shown(lines[found[0][0]].path)}', "
+                f"{len(found)} file(s) listed more than once, {of} (the first: '{shown(path)}', "
                 f"lines {numbers}): one line of each counts; {'correct' if contradict else 'delete'} the others"
             )
     return warnings

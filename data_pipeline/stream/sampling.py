@@ -60,8 +60,8 @@ class WindowedOrder:
     window is shuffled.
     """
 
-    def __init__(self, shards: Sequence[str] | pd.Series, seed: int, window: int) -> None:
-        """`shards`: the shard of each row."""
+    def __init__(self, shards: Sequence[str] | npt.NDArray[np.int32], seed: int, window: int) -> None:
+        """`shards`: the shard of each row, its name or its number among the sorted names."""
         shard_of_row, names = pd.factorize(pd.Series(shards), sort=True)
         self.epoch_size = len(shard_of_row)
         self._rows_by_shard = np.argsort(shard_of_row, kind="stable")

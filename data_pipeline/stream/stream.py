@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.device import to_device
 from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
+from data_pipeline.ids import to_hex
 from data_pipeline.ingest.split_check import way_out
 from data_pipeline.shards.reader import ShardBytes
 from data_pipeline.stream.augment import draw_parameters
@@ -39,6 +41,7 @@ from data_pipeline.stream.sampling import (
     WindowedOrder,
     rank_slice,
 )
+from data_pipeline.stream.selection import Selection, select
 
 _COLUMNS = [
     *("id", "domain", "cell_type", "group", "source", "path", "origin", "parent"),
@@ -119,10 +122,10 @@ class Stream:
         self._pad = pad
         self._operations = config.augment.operations if training else tuple(operations)
         self._place = "/".join(splits or SPLITS) + (f", folds {', '.join(map(str, folds))}" if folds else "")
-        self.samples = self._select(splits, folds, ids)
-        numbers = {name: number for number, name in enumerate(cell_types)}
-        self.labels: Rows = np.asarray(self.samples["cell_type"].map(numbers), np.int64)
-        self._is_generated = (self.samples["origin"] == "synthetic").to_numpy()
+        self._splits, self._folds = splits, folds
+        self._selection = self._select(ids)
+        self.labels: Rows = self._selection.labels
+        self._is_generated = self._selection.generated
         order = self._make_order(epoch_size, generated) if make_order is None else make_order(self.labels)
         self._batches = GlobalBatches(order, global_batch, keep_tail=not training)
         self._real_from = None
@@ -132,7 +135,16 @@ class Stream:
             self._real_batches.count_parts(topology.world_size, micro_batch)
         self._crop = self._crop_of_rows()
         self.parts = self._batches.count_parts(topology.world_size, micro_batch)
-        self._source = ShardBytes(dataset, self.samples)
+        self._source = ShardBytes(dataset, self._selection.places)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """The sample table, read when it is first asked for; a training does not need its texts."""
+        rows = self._dataset.samples(self._splits, self.config.domains, self.cell_types, _COLUMNS, self._folds)
+        if len(rows) == len(self._selection):
+            return rows
+        chosen = rows["id"].isin(to_hex(self._selection.places.ids).to_pylist())
+        return rows[chosen].reset_index(drop=True)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -147,7 +159,8 @@ class Stream:
 
     def ids(self, batch: int) -> list[str]:
         """Ids of the samples in global batch number `batch`, over all ranks."""
-        return self.samples["id"].iloc[self.rows(batch)].tolist()
+        found: list[str] = to_hex(self._selection.places.ids[self.rows(batch)]).to_pylist()
+        return found
 
     def parts_of(self, batch: int) -> list[tuple[Rows, Rows]]:
         """This rank's micro-batches of a global batch: (rows, positions)."""
@@ -211,34 +224,28 @@ class Stream:
     def _slice_of(self, rows: Rows) -> slice:
         return rank_slice(len(rows), self._topology.rank, self._topology.world_size)
 
-    def _select(
-        self, splits: Sequence[str] | None, folds: Sequence[int] | None, ids: Sequence[str] | None
-    ) -> pd.DataFrame:
-        """The sample table. UserError when it is empty."""
-        domains, cell_types = self.config.domains, list(self.cell_types)
-        samples = self._dataset.samples(
-            splits=splits, domains=domains, cell_types=cell_types, folds=folds, columns=_COLUMNS
-        )
-        if ids is not None:
-            samples = samples[samples["id"].isin(list(ids))].reset_index(drop=True)
-        if len(samples) == 0:
-            remedy = way_out(self._dataset, splits or SPLITS) or "see its counts in build_report.json"
+    def _select(self, ids: Sequence[str] | None) -> Selection:
+        """The samples. UserError when there is none."""
+        domains, splits, dataset = self.config.domains, self._splits, self._dataset
+        found = select(dataset, self.cell_types, splits=splits, domains=domains, folds=self._folds, ids=ids)
+        if not len(found):
+            remedy = way_out(dataset, splits or SPLITS) or "see its counts in build_report.json"
             raise UserError(
-                f"no image in {self._dataset.root} for split {self._place}, "
-                f"domains {domains or 'all'}, cell types {', '.join(cell_types) or 'none'}: {remedy}"
+                f"no image in {dataset.root} for split {self._place}, "
+                f"domains {domains or 'all'}, cell types {', '.join(self.cell_types) or 'none'}: {remedy}"
             )
-        return samples
+        return found
 
     def _make_order(self, epoch_size: int | None, generated: GeneratedUse) -> Order:
         if not self.training:
-            return SequentialOrder(len(self.samples))
+            return SequentialOrder(len(self._selection))
         if generated.replace is None or not self._is_generated.any():
-            return self._order_among(np.arange(len(self.samples)), epoch_size)
+            return self._order_among(np.arange(len(self._selection)), epoch_size)
         if self.config.order == "windowed":
             raise UserError(
                 "train.synthetic.replace draws generated images from all shards at once and needs data.order=global"
             )
-        kinds = self.samples.groupby(["cell_type", "domain"]).ngroup()
+        kinds = self.labels * len(self._selection.domain_names) + self._selection.domains
         made = np.flatnonzero(self._is_generated)
         return ReplacingOrder(self._real_order(epoch_size), kinds, made, generated.replace, self._seed)
 
@@ -261,7 +268,7 @@ class Stream:
             )
         order: Order
         if self.config.sampling == "domain_balanced":
-            domains = self.samples["domain"].to_numpy()[rows]
+            domains = self._selection.domains[rows]
             order = DomainBalancedOrder(self.labels[rows], domains, self._seed, self.config.most_repeats)
         elif self.config.sampling == "class_balanced":
             if epoch_size is not None:
@@ -270,10 +277,10 @@ class Stream:
                 epoch_size = epoch_size - epoch_size % self.global_batch or epoch_size
             order = ClassBalancedOrder(self.labels[rows], self._seed, epoch_size)
         elif self.config.order == "windowed":
-            order = WindowedOrder(self.samples["shard"].iloc[rows], self._seed, self.config.window)
+            order = WindowedOrder(self._selection.places.shards[rows], self._seed, self.config.window)
         else:
             order = UniformOrder(len(rows), self._seed)
-        return order if len(rows) == len(self.samples) else OrderAmong(order, rows)
+        return order if len(rows) == len(self._selection) else OrderAmong(order, rows)
 
     def _require_every_type(self) -> None:
         """A missing type would shift the types at all positions against the other stream's."""
@@ -287,8 +294,7 @@ class Stream:
 
     def _crop_of_rows(self) -> npt.NDArray[np.float32]:
         """The fraction of its sides that each row's image keeps: float32 [rows]."""
-        crop = self.config.crop
-        here = self._dataset.samples(columns=["domain"])["domain"] if crop else ()
-        refuse_unknown_domains(sorted(crop), here, f"data.crop and {self._dataset.root}")
-        shares = self.samples["domain"].map(lambda domain: crop.get(domain, 1.0))
-        return shares.mask(self.samples["origin"] == "synthetic", 1.0).to_numpy(np.float32)
+        crop, found = self.config.crop, self._selection
+        refuse_unknown_domains(sorted(crop), found.domain_names if crop else (), f"data.crop and {self._dataset.root}")
+        shares = np.array([crop.get(name, 1.0) for name in found.domain_names], np.float32)[found.domains]
+        return np.where(found.generated, np.float32(1), shares)

@@ -1,11 +1,12 @@
 """What an image costs as images become more: building, adding a few, starting, streaming and resuming an epoch.
 
 usage:
-  uv run python -m tests.benchmarks.scale work=DIR out=FILE.json [sizes=12500,25000,50000,100000]
-The images are phantom cells of 48 px, rendered into work= once (3 minutes for 100,000 on two cores), the first of them
-for each size; sizes build data sets of their own. Each step runs in a new process, which has imported what it needs
-before the clock starts, and is alone in its work, so that its processor time and memory are all that the step takes:
-on a machine that does other work too, they tell more than seconds by the clock.
+  uv run python -m tests.benchmarks.scale work=DIR out=FILE.json [sizes=12500,25000,50000,100000] [rows=250000,1000000]
+sizes: data sets of real files, phantom cells of 48 px, rendered into work= once (3 minutes for 100,000 on two cores),
+the first of them for each size. rows: data sets whose images are forged (`forged_rows.py`), for what a row costs beside
+its picture. Each step runs in a new process, which has imported what it needs before the clock starts, and is alone in
+its work, so that its processor time and memory are all that the step takes: on a machine that does other work too, they
+tell more than seconds by the clock.
 """
 
 import json
@@ -15,7 +16,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -26,15 +27,19 @@ import pandas as pd
 from data_pipeline.catalog import Dataset
 from data_pipeline.cell_types import CELL_TYPES
 from data_pipeline.ingest.build import build_dataset
+from data_pipeline.partitions import PARTITION_FOLDER
 from data_pipeline.phantoms.folders import TABLE, render_phantoms
 from data_pipeline.sources import SourceDeclaration
 from data_pipeline.stream.augment import AugmentConfig
 from data_pipeline.stream.config import StreamConfig
 from data_pipeline.stream.stream import Stream
+from tests.benchmarks.forged_rows import declare, forging
 from trainer.experiments.machine import describe_machine
 
 SIDE = 48
 ADDED = 504
+ADDED_ROWS = 10_000
+_STARTS = ("open", "stream", "first ids", "first batch")
 STREAM = StreamConfig(image_size=32, augment=AugmentConfig(rotation=0, scale=1, shift=0))
 GLOBAL_BATCH = 256
 
@@ -46,25 +51,33 @@ def main() -> None:
     arguments = dict(argument.split("=", 1) for argument in sys.argv[1:])
     work, out = Path(arguments["work"]), Path(arguments["out"])
     sizes = sorted(int(size) for size in arguments.get("sizes", "12500,25000,50000,100000").split(","))
-    report = run(work, sizes)
+    rows = sorted(int(size) for size in arguments.get("rows", "250000,1000000").split(","))
+    report = run(work, sizes, rows)
     out.write_text(json.dumps(report, indent=1) + "\n")
     print("\n".join(table(report)))
     print(out.resolve())
 
 
-def run(work: Path, sizes: list[int]) -> Found:
+def run(work: Path, sizes: list[int], rows: list[int]) -> Found:
     """All steps at every size, as they go into the JSON."""
-    report: Found = {"machine": describe_machine(), "side": SIDE, "added": ADDED, "sizes": {}}
+    report: Found = {"machine": describe_machine(), "side": SIDE, "added": ADDED, "added_rows": ADDED_ROWS}
     images = render(work / "images", -(-max(sizes) // len(CELL_TYPES)), seed=0)
     render(work / "added", ADDED // len(CELL_TYPES), seed=1)
     for size in sizes:
-        folder = work / str(size)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
         first_of(images, size)
-        report["sizes"][size] = {step.__name__: measured(step, work, folder) for step in STEPS}
-        shutil.rmtree(folder)
+    report["sizes"] = {size: steps_of(STEPS, work, size) for size in sizes}
+    report["rows"] = {size: steps_of(ROW_STEPS, work, size) for size in rows}
     return report
+
+
+def steps_of(steps: Mapping[str, Step], work: Path, size: int) -> Found:
+    """Every step for one data set, which is removed at the end."""
+    folder = work / str(size)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    found = {name: measured(step, work, folder) for name, step in steps.items()}
+    shutil.rmtree(folder)
+    return found
 
 
 def render(folder: Path, per_type: int, seed: int) -> Path:
@@ -133,10 +146,9 @@ def start(work: Path, folder: Path) -> Found:
     marks.append(_clocks())
     next(stream.read())
     marks.append(_clocks())
-    names = ("open", "stream", "first ids", "first batch")
     return {
         name: [round(end - begin, 4) for begin, end in zip(*pair, strict=True)]
-        for name, pair in zip(names, pairwise(marks), strict=True)
+        for name, pair in zip(_STARTS, pairwise(marks), strict=True)
     }
 
 
@@ -167,7 +179,31 @@ def _stream(dataset: Dataset) -> Stream:
     return Stream(dataset, STREAM, splits=["train"], cell_types=CELL_TYPES, global_batch=GLOBAL_BATCH, training=True)
 
 
-STEPS: tuple[Step, ...] = (build, add, start, epoch, resume)
+def build_rows(work: Path, folder: Path) -> Found:
+    """From a list of forged images to a data set."""
+    with forging():
+        return _build(folder, declare(work / "forged", "cells", int(folder.name)))
+
+
+def add_rows(work: Path, folder: Path) -> Found:
+    """A small second source of forged images; which files of rows are written."""
+    catalog = folder / "data" / PARTITION_FOLDER
+    before = set(os.listdir(catalog))
+    with forging():
+        found = _build(folder, declare(work / "forged", "added", ADDED_ROWS))
+    after = set(os.listdir(catalog))
+    return {**found, "row_files_written": len(after - before), "row_files_kept": len(after & before)}
+
+
+STEPS: dict[str, Step] = {"build": build, "add": add, "start": start, "epoch": epoch, "resume": resume}
+ROW_STEPS: dict[str, Step] = {"build": build_rows, "add": add_rows, "start": start}
+
+
+def bytes_an_image(rows: Found, step: str) -> float:
+    """Memory that one more image takes in a step, between the smallest and the largest data set."""
+    ends = sorted(rows, key=int)[:: max(1, len(rows) - 1)]
+    more = [rows[size][step]["mib_at_most"] - rows[size][step]["mib_before"] for size in ends]
+    return (more[-1] - more[0]) * 2**20 / max(1, int(ends[-1]) - int(ends[0]))
 
 
 def table(report: Found) -> list[str]:
@@ -181,7 +217,14 @@ def table(report: Found) -> list[str]:
         once = " ".join(f"{steps[name]['processor_seconds']:8.3f}" for name in ("start", "resume"))
         memory = ", ".join(f"{name} {found['mib_at_most'] - found['mib_before']:.0f}" for name, found in steps.items())
         lines.append(f"{size:>8} {each}             | {once}   | {memory}")
-    return lines
+    lines.append(f"{'rows':>8} {'build':>8} {'add':>8} us a row | {'start':>8} s by the clock | MiB more")
+    for size, steps in report["rows"].items():
+        each = " ".join(f"{1e6 * steps[name]['processor_seconds'] / int(size):8.1f}" for name in ("build", "add"))
+        begun = sum(seconds for name in _STARTS for seconds in steps["start"][name][:1])
+        memory = ", ".join(f"{name} {found['mib_at_most'] - found['mib_before']:.0f}" for name, found in steps.items())
+        lines.append(f"{size:>8} {each}          | {begun:8.2f}   | {memory}")
+    more = ", ".join(f"{name} {bytes_an_image(report['rows'], name):.0f}" for name in ROW_STEPS)
+    return [*lines, f"one more row, bytes of memory: {more}"]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from tests.benchmarks.scale import ADDED, run, table
 
 @pytest.mark.slow
 def test_the_scale_benchmark_measures_every_step(tmp_path: Path) -> None:
-    """At one size, whose training images fill three batches."""
-    report = json.loads(json.dumps(run(tmp_path, [960])))
+    """At one size, whose training images fill three batches, and with forged rows."""
+    report = json.loads(json.dumps(run(tmp_path, [960], [1200, 2400])))
     steps = report["sizes"]["960"]
     assert steps["build"]["samples"] + steps["build"]["excluded"] == 960
     assert steps["add"]["samples"] + steps["add"]["excluded"] == 960 + ADDED
@@ -19,4 +19,7 @@ def test_the_scale_benchmark_measures_every_step(tmp_path: Path) -> None:
     assert steps["epoch"]["images"] == 768
     assert min(steps["start"]["first batch"]) > 0
     assert all(0 < found["mib_before"] <= found["mib_at_most"] for found in steps.values())
-    assert len(table(report)) == 2
+    rows = report["rows"]["2400"]
+    assert rows["build"]["samples"] == 2400
+    assert (rows["add"]["row_files_written"], rows["add"]["row_files_kept"]) == (1, 1)
+    assert len(table(report)) == 6

@@ -81,7 +81,7 @@ def readers(materials: Materials) -> list[Reader]:
     from tests.chaos.commands import CLASSIFIER
 
     data, run, bank = materials.data, materials.classifier, materials.bank
-    of_data = ("shards/*.tar", "shards/*.idx", "catalog.parquet", "dataset.json")
+    of_data = ("shards/*.tar", "shards/*.idx", "catalog.parquet", "catalog/*.parquet", "dataset.json")
     of_run = ("checkpoints/best*", "config.yaml", "calibration.json", "uncertainty.safetensors")
     of_bank = (
         "bank.json",

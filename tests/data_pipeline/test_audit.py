@@ -13,7 +13,7 @@ from data_pipeline.audit import audit_dataset
 from data_pipeline.audit_check import Check
 from data_pipeline.banks.balance import balance_dataset
 from data_pipeline.banks.balance_config import BalanceConfig
-from data_pipeline.catalog import Dataset, Sample, catalog_bytes, from_table
+from data_pipeline.catalog import Dataset, Sample, catalog_bytes, from_table, write_rows
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS, split_of
 from data_pipeline.ingest.images import HASH_BYTES
@@ -238,7 +238,8 @@ def test_files_that_betray_what_they_show(parent: Dataset, tiny_dataset: Dataset
 def test_a_catalogue_that_was_changed_by_hand(parent: Dataset) -> None:
     rows = from_table(parent.table)
     first(rows, cell_type="basophil").cell_type = "monocyte"
-    (parent.root / CATALOG_FILE).write_bytes(catalog_bytes(rows, parent.metadata))  # type: ignore[operator]
+    parent.metadata["partitions"] = write_rows(parent.root, rows)
+    (parent.root / CATALOG_FILE).write_bytes(catalog_bytes(parent.metadata))  # type: ignore[operator]
     assert "content hash" in assert_found(Dataset.open(parent.root), "catalogue")["catalogue"].line
 
 

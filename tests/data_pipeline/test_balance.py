@@ -16,7 +16,7 @@ from data_pipeline.audit import audit_dataset
 from data_pipeline.banks.balance import balance_dataset, format_counts, training_counts
 from data_pipeline.banks.balance_config import BalanceConfig
 from data_pipeline.banks.image_bank import ImageBank
-from data_pipeline.catalog import Dataset, check_invariants, from_table
+from data_pipeline.catalog import Dataset, check_invariants, from_table, to_table
 from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.learned_images import JUDGE_FOLDER, LearnedImages, learned_by_makers
@@ -254,11 +254,11 @@ def test_nothing_generated_can_be_held_out(parent: Dataset, bank: Path, tmp_path
     balance(parent, tmp_path / "out", bank)
     out = Dataset.open(tmp_path / "out")
     rows = from_table(out.table)
-    check_invariants(rows, out.metadata["shards"])
+    check_invariants(to_table(rows), out.metadata["shards"])
     made = next(row for row in rows if row.origin == "synthetic")
     made.split = "validation"
     with pytest.raises(AssertionError, match="held out"):
-        check_invariants(rows, out.metadata["shards"])
+        check_invariants(to_table(rows), out.metadata["shards"])
 
 
 def test_what_generators_and_judges_learned_from_goes_with_the_data_set(

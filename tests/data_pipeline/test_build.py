@@ -15,6 +15,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.ingest.build_report import format_report
 from data_pipeline.ingest.curate import Exclusion
+from data_pipeline.partitions import PARTITION_FOLDER
 from data_pipeline.shards.build_files import build_lock
 from data_pipeline.shards.store import CATALOG_FILE
 from data_pipeline.shards.verify import verify_dataset
@@ -184,7 +185,8 @@ def test_any_history_of_changes_ends_where_a_fresh_build_ends(
 def test_nothing_changed_means_nothing_written(two_sources: tuple[SourceDeclaration, ...], tmp_path: Path) -> None:
     build(tmp_path / "data", *two_sources)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "shards").iterdir()}
-    times[tmp_path / "data" / CATALOG_FILE] = (tmp_path / "data" / CATALOG_FILE).stat().st_mtime_ns
+    for path in (tmp_path / "data" / CATALOG_FILE, *(tmp_path / "data" / PARTITION_FOLDER).iterdir()):
+        times[path] = path.stat().st_mtime_ns
     report = build(tmp_path / "data")
     assert (report["shards_written"], report["shards_removed"]) == (0, 0)
     assert report["shards_kept"] == len(Dataset.open(tmp_path / "data").metadata["shards"])

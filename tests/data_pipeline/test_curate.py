@@ -16,10 +16,11 @@ from data_pipeline.ingest.curate import (
     Exclusion,
     apply_exclusions,
     check_ratio,
-    exclude_duplicates,
+    duplicate_sets,
     fold_of,
     group_name,
     read_exclusions,
+    settle,
     split_of,
 )
 from data_pipeline.ingest.duplicates import near_components, near_pairs
@@ -52,6 +53,14 @@ def sample(
         fold=fold_of(group),
         perceptual_hash=bits.to_bytes(32),
     )
+
+
+def exclude_duplicates(samples: list[Sample], source_order: list[str]) -> None:
+    """As a build does, for samples that are objects."""
+    rows = [row for row in samples if row.kept and row.perceptual_hash is not None]
+    hashes = np.frombuffer(b"".join(row.perceptual_hash or b"" for row in rows), np.uint8).reshape(len(rows), -1)
+    for members in duplicate_sets(hashes):
+        settle([rows[member] for member in members], {name: place for place, name in enumerate(source_order)})
 
 
 def kept(samples: list[Sample]) -> list[str]:

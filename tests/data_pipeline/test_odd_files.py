@@ -187,7 +187,7 @@ def test_a_data_set_of_an_earlier_decoder_is_looked_at_anew(tmp_path: Path, monk
     Image.new("RGB", (3, 3)).save(raw / "basophil" / "dot.png")
     with monkeypatch.context() as earlier:
         earlier.setattr("data_pipeline.ingest.images._MIN_SIDE", 1)
-        for module in ("ingest.build", "shards.writer"):
+        for module in ("ingest.known_facts", "ingest.recipe", "shards.writer"):
             earlier.setattr(f"data_pipeline.{module}.DECODING", 1)
         assert build(tmp_path / "data", raw)["samples"] == 5
     report = build(tmp_path / "data", raw)

@@ -97,10 +97,12 @@ def test_a_data_set_in_a_store_is_that_on_a_disk(
 
     first = build_both(sources[0], settings=SETTINGS)
     shards = [name for name in first if name.startswith("shards/")]
-    assert first == [*shards, "catalog.parquet", "dataset.json", "build_report.json"]
+    rows = [name for name in first if name.startswith("catalog/one-")]
+    assert first == [*shards, *rows, "catalog.parquet", "dataset.json", "build_report.json"]
+    assert len(rows) == 1
     assert all(name.endswith(".idx") == (number % 2 == 0) for number, name in enumerate(sorted(shards)))
     grown = build_both(sources[1])
-    assert all(name.startswith("shards/two-") for name in grown if name.startswith("shards/"))
+    assert all(name.startswith(("shards/two-", "catalog/two-")) for name in grown if "/" in name)
     assert build_both() == ["dataset.json", "build_report.json"]
     write_image(tmp_path / "one" / "basophil" / "late.jpg", 900)
     changed = [name for name in build_both() if name.endswith(".tar")]
@@ -150,8 +152,8 @@ def test_a_killed_build_leaves_the_old_data_set(
     old = in_store(s3)
     build_dataset(URL, sources, progress=False)
     new = in_store(s3)
-    # Before the n-th change to the store: shards and indices, then catalogue, mirror and report, then the removal.
-    commit = 1 + sum(name.startswith("shards/") for name in new.keys() - old.keys())
+    # Before the n-th change to the store: shards, indices and rows, then catalogue, mirror and report, then the removal.
+    commit = 1 + sum(name.startswith(("shards/", "catalog/")) for name in new.keys() - old.keys())
     steps = list(range(1, commit + 4)) if every_step else [commit, commit + 3]
     orders = [json.dumps([URL, *(source.to_json() for source in sources)]), json.dumps(steps)]
     with subprocess.Popen(
@@ -201,7 +203,7 @@ def test_a_build_whose_place_was_taken_commits_nothing(s3: S3Server, sources: li
         build_dataset(URL, sources, settings=SETTINGS, progress=False)
         whole = in_store(s3)
         with pytest.raises(UserError, match="has taken the place of this one"):
-            site.commit([], {"shards": {}}, {})
+            site.commit({"shards": {}, "partitions": {}}, {})
     assert in_store(s3) == whole
 
 

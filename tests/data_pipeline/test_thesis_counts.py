@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.catalog import Dataset, from_table
+from data_pipeline.catalog import Dataset, from_table, to_table
 from data_pipeline.cell_types import BARCELONA_FOLDERS, CELL_TYPES, MUNICH_CODES
-from data_pipeline.ingest.label_counts import BARCELONA, MUNICH, compare_with_thesis, count_labels, thesis_counts
+from data_pipeline.ingest.build_report import Tally
+from data_pipeline.ingest.label_counts import BARCELONA, MUNICH, compare_with_thesis, thesis_counts
 from launchers import build_shards
 from tests.forged_catalog import full_downloads
 from trainer.reports.thesis_tables import printed
@@ -47,4 +48,4 @@ def test_exclusions_are_counted_by_label_and_reason(tiny_dataset: Dataset) -> No
     label = rows[0].source_label
     rows = [dataclasses.replace(row, source_label=label) for row in rows]
     rows[0].exclude("duplicate", "of another")
-    assert count_labels(rows) == {"phantom": {label: {"images": 3, "kept": 2, "duplicate": 1}}}
+    assert Tally([to_table(rows)]).labels() == {"phantom": {label: {"images": 3, "kept": 2, "duplicate": 1}}}

@@ -204,7 +204,7 @@ def test_a_data_set_made_from_another_is_not_reviewed(tiny_dataset: Dataset, tmp
     metadata = tiny_dataset.metadata | {"made_by": {"tool": "balance"}}
     from trainer.tasks.classification.review import review as task
 
-    derived = Dataset(tiny_dataset.root, tiny_dataset.table, metadata)
+    derived = Dataset(tiny_dataset.root, metadata)
     config = type("Config", (), {"open_dataset": lambda self: derived})()
     with pytest.raises(UserError, match="review that one"):
         task.write_review(config, tmp_path / "x.html", splits=["train"], folds=2, images=5, topology=None)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +37,7 @@ class RayMap:
         """root: the data set's folder, absolute, or its place in a store."""
         self._root = root
 
-    def __call__(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    def __call__(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield function(task) in the order of the tasks, with a few in flight for each core.
 
         A task whose process or node dies is restarted on another. The first exception of a task ends the map: UserError

@@ -19,9 +19,10 @@ def save_training_data(run: Path, dataset: Dataset, config: StreamConfig) -> Non
     Images are those of `config.domains` and `config.cell_types`. Under "counts" rows of domain, cell_type, split,
     origin and images; "domains" holds images, groups, images that name none, and microns per pixel, where known.
     """
-    rows = dataset.samples(domains=config.domains, cell_types=config.cell_types)
-    rows = rows[rows["cell_type"] != ""]
     kinds = ["domain", "cell_type", "split", "origin"]
+    columns = [*kinds, "id", "parent", "group", "microns_per_pixel"]
+    rows = dataset.samples(domains=config.domains, cell_types=config.cell_types, columns=columns)
+    rows = rows[rows["cell_type"] != ""]
     counts = rows.groupby(kinds).size().reset_index(name="images").to_dict("records")
     domains = {}
     for domain, part in rows.groupby("domain"):
