@@ -71,6 +71,7 @@ class Detection(Task[DetectorRunConfig]):
     kind = "detection"
     launcher = "train_detector.py"
     config = DetectorRunConfig
+    whole_fields = True
 
     def open(self, config: DetectorRunConfig, dataset: Dataset, topology: Topology) -> DetectorSession:
         return DetectorSession(config, dataset, topology)
