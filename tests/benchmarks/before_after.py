@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -27,10 +28,13 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import UserError
+from data_pipeline.stream.stream import Topology
 from launchers.console import CONFIGS, launch
 from tests.benchmarks.memory import launcher_of, overrides_of, phantoms
+from tests.benchmarks.real_loops import some_steps
 from tests.benchmarks.timing import paired_ratio, summary
 from trainer.experiments.machine import describe_machine
+from trainer.learners.topology import join_processes
 from trainer.runs.configuration import typed
 
 
@@ -147,34 +151,22 @@ class _Worker:
 
 def work() -> None:
     """Answer questions on stdin, one a line, with this checkout's trainings."""
-    import time
-
-    from tests.benchmarks.real_loops import some_steps
-    from trainer.learners.topology import join_processes
-
     topology = join_processes()
-    clock = time.process_time if topology.device.type == "cpu" else time.perf_counter
     for line in sys.stdin:
-        launcher, overrides, steps = json.loads(line)
-        begun, ended = [], []
-        timed = some_steps(
-            launcher,
-            overrides,
-            topology,
-            warm_up=1,
-            steps=steps,
-            on_start=lambda begun=begun: begun.append(clock()),
-            on_end=lambda ended=ended: ended.append(_when_done(topology.device, clock)),
-        )
-        seconds = (ended[0] - begun[0]) / steps
-        answer = {"seconds": seconds, "precision": timed.precision, "images": timed.global_batch}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(_timed(*json.loads(line), topology)), flush=True)
 
 
-def _when_done(device: torch.device, clock: Callable[[], float]) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock()
+def _timed(launcher: str, overrides: list[str], steps: int, topology: Topology) -> dict[str, Any]:
+    times: list[float] = []
+
+    def note() -> None:
+        if topology.device.type == "cuda":
+            torch.cuda.synchronize(topology.device)
+        times.append(time.perf_counter() if topology.device.type == "cuda" else time.process_time())
+
+    timed = some_steps(launcher, overrides, topology, warm_up=1, steps=steps, on_start=note, on_end=note)
+    seconds = (times[1] - times[0]) / steps
+    return {"seconds": seconds, "precision": timed.precision, "images": timed.global_batch}
 
 
 if __name__ == "__main__":

@@ -172,8 +172,8 @@ def table(result: dict[str, Any]) -> list[str]:
     for case in result["training"]:
         lines += [
             f"{case['model']}, {case['image_size']} px, {case['images']} images for each of {step['processes']} "
-            f"processes, {step['batches']}: efficiency {step['efficiency']['median']:.2f}, measured {step['measured']['low']} s, "
-            f"predicted {step['predicted']['without overlap']} s, "
+            f"processes, {step['batches']}: efficiency {step['efficiency']['median']:.2f}, "
+            f"measured {step['measured']['low']} s, predicted {step['predicted']['without overlap']} s, "
             f"{step['predicted']['with overlap']} s with overlap"
             for step in case["steps"]
         ]
