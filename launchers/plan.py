@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     from accelerate import PartialState
 
     from trainer.planning.plan import count_steps, plan_memory
+    from trainer.runs.stored_size import propose_stored_size
 
     PartialState(cpu=True)  # nothing of a plan runs on a GPU
     plan = plan_memory(config, gpu_memory, asked.processes)
@@ -79,6 +80,8 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join(_memory(plan, f"{asked.config} model={model}", config)), flush=True)
     steps = count_steps(config, plan.processes)
     print("\n".join(_time(steps, config.train.global_batch * plan.batches, asked.images_per_second)))
+    if config.shards is not None and (proposal := propose_stored_size(config.open_dataset(), config.data)) is not None:
+        print(proposal)
     if not plan.fits:
         raise UserError(_advice(plan))
 

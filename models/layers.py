@@ -33,6 +33,21 @@ def upsampling(kind: Upsampling, in_channels: int, out_channels: int, kernel: in
     return NearestUpsampling(in_channels, out_channels, bias)
 
 
+class SameSizeDeconvolution(nn.ConvTranspose2d):
+    """A transposed convolution that keeps the size: float [n, in_channels, H, W] -> [n, out_channels, H, W].
+
+    Computed as the convolution with its kernel turned, which is the same function; on CPUs the backward pass is faster.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, bias: bool = True) -> None:
+        """kernel: side of the kernel, odd."""
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+
+    def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
+        turned = self.weight.flip(2, 3).transpose(0, 1)
+        return functional.conv2d(features, turned, self.bias, padding=self.kernel_size[0] // 2)
+
+
 class NearestUpsampling(nn.Conv2d):
     """Each pixel repeated to 2x2, then a 3x3 convolution: float [n, C, H, W] -> [n, out_channels, 2H, 2W].
 

@@ -14,7 +14,7 @@ from data_pipeline.phantoms.folders import render_phantoms
 from data_pipeline.shards.writer import ShardSettings
 from data_pipeline.sources import SourceDeclaration
 from tests.examples import examples
-from tests.launching import ROOT, Finished, Launched, start_server
+from tests.launching import ROOT, Finished, Launched, compute_in_fp32, start_server
 from tests.s3_server import S3Server
 
 TINY_TYPES = ("basophil", "eosinophil", "lymphocyte")
@@ -25,6 +25,11 @@ settings.load_profile("steady")
 
 Launch = Callable[..., Finished]
 Start = Callable[..., Launched]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def same_precision() -> None:
+    compute_in_fp32()
 
 
 @pytest.fixture(autouse=True)

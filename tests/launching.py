@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 from tests.free_port import free_port
 
@@ -145,10 +146,18 @@ class Launched:
         return "".join((self._folder / f"{stream}-{rank}").read_text() for rank in range(len(self._processes)))
 
 
+def compute_in_fp32() -> None:
+    """train.precision=auto is fp32 in this process, whatever the CPU: sums then differ in their last bits only."""
+    import torch
+
+    mock.patch.object(torch.cpu, "get_capabilities", dict).start()
+
+
 def become(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int = 0) -> None:
     """Run a launcher in this process, which is its own from now on; its output goes to files of the folder."""
     os.chdir(folder)
     os.environ.update(environment)
+    compute_in_fp32()
     for stream, descriptor in (("stdout", 1), ("stderr", 2)):
         target = os.open(folder / f"{stream}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(target, descriptor)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig, Norm
 from models.errors import ModelError
-from models.layers import SLOPE, normalization, upsampling
+from models.layers import SLOPE, SameSizeDeconvolution, normalization, upsampling
 
 # Of the generator's last layer: below 1, so that no image starts where tanh is flat.
 _LAST_GAIN = 0.5
@@ -53,11 +53,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, norm: Norm, *, transposed: bool) -> None:
         super().__init__()
-        layer = nn.ConvTranspose2d if transposed else nn.Conv2d
+        bias = norm == "none"  # a norm removes it
         layers: list[nn.Module] = []
         for _ in range(2):
             layers += [normalization(norm, channels), nn.LeakyReLU(SLOPE)]
-            layers.append(layer(channels, channels, 3, 1, 1, bias=norm == "none"))  # a norm removes a bias
+            if transposed:
+                layers.append(SameSizeDeconvolution(channels, channels, 3, bias))
+            else:
+                layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias))
         self.branch = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:

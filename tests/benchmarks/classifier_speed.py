@@ -46,7 +46,7 @@ class ClassifierSpeed:
         self._number = 0
 
     def config(self, variant: str, augment: str = "flip", *more: str) -> ClassifierRunConfig:
-        """Ours with some of _CHOICES, joined by +; `plain` has none of them."""
+        """Ours with some of _CHOICES, joined by +; `plain` has the defaults."""
         classifier = self.classifier
         overrides = [
             f"model={classifier.model}",
@@ -54,7 +54,6 @@ class ClassifierSpeed:
             f"data.image_size={classifier.image_size}",
             f"train.global_batch={classifier.batch}",
             f"train.precision={classifier.precision}",
-            "train.channels_last=false",  # unless it is one of the choices
             *classifier.settings,
             *more,
         ]

@@ -23,7 +23,7 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 from data_pipeline.catalog import Dataset
 from tests.benchmarks.timing import Contender, Setting
 
-DECODERS = ("torchvision", "pillow")
+DECODERS = ("torchvision", "pillow", *(["simplejpeg"] if importlib.util.find_spec("simplejpeg") else []))
 # The module that a rival needs -> its name. torch's own is always there.
 PEERS = {
     "webdataset": "webdataset",
@@ -96,13 +96,13 @@ def peer_contenders(copies: Copies, image_size: int, device: torch.device) -> li
 
 
 class Prepare:
-    """Encoded bytes to float32 [3, S, S] in [-1, 1], with either of the decoders that torch users take."""
+    """Encoded bytes to float32 [3, S, S] in [-1, 1], with one of the decoders that torch users take."""
 
     def __init__(self, image_size: int, decoder: str) -> None:
         size = [image_size, image_size]
         before = [v2.Resize(size, antialias=True), v2.RandomHorizontalFlip()]
         after = [v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
-        self._decode: Callable[[bytes], Any] = _by_pillow if decoder == "pillow" else _by_torchvision
+        self._decode: Callable[[bytes], Any] = _DECODE[decoder]
         # On Pillow's images the resize is Pillow's own and the tensor is made from the small image.
         self._transform = v2.Compose([*before, v2.ToImage(), *after] if decoder == "pillow" else [*before, *after])
 
@@ -117,6 +117,19 @@ def _by_pillow(encoded: bytes) -> Any:
 
 def _by_torchvision(encoded: bytes) -> Any:
     return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
+
+
+def _by_simplejpeg(encoded: bytes) -> Any:
+    import simplejpeg
+
+    return torch.from_numpy(simplejpeg.decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
+
+
+_DECODE: dict[str, Callable[[bytes], Any]] = {
+    "torchvision": _by_torchvision,
+    "pillow": _by_pillow,
+    "simplejpeg": _by_simplejpeg,
+}
 
 
 def _read_bytes(path: str) -> bytes:

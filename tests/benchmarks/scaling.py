@@ -1,4 +1,4 @@
-"""Time per training step on 1 to 64 GPUs, by simulation: compute, exchange of gradients, loading.
+"""Weak scaling: training on the GPUs, or the cores, that are here, and by simulation on 1 to 64 GPUs.
 
 usage: uv run python -m tests.benchmarks.scaling out=FILE.json [key=value ...]
   work=DIR                where phantoms and runs lie meanwhile; a temporary folder, if nothing is said
@@ -6,16 +6,20 @@ usage: uv run python -m tests.benchmarks.scaling out=FILE.json [key=value ...]
   laps=1.0                factor on the steps of each training that is timed
   largest_exchange=64     MiB; the exchange is measured in sizes up to this one
 
-Measured here: gloo's exchange on loopback with 2 and 4 processes, and training on 1 and 2 processes, to hold the
-formulas of tests/benchmarks/step_time.py against. Taken from tests/benchmarks/results/loader.json: images per second
-and core. Counted: gradients of the real networks. Published by timm: images per second of an RTX 3090. Assumed: links.
+Measured on GPUs, a process to each: NCCL's exchange and training on 1, 2, 4 ... of them. Without: gloo's exchange on
+loopback with 2 and 4 processes, and training on 1 and 2 processes of a thread each. Both hold the formulas of
+tests/benchmarks/step_time.py against what they predict. The simulation takes the seconds of a step on one GPU and the
+link between GPUs from these measurements where there are GPUs; else timm's published speed of an RTX 3090, and links
+that are assumed, as those between machines always are. Taken from tests/benchmarks/results/loader.json: images per
+second and core. Counted: gradients of the real networks.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_pipeline.errors import UserError
@@ -66,11 +70,14 @@ def run(options: Options, work: Path) -> dict[str, Any]:
     """Everything that is measured, counted, assumed and simulated."""
     loader = json.loads((ROOT / "tests/benchmarks/results/loader.json").read_text())
     exchange = measure_exchange(options.repeats, options.largest_exchange * 2**20)
+    links = {int(processes): Link(**part["link"]) for processes, part in exchange.items()}
+    training = measure_training(options.repeats, options.laps, work, links)
     networks = {name: count_parameters(name) for name in PUBLISHED_SPEED}
+    per_core = loading_of(loader)["original size"]["images_per_second_and_core"]
     return {
         "machine": describe_machine(),
         "exchange": exchange,
-        "training": measure_training(options.repeats, options.laps, work, Link(**exchange["2"]["link"])),
+        "training": training,
         "loading": loading_of(loader),
         "networks": networks,
         "assumed": {
@@ -83,14 +90,30 @@ def run(options: Options, work: Path) -> dict[str, Any]:
             "cores per GPU that load": LOADING_CORES,
         },
         "published images per second of one GPU": PUBLISHED_SPEED,
-        "simulated": simulate(networks, loading_of(loader)["original size"]["images_per_second_and_core"]),
+        "simulated": simulate(networks, per_core, seconds_of_one_gpu(training), links.get(max(links, default=0))),
     }
 
 
-def simulate(parameters: dict[str, int], images_per_core: float) -> list[dict[str, Any]]:
+def seconds_of_one_gpu(training: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
+    """Measured seconds of a step without loading, by network and images; none of a CPU."""
+    return {
+        (case["model"], case["images"]): step["measured"]["low"]
+        for case in training
+        for step in case["steps"]
+        if case["model"] in PUBLISHED_SPEED and (step["processes"], step["batches"]) == (1, "synthetic")
+    }
+
+
+def simulate(
+    parameters: dict[str, int],
+    images_per_core: float,
+    measured: Mapping[tuple[str, int], float] = MappingProxyType({}),
+    within: Link | None = None,
+) -> list[dict[str, Any]]:
     """One row for each network, share of a step, fabric, width of gradients and number of GPUs.
 
-    A GPU's share of a step stays as it is, the global batch grows with the GPUs.
+    A GPU's share of a step stays as it is, the global batch grows with the GPUs. measured: see seconds_of_one_gpu;
+    where there are any, `within` is the measured link between the GPUs of a machine.
     """
     rows = []
     for network, speed in PUBLISHED_SPEED.items():
@@ -100,9 +123,9 @@ def simulate(parameters: dict[str, int], images_per_core: float) -> list[dict[st
                     for gpus in GPUS:
                         row: dict[str, Any] = {"network": network, "images_per_gpu": images, "fabric": fabric}
                         row |= {"gradient": gradient, "gpus": gpus}
-                        link, size = link_of(fabric, gpus), parameters[network] * width
+                        link = link_of(fabric, gpus, within if measured else None)
+                        compute, size = measured.get((network, images), images / speed), parameters[network] * width
                         for name, overlap in (("without overlap", False), ("with overlap", True)):
-                            compute = images / speed
                             waited = waited_for(gpus, size, link, compute, overlap=overlap)
                             step = Step(compute, waited, images / (images_per_core * LOADING_CORES))
                             row[name] = {
@@ -115,9 +138,10 @@ def simulate(parameters: dict[str, int], images_per_core: float) -> list[dict[st
     return rows
 
 
-def link_of(fabric: str, gpus: int) -> Link:
-    """The slowest link of a ring over so many GPUs: it enters and leaves each machine once."""
-    within, between = FABRICS[fabric]
+def link_of(fabric: str, gpus: int, measured: Link | None = None) -> Link:
+    """The slowest link of a ring over so many GPUs: it enters and leaves each machine once. measured: within one."""
+    assumed, between = FABRICS[fabric]
+    within = measured or assumed
     if gpus <= GPUS_PER_MACHINE:
         return within
     return Link(min(within.bandwidth, between.bandwidth), max(within.latency, between.latency))
@@ -147,8 +171,9 @@ def table(result: dict[str, Any]) -> list[str]:
             )
     for case in result["training"]:
         lines += [
-            f"{case['image_size']} px, processes {step['processes']}, {step['batches']}: measured "
-            f"{step['measured']['low']} s, predicted {step['predicted']['without overlap']} s, "
+            f"{case['model']}, {case['image_size']} px, {case['images']} images for each of {step['processes']} "
+            f"processes, {step['batches']}: efficiency {step['efficiency']['median']:.2f}, "
+            f"measured {step['measured']['low']} s, predicted {step['predicted']['without overlap']} s, "
             f"{step['predicted']['with overlap']} s with overlap"
             for step in case["steps"]
         ]

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.benchmarks.launch import ROOT
-from tests.benchmarks.scaling import FABRICS, GPUS, PUBLISHED_SPEED, Options, run, simulate, table
+from tests.benchmarks.scaling import FABRICS, GPUS, PUBLISHED_SPEED, Options, run, seconds_of_one_gpu, simulate, table
 from tests.benchmarks.step_time import BACKWARD_SHARE, BUCKET_BYTES, Link, Step, fit_link, ring_all_reduce, waited_for
 
 links = st.builds(Link, st.floats(1e7, 1e12), st.floats(1e-7, 1e-2))
@@ -54,6 +55,24 @@ def test_what_is_written_down_is_what_the_formulas_say() -> None:
     assert len(written["simulated"]) == len(PUBLISHED_SPEED) * 2 * len(FABRICS) * 2 * len(GPUS)
 
 
+def test_what_is_measured_on_gpus_takes_the_place_of_what_is_assumed() -> None:
+    training = [{"model": "resnet50", "images": 16, "steps": [_step(1, 0.5), _step(2, 0.6)]}]
+    link = Link(bandwidth=1e6, latency=0.0)
+    rows = simulate({"senet154_ge": 1, "resnet50": 10**6}, 1e9, seconds_of_one_gpu(training), link)
+    chosen = {"network": "resnet50", "images_per_gpu": 16, "gradient": "fp32"}
+    seconds = {
+        row["gpus"]: row["without overlap"]["milliseconds"] / 1000
+        for row in rows
+        if row.items() >= chosen.items() and row["fabric"] == next(iter(FABRICS))
+    }
+    assert seconds[1] == 0.5
+    assert seconds[2] == pytest.approx(0.5 + ring_all_reduce(2, 4 * 10**6, link))
+
+
+def _step(processes: int, seconds: float) -> dict[str, Any]:
+    return {"processes": processes, "batches": "synthetic", "measured": {"low": seconds}}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_scaling_benchmark_measures_every_part(tmp_path: Path) -> None:
@@ -64,4 +83,5 @@ def test_the_scaling_benchmark_measures_every_part(tmp_path: Path) -> None:
         (processes, batches) for processes in (1, 2) for batches in ("synthetic", "stream")
     }
     assert all(step["measured"]["median"] > 0 for step in found)
+    assert all(step["efficiency"]["median"] == 1 for step in found if step["processes"] == 1)
     assert table(result)

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.phantoms.folders import render_phantoms
 from launchers.console import CONFIGS
-from tests.benchmarks import memory, training
+from tests.benchmarks import before_after, memory, training
 from tests.benchmarks.memory import launcher_of
 from tests.conftest import TINY_TYPES
 
@@ -73,6 +73,22 @@ def test_the_memory_benchmark_measures_a_launcher_s_training(tmp_path: Path) -> 
     assert result["models"]["senet_tiny_ge"]["steps_per_second"] > 0
     assert result["models"]["senet_tiny_ge"]["global_batch"] == 4
     assert result["models"]["naive_bayes"] == {"left_out": "learns without gradients"}
+
+
+def test_two_checkouts_are_compared_step_by_step(tmp_path: Path) -> None:
+    """The same one twice: both contenders take turns, and the first is the base."""
+    options = before_after.Options(
+        settings="data.image_size=16,train.global_batch=4,model.critic_steps=1",
+        variants="new:train.precision=fp32;new:train.precision=bf16",
+        rounds=2,
+        size=16,
+    )
+    result = json.loads(json.dumps(before_after.run(options)))
+    base, other = result["models"]["c_wgan_gp"].values()
+    assert (base["precision"], other["precision"]) == ("fp32", "bf16")
+    assert base["times as fast as the first"]["repeats"] == [1.0, 1.0]
+    assert all(seconds > 0 for seconds in other["seconds"]["repeats"])
+    assert len(before_after.table(result)) == 2
 
 
 def test_every_model_s_configuration_has_its_launcher() -> None:

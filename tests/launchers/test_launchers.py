@@ -94,7 +94,9 @@ def test_a_launch_configuration_that_contradicts_the_run_is_refused(
     assert resolve_precision("auto", torch.device("cpu")) == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
-    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+    for amx, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda amx=amx: {"amx_bf16": amx})
+        assert resolve_precision("auto", torch.device("cpu")) == precision
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         resolve_precision("fp16", torch.device("cpu"))
 

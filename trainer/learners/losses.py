@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from trainer.learners.choices import PenaltyMetric
+from trainer.learners.slope import SlopePasses
 
 Critic = Callable[[torch.Tensor], torch.Tensor]
 
@@ -48,7 +49,7 @@ def gradient_penalty(
     """
     share = points.float().view(-1, 1, 1, 1)
     between = (share * real.detach().float() + (1 - share) * generated.detach().float()).requires_grad_(True)
-    with torch.autocast(between.device.type, enabled=False):
+    with torch.autocast(between.device.type, enabled=False), SlopePasses():
         (slope,) = torch.autograd.grad(score(critic(between)).sum(), between, create_graph=True)
     squares = slope.flatten(1).square()
     total = squares.sum(dim=1)

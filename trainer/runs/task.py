@@ -101,6 +101,7 @@ class Task(ABC, Generic[Config]):
     config: ClassVar[type[Any]]
     session: ClassVar[type[Session[Any]]]
     makes_images: ClassVar[bool] = False  # what `load` gives is an ImageSampler
+    whole_fields: ClassVar[bool] = False  # learns from fields, which are stored whole
     keeps_last: ClassVar[bool] = False  # a run has learned what it knows at its end, whatever its best epoch
     answers_test: ClassVar[bool] = False  # a finished run holds its answers to the test images, cell type by cell type
 

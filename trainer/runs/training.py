@@ -1,6 +1,7 @@
 """The training script of all tasks: from a configuration to a run directory with its report."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trainer.loop.progress import resume, saved_state
 from trainer.runs import registry
 from trainer.runs.config import RunConfig, fingerprint
 from trainer.runs.record import RunRecord
+from trainer.runs.stored_size import propose_stored_size
 from trainer.runs.task import Session
 
 
@@ -45,6 +47,8 @@ def train(config: RunConfig, topology: Topology, after_epoch: AfterEpoch | None 
     algorithm = session.build(setting, fresh=state is None)
     progress = None if algorithm is None else resume(algorithm, state)
     if topology.rank == 0:
+        if not task.whole_fields and (proposal := propose_stored_size(dataset, config.data)) is not None:
+            print(proposal, file=sys.stderr, flush=True)
         session.begin()
         _record(config, session).write(run)
         session.learned.save(run)

@@ -71,6 +71,7 @@ class Detection(Task[DetectorRunConfig]):
     kind = "detection"
     launcher = "train_detector.py"
     config = DetectorRunConfig
+    whole_fields = True
     session = DetectorSession
     load = staticmethod(load_detector)
 
