@@ -77,7 +77,7 @@ class ClassifierSpeed:
         finally:
             self._forget()
 
-    def timm(self, channels_last: bool, lap_steps: int, *, compiled: bool = False, batch: int | None = None) -> float:
+    def timm(self, channels_last: bool, lap_steps: int, *, compiled: bool = False, batch: int | None = None) -> Laps:
         """By timm's loop, from a folder of the same files, by a loader process for each core. batch: None: ours."""
         config = self.plain if batch is None else self.config("plain", "flip", f"train.global_batch={batch}")
         images = (1 + LAPS) * lap_steps * config.train.global_batch
@@ -85,7 +85,7 @@ class ClassifierSpeed:
         workers = len(os.sched_getaffinity(0))
         loop = TimmLoop(config, folder, self._topology.device, self.precision, workers, channels_last, compiled)
         try:
-            return loop.images_per_second(self.network(), lap_steps)
+            return loop.laps(self.network(), lap_steps)
         finally:
             self._forget()
 

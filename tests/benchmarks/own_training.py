@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tqdm import tqdm
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from data_pipeline.catalog import SPLITS, Dataset
 from data_pipeline.stream.stream import MicroBatch, Stream, Topology
 from launchers.console import read_config
-from tests.benchmarks.timing import paired_ratio, summary
+from tests.benchmarks.timing import cpu_seconds, paired_ratio, summary
 from trainer.learners.learner import Setting
 from trainer.learners.topology import resolve_precision
 from trainer.loop.fit import Plan, fit
@@ -91,13 +93,15 @@ def train_speed(
 
 @dataclass(frozen=True)
 class Laps:
-    """What some laps of a loop came to: images per second, and the share of the time spent waiting for data.
+    """What some laps of a loop came to.
 
-    data_wait: None of a loop that does not tell.
+    cpu_ms: processor time of an image, all threads and processes together: where other work is done on the machine, it
+    says more than the clock. data_wait: share of the time spent waiting for data; None of a loop that does not tell.
     """
 
     images_per_second: float
-    data_wait: float | None
+    cpu_ms: float
+    data_wait: float | None = None
 
 
 class _Measured(Exception):
@@ -131,15 +135,28 @@ def train_laps(
         checkpoint_every=steps,
         log_every=lap_steps,
     )
-    plan = Plan(run=run, config=length, setting=setting, epoch_steps=steps, fingerprint={}, score_epoch=_stop)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(_Measured):  # no progress bar
+    times: list[float] = []
+    step, numbers = algorithm.step, itertools.count()
+
+    def timed_step(*arguments: Any, **named: Any) -> Any:
+        if next(numbers) == lap_steps:
+            times.append(cpu_seconds())
+        return step(*arguments, **named)
+
+    def stop(_: int) -> dict[str, float]:
+        times.append(cpu_seconds())
+        raise _Measured
+
+    plan = Plan(run=run, config=length, setting=setting, epoch_steps=steps, fingerprint={}, score_epoch=stop)
+    with (
+        mock.patch.object(algorithm, "step", timed_step),
+        contextlib.redirect_stderr(io.StringIO()),  # no progress bar
+        contextlib.suppress(_Measured),
+    ):
         fit(algorithm, {"train": stream}, plan, Progress())
     laps = [record for record in read_records(run) if record["kind"] == "step"][1:]
     return Laps(
         statistics.harmonic_mean([lap["images_per_second"] for lap in laps]),
+        1000 * (times[1] - times[0]) / (LAPS * lap_steps * config.train.global_batch),
         statistics.mean([lap["data_wait"] for lap in laps]),
     )
-
-
-def _stop(step: int) -> dict[str, float]:
-    raise _Measured

@@ -70,13 +70,13 @@ def measure(contender: Contender, setting: Setting, seconds: float) -> Measureme
             pass
         _wait_for_device()
         with GpuShare() as gpu:
-            images, cpu, start = 0, _cpu_seconds(), time.perf_counter()
+            images, cpu, start = 0, cpu_seconds(), time.perf_counter()
             while True:
                 images += sum(itertools.islice(batches, setting.round))
                 if time.perf_counter() - start >= seconds:
                     break
             _wait_for_device()
-            elapsed, cpu = time.perf_counter() - start, _cpu_seconds() - cpu
+            elapsed, cpu = time.perf_counter() - start, cpu_seconds() - cpu
     finally:
         torch.set_num_threads(threads)
         del batches
@@ -122,7 +122,7 @@ def paired_ratio(values: Sequence[float], others: Sequence[float]) -> dict[str, 
     return summary([value / other for value, other in zip(values, others, strict=True)], 3)
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
     """Processor time of this process, its threads, and its running children."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):

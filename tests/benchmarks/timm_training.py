@@ -17,7 +17,8 @@ from timm.utils import ModelEmaV3, NativeScaler, dispatch_clip_grad
 from torch import nn
 
 from data_pipeline.catalog import Dataset
-from tests.benchmarks.own_training import LAPS
+from tests.benchmarks.own_training import LAPS, Laps
+from tests.benchmarks.timing import cpu_seconds
 from trainer.learners.choices import Precision
 from trainer.tasks.classification.config import ClassifierRunConfig
 
@@ -38,8 +39,8 @@ class TimmLoop:
     channels_last: bool
     compiled: bool = False
 
-    def images_per_second(self, network: nn.Module, lap_steps: int) -> float:
-        """Over some laps, after one that is left out; as many steps as our own loop's."""
+    def laps(self, network: nn.Module, lap_steps: int) -> Laps:
+        """Some laps, after one that is left out; as many steps as our own loop's."""
         train = self.config.train
         step = _Step(network.to(self.device), self)
         batches = self._batches()
@@ -47,11 +48,12 @@ class TimmLoop:
             for images, labels in itertools.islice(batches, lap_steps):
                 step(images, labels)
             self._wait()
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), cpu_seconds()
             for images, labels in itertools.islice(batches, LAPS * lap_steps):
                 step(images, labels)
             self._wait()
-            return LAPS * lap_steps * train.global_batch / (time.perf_counter() - begun)
+            count = LAPS * lap_steps * train.global_batch
+            return Laps(count / (time.perf_counter() - begun), 1000 * (cpu_seconds() - cpu) / count)
         finally:
             del batches  # ends the worker processes
 

@@ -117,9 +117,9 @@ class _Bench:
         options, speed = self._options, self._speed
         lap_steps = speed.lap_steps(options.seconds)
         layouts = [speed.timm(channels_last, max(1, lap_steps // 4)) for channels_last in (False, True)]
-        fastest = layouts[1] > layouts[0]
+        fastest = layouts[1].images_per_second > layouts[0].images_per_second
         contenders: dict[str, Callable[[], Laps]] = {
-            "timm": lambda: Laps(speed.timm(fastest, lap_steps), None),
+            "timm": lambda: speed.timm(fastest, lap_steps),
             "synthetic": lambda: speed.ours(OnDevice, speed.plain, lap_steps),
             "stain": lambda: speed.ours(Stream, speed.config("plain", "stain"), lap_steps),
         }
@@ -134,8 +134,13 @@ class _Bench:
                     found[name].append(contenders[name]())
                     bar.update()
         speeds = {name: [laps.images_per_second for laps in runs] for name, runs in found.items()}
+        cost = {name: [laps.cpu_ms for laps in runs] for name, runs in found.items()}
         first = next(iter(self._variants))
         ratios = {f"{name} / timm": paired_ratio(speeds[name], speeds["timm"]) for name in self._variants}
+        ratios |= {
+            f"timm / {name}, processor time of an image": paired_ratio(cost["timm"], cost[name])
+            for name in self._variants
+        }
         ratios |= {f"{name} / {first}": paired_ratio(speeds[name], speeds[first]) for name in list(self._variants)[1:]}
         for name in ("synthetic", "stain"):
             ratios[f"{first} / {name}"] = paired_ratio(speeds[first], speeds[name])
@@ -147,6 +152,7 @@ class _Bench:
             "results": {
                 name: {
                     "images_per_second": summary(speeds[name], 1),
+                    "cpu_ms_per_image": summary(cost[name], 2),
                     "data_wait": None
                     if runs[0].data_wait is None
                     else summary([laps.data_wait or 0.0 for laps in runs], 4),

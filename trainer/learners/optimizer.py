@@ -10,9 +10,6 @@ from torch import nn
 from trainer.learners.layers import layer_depths
 from trainer.learners.optimizer_config import OptimizerConfig
 
-# Devices whose optimizers update all of a weight's state in one pass.
-_FUSED = ("cpu", "cuda")
-
 
 def make_optimizer(
     module: nn.Module, config: OptimizerConfig, device: torch.device, *, by_layer: bool = False, rehearsal: bool = False
@@ -36,7 +33,7 @@ def make_optimizer(
     if config.name == "sgd":
         if rehearsal:
             return AllocatingOptimizer(groups, ["momentum_buffer"] if config.momentum else [])
-        fused, momentum = device.type in _FUSED, config.momentum
+        fused, momentum = device.type == "cuda", config.momentum
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
     betas = config.betas or (0.9, 0.999)
     return make_adam(groups, config.learning_rate, betas, device, decoupled=config.name == "adamw", rehearsal=rehearsal)
@@ -55,7 +52,7 @@ def make_adam(
     if rehearsal:
         return AllocatingOptimizer(parameters, ["exp_avg", "exp_avg_sq"])
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-    return kind(parameters, lr=learning_rate, betas=(betas[0], betas[1]), fused=device.type in _FUSED)
+    return kind(parameters, lr=learning_rate, betas=(betas[0], betas[1]), fused=device.type == "cuda")
 
 
 class AllocatingOptimizer(torch.optim.Optimizer):

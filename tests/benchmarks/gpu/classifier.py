@@ -98,7 +98,7 @@ class _Bench:
 
     def _timm(self, channels_last: bool, *, compiled: bool = False, batch: int | None = None) -> dict[str, Any]:
         found = self._speed.timm(channels_last, self._lap_steps, compiled=compiled, batch=batch)
-        return {"images_per_second": round(found, 1), "batch": batch or self._options.batch}
+        return {"images_per_second": round(found.images_per_second, 1), "batch": batch or self._options.batch}
 
     def _capped(self, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         with memory_cap(self._topology.device, self._options.memory_cap):
