@@ -256,7 +256,8 @@ def test_a_killed_search_of_generators_goes_on_and_gives_up_what_falls_behind(
     cluster: Environment, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     """Two settings one after the other; the second is held against the first, which ended before the kill."""
-    name, values = "model.generator_optimizer.learning_rate", [0.002, 0.0000001]
+    # In a few steps a generator that moves goes further from the cells than one that hardly does.
+    name, values = "model.generator_optimizer.learning_rate", [0.0000001, 0.002]
     file = sweep_file(
         tmp_path,
         kind="search",
@@ -284,7 +285,7 @@ def test_a_killed_search_of_generators_goes_on_and_gives_up_what_falls_behind(
         for line in (finished, other)
     ]
     behind = [rung for rung in (1, 2) if len(curves[1]) >= rung and curves[1][rung - 1] > curves[0][rung - 1]]
-    assert (other["status"], other["epochs"]) == (("stopped", behind[0]) if behind else ("finished", 4))
+    assert (other["status"], other["epochs"]) == ("stopped", behind[0])
     assert "kernel distance" in (out / "report.html").read_text()
     assert json.loads((out / "results.json").read_text())["points"][0]["parameters"] == {name: values[0]}
 
