@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
-from data_pipeline.ids import ID_BYTES, Ids, sort_order
+from data_pipeline.ids import Ids, sort_order
 from data_pipeline.sample import ids_of
 
 _OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
@@ -41,12 +41,12 @@ PLACE_COLUMNS = ("id", "shard", "offset", "size", "crc32")
 
 
 def places_of(
-    rows: Iterable[pa.RecordBatch], names: Sequence[str], others: Others = MappingProxyType({})
+    rows: Iterable[pa.RecordBatch], most: int, names: Sequence[str], others: Others = MappingProxyType({})
 ) -> tuple[ImagePlaces, Columns]:
     """Places of rows, sorted by id, and other columns of them, in the same order.
 
-    rows: in parts, with PLACE_COLUMNS. names: of all shards. others: name -> makes that column of a part. One column
-    after the other is joined and sorted, so no second copy of the whole is needed.
+    rows: in parts, with PLACE_COLUMNS, at most `most`. names: of all shards. others: name -> makes that column of a
+    part. The columns are filled and sorted in place: no second copy, and no gaps between parts that stay.
     """
     known = pa.array(names, pa.string())
     read: Others = {
@@ -57,17 +57,23 @@ def places_of(
         "crc32": lambda part: part["crc32"].to_numpy(zero_copy_only=False),
         **others,
     }
-    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in read}
+    columns: Columns = {}
+    count = 0
     for part in rows:
         for name, of in read.items():
-            parts[name].append(np.array(of(part)))
-    joined = {"ids": np.concatenate([np.empty((0, ID_BYTES), np.uint8), *parts.pop("ids")])}
-    order = sort_order(joined["ids"])
-    joined["ids"] = joined["ids"][order]
-    for name in list(parts):
-        joined[name] = np.concatenate(parts.pop(name))[order]
-    ids, shards, offsets, sizes, crc32 = map(joined.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
-    return ImagePlaces(ids, shards, offsets, sizes, crc32, names), joined
+            values = of(part)
+            if name not in columns:  # takes no memory until it is filled
+                columns[name] = np.empty((most, *values.shape[1:]), values.dtype)
+            columns[name][count : count + len(values)] = values
+        count += part.num_rows
+    columns = {name: column[:count] for name, column in columns.items()}
+    order = sort_order(columns["ids"])
+    words = columns["ids"].view(np.uint64)
+    for column in (*(words[:, place] for place in range(words.shape[1])), *columns.values()):
+        if column.ndim == 1:
+            column[:] = column[order]
+    ids, shards, offsets, sizes, crc32 = map(columns.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
+    return ImagePlaces(ids, shards, offsets, sizes, crc32, names), columns
 
 
 class ShardBytes:
