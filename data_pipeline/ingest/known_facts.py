@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from data_pipeline.catalog import Dataset
 from data_pipeline.ids import Ids, from_hex, sort_order
 from data_pipeline.ingest.images import DECODING, ImageFacts
+from data_pipeline.parts import release_memory
 
 _COLUMNS = ("perceptual_hash", "width", "height", "reason")
 
@@ -30,11 +31,15 @@ class KnownFacts:
             facts.append(part.select(_COLUMNS[:3]).append_column("reason", reason.dictionary_encode()))
         if not facts:
             return
-        joined = np.concatenate(ids)
-        order = sort_order(joined)
-        self._ids, self._place = joined[order], order
-        self._keys = _first_words(self._ids)
         self._facts = pa.Table.from_batches(facts).unify_dictionaries().combine_chunks()
+        del facts
+        joined = np.concatenate(ids)
+        del ids
+        self._place = sort_order(joined)
+        self._ids = joined[self._place]
+        self._keys = _first_words(self._ids)
+        del joined
+        release_memory()
 
     def __call__(self, ids: Sequence[str]) -> dict[str, ImageFacts]:
         """The facts of those of these ids that are known."""

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from data_pipeline.ids import Ids, sort_order
+from data_pipeline.parts import release_memory
 from data_pipeline.sample import ids_of
 
 _OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
@@ -67,11 +68,14 @@ def places_of(
             columns[name][count : count + len(values)] = values
         count += part.num_rows
     columns = {name: column[:count] for name, column in columns.items()}
+    release_memory()
     order = sort_order(columns["ids"])
     words = columns["ids"].view(np.uint64)
     for column in (*(words[:, place] for place in range(words.shape[1])), *columns.values()):
         if column.ndim == 1:
             column[:] = column[order]
+    del order, words, column
+    release_memory()
     ids, shards, offsets, sizes, crc32 = map(columns.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
     return ImagePlaces(ids, shards, offsets, sizes, crc32, names), columns
 
