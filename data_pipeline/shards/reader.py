@@ -3,10 +3,9 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.columns import Columns, Readers, sorted_columns
 from data_pipeline.errors import UserError
-from data_pipeline.ids import Ids, sort_order
-from data_pipeline.parts import release_memory
-from data_pipeline.sample import ids_of
+from data_pipeline.ids import Ids
 
 _OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
-
-
-Columns = dict[str, npt.NDArray[Any]]
-Others = Mapping[str, Callable[[pa.RecordBatch], npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -42,40 +36,20 @@ PLACE_COLUMNS = ("id", "shard", "offset", "size", "crc32")
 
 
 def places_of(
-    rows: Iterable[pa.RecordBatch], most: int, names: Sequence[str], others: Others = MappingProxyType({})
+    rows: Iterable[pa.RecordBatch], most: int, names: Sequence[str], others: Readers = MappingProxyType({})
 ) -> tuple[ImagePlaces, Columns]:
     """Places of rows, sorted by id, and other columns of them, in the same order.
 
-    rows: in parts, with PLACE_COLUMNS, at most `most`. names: of all shards. others: name -> makes that column of a
-    part. The columns are filled and sorted in place: no second copy, and no gaps between parts that stay.
+    rows: in parts, with PLACE_COLUMNS, at most `most`. names: of all shards. others: as in `sorted_columns`.
     """
     known = pa.array(names, pa.string())
-    read: Others = {
-        "ids": ids_of,
+    read: Readers = {
         "shards": lambda part: pc.index_in(part["shard"], known).to_numpy(zero_copy_only=False).astype(np.int32),
         "offsets": lambda part: part["offset"].to_numpy(zero_copy_only=False),
         "sizes": lambda part: part["size"].to_numpy(zero_copy_only=False).astype(np.int32),
         "crc32": lambda part: part["crc32"].to_numpy(zero_copy_only=False),
-        **others,
     }
-    columns: Columns = {}
-    count = 0
-    for part in rows:
-        for name, of in read.items():
-            values = of(part)
-            if name not in columns:  # takes no memory until it is filled
-                columns[name] = np.empty((most, *values.shape[1:]), values.dtype)
-            columns[name][count : count + len(values)] = values
-        count += part.num_rows
-    columns = {name: column[:count] for name, column in columns.items()}
-    release_memory()
-    order = sort_order(columns["ids"])
-    words = columns["ids"].view(np.uint64)
-    for column in (*(words[:, place] for place in range(words.shape[1])), *columns.values()):
-        if column.ndim == 1:
-            column[:] = column[order]
-    del order, words, column
-    release_memory()
+    columns = sorted_columns(rows, most, {**read, **others})
     ids, shards, offsets, sizes, crc32 = map(columns.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
     return ImagePlaces(ids, shards, offsets, sizes, crc32, names), columns
 
