@@ -55,7 +55,7 @@ class KnownFacts:
         sought = from_hex(pa.array(ids, pa.string()))
         place = np.searchsorted(self._keys, _first_words(sought)).clip(max=len(self._ids) - 1)
         found = (self._ids[place] == sought).all(axis=1)
-        return {ids[row]: self._facts(int(place[row])) for row in np.flatnonzero(found)}
+        return {ids[row]: self._facts(int(place[row])) for row in np.flatnonzero(found).tolist()}
 
     def _facts(self, place: int) -> ImageFacts:
         width, height, problem = (int(self._columns[name][place]) for name in ("widths", "heights", "problems"))
