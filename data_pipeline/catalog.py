@@ -27,7 +27,8 @@ from data_pipeline.domains import refuse_unknown_domains
 from data_pipeline.errors import UserError
 from data_pipeline.ids import ID_BYTES, sort_order
 from data_pipeline.names import Names
-from data_pipeline.partitions import PARTITION_FOLDER, ROWS_IN_PART, check_partitions, write_partition
+from data_pipeline.partitions import PARTITION_FOLDER, check_partitions, write_partition
+from data_pipeline.parts import PART
 from data_pipeline.sample import (
     CATALOG_SCHEMA,
     FOLDS,
@@ -150,6 +151,13 @@ class Dataset:
         """All rows, excluded ones too, sorted by source, path, label and id; read anew at each call."""
         return pa.Table.from_batches(self.batches(CATALOG_SCHEMA.names), CATALOG_SCHEMA)
 
+    @property
+    def row_count(self) -> int:
+        """Number of rows, excluded ones too."""
+        if "partitions" in self.metadata:
+            return sum(int(facts["rows"]) for facts in self.metadata["partitions"].values())
+        return int(pq.read_metadata(_catalog_file(self.root)).num_rows)
+
     def batches(self, columns: Sequence[str], source: str | None = None) -> Iterator[pa.RecordBatch]:
         """These columns of the rows of one source, or of all, in parts. UserError when a file is damaged."""
         partitions: dict[str, dict[str, Any]] = self.metadata.get("partitions", {})
@@ -164,7 +172,7 @@ class Dataset:
                 with pq.ParquetFile(opened, page_checksum_verification=True) as file:
                     if not file.schema_arrow.remove_metadata().equals(CATALOG_SCHEMA):
                         raise ValueError("the columns are not those of a catalogue")
-                    for part in file.iter_batches(ROWS_IN_PART, columns=needed, use_threads=False):
+                    for part in file.iter_batches(PART, columns=needed, use_threads=False):
                         here = part.filter(pc.equal(part["source"], source)) if older and source else part
                         yield here.select(list(columns))
 

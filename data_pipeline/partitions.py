@@ -17,7 +17,7 @@ from data_pipeline.errors import UserError
 from data_pipeline.shards.store import Root, Store
 
 PARTITION_FOLDER = "catalog"
-ROWS_IN_PART = 65_536
+ROWS_IN_GROUP = 65_536  # read at once
 
 
 def write_partition(root: Path, source: str, parts: Iterable[pa.Table], schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -27,7 +27,7 @@ def write_partition(root: Path, source: str, parts: Iterable[pa.Table], schema: 
     with aside(folder / f"{source}.parquet") as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
             for part in parts:
-                writer.write_table(part, ROWS_IN_PART)
+                writer.write_table(part, ROWS_IN_GROUP)
                 rows += part.num_rows
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from data_pipeline.ingest.pixel_range import EIGHT_BITS
 from data_pipeline.ingest.scan import Known, scan
 from data_pipeline.ingest.source_rows import SourceRows, Stored, type_numbers
 from data_pipeline.parallel import Work
+from data_pipeline.parts import release_memory
 from data_pipeline.sources.declaration import SourceDeclaration
 from data_pipeline.sources.raw_images import RawImages
 
@@ -59,4 +60,5 @@ def scan_source(
                 rows.reasons[row] = f"unreadable: {facts.problem}" if facts.problem else "hidden file"
             elif facts.bits != EIGHT_BITS:
                 ranges[facts.bits].append(image.path)
+    release_memory()
     return rows, ranges

@@ -81,7 +81,7 @@ def _keep(rows: SourceRows, old: Dataset, shards: Mapping[str, Places]) -> None:
     """Enter the images of shards that stay, from the old catalogue. shards: name -> rows, ordered by id."""
     names = sorted(old.metadata["shards"])
     number = {name: place for place, name in enumerate(names)}
-    there, _ = places_of(old.selected(PLACE_COLUMNS, source=rows.source), names)
+    there, _ = places_of(old.selected(PLACE_COLUMNS, source=rows.source), old.row_count, names)
     order = np.argsort(there.shards, kind="stable")  # by shard, and in a shard by id
     shard = there.shards[order]
     for name, members in shards.items():

@@ -3,10 +3,9 @@
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.catalog import Dataset
+from data_pipeline.columns import Columns, Readers, sorted_columns
 from data_pipeline.errors import UserError
-from data_pipeline.ids import ID_BYTES, Ids, sort_order
-from data_pipeline.sample import ids_of
+from data_pipeline.ids import Ids
 
 _OPEN_SHARDS = 4096  # Linux maps at most 65,530 files per process; a map is cheap to open again
-
-
-Columns = dict[str, npt.NDArray[Any]]
-Others = Mapping[str, Callable[[pa.RecordBatch], npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -41,33 +36,22 @@ PLACE_COLUMNS = ("id", "shard", "offset", "size", "crc32")
 
 
 def places_of(
-    rows: Iterable[pa.RecordBatch], names: Sequence[str], others: Others = MappingProxyType({})
+    rows: Iterable[pa.RecordBatch], most: int, names: Sequence[str], others: Readers = MappingProxyType({})
 ) -> tuple[ImagePlaces, Columns]:
     """Places of rows, sorted by id, and other columns of them, in the same order.
 
-    rows: in parts, with PLACE_COLUMNS. names: of all shards. others: name -> makes that column of a part. One column
-    after the other is joined and sorted, so no second copy of the whole is needed.
+    rows: in parts, with PLACE_COLUMNS, at most `most`. names: of all shards. others: as in `sorted_columns`.
     """
     known = pa.array(names, pa.string())
-    read: Others = {
-        "ids": ids_of,
+    read: Readers = {
         "shards": lambda part: pc.index_in(part["shard"], known).to_numpy(zero_copy_only=False).astype(np.int32),
         "offsets": lambda part: part["offset"].to_numpy(zero_copy_only=False),
         "sizes": lambda part: part["size"].to_numpy(zero_copy_only=False).astype(np.int32),
         "crc32": lambda part: part["crc32"].to_numpy(zero_copy_only=False),
-        **others,
     }
-    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in read}
-    for part in rows:
-        for name, of in read.items():
-            parts[name].append(np.array(of(part)))
-    joined = {"ids": np.concatenate([np.empty((0, ID_BYTES), np.uint8), *parts.pop("ids")])}
-    order = sort_order(joined["ids"])
-    joined["ids"] = joined["ids"][order]
-    for name in list(parts):
-        joined[name] = np.concatenate(parts.pop(name))[order]
-    ids, shards, offsets, sizes, crc32 = map(joined.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
-    return ImagePlaces(ids, shards, offsets, sizes, crc32, names), joined
+    columns = sorted_columns(rows, most, {**read, **others})
+    ids, shards, offsets, sizes, crc32 = map(columns.pop, ("ids", "shards", "offsets", "sizes", "crc32"))
+    return ImagePlaces(ids, shards, offsets, sizes, crc32, names), columns
 
 
 class ShardBytes:

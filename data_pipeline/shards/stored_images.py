@@ -49,7 +49,7 @@ def inspect_stored(dataset: Dataset, samples: Sequence[Sample], workers: int, pr
     schema = pa.schema(map(CATALOG_SCHEMA.field, PLACE_COLUMNS))
     rows = pa.record_batch({name: [getattr(row, name) for row in samples] for name in PLACE_COLUMNS}, schema=schema)
     number = {"row": lambda part: np.arange(part.num_rows)}
-    places, columns = places_of([rows], sorted(dataset.metadata["shards"]), number)
+    places, columns = places_of([rows], len(samples), sorted(dataset.metadata["shards"]), number)
     # Shard by shard: each shard of a store is fetched once.
     order = np.lexsort((places.offsets, places.shards))
     shards = ShardBytes(dataset, places)

@@ -8,7 +8,7 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline.parts import PART, in_parts
+from data_pipeline.parts import PART, in_parts, release_memory
 from data_pipeline.sources.declaration import RawImage
 
 _FEW = pa.dictionary(pa.int32(), pa.string())  # few different texts
@@ -38,7 +38,9 @@ class RawImages(Sequence[RawImage]):
             for field in _SCHEMA:
                 parts[field.name].append(pa.array([getattr(image, field.name) for image in some], field.type))
         # Column by column: no second copy of the whole.
-        return cls(pa.table({name: _joined(parts.pop(name)) for name in _SCHEMA.names}))
+        table = pa.table({name: _joined(parts.pop(name)) for name in _SCHEMA.names})
+        release_memory()
+        return cls(table)
 
     def by_path(self) -> RawImages:
         """The same images, sorted by path and label."""

@@ -51,6 +51,7 @@ def select(
         rows = (part.filter(pc.is_in(part["id"], wanted)) for part in rows)
     places, columns = places_of(
         rows,
+        dataset.row_count,
         sorted(dataset.metadata["shards"]),
         {
             "domains": lambda part: _numbers(part["domain"], domain_names),

@@ -152,7 +152,7 @@ def test_a_killed_build_leaves_the_old_data_set(
     old = in_store(s3)
     build_dataset(URL, sources, progress=False)
     new = in_store(s3)
-    # Before the n-th change: shards, indices and rows, then catalogue, mirror and report, then the removal.
+    # Before the n-th change to the store: shards, indices and rows; catalogue, mirror and report; then the removal.
     commit = 1 + sum(name.startswith(("shards/", "catalog/")) for name in new.keys() - old.keys())
     steps = list(range(1, commit + 4)) if every_step else [commit, commit + 3]
     orders = [json.dumps([URL, *(source.to_json() for source in sources)]), json.dumps(steps)]
