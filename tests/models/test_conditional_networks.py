@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
+from models.layers import SameSizeDeconvolution
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])
 MICRO_CRITIC = CriticConfig(width=4, hidden=6, blocks=[1, 1, 1])
@@ -132,3 +134,11 @@ def test_a_wrong_setting_is_named_with_its_group() -> None:
         CriticConfig(blocks=[1, 2])
     with pytest.raises(ModelError, match=r"generator.norm='layer'"):
         GeneratorConfig(norm="layer")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_deconvolution_computed_as_a_convolution_is_that_function(kernel: int) -> None:
+    torch.manual_seed(0)
+    layer, features = SameSizeDeconvolution(4, 6, kernel).double(), torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    expected = functional.conv_transpose2d(features, layer.weight, layer.bias, padding=kernel // 2)
+    torch.testing.assert_close(layer(features), expected)
