@@ -18,7 +18,7 @@ usage: build/peers/bin/python tests/benchmarks/loader.py images=PATH out=FILE.js
   training_repeats=5 training_seconds=20   the same for training
 
 The rivals do the same work on the same stored bytes: decode, antialiased resize, random horizontal flip,
-normalise, shuffled. Each runs at its fastest of decoder (Pillow, torchvision), worker processes
+normalise, shuffled. Each runs at its fastest of decoder (Pillow, torchvision, simplejpeg), worker processes
 or threads (0, 1, half the cores, all, one more) and batch size; ours at its fastest of threads and batch size.
 """
 

@@ -65,6 +65,8 @@ def loading_throughput(
         f"stream / memory, {mode}": paired_ratio(speeds[f"stream, {mode}"], speeds[f"memory, {mode}"]) for mode in modes
     }
     ratios["stream / best peer, flip"] = paired_ratio(speeds["stream, flip"], speeds[best_peer])
+    cost = {name: [run.cpu_ms for run in found[name]] for name in (best_peer, "stream, flip")}
+    ratios["best peer / stream, flip, processor time"] = paired_ratio(cost[best_peer], cost["stream, flip"])
     return {
         "image_size": image_size,
         "results": {

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.classifiers.build import build_classifier as build_cell_classifier
 from models.classifiers.config import ClassifierConfig as CellClassifierConfig
@@ -12,6 +13,7 @@ from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorC
 from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
 from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
+from models.layers import SameSizeDeconvolution
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])
 MICRO_CRITIC = CriticConfig(width=4, hidden=6, blocks=[1, 1, 1])
@@ -171,3 +173,11 @@ def test_a_leak_moves_what_has_become_all_white_and_changes_no_image() -> None:
     assert torch.equal(*made)
     assert gradients[0] == 0
     assert gradients[1] > 1
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_deconvolution_computed_as_a_convolution_is_that_function(kernel: int) -> None:
+    torch.manual_seed(0)
+    layer, features = SameSizeDeconvolution(4, 6, kernel).double(), torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    expected = functional.conv_transpose2d(features, layer.weight, layer.bias, padding=kernel // 2)
+    torch.testing.assert_close(layer(features), expected)

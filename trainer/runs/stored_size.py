@@ -16,7 +16,7 @@ def propose_stored_size(dataset: Dataset, data: StreamConfig) -> str | None:
     """
     rows = dataset.samples(domains=data.domains, columns=["domain", "width", "height"])
     stored = dataset.metadata["settings"]["stored_size"] or rows[["width", "height"]].min(axis=1).median()
-    closest = min(data.crop.get(domain, 1.0) for domain in rows["domain"].unique())
+    closest = min((data.crop.get(domain, 1.0) for domain in rows["domain"].unique()), default=1.0)
     zoom = getattr(data.augment, "scale", 1.0)  # a field of the registered operation `geometry`
     # In steps of 8 pixels, a block of a JPEG file.
     needed = 8 * math.ceil(data.image_size * zoom / closest / 8)
