@@ -91,8 +91,11 @@ def _head(summary: ReproductionSummary) -> list[Block]:
         ("types", "; ".join(f"{kind}: {names}" for kind, names in roles.items())),
     ]
     noted: list[Block] = [Text(summary.note, warning=True)] if summary.note else []
-    if summary.to_run:
-        words = f"Not finished: {len(summary.to_run)} stages have not run, {', '.join(summary.to_run[:3])} and so on."
+    waiting = [*summary.to_run, *summary.ablation.unfinished, *summary.ablation.not_begun]
+    if waiting or summary.comparison is None:
+        words = (
+            f"Not finished: {len(waiting)} stages and trainings of the ablation have not run, nor what follows them."
+        )
         noted.append(Text(words, warning=True))
     return [*noted, Facts(facts), Tiles(tiles)]
 

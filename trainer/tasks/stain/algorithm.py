@@ -20,7 +20,7 @@ from trainer.runs.registry import NoOptions, read_options
 from trainer.tasks.stain.config import StainModelConfig, StainRunConfig
 
 # Losses that each network has of its own: the critics' of both domains, the generators' into both.
-NETWORK_LOSSES = ("critic", "adversarial")
+_NETWORK_LOSSES = ("critic", "adversarial")
 # Gradients at an image's pixels are small; half precision would round them to zero.
 _GRADIENT_SCALE = 2.0**12
 
@@ -91,7 +91,7 @@ class StainGan(StainAlgorithm, Adversarial[Pair]):
         """On logged steps, with the loss of each of the four networks (figure 40): those of domain A's come first."""
         if not self._detailed:
             return terms
-        halves = {name: terms[name][1].chunk(2) for name in NETWORK_LOSSES if name in terms}
+        halves = {name: terms[name][1].chunk(2) for name in _NETWORK_LOSSES if name in terms}
         return terms | {
             f"{DETAIL}{name}_{domain}": (0.0, half)
             for name, both in halves.items()
