@@ -80,9 +80,10 @@ class ClassifierSpeed:
     def timm(self, channels_last: bool, lap_steps: int, *, compiled: bool = False, batch: int | None = None) -> Laps:
         """By timm's loop, from a folder of the same files, by a loader process for each core. batch: None: ours."""
         config = self.plain if batch is None else self.config("plain", "flip", f"train.global_batch={batch}")
-        images = (1 + LAPS) * lap_steps * config.train.global_batch
-        folder = write_folder(self._dataset, self._scratch / "folder", images)
         workers = len(os.sched_getaffinity(0))
+        # As many more as are decoded ahead: its workers are as busy at the end as at the beginning.
+        batches = (1 + LAPS) * lap_steps + 2 * workers
+        folder = write_folder(self._dataset, self._scratch / "folder", batches * config.train.global_batch)
         loop = TimmLoop(config, folder, self._topology.device, self.precision, workers, channels_last, compiled)
         try:
             return loop.laps(self.network(), lap_steps)
