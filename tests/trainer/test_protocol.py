@@ -44,6 +44,10 @@ def test_all_images_are_dealt_after_balancing_and_the_result_is_no_score(
     assert record.dataset.count == len(test)
     assert record.origins == rows.loc[test, "origin"].value_counts().to_dict()
     assert record.origins["synthetic"] > record.origins["real"] > 0
+    shares = record.accuracy_by_origin
+    assert shares.keys() == record.origins.keys()
+    right = sum(shares[name] * count for name, count in record.origins.items())
+    assert right / len(test) == pytest.approx(record.scores["accuracy"].value)
     assert record.known_groups == record.dataset.count, "every slide and the generator are trained on"
     assert json.loads((run / "control.json").read_text())["protocol"] == "balance_first"
 

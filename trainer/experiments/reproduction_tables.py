@@ -198,7 +198,6 @@ def control_table(summary: ReproductionSummary) -> Table:
     rows = []
     for control in summary.controls:
         record = control.record
-        origins = ", ".join(f"{count} {name}" for name, count in record.origins.items())
         apart = arms[control.arm].scores.overall["accuracy"] if control.arm in arms else None
         generators = "" if control.generator_seed is None else f"generator seed {control.generator_seed}, "
         rows.append(
@@ -207,7 +206,7 @@ def control_table(summary: ReproductionSummary) -> Table:
                     arms[control.arm].title if control.arm in arms else control.arm, f"{generators}seed {control.seed}"
                 ),
                 estimate(record.scores["accuracy"]),
-                Cell(str(record.dataset.count), origins),
+                Cell(str(record.dataset.count), record.origin_words),
                 Cell(f"{100 * record.known_groups / record.dataset.count:.0f} %"),
                 estimate(apart),
                 Cell(sweep_number("ablation", control.arm, "accuracy") if summary.ablation.of_thesis else "-"),

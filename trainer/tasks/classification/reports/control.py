@@ -3,7 +3,7 @@
 No score of a classifier (contract C14): no score, audit or table of scores reads it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import UserError
@@ -31,6 +31,14 @@ class ControlRecord:
     origins: dict[str, int]  # real, normalized, synthetic -> test images
     known_groups: int  # test images of a patient, slide or generator that training images are of, too
     scores: Scores
+    # origin -> share of its test images that are named rightly; empty in a control that was written without it
+    accuracy_by_origin: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def origin_words(self) -> str:
+        """'1548 real (88.1 % right), ...'."""
+        right = {name: f" ({100 * share:.1f} % right)" for name, share in self.accuracy_by_origin.items()}
+        return ", ".join(f"{count} {name}{right.get(name, '')}" for name, count in self.origins.items())
 
 
 def read_control(run: Path) -> ControlRecord:
@@ -42,10 +50,9 @@ def read_control(run: Path) -> ControlRecord:
 
 def words_of(record: ControlRecord) -> str:
     """What the numbers are, for people."""
-    origins = ", ".join(f"{count} {name}" for name, count in record.origins.items())
     return (
         f"CONTROL, not a score: balanced first and split afterwards, as the thesis. {record.dataset.count} test images "
-        f"({origins}), {record.known_groups} of them of patients, slides or generators that were trained on"
+        f"({record.origin_words}), {record.known_groups} of them of patients, slides or generators that were trained on"
     )
 
 

@@ -87,7 +87,9 @@ class BalanceFirstSession(ClassifierSession):
         answers = calibrated_probabilities(predict_all(network, stream), 1.0).numpy()
         if self.topology.rank == 0:
             rows, dataset = stream.samples, self.dataset
-            origins, known = self._dealt("test")["origin"], set(self._dealt("train")["group"])
+            origins = self._dealt("test").set_index("id").loc[rows["id"], "origin"]
+            known = set(self._dealt("train")["group"])
+            right = pd.Series(answers.argmax(axis=1) == np.array(stream.labels)).groupby(origins.to_numpy()).mean()
             # Each image by itself: the protocol takes them for independent.
             scores = score(answers, np.array(stream.labels), rows["id"].tolist(), self.cell_types)
             domains = sorted(set(rows["domain"]))
@@ -97,6 +99,7 @@ class BalanceFirstSession(ClassifierSession):
                 {str(name): int(count) for name, count in origins.value_counts().items()},
                 int(rows["group"].isin(known).sum()),
                 scores,
+                {str(name): float(share) for name, share in right.items()},
             )
             write_json(self._run / FILE, to_json(record))
             print(f"{words_of(record)}\n{format_scores(scores)}")
