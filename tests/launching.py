@@ -150,7 +150,8 @@ def compute_in_fp32() -> None:
     """train.precision=auto is fp32 in this process, whatever the CPU: sums then differ in their last bits only."""
     import torch
 
-    mock.patch.object(torch.cpu, "get_capabilities", dict).start()
+    known = torch.cpu.get_capabilities()
+    mock.patch.object(torch.cpu, "get_capabilities", lambda: {**known, "amx_bf16": False}).start()
 
 
 def become(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int = 0) -> None:

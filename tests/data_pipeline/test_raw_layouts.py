@@ -56,6 +56,7 @@ def test_a_layout_is_one_new_module_and_nothing_else_is_edited(tmp_path: Path) -
 
 
 def test_the_layouts_of_the_product_are_registered_once() -> None:
-    assert list(layouts()) == ["barcelona", "bccd", "munich", "fields", "folder", "table", "unlabelled", "whole_fields"]
+    own = [name for name, layout in layouts().items() if layout.survey.__module__.startswith("data_pipeline.")]
+    assert own == ["barcelona", "bccd", "munich", "fields", "folder", "table", "unlabelled", "whole_fields"]
     with pytest.raises(ValueError, match="two raw layouts are called munich"):
         raw_layout("munich", "another")(lambda declaration: layouts()["munich"].survey(declaration))

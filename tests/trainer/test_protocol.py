@@ -15,7 +15,7 @@ from tests.generated_images import bank_facts, make_bank
 from trainer.metrics.evaluation import load_evaluations
 from trainer.runs.audit import audit_run
 from trainer.runs.provenance import learned_by_run
-from trainer.tasks.classification.reports.control import read_control
+from trainer.tasks.classification.reports.control_record import read_control
 
 TRAIN = ("model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.epochs=1", "train.global_batch=12")
 

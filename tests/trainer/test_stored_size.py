@@ -26,5 +26,5 @@ def test_large_images_are_proposed_at_the_size_that_the_closest_crop_needs(tiny_
 
 def test_a_data_set_of_one_size_is_judged_by_that(tiny_dataset: Dataset) -> None:
     stored = tiny_dataset.metadata["settings"] | {"stored_size": 512}
-    dataset = Dataset(tiny_dataset.root, tiny_dataset.table, tiny_dataset.metadata | {"settings": stored}, None)
+    dataset = Dataset(tiny_dataset.root, tiny_dataset.metadata | {"settings": stored}, None)
     assert "stored at 512 px" in str(propose_stored_size(dataset, StreamConfig(image_size=96)))

@@ -41,7 +41,7 @@ from trainer.reports.page import (
     write_page,
 )
 from trainer.reports.thesis_tables import sweep_number
-from trainer.tasks.classification.reports.control import WARNING
+from trainer.tasks.classification.reports.control_record import WARNING
 from trainer.tasks.stain.report import last_sheets, network_losses
 
 # Arms whose accuracy is in the head of the page.

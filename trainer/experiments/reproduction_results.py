@@ -25,7 +25,7 @@ from trainer.metrics.evaluation import PROBABILITY, load_evaluations
 from trainer.metrics.records import read_record
 from trainer.runs import registry
 from trainer.runs.network_size import parameters_of
-from trainer.tasks.classification.reports.control import ControlRecord, read_control
+from trainer.tasks.classification.reports.control_record import ControlRecord, read_control
 from trainer.tasks.generation.records import BankEvaluation
 
 Answered = tuple[pd.DataFrame, tuple[str, ...]]  # predictions, types of the classifier

@@ -26,8 +26,9 @@ from trainer.reports.page import (
 from trainer.runs.run_directory import CONFIG_FILE
 from trainer.tasks.classification.reports.adaptation_record import read_adaptation
 from trainer.tasks.classification.reports.adaptation_section import adaptation_section
-from trainer.tasks.classification.reports.control import FILE as CONTROL_FILE
-from trainer.tasks.classification.reports.control import control_section, read_control
+from trainer.tasks.classification.reports.control_record import FILE as CONTROL_FILE
+from trainer.tasks.classification.reports.control_record import read_control
+from trainer.tasks.classification.reports.control_section import control_section
 from trainer.tasks.classification.reports.model_card import MODEL_CARD
 
 

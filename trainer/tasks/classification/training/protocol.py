@@ -24,7 +24,7 @@ from trainer.metrics.records import to_json, write_json
 from trainer.tasks.classification.config import ClassifierRunConfig
 from trainer.tasks.classification.inference.load import load_classifier
 from trainer.tasks.classification.inference.logits import predict_all, scoring_batch
-from trainer.tasks.classification.reports.control import FILE, ControlRecord, words_of
+from trainer.tasks.classification.reports.control_record import FILE, ControlRecord, words_of
 from trainer.tasks.classification.training.session import ClassifierSession
 from trainer.tasks.classification.uncertainty.calibration import calibrated_probabilities
 

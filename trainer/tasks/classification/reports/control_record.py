@@ -1,4 +1,4 @@
-"""The result of the thesis's protocol, balance first and split afterwards: RUN/control.json, a section of the report.
+"""The result of the thesis's protocol, balance first and split afterwards: RUN/control.json.
 
 No score of a classifier (contract C14): no score, audit or table of scores reads it.
 """
@@ -9,10 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import UserError
 from trainer.metrics.classification import Scores
 from trainer.metrics.evaluation import ScoredData
-from trainer.metrics.measures import shown
 from trainer.metrics.records import read_record
-from trainer.reports.evaluation_section import score_cells
-from trainer.reports.page import Block, Cell, Section, Table, Text
 
 FILE = "control.json"
 # What the protocol does, for people.
@@ -54,20 +51,3 @@ def words_of(record: ControlRecord) -> str:
         f"CONTROL, not a score: balanced first and split afterwards, as the thesis. {record.dataset.count} test images "
         f"({record.origin_words}), {record.known_groups} of them of patients, slides or generators that were trained on"
     )
-
-
-def control_section(record: ControlRecord) -> Section:
-    """The control's numbers, over all types and of each."""
-    scores, over_all, of_type = record.scores, shown("headline"), shown("types")
-    whole = [Cell(str(scores.count)), *score_cells(scores.overall, over_all)]
-    rows = [
-        [Cell(name), Cell(str(row.count)), *score_cells(row.measures, of_type)] for name, row in scores.per_type.items()
-    ]
-    head = ["its test images", *(f"CONTROL: {each.label}" for each in over_all)]
-    head_of_types = ["type", "its test images", *(f"CONTROL: {each.name.replace('_', ' ')}" for each in of_type)]
-    blocks: list[Block] = [
-        Text(WARNING, warning=True),
-        Table("In per cent, 95 % intervals below, which take each image for independent.", head, [whole]),
-        Table("Each type against the rest.", head_of_types, rows),
-    ]
-    return Section("The thesis's protocol, a control", f"{words_of(record)}.", blocks)
