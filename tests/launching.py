@@ -151,7 +151,7 @@ def compute_in_fp32() -> None:
     import torch
 
     known = torch.cpu.get_capabilities()
-    mock.patch.object(torch.cpu, "get_capabilities", lambda: {**known, "amx_bf16": False}).start()
+    mock.patch.object(torch.cpu, "get_capabilities", return_value={**known, "amx_bf16": False}).start()
 
 
 def become(name: str, arguments: tuple[str, ...], folder: Path, environment: dict[str, str], rank: int = 0) -> None:

@@ -30,8 +30,8 @@ from tests.trainer import test_conditional_training, test_stain_training
 from trainer.experiments.trial import forget_ending, read_ending, read_epochs, write_ending
 
 # In fp32: workers of a cluster know nothing of what `auto` is in tests.
-TINY = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.global_batch=12", "train.epochs=2"]
-TINY += ["train.precision=fp32"]
+TINY = ["model=senet_tiny_ge", "data.image_size=32", "data.threads=1", "train.precision=fp32", "train.global_batch=12"]
+TINY += ["train.epochs=2"]
 RATES = [0.004, 0.001]
 NAMES = ["point0-seed0", "point1-seed0"]
 
