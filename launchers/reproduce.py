@@ -41,7 +41,7 @@ from launchers.console import CONFIGS, launch, read_config
 if TYPE_CHECKING:
     from trainer.experiments.reproduction import Reproduction
 
-_OWN = ("preset", "run", "shards", "barcelona", "munich", "plan", "report")
+OWN = ("preset", "run", "shards", "barcelona", "munich", "plan", "report")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ReproduceConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    own = [argument for argument in arguments if argument.split("=")[0] in _OWN]
+    own = [argument for argument in arguments if argument.split("=")[0] in OWN]
     config = read_config(ReproduceConfig, "reproduce", own)
     if not config.preset or not config.run:
         raise UserError("reproduce.py needs preset=phantom|small|thesis_small|thesis|best and run=DIR; see --help")

@@ -144,8 +144,7 @@ def test_the_launcher_knows_every_argument(launcher: str, arguments: list[str]) 
         keys = ("sweep", "out")
         read_sweep(ROOT / own["sweep"], [argument for argument in arguments if argument.split("=")[0] not in keys])
     elif launcher == "reproduce":
-        keys = ("preset", "run", "barcelona", "munich")
-        rest = [argument for argument in arguments if argument.split("=")[0] not in keys]
+        rest = [argument for argument in arguments if argument.split("=")[0] not in reproduce.OWN]
         read_config(reproduce.ReproduceConfig, "reproduce", [each for each in arguments if each not in rest])
         read_preset(CONFIGS / "reproduce" / f"{own['preset']}.yaml", rest)
     elif launcher == "plan":
