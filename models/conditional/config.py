@@ -19,7 +19,6 @@ class GeneratorConfig:
     blocks: list[int] = field(default_factory=lambda: [2, 4, 2])  # residual blocks at S/4, at S/2 and at S
     norm: Norm = "none"  # "batch" takes statistics over all images of a call
     upsample: Upsampling = "transposed"  # "nearest": repeated pixels and a 3x3 convolution, without a checkerboard
-    leak: float = 0.0  # of the gradient past the last tanh: a spot that has become all white or black can change again
 
     def __post_init__(self) -> None:
         _check(self, "generator", "width", "latent_size")

@@ -79,7 +79,6 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig, image_size: int, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self._leak = config.leak
         self._shape = (config.width, image_size // 4, image_size // 4)
         self.linear = nn.Linear(config.latent_size + classes, math.prod(self._shape))
         layers: list[nn.Module] = []
@@ -104,9 +103,7 @@ class Generator(nn.Module):
             inputs = torch.cat([latents, length * functional.one_hot(types, self.classes).to(latents.dtype)], dim=1)
         features = self.linear(inputs).view(-1, *self._shape)
         # float32 in every precision: bfloat16 has steps of half a grey level near 1
-        values = self.last(self.trunk(features)).float()
-        images = torch.tanh(values)
-        return images + self._leak * (values - values.detach()) if self._leak else images
+        return torch.tanh(self.last(self.trunk(features)).float())
 
 
 class Critic(nn.Module):
