@@ -107,10 +107,10 @@ def gather_images(images: torch.Tensor, positions: npt.NDArray[np.int64]) -> tup
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
     """The precision to compute in (contract C13: the config owns it).
 
-    `auto` takes what the launch configuration states, else bf16 where GPU or CPU multiply matrices in it, fp16 on older
-    GPUs, fp32 on other CPUs: without AMX, bf16 is slower than fp32. A launch configuration that states another
-    precision, or accumulation or compilation of its own, raises UserError, as does fp16 without a GPU. Accelerate's
-    "no" counts as silence, because `accelerate launch` without a configuration says it too.
+    `auto` takes what the launch configuration states, else bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPUs:
+    there bf16 can be twice as fast (AMX) or a hundred times slower (thin layers). A launch configuration that states
+    another precision, or accumulation or compilation of its own, raises UserError, as does fp16 without a GPU.
+    Accelerate's "no" counts as silence, because `accelerate launch` without a configuration says it too.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
@@ -133,7 +133,7 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
     elif launched != "no":
         precision = "fp16" if launched == "fp16" else "bf16"
     elif device.type != "cuda":
-        precision = "bf16" if torch.cpu.get_capabilities().get("amx_bf16", False) else "fp32"
+        precision = "fp32"
     else:
         precision = "bf16" if torch.cuda.get_device_capability(device)[0] >= _BF16_CAPABILITY else "fp16"
     if precision == "fp16" and device.type != "cuda":
