@@ -95,7 +95,7 @@ def test_a_launch_configuration_that_contradicts_the_run_is_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    assert resolve_precision("auto", torch.device("cpu")) == "fp32"  # in bf16 the tour's network is 60 times slower
+    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
     with pytest.raises(UserError, match="fp16 needs a GPU"):
         resolve_precision("fp16", torch.device("cpu"))
 

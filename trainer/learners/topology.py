@@ -108,9 +108,9 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
     """The precision to compute in (contract C13: the config owns it).
 
     `auto` takes what the launch configuration states, else bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPUs:
-    there bf16 can be twice as fast (AMX) or a hundred times slower (thin layers). A launch configuration that states
-    another precision, or accumulation or compilation of its own, raises UserError, as does fp16 without a GPU.
-    Accelerate's "no" counts as silence, because `accelerate launch` without a configuration says it too.
+    those without AMX are slower in bf16. A launch configuration that states another precision, or accumulation or
+    compilation of its own, raises UserError, as does fp16 without a GPU. Accelerate's "no" counts as silence, because
+    `accelerate launch` without a configuration says it too.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     accumulation = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")

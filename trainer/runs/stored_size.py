@@ -14,9 +14,10 @@ def propose_stored_size(dataset: Dataset, data: StreamConfig) -> str | None:
 
     With the largest zoom and the closest crop, a pixel of the network is still no smaller than one of the stored image.
     """
-    rows = dataset.samples(domains=data.domains, columns=["domain", "width", "height"])
-    stored = dataset.metadata["settings"]["stored_size"] or rows[["width", "height"]].min(axis=1).median()
-    closest = min((data.crop.get(domain, 1.0) for domain in rows["domain"].unique()), default=1.0)
+    stored = dataset.metadata["settings"]["stored_size"]
+    if not stored:
+        stored = dataset.samples(domains=data.domains, columns=["width", "height"]).min(axis=1).median()
+    closest = min((data.crop.get(domain, 1.0) for domain in data.domains or dataset.domains()), default=1.0)
     zoom = getattr(data.augment, "scale", 1.0)  # a field of the registered operation `geometry`
     # In steps of 8 pixels, a block of a JPEG file.
     needed = 8 * math.ceil(data.image_size * zoom / closest / 8)

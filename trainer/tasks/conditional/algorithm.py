@@ -10,11 +10,12 @@ from torch import nn
 
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
-from data_pipeline.randomness import derive_key, normal
+from data_pipeline.randomness import derive_key, normal, uniform
 from data_pipeline.stream.stream import MicroBatch
 from models.conditional.networks import OfEachType, build_classifier, build_critic, build_generator
 from models.errors import ModelError
 from trainer.learners.choices import NetworkChoices
+from trainer.learners.differentiable_augmentation import NUMBERS, augment
 from trainer.learners.learner import Learner, Setting, Terms
 from trainer.loop.algorithm import Adversarial, Batches
 from trainer.runs.registry import NoOptions, read_options
@@ -142,8 +143,12 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
         return to_device(draws.astype(np.float32), part.images.device)
 
     def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
-        """The images as the critic sees them, [n, 3, S, S]."""
-        return images
+        """The images as the critic sees them, [n, 3, S, S]: changed by the option `augment`, if there is one."""
+        changes = getattr(self.options, "augment", None)
+        if not changes:
+            return images
+        key = derive_key(self.setting.seed, "augmentation", purpose)
+        return augment(images, uniform(key, part.positions, NUMBERS), changes)
 
     def _judge(self, part: MicroBatch) -> Terms:
         conditions = self._conditions_for(part, "critic")

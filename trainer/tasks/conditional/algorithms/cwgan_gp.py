@@ -4,14 +4,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
 from data_pipeline.device import to_device
 from data_pipeline.errors import UserError
 from data_pipeline.randomness import derive_key, uniform
-from data_pipeline.stream.stream import MicroBatch
 from trainer.learners import losses
-from trainer.learners.differentiable_augmentation import NUMBERS, Change, augment
+from trainer.learners.differentiable_augmentation import Change
 from trainer.learners.learner import Terms
 from trainer.runs.registry import registered
 from trainer.tasks.conditional.algorithm import ConditionalAlgorithm, Generated, Judged
@@ -47,12 +45,6 @@ class ConditionalWganGp(ConditionalAlgorithm):
             raise UserError(
                 f"model.critic.norm=batch: the gradient penalty of {model.algorithm} is of each image alone: use none"
             )
-
-    def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
-        if not self.options.augment:
-            return images
-        key = derive_key(self.setting.seed, "augmentation", purpose)
-        return augment(images, uniform(key, part.positions, NUMBERS), self.options.augment)
 
     def _critic_terms(self, judged: Judged) -> Terms:
         part, share = judged.real, self.options.penalty_share

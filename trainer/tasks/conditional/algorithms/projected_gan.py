@@ -6,14 +6,13 @@ import torch
 from torch import nn
 
 from data_pipeline.errors import UserError
-from data_pipeline.randomness import derive_key, uniform
 from data_pipeline.stream.stream import MicroBatch
 from models.classifiers.build import build_classifier
 from models.classifiers.config import ClassifierConfig
 from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
 from trainer.learners import losses
-from trainer.learners.differentiable_augmentation import NUMBERS, Change, augment
+from trainer.learners.differentiable_augmentation import Change
 from trainer.learners.learner import Terms
 from trainer.runs.registry import read_options, registered
 from trainer.tasks.conditional.algorithm import ConditionalAlgorithm, Generated, Judged
@@ -46,10 +45,6 @@ class ProjectedGan(ConditionalAlgorithm):
             raise UserError(str(error).replace("model.weights", "model.options.weights")) from error
         critic = ProjectedCritic(classifier, image_size, types, model.critic.width)
         return {"critic": critic, "generator": cls.build_generator(model, image_size, types)}
-
-    def _shown(self, images: torch.Tensor, part: MicroBatch, purpose: str) -> torch.Tensor:
-        key = derive_key(self.setting.seed, "augmentation", purpose)
-        return augment(images, uniform(key, part.positions, NUMBERS), self.options.augment)
 
     def _critic_terms(self, judged: Judged) -> Terms:
         return {"critic": (1.0, losses.hinge_discriminator(judged.on_real, judged.on_generated).mean(dim=1))}
