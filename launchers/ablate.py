@@ -7,6 +7,8 @@ usage:
       out=DIR         where stages, trials, table and report are written
       shards=DIR      the data set, where the sweep file names none: a folder, or a URL in a store, s3://bucket/prefix,
                       whose shards each machine keeps in ~/.cache/hemaforge (XDG_CACHE_HOME, or cache= among fixed=)
+      stages=DIR      where what trials share is made and found, OUT/stages by default: name the same folder for several
+                      sweeps, and what they share is made once
       key=value       overrides the sweep file: resources_per_trial.gpu=1
       plan=true       print every stage and trial, run nothing
   Runs on the Ray cluster that RAY_ADDRESS names or `ray start` made this machine part of (configs/ray), else on this
@@ -34,11 +36,12 @@ class AblateConfig:
 
     sweep: str | None = None
     out: str | None = None
+    stages: str | None = None
     plan: bool = False  # print the plan only
 
 
 def main(arguments: Sequence[str]) -> None:
-    own = [argument for argument in arguments if argument.split("=")[0] in ("sweep", "out", "plan")]
+    own = [argument for argument in arguments if argument.split("=")[0] in ("sweep", "out", "stages", "plan")]
     config = read_config(AblateConfig, "ablate", own)
     if not config.sweep or not config.out:
         raise UserError("ablate.py needs sweep=FILE and out=DIR; see --help")
@@ -48,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
 
     changes = [argument for argument in arguments if argument not in own]
     file = Path(config.sweep)
-    sweep = plan_sweep(read_sweep(file, changes), Path(config.out), file)
+    stages_folder = Path(config.stages) if config.stages else None
+    sweep = plan_sweep(read_sweep(file, changes), Path(config.out), file, stages_folder)
     refuse_other_sweep(sweep)
     print("\n".join(describe_sweep(sweep)), flush=True)
     if config.plan:

@@ -2,6 +2,6 @@
 
 from typing import Literal
 
-Norm = Literal["instance", "batch", "none"]
+Norm = Literal["instance", "batch", "pixel", "none"]
 Upsampling = Literal["transposed", "nearest"]
 ClassifierNorm = Literal["group", "frozen", "auxiliary"]  # see models/classifiers/norm.py

@@ -16,7 +16,19 @@ def normalization(kind: Norm, channels: int) -> nn.Module:
     """
     if kind == "instance":
         return nn.InstanceNorm2d(channels, affine=True)
+    if kind == "pixel":
+        return PixelNorm(channels)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+class PixelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each pixel of float [n, channels, H, W] (as in ConvNeXt, Liu et al. 2022).
+
+    No statistic joins places or images: no place can outgrow the others unseen, as happens with batch norm.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def upsampling(kind: Upsampling, in_channels: int, out_channels: int, kernel: int, bias: bool) -> nn.Module:

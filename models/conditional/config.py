@@ -7,7 +7,7 @@ from models.checks import check_at_least_one, check_choices
 from models.errors import ModelError
 from models.layer_choices import Upsampling
 
-Norm = Literal["batch", "none"]
+Norm = Literal["batch", "pixel", "none"]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ _SET_HERE = {
     "conditional": ("shards", "run", "data.cell_types", "seed"),
     "few_shot": ("shards", "run", "rich_types", "rare_types", "seed"),
     "first_classifier": ("shards", "run"),
+    "with_generated": ("shards", "run", "seed"),
 }
 # Of a kind of generator, its launcher, whose default model is trained if the arguments name none.
 _LAUNCHERS = {"stain": "train_stain_gan", "conditional": "train_conditional_gan", "few_shot": "train_few_shot_gan"}
@@ -56,6 +57,8 @@ class AblationConfig:
     few_shot: list[str] = field(default_factory=list)  # of train_few_shot_gan.py
     # Of train_classifier.py, whose run names the types for policy=thesis_predicted among `normalize`.
     first_classifier: list[str] = field(default_factory=list)
+    # Of train_classifier.py, in the arms that have generated images: how those are used.
+    with_generated: list[str] = field(default_factory=list)
     # Seeds of the trainings of generators: each is trained once with each.
     generator_seeds: list[int] = field(default_factory=lambda: [0])
 
@@ -92,6 +95,12 @@ class AblationConfig:
     def models(self) -> dict[str, str]:
         """The model, a file of configs/model, that makes images of each kind: stain, conditional, few_shot."""
         return {kind: _model_of(getattr(self, kind), launcher) for kind, launcher in _LAUNCHERS.items()}
+
+    @property
+    def conditional_name(self) -> str:
+        """What makes the moderate types, for people."""
+        model = self.models["conditional"]
+        return "C-WGAN-GP" if model.startswith("c_wgan_gp") else model
 
 
 def _model_of(arguments: Sequence[str], launcher: str) -> str:
@@ -143,12 +152,13 @@ def ablation_arms(config: AblationConfig, shards: Root, planner: StagePlanner) -
     normalized = stages.normalized(shards, *choose_stains(config, dataset))
     full = stages.of_both_generators(normalized)
     unnormalized = stages.of_both_generators(shards, " unnormalized")
+    used, conditional = tuple(config.with_generated), config.conditional_name
     return [
-        Arm("full", "Full method", full),
-        Arm("without_ge", "Without gather-excite", full, ("model.ge=false",)),
-        Arm("without_normalization", "Without stain normalisation", unnormalized),
-        Arm("few_shot_only", "Few-shot generation for every type", stages.of_few_shot(normalized, config.folds)),
-        Arm("conditional_only", "C-WGAN-GP for every type", stages.of_conditional(normalized)),
+        Arm("full", "Full method", full, used),
+        Arm("without_ge", "Without gather-excite", full, (*used, "model.ge=false")),
+        Arm("without_normalization", "Without stain normalisation", unnormalized, used),
+        Arm("few_shot_only", "Few-shot generation for every type", stages.of_few_shot(normalized, config.folds), used),
+        Arm("conditional_only", f"{conditional} for every type", stages.of_conditional(normalized), used),
         Arm("original", "Original data", shards),
         Arm("class_balanced", "Original data, class-balanced", shards, ("data.sampling=class_balanced",)),
     ]
@@ -159,7 +169,8 @@ def method_stages(config: AblationConfig, dataset: Dataset, planner: StagePlanne
     roles = choose_roles(config, training_counts(dataset), dataset.root)
     seed = f"seed={config.generator_seeds[0]}"
     stain, conditional, few_shot = ((*own, seed) for own in (config.stain, config.conditional, config.few_shot))
-    return MethodStages(roles, planner, stain, config.normalize, conditional, few_shot, config.first_classifier)
+    name = config.conditional_name
+    return MethodStages(roles, planner, stain, config.normalize, conditional, few_shot, config.first_classifier, name)
 
 
 def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]], where: Root) -> CellTypeRoles:

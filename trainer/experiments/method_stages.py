@@ -44,6 +44,7 @@ class MethodStages:
     conditional: Sequence[str]  # of train_conditional_gan.py
     few_shot: Sequence[str]  # of train_few_shot_gan.py
     first_classifier: Sequence[str] = ()  # of train_classifier.py
+    conditional_name: str = "C-WGAN-GP"  # of what `conditional` trains, for people
 
     @property
     def by_type(self) -> bool:
@@ -75,7 +76,7 @@ class MethodStages:
 
     def filled(self, parent: Stage | Root, suffix: str = "") -> Stage:
         """Data in which the moderate types are filled up to `per_type` images by C-WGAN-GP."""
-        moderate = self.bank(self.conditional_run(parent, self.roles.moderate, f"C-WGAN-GP{suffix}"))
+        moderate = self.bank(self.conditional_run(parent, self.roles.moderate, f"{self.conditional_name}{suffix}"))
         return self.balanced(parent, (moderate,), f"filled data{suffix}")
 
     def of_few_shot(self, parent: Stage | Root, folds: int) -> Stage:
@@ -89,12 +90,13 @@ class MethodStages:
 
     def of_conditional(self, parent: Stage | Root) -> Stage:
         """C-WGAN-GP alone, in one training on moderate and rare types."""
-        return self.balanced(parent, (self.bank(self.conditional_alone(parent)),), "balanced data C-WGAN-GP alone")
+        alone = self.bank(self.conditional_alone(parent))
+        return self.balanced(parent, (alone,), f"balanced data {self.conditional_name} alone")
 
     def conditional_alone(self, parent: Stage | Root) -> Stage:
         """A training of C-WGAN-GP on moderate and rare types."""
         types = in_label_order([*self.roles.moderate, *self.roles.rare])
-        return self.conditional_run(parent, types, "C-WGAN-GP alone")
+        return self.conditional_run(parent, types, f"{self.conditional_name} alone")
 
     def conditional_run(
         self, parent: Stage | Root, types: Sequence[str], name: str, arguments: Sequence[str] = ()

@@ -240,9 +240,11 @@ def test_the_ablations_that_come_with_the_project_can_be_planned(
     two_stains: Dataset, tmp_path: Path, name: str
 ) -> None:
     changes = [f"shards={two_stains.root}", *ROLES, "arms=[full,without_ge,original]"]
-    sweep = plan(read_sweep(SWEEPS / f"{name}.yaml", [*changes, "seeds=[0]"]), tmp_path)
+    sweep = plan(read_sweep(SWEEPS / f"{name}.yaml", [*changes, "seeds=[0]", "ablation.generator_seeds=[0]"]), tmp_path)
     assert [trial.name for trial in sweep.trials] == ["full-seed0", "without_ge-seed0", "original-seed0"]
     assert sweep.reference == "full"
+    until = [trial.config.train.synthetic.until for trial in sweep.trials]
+    assert until == ([0.5, 0.5, 1.0] if name == "ablation_small" else [1.0] * 3)
     assert [trial.config.model.ge for trial in sweep.trials] == [True, False, True]
     shards = [Path(str(trial.config.shards)) for trial in sweep.trials]
     assert shards[0] == shards[1] == sweep.stages[-1].folder(sweep.stages_folder)
@@ -260,7 +262,7 @@ def test_an_unknown_argument_of_a_stage_is_refused_beforehand(two_stains: Datase
 def test_generator_seeds_repeat_what_generators_made_and_nothing_else(two_stains: Dataset, tmp_path: Path) -> None:
     """The first seed's trainings are those of an ablation without the setting: what is done is not done again."""
     changes = [f"shards={two_stains.root}", *ROLES, "arms=[full,without_ge,original]", "seeds=[0,1]"]
-    one = plan(read_sweep(SWEEPS / "ablation_small.yaml", changes), tmp_path)
+    one = plan(read_sweep(SWEEPS / "ablation_small.yaml", [*changes, "ablation.generator_seeds=[0]"]), tmp_path)
     two = plan(read_sweep(SWEEPS / "ablation_small.yaml", [*changes, "ablation.generator_seeds=[0,4]"]), tmp_path)
     hashes = {trial.name: trial.content_hash for trial in two.trials}
     assert {name: hashes[name] for name in (trial.name for trial in one.trials)} == {
