@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.classifiers.build import build_classifier as build_cell_classifier
-from models.classifiers.config import ClassifierConfig as CellClassifierConfig
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
-from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
 from models.layers import SameSizeDeconvolution, normalization
+from models.projected_critic import build_projected_critic
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])
 MICRO_CRITIC = CriticConfig(width=4, hidden=6, blocks=[1, 1, 1])
@@ -140,8 +138,7 @@ def test_a_wrong_setting_is_named_with_its_group() -> None:
 
 
 def test_the_projected_critic_learns_beside_a_classifier_that_stays_as_it_is() -> None:
-    config = CellClassifierConfig("features", "timm", "tf_efficientnet_lite0")
-    critic = ProjectedCritic(build_cell_classifier(config, 3, 32), 32, types=3, width=8).train()
+    critic = build_projected_critic("tf_efficientnet_lite0", None, 32, types=3, width=8).train()
     before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
     optimizer = torch.optim.SGD([each for each in critic.parameters() if each.requires_grad], 0.1)
     images, types = random_images(4, 32).requires_grad_(True), torch.tensor([0, 1, 2, 0])
