@@ -173,16 +173,12 @@ def _sections_by_type(
     sections = []
     for predicted, part in rows.groupby("type", sort=False):
         cards = []
-        tables = part[columns].to_numpy(dtype=float).tolist()
-        truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
-        hot = part[HEAT] if HEAT in part else [None] * len(part)
-        said = [_uncertainty(row) for row in part.to_dict("records")]
-        for path, truth, probabilities, heat, (marks, note) in zip(
-            part["path"], truths, tables, hot, said, strict=True
-        ):
-            name = Path(str(path)).name
-            picture = thumbnail(on_disk(Path(), str(path)), name, heat, middle_square=middle_square)
-            cards.append(prediction_card(probabilities, cell_types, str(truth), picture, f"{name}{note}", marks))
+        for row in part.to_dict("records"):
+            name, truth = Path(str(row["path"])).name, row.get("cell_type", "")
+            picture = thumbnail(on_disk(Path(), str(row["path"])), name, row.get(HEAT), middle_square=middle_square)
+            marks, note = _uncertainty(row)
+            probabilities, true_type = [row[column] for column in columns], "" if pd.isna(truth) else str(truth)
+            cards.append(prediction_card(probabilities, cell_types, true_type, picture, f"{name}{note}", marks))
             progress.update()
         key = f"Bars: {type_numbers(cell_types)}.{f' {HEAT_WORDS}' if HEAT in part else ''}"
         sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))
