@@ -1,4 +1,4 @@
-"""A balanced data set: all images of another one, and generated ones for cell types with few images (contract C4)."""
+"""A balanced data set: all images of another one, and generated ones for cell types with few images."""
 
 from __future__ import annotations
 

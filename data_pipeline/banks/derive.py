@@ -1,4 +1,4 @@
-"""A data set derived from another: some images by reference to the parent's shards, others newly made (contract C1).
+"""A data set derived from another: some images by reference to the parent's shards, others newly made.
 
 Many processes make one data set. A shard is made by one rank and entered in a journal when it is on disk. The commit
 is one rename, as a build's. Killed at any moment, the old data set or the new one is whole, and finished shards are

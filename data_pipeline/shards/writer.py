@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars whose bytes are a pure function of the samples in them (contract C5).
+"""Shards: WebDataset tars whose bytes are a pure function of the samples in them.
 
 Partitioned by source, split and a binary trie over the bits of the ids; members ordered by id; fixed mode, owner and
 time. A shard's name ends in the hash of its bytes, so two different shards never share a name.

@@ -44,7 +44,7 @@ _OF_PLAN = ("name", "kind", "launcher", "reference", "metric", "mode", "fingerpr
 
 @dataclass(frozen=True)
 class ArmData(ScoredData):
-    """The images that an arm is scored on (contract C14)."""
+    """The images that an arm is scored on."""
 
     groups: int
     normalizer: Any  # None: none

@@ -1,4 +1,4 @@
-"""Checkpoints: complete, written aside and renamed, named by their content, refused when damaged (contract C12)."""
+"""Checkpoints: complete, written aside and renamed, named by their content, refused when damaged."""
 
 import copy
 import hashlib

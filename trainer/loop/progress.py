@@ -1,4 +1,4 @@
-"""Where a run stands, and how it resumes (contract C12)."""
+"""Where a run stands, and how it resumes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Progress:
 def checkpoint_state(
     learners: Mapping[str, Any], algorithm: Mapping[str, Any], progress: Progress, fingerprint: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What every checkpoint holds (contract C12)."""
+    """What every checkpoint holds."""
     return {
         "learners": dict(learners),
         "algorithm": dict(algorithm),

@@ -87,7 +87,7 @@ class SeenRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every evaluation record states (contract C14); each task adds its scores in a subclass."""
+    """What every evaluation record states; each task adds its scores in a subclass."""
 
     dataset: ScoredData
     checkpoint: ScoredCheckpoint

@@ -1,4 +1,4 @@
-"""The file every run directory begins with: its resolved configuration (contract C2)."""
+"""The file every run directory begins with: its resolved configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path

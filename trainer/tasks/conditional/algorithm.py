@@ -138,7 +138,7 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
         return part.labels
 
     def _latents(self, part: MicroBatch, purpose: str) -> torch.Tensor:
-        """Standard normal float32 [n, latent_size], the same however the global batch is sliced (contract C11)."""
+        """Standard normal float32 [n, latent_size], the same however the global batch is sliced."""
         draws = normal(derive_key(self.setting.seed, "latent", purpose), part.positions, self._latent_size)
         return to_device(draws.astype(np.float32), part.images.device)
 

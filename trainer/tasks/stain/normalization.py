@@ -1,4 +1,4 @@
-"""From a data set to one in which the images of one stain have the look of another (contracts C1, C4)."""
+"""From a data set to one in which the images of one stain have the look of another."""
 
 import dataclasses
 import functools
