@@ -16,7 +16,7 @@ usage:
                       Default: with labelled cells head, unless cross-validation finds another method better beyond
                       chance; without them self_training where 40 images name three types, most answers stay and
                       mirrored and turned views agree no less, else statistics if they then agree more, else as_is
-      steps=100 learning_rate=3e-4   of training all layers
+      steps=100 learning_rate=3e-4   of training all layers (defaults): optimiser steps, and the peak
   It prints the choice ("use as is" or "adapt"), what that rests on, and which types to label more cells of.
   The same stands, with the scores of every method, in DIR/adaptation.json and DIR/report.html. What the run keeps of
   its training images stands beside the laboratory's, for all layers these images (if its data set is at hand): so it

@@ -5,8 +5,8 @@ usage:
       config=LAUNCHER        train_classifier, train_stain_gan, train_conditional_gan or train_few_shot_gan
       gpu_memory=SIZE        of each GPU: 8GiB, 24GB; default: 8GiB
       processes=N            GPUs that share a global batch; default: 1
-      images_per_second=N    a measured speed, of all GPUs together, for the hours: any run of the model shows it
-                             beside its progress bar and in metrics.jsonl
+      images_per_second=N    a measured speed, of all GPUs together, from which the hours follow: a run of the model
+                             shows it beside its progress bar and in metrics.jsonl
       key=value ...          the arguments of that launcher; shards=DIR gives the number of steps, too
   A step of the real networks runs on tensors without memory. If it does not fit, the plan is printed all the same, the
   last line names the setting that makes it fit, and the exit code is 2.
