@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     read_run_config(run_or_shipped(config.run))
     for path in (config.images, config.labelled):
         if path and not Path(path).exists():
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder; correct images= or labelled=")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
     from trainer.tasks.classification.adaptation.adapt import adapt

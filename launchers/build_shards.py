@@ -176,7 +176,7 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     own = [(layout, root) for layout, root in asked if not layout.public]
     if len(own) > 1:
         both = " and ".join(f"{layout.keyword}=" for layout, _ in own[:2])
-        raise UserError(f"{both} in one command share one name=: give them one after the other")
+        raise UserError(f"{both} in one command share one name=: give each in a command of its own")
     if not own and (config.name or config.domain or config.labels or config.group != "auto"):
         usages = " or ".join(layout.usage for layout in layouts().values() if not layout.public)
         raise UserError(f"name=, domain=, labels= and group= go with {usages}")

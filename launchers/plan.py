@@ -119,7 +119,7 @@ def _time(steps: int | None, images_per_step: int, images_per_second: float | No
 
 
 def _advice(plan: MemoryPlan) -> str:
-    short = f"predicted {plan.needed / GIB:.2f} GiB of {plan.gpu_memory / GIB:.2f}"
+    short = f"the step needs {plan.needed / GIB:.2f} GiB of GPU memory, {plan.gpu_memory / GIB:.2f} are there"
     if plan.largest is not None:
         return f"{short}: set train.micro_batch={plan.largest.images}"
     smaller = "shots" if plan.episode else "data.image_size"

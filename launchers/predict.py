@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     for run in runs:
         require_classifier(run)
     if not os.path.lexists(images):
-        raise UserError(f"{images}: no such file or folder")
+        raise UserError(f"images={images}: no such file or folder; name an image or a folder of images")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.learners.topology import join_processes
     from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images

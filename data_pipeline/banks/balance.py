@@ -170,8 +170,11 @@ def open_banks(config: BalanceConfig, parent: Dataset) -> list[UsedBank]:
             )
         for score in config.scores:
             if score not in images.scores:
-                known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
-                raise UserError(f"{root}: no score {score!r} of all images in this bank; it has {known}")
+                known = ", ".join(sorted(images.scores)) or "none"
+                raise UserError(
+                    f"{root}: no score {score!r} of all images in this bank; it has {known}: choose one that it has, or "
+                    "have evaluate.py bank= write them"
+                )
         sources.add(name)
         banks.append(UsedBank(name, images, stored_size or stored_side(parent, images.domain)))
     return banks

@@ -134,7 +134,7 @@ class Recipe:
         }
 
     def parents(self, root: Path) -> list[dict[str, str]]:
-        """The metadata's entry for the parent in a data set at `root`."""
+        """`parents` of the derived data set's metadata: path (relative to `root` where it can be) and content hash."""
         return [{"path": reference(root, self.parent.root), "content_hash": self.parent.content_hash}]
 
 

@@ -49,7 +49,7 @@ class CsvRows:
 
 @dataclass(frozen=True)
 class CsvFile:
-    """Content of a CSV file."""
+    """A CSV file as it was read."""
 
     rows: CsvRows
     columns: list[str]  # requested columns by their requested names, others as in the file

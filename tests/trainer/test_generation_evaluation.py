@@ -326,7 +326,7 @@ def caption_of(page: Page, table: list[list[str]]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bank=nowhere", "run=run"], "one of them"),
+        (["bank=nowhere", "run=run"], "but not both"),
         (["bank=nowhere"], "give shards=DIR, real images, and classifier=RUN"),
         (["bank=nowhere", "shards=x", "classifier=y"], "no image bank here"),
         (["bank=nowhere", "shards=x", "classifier=y", "split=train"], "leave out split="),

@@ -92,7 +92,7 @@ class RealImages:
 
     @classmethod
     def read(cls, reader: ImageReader, space: ClassifierFeatures) -> "RealImages":
-        """UserError without a validation image."""
+        """Compute the features of all real training and validation images. UserError without a validation image."""
         training, held_out = (_features_of_split(reader, space, split) for split in ("train", "validation"))
         types = list(training)
         held_out = {name: each for name, each in held_out.items() if name in training}

@@ -142,7 +142,10 @@ def read_trials(sweep: Path) -> list[Trial]:
 
 
 def read_answers(trials: Sequence[Trial]) -> Answers:
-    """Answers of one arm's trials that count (at least one). UserError if they do not fit together."""
+    """Answers of one arm's trials (at least one) to the test images, sorted by seeds.
+
+    UserError for two trials of the same seeds, and for trials that were scored on different test images.
+    """
     trials = sorted(trials, key=lambda trial: (trial.generator_seed or 0, trial.seed))
     seeds = tuple(trial.seeds for trial in trials)
     if len(set(seeds)) < len(seeds):

@@ -72,7 +72,10 @@ class Stage:
         return tuple(each for source in self.inputs.values() for each in _listed(source) if isinstance(each, Stage))
 
     def folder(self, root: Path) -> Path:
-        """What it writes, in a folder of stages; a stage that adds to what it reads only has a log of this name."""
+        """The stage's output, in the folder of all stages `root`.
+
+        A stage that adds to its input (`output` None) writes no such folder; its log has this name.
+        """
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return root / f"{slug}-{self.content_hash[:12]}"
 

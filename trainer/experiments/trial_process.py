@@ -12,7 +12,11 @@ from trainer.experiments.trial import LONGEST_MESSAGE, Epoch, Failed, Refused, t
 
 
 def main() -> None:
-    """Train the trial that the channel names; each epoch is reported there, and goes on when that is answered."""
+    """Train one trial in a process of its own.
+
+    The trial is read from the socket LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and the training
+    continues when they are answered; if the socket is closed instead, it ends. Errors are sent there too.
+    """
     channel = socket.socket(fileno=int(os.environ["LAUNCH_DESCRIPTOR"]))
     trial, resources = pickle.loads(channel.recv(LONGEST_MESSAGE))
 

@@ -170,7 +170,9 @@ def _load_adapted(run: Path, config: FewShotRunConfig, cell_type: str, number: i
     checkpoint = store.latest()
     state = None if checkpoint is None else checkpoint.load()
     if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
-        raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")
+        raise UserError(
+            f"{run}: the adaptation to {cell_type} is not finished: give its train_few_shot_gan.py command again first"
+        )
     if best := store.best():
         checkpoint, state = best, best.load()
     algorithm = episode_class(config.model)

@@ -67,8 +67,7 @@ def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
 
 
 def count_operations(config: ClassifierConfig, types: int, image_size: int) -> int:
-    """Floating-point operations of a forward pass of one image: multiplications and additions of matrices and
-    convolutions."""
+    """Floating-point operations of a forward pass of one image: those of matrix products and convolutions."""
     with torch.device("meta"):
         network = build_classifier(replace(config, weights=None), types, image_size).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
