@@ -172,7 +172,7 @@ def open_banks(config: BalanceConfig, parent: Dataset) -> list[UsedBank]:
             if score not in images.scores:
                 known = ", ".join(sorted(images.scores)) or "none"
                 raise UserError(
-                    f"{root}: no score {score!r} of all images in this bank; it has {known}: choose one that it has, or "
+                    f"{root}: no score {score!r} of all images in this bank; it has {known}: choose one of these, or "
                     "have evaluate.py bank= write them"
                 )
         sources.add(name)

@@ -166,7 +166,9 @@ def environment_table(machine: Mapping[str, Any]) -> Table:
         "language": f"Python {machine['python']}",
         "packages": packages,
     }
-    rows = [[Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not told")] for name, text in ours.items()]
+    rows = [
+        [Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not stated")] for name, text in ours.items()
+    ]
     return Table("Table 23: the machine that put this report together.", ["", "here", "thesis"], rows)
 
 

@@ -33,7 +33,7 @@ Seeds = tuple[int | None, int]
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What a sweep is and trains: sweep.json."""
+    """Content of sweep.json: what kind of sweep it is, and what it trains."""
 
     name: str
     kind: str

@@ -41,7 +41,7 @@ Inputs: TypeAlias = Mapping[str, Source]
 class Stage:
     """One launcher's work. Stages of one content hash are equal, and must have one name."""
 
-    name: str  # for people
+    name: str  # in reports and folder names
     launcher: str  # without .py
     arguments: tuple[str, ...]  # key=value, without inputs and output
     inputs: Inputs
@@ -87,7 +87,7 @@ class Stage:
         return self.share(resources).command(LAUNCHERS / f"{self.launcher}.py", arguments)
 
     def share(self, resources: Resources) -> Resources:
-        """Its share of a stage's resources."""
+        """Resources that it uses: all of a stage's, or those of one worker if its launcher runs as one process."""
         if not self.one_process or resources.workers == 1:
             return resources
         return Resources(resources.threads, resources.gpu / resources.workers, 1)
@@ -127,7 +127,7 @@ def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage
 
 
 def describe(stages: Iterable[Stage], root: Path, resources: Resources) -> list[str]:
-    """Lines for people: each stage that these need, in order, whether it is done, and its command line."""
+    """Lines to print: each stage that these need, in order, whether it is done, and its command line."""
     lines = []
     for number, stage in enumerate(in_order(stages), start=1):
         state = "done" if stage.done(root) else "to run"

@@ -1,4 +1,4 @@
-"""What C-WGAN-GP and its rivals share: a generator that is told a cell type, a critic, and the order of moves."""
+"""What C-WGAN-GP and its rivals share: a generator that is given a cell type, a critic, and the order of moves."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping

@@ -53,7 +53,7 @@ def advise_model(config: ClassifierConfig, types: int, image_size: int, seconds:
 def _told(choice: Choice) -> str:
     return (
         f"That is more than a day on this CPU: {choice.arguments} would take about {span(choice.seconds)}, by counted "
-        "operations. This run goes on; stopped, the same command goes on from its newest checkpoint"
+        "operations. This run continues; if you stop it, the same command resumes it from its newest checkpoint"
     )
 
 
