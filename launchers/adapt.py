@@ -42,9 +42,9 @@ from trainer.tasks.classification.adaptation.config import AdaptConfig
 def main(arguments: Sequence[str]) -> None:
     config = read_config(AdaptConfig, "adapt", arguments)
     if not (config.run and config.out) or not (config.images or config.labelled or config.shards):
-        raise UserError("give run=DIR out=DIR and images=FOLDER, labelled=PATH or shards=DIR")
+        raise UserError("adapt.py needs run=DIR, out=DIR, and images=FOLDER, labelled=PATH or shards=DIR")
     if config.shards and (config.images or config.labelled):
-        raise UserError("give shards=DIR, or images=FOLDER and labelled=PATH, not both")
+        raise UserError("adapt.py takes shards=DIR, or images=FOLDER and labelled=PATH, not both")
     config.require_dataset()
     read_run_config(run_or_shipped(config.run))
     for path in (config.images, config.labelled):

@@ -97,7 +97,10 @@ class RealImages:
         types = list(training)
         held_out = {name: each for name, each in held_out.items() if name in training}
         if not held_out:
-            raise UserError(f"{reader.dataset.root}: no validation image to ask how many generated images help")
+            raise UserError(
+                f"{reader.dataset.root}: no validation image to ask how many generated images help: give per_type= a "
+                "number"
+            )
         rows = pd.concat([some for _, some in held_out.values()])
         groups = np.unique(rows["group"], return_inverse=True)[1]
         return cls(types, _joined(training, types), _joined(held_out, types), groups, rows["id"].tolist())
