@@ -15,8 +15,9 @@ usage:
                     classifier and setting of train_classifier.py: it is trained without each fold in turn. It takes as
                     long as so many trainings
   The expert presses Enter (the label is right), the key of another type (a digit, V or W; the buttons show which) or X
-  (leave it out, and why), and S to save the decisions as a CSV. They stay in the browser until then. build_shards.py review=FILE applies them; of two
-  experts (review=[A.csv,B.csv]) it prints the agreement and lists the images on which they differ.
+  (leave it out, and why), and S to save the decisions as a CSV. They stay in the browser until then. build_shards.py
+  review=FILE applies them; of two experts (review=[A.csv,B.csv]) it prints the agreement and lists the images on which
+  they differ.
 
 example:
   python launchers/review.py shards=data/blood out=review.html
