@@ -55,7 +55,7 @@ class UsedBank:
         return float(data.get("crop", {}).get(self.images.domain, 1.0))
 
     def as_record(self) -> dict[str, Any]:
-        """For dataset.json."""
+        """The bank's entry in dataset.json."""
         made_by, content_hash = self.images.facts.generator, self.images.content_hash
         return {"name": self.name, "content_hash": content_hash, "made_by": made_by, "crop": self.crop}
 

@@ -79,7 +79,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Point:
-    """Trials of equal parameters."""
+    """The trials of a search that have the same parameters; they differ in their seeds."""
 
     parameters: dict[str, Any]
     trials: list[str]
@@ -100,7 +100,7 @@ class TrialResult(Trial):
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """results.json."""
+    """Content of results.json."""
 
     name: str
     kind: str

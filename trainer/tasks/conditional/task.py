@@ -64,7 +64,7 @@ class ConditionalSession(Session[ConditionalRunConfig]):
 
 
 class Conditional(Task[ConditionalRunConfig]):
-    """Images of wanted cell types are generated."""
+    """A generator of cells of given types."""
 
     kind = "conditional"
     launcher = "train_conditional_gan.py"

@@ -66,7 +66,7 @@ class DetectorSession(Session[DetectorRunConfig]):
 
 
 class Detection(Task[DetectorRunConfig]):
-    """Cells are found in whole fields."""
+    """A detector that finds cells in whole fields."""
 
     kind = "detection"
     launcher = "train_detector.py"

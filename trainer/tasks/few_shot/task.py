@@ -123,7 +123,7 @@ class FewShotSession(Session[FewShotRunConfig]):
 
 
 class FewShot(Task[FewShotRunConfig]):
-    """Images of rare types are generated from a few real ones."""
+    """A generator of cells of rare types, adapted to a few real images of each."""
 
     kind = "few_shot"
     launcher = "train_few_shot_gan.py"

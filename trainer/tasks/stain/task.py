@@ -71,7 +71,7 @@ class StainSession(Session[StainRunConfig]):
 
 
 class Stain(Task[StainRunConfig]):
-    """Images of one domain take the stain of another."""
+    """Networks that give the images of one domain the stain of another."""
 
     kind = "stain"
     launcher = "train_stain_gan.py"
