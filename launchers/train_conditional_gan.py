@@ -11,7 +11,7 @@ usage:
       data.cell_types=[A,B]    the types to make; default: basophil, eosinophil, erythroblast, immature granulocyte,
                                lymphocyte, monocyte, myeloblast, platelet, of those with training images
       data.domains=[A]         learn from the images of these stains only
-      data.image_size=128 train.epochs=100 train.global_batch=64   defaults (pixels; images per step); all others:
+      data.image_size=128 train.epochs=100 train.global_batch=64   defaults (pixels; images per batch); all others:
                                configs/train_conditional_gan.yaml
       features=RUN             a classifier: its features measure the distance of generated from validation images,
                                which chooses the best epoch, and it counts the images of the type asked for; or

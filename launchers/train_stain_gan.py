@@ -12,7 +12,7 @@ usage:
                           {models:stain}
       a=DOMAIN b=DOMAIN   a is the stain that images of b are to take; default: the two of the data set
       matching=cell_type  both domains show the same cell types (default); none: images as they come, unlabelled too
-      data.image_size=128 train.epochs=150 train.global_batch=8   defaults (pixels; images per step and domain); all
+      data.image_size=128 train.epochs=150 train.global_batch=8   defaults (pixels; images per batch and domain); all
                           others: configs/train_stain_gan.yaml
       data/augment=flip   the default preset of augmentation; or none, quarter_turns, geometry, stain, laboratory
       data.augment.KEY=   changes one key of the preset; the values of geometry:
