@@ -146,7 +146,10 @@ def make_recipe(
     settings: ShardSettings,
     attachments: Mapping[str, Path],
 ) -> Recipe:
-    """The recipe. ValueError for an invalid template, UserError for an attachment that cannot be read."""
+    """The recipe of a derived data set: `kept` rows of the parent, and templates `made` of new rows.
+
+    ValueError for an invalid template, UserError for an attachment that cannot be read.
+    """
     if len({row.id for row in made}) < len(made):
         raise ValueError("two templates share a recipe id")
     for row in made:

@@ -58,7 +58,7 @@ def _told(choice: Choice) -> str:
 
 
 def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
-    """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
+    """The classifiers of configs/model that are trained in steps: name (model=NAME) and configuration."""
     for path in sorted(MODELS.glob("*.yaml")):
         content: dict[str, Any] = yaml.safe_load(path.read_text())
         model = content.get("model", content)  # some files are more than a model

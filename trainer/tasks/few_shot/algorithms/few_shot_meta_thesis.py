@@ -6,4 +6,4 @@ from trainer.tasks.few_shot.algorithms.few_shot_meta import FewShotMeta
 
 @registered
 class FewShotMetaThesis(FewShotMeta):
-    """`few_shot_meta` under another name, by which its runs, images and scores are told from the project's variant."""
+    """`few_shot_meta` under a name of its own, for its runs, images and scores."""
