@@ -8,7 +8,7 @@ folders. beside: such a file of another preset, whose accuracies stand in a colu
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from trainer.reports.thesis_tables import sweep_number
 
 # Names of files, folders and commands in a summary.
 _PLACES = {"dataset", "run", "bank", "command", "path", "file", "data_set", "stored", "trials"}
+# What fills most of it and stands in the reports of the runs and banks.
+_DETAILS = {"confusion", "reliability", "selective"}
+_DETAILS_OF_MODELS = {*_DETAILS, "per_type"}
 
 
 def ablation_table(arms: Sequence[ArmResult], of_thesis: bool, beside: Mapping[str, Mapping[str, str]]) -> Table:
@@ -46,12 +49,15 @@ def markdown(table: Table) -> str:
     return "\n".join([table.caption, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
-def without_places(value: Any) -> Any:
-    """A JSON value without the entries that name files and folders."""
+def without(value: Any, details: Collection[str]) -> Any:
+    """A JSON value without the entries that name files and folders, and without these details."""
     if isinstance(value, dict):
-        kept = {name: each for name, each in value.items() if name not in _PLACES or isinstance(each, dict)}
-        return {name: without_places(each) for name, each in kept.items()}
-    return [without_places(each) for each in value] if isinstance(value, list) else value
+        return {
+            name: without(each, details)
+            for name, each in value.items()
+            if name not in details and (name not in _PLACES or isinstance(each, dict))
+        }
+    return [without(each, details) for each in value] if isinstance(value, list) else value
 
 
 def tables(summary: ReproductionSummary, beside: Mapping[str, Mapping[str, str]]) -> list[Table]:
@@ -73,7 +79,9 @@ def main(arguments: Sequence[str]) -> None:
         other = json.loads(Path(options["beside"]).read_text())
         accuracies = {arm["arm"]: arm["scores"]["overall"]["accuracy"]["value"] for arm in other["ablation"]["arms"]}
         beside = {other["preset"]: {arm: f"{100 * value:.1f}" for arm, value in accuracies.items()}}
-    write_json(Path(options["out"]), without_places(json.loads((Path(options["run"]) / "results.json").read_text())))
+    results = json.loads((Path(options["run"]) / "results.json").read_text())
+    models = without(results.pop("models"), _DETAILS_OF_MODELS)
+    write_json(Path(options["out"]), without(results, _DETAILS) | {"models": models})
     print("\n".join(map(markdown, tables(summary, beside))))
     if summary.to_run:
         print(f"Not done yet: {len(summary.to_run)} stages.")

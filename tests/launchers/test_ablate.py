@@ -432,6 +432,12 @@ def test_a_killed_ablation_leaves_no_process_and_makes_nothing_twice(
         "conditional_only-seed0": "finished",
         "original-seed0": "finished",
     }
+    # Another sweep of the same images finds them.
+    arguments = (file, f"shards={two_stains.root}", "out=other", f"stages={out / 'stages'}", "seeds=[1]")
+    planned = launch("ablate", *arguments, "plan=true")
+    assert planned.returncode == 0, planned.stderr
+    assert planned.stdout.count(" (done)\n") == 5
+    assert planned.stdout.count(" (to run)\n") == 2
 
 
 def processes_about(folder: Path) -> list[int]:

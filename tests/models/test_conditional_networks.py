@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.classifiers.build import build_classifier as build_cell_classifier
-from models.classifiers.config import ClassifierConfig as CellClassifierConfig
 from models.conditional.config import ClassifierConfig, CriticConfig, GeneratorConfig
 from models.conditional.networks import Critic, OfEachType, build_classifier, build_critic, build_generator
-from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
-from models.layers import SameSizeDeconvolution
+from models.layers import SameSizeDeconvolution, normalization
+from models.projected_critic import build_projected_critic
 
 MICRO_GENERATOR = GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1])
 MICRO_CRITIC = CriticConfig(width=4, hidden=6, blocks=[1, 1, 1])
@@ -39,7 +37,7 @@ def test_the_networks_are_of_the_size_of_the_tables() -> None:
     assert count(build_classifier(ClassifierConfig(), 128, 8)) == 1_268_872
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", ["none", "batch", "pixel"])
 @pytest.mark.parametrize("size", [4, 12, 20, 32])
 def test_every_size_that_four_divides_makes_images_and_scores(size: int, norm: Any) -> None:
     generator = build_generator(GeneratorConfig(width=4, latent_size=5, blocks=[1, 2, 0], norm=norm), size, 3)
@@ -52,7 +50,7 @@ def test_every_size_that_four_divides_makes_images_and_scores(size: int, norm: A
     assert build_classifier(ClassifierConfig(width=4, hidden=6), size, 3)(images).shape == (2, 3)
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", ["none", "batch", "pixel"])
 def test_every_weight_learns(norm: Any) -> None:
     """A bias that a norm takes away again would have no gradient but rounding, which Adam blows up to full steps."""
     generator = build_generator(GeneratorConfig(width=4, latent_size=5, blocks=[1, 1, 1], norm=norm), 16, 3)
@@ -140,8 +138,7 @@ def test_a_wrong_setting_is_named_with_its_group() -> None:
 
 
 def test_the_projected_critic_learns_beside_a_classifier_that_stays_as_it_is() -> None:
-    config = CellClassifierConfig("features", "timm", "tf_efficientnet_lite0")
-    critic = ProjectedCritic(build_cell_classifier(config, 3, 32), 32, types=3, width=8).train()
+    critic = build_projected_critic("tf_efficientnet_lite0", None, 32, types=3, width=8).train()
     before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
     optimizer = torch.optim.SGD([each for each in critic.parameters() if each.requires_grad], 0.1)
     images, types = random_images(4, 32).requires_grad_(True), torch.tensor([0, 1, 2, 0])
@@ -158,6 +155,22 @@ def test_the_projected_critic_learns_beside_a_classifier_that_stays_as_it_is() -
     for layer in critic.judges.modules():
         if isinstance(layer, nn.Conv2d):
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_place_that_outgrows_the_others_changes_nothing_beside_it_under_a_pixel_norm() -> None:
+    """Under batch norm it does: in one type's images a spot of pure white or pink grew that no step moved again."""
+    features = torch.randn(2, 6, 4, 4)
+    outgrown = features.clone()
+    outgrown[0, :, 1, 2] *= 1e4
+    beside = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+    beside[0, :, 1, 2] = False
+    norms = {kind: normalization(kind, 6) for kind in ("batch", "pixel")}
+    changes = {kind: ((norm(outgrown) - norm(features)) * beside).abs().max().item() for kind, norm in norms.items()}
+    assert changes["batch"] > 1
+    assert changes["pixel"] == 0
+    placed = norms["pixel"](outgrown)[0, :, 1, 2]
+    assert placed.mean().item() == pytest.approx(0, abs=1e-4)
+    assert placed.square().mean().item() == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [3, 5])

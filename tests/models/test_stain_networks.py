@@ -309,7 +309,7 @@ def test_each_critic_scores_its_own_domain() -> None:
         ({"width": 0}, 64, "generator.width=0"),
         ({"depth": 0}, 64, "generator.depth=0"),
         ({"blocks": 0}, 64, "generator.blocks=0"),
-        ({"norm": "layer"}, 64, "generator.norm='layer': choose one of instance, batch, none"),
+        ({"norm": "layer"}, 64, "generator.norm='layer': choose one of instance, batch, pixel, none"),
         ({"architecture": "unet2"}, 64, "unet, resnet, student"),
         ({"upsample": "bilinear"}, 64, "transposed, nearest"),
         ({}, 96, "96 x 96 pixels do not fit generator.architecture=unet with generator.depth=7: each side must be a "),

@@ -140,6 +140,38 @@ def test_the_terms_of_the_encoder_gan_are_equations_34_to_44(form: str) -> None:
     torch.testing.assert_close(weighted_sum(generator), whole)  # lambda_En = lambda_MSR = 1
 
 
+def test_the_terms_on_a_classifiers_features_are_hinge_losses_and_distances_of_its_maps() -> None:
+    options = {"augment": ["translation"], "encoder": 3.0, "perceptual": 2.0, "mode_seeking": 0.5}
+    networks = {name: network.eval() for name, network in networks_of("few_shot_projected").items()}
+    episode = episode_of(model_of("few_shot_projected", options=options), networks, "fp32")
+    fast: dict[str, Any] = {name: network.eval() for name, network in episode.networks.items()}
+    real, draw = images(0), Draw(5, np.arange(SHOTS))
+
+    def score(name: str, shown: torch.Tensor) -> torch.Tensor:
+        changed = augment(shown, draw.uniform(name, NUMBERS), ["translation"])
+        scores: torch.Tensor = fast["discriminator"](changed, torch.zeros(SHOTS, dtype=torch.int64))
+        return scores
+
+    with torch.no_grad():
+        features, z = fast["encoder"](real), [draw.normal("z1", 6), draw.normal("z2", 6)]
+        made = [fast["generator"](torch.cat([noise, features], 1)) for noise in z]
+        judged, on_made = score("real", real), [score(f"z{number}", made[number - 1]) for number in (1, 2)]
+        seen = zip(fast["discriminator"].maps(real), fast["discriminator"].maps(made[0]), strict=True)
+        apart = [(a - b).abs().mean((1, 2, 3)) / a.abs().mean((1, 2, 3)) for a, b in seen]
+        generator, discriminator = episode.generator_terms(real, draw), episode.discriminator_terms(real, draw)
+    assert judged.shape == (SHOTS, 3)  # of the pixels and of maps of 8 and 4 pixels
+    hinge = sum((1 - judged).relu().mean(1) + (1 + each).relu().mean(1) for each in on_made) / 2
+    torch.testing.assert_close(values_of(discriminator), {"discriminator": hinge}, rtol=1e-4, atol=1e-5)
+    expected = {
+        "adversarial": -sum(each.mean(1) for each in on_made) / 2,
+        "encoder": sum((real - image).abs().mean(dim=(1, 2, 3)) for image in made) / 2,
+        "perceptual": sum(apart) / len(apart),
+        "mode_seeking": losses.mode_seeking(*made, *z),
+    }
+    torch.testing.assert_close(values_of(generator), expected, rtol=1e-4, atol=1e-5)
+    assert [weight for weight, _ in generator.values()] == [1.0, 3.0, 2.0, 0.5]
+
+
 @pytest.mark.parametrize("algorithm", ["figr", "mine_gan"])
 def test_a_wasserstein_critic_is_penalised_between_real_and_generated(algorithm: str) -> None:
     episode = episode_of(model_of(algorithm), networks_of(algorithm), "fp32")
@@ -204,8 +236,9 @@ def test_fast_weights_learn_and_leave_the_others_alone(algorithm: str) -> None:
     assert learned
     for name, network in episode.networks.items():
         for key, parameter in network.named_parameters():
-            if not key.endswith("bias"):  # before a batch norm, say, a bias has no gradient
-                assert not torch.equal(parameter, before[f"{name}.{key}"]), f"{name}.{key}"
+            same = torch.equal(parameter, before[f"{name}.{key}"])
+            # A pretrained classifier in a discriminator stays; a bias before a batch norm, say, has no gradient.
+            assert same != parameter.requires_grad or key.endswith("bias"), f"{name}.{key}"
 
 
 @pytest.mark.parametrize("algorithm", sorted(EPISODES))

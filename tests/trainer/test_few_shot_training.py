@@ -51,6 +51,7 @@ MODELS = {
     "few_shot_meta": {"discriminator", "adversarial", "encoder", "mode_seeking"},
     "few_shot_meta_thesis": {"discriminator", "adversarial", "encoder", "mode_seeking"},
     "few_shot_meta_thesis model.options.adversarial=printed": {"discriminator", "adversarial"},
+    "few_shot_projected model.options.weights=null": {"discriminator", "adversarial", "encoder", "perceptual"},
     "figr": {"discriminator", "penalty", "adversarial"},
     "fast_gan": {"discriminator", "reconstruction", "adversarial"},
     "diff_augment": {"discriminator", "adversarial"},
@@ -66,7 +67,7 @@ def test_every_model_learns_to_make_cells_of_a_rare_type(
     done = launch("train_few_shot_gan", f"shards={tiny_dataset.root}", "run=run", *chosen, *TINY)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
-    learns_before = model.startswith(("few_shot_meta", "figr", "mine_gan"))
+    learns_before = model.startswith(("few_shot_meta", "few_shot_projected", "figr", "mine_gan"))
     steps = [record for record in read_records(run) if record["kind"] == "step"]
     assert len(steps) == (2 if learns_before else 0)
     rounds = [record for record in read_records(run / "adapted/lymphocyte") if record["kind"] == "step"]

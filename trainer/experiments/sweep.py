@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import Timeout
 
@@ -237,15 +237,20 @@ def refuse_other_sweep(sweep: Sweep, argument: str = "out") -> None:
     rules = sweep.config.kind != "search" or all(before.sweep.get(name) == now[name] for name in _RULES)
     if before.kind == sweep.config.kind and rules and shared and not other:
         return
-    counting = [key for key in now if key not in _FREE and before.sweep.get(key) != now[key]]
+    counting = {key: value for key, value in now.items() if key not in _FREE}
     # Growing settings last: if another one changed too, that is the reason.
-    changed = sorted(counting, key=lambda key: key in _GROWING)
-    reason = (
-        f"{changed[0]} was {before.sweep.get(changed[0])}, is now {now[changed[0]]}"
-        if changed
-        else f"trial {other[0]} was of other images, or of another configs/"
-    )
+    changed = sorted(_changes(before.sweep, counting), key=lambda change: change.partition(" ")[0] in _GROWING)
+    reason = changed[0] if changed else f"trial {other[0]} was of other images, or of another configs/"
     raise UserError(f"{sweep.folder}: holds another sweep, {before.name} ({reason}): give another {argument}=DIR")
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """What is said of each value that is not as before. A setting that an older version did not have is left out."""
+    for key, value in now.items():
+        if isinstance(value, Mapping) and isinstance(before.get(key), Mapping):
+            yield from _changes(before[key], value, f"{group}{key}.")
+        elif key in before and before[key] != value:
+            yield f"{group}{key} was {before[key]}, is now {value}"
 
 
 def write_trials(sweep: Sweep) -> None:

@@ -13,7 +13,7 @@ from data_pipeline.catalog import Dataset
 from data_pipeline.errors import UserError
 from tests.launching import ROOT
 from trainer.experiments.resources import Resources
-from trainer.experiments.sweep import Sweep, plan_sweep
+from trainer.experiments.sweep import Sweep, opened, plan_sweep, refuse_other_sweep
 from trainer.experiments.sweep_config import SweepConfig, parameter_sets, read_sweep
 
 SWEEPS = ROOT / "configs" / "sweeps"
@@ -257,6 +257,21 @@ def test_an_unknown_argument_of_a_stage_is_refused_beforehand(two_stains: Datase
     with pytest.raises(UserError, match=r"a\.yaml: .*\.py\): .*speed"):
         plan(read_sweep(SWEEPS / "ablation.yaml", changes), tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_ablation_is_refused_by_the_one_setting_that_differs(
+    two_stains: Dataset, tmp_path: Path
+) -> None:
+    def planned(*changes: str) -> Sweep:
+        given = [f"shards={two_stains.root}", *ROLES, "arms=[full,original]", *changes]
+        return plan(read_sweep(SWEEPS / "ablation.yaml", given), tmp_path)
+
+    with opened(planned()):
+        pass
+    refuse_other_sweep(planned("seeds=[0,1,2,3]"))
+    with pytest.raises(UserError) as raised:
+        refuse_other_sweep(planned("ablation.with_generated=[train.synthetic.until=0.5]"))
+    assert "(ablation.with_generated was [], is now ['train.synthetic.until=0.5'])" in str(raised.value)
 
 
 def test_generator_seeds_repeat_what_generators_made_and_nothing_else(two_stains: Dataset, tmp_path: Path) -> None:

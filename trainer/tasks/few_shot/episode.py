@@ -65,7 +65,6 @@ class FastLearner:
     ) -> None:
         self.module = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()}).train()
         for parameter in self.module.parameters():
-            parameter.requires_grad_(True)
             parameter.grad = None
         device = next(self.module.parameters()).device
         if device.type == "cpu" and not rehearsal:  # 1.2 times as fast there; fake tensors cannot change

@@ -7,10 +7,8 @@ from torch import nn
 
 from data_pipeline.errors import UserError
 from data_pipeline.stream.stream import MicroBatch
-from models.classifiers.build import build_classifier
-from models.classifiers.config import ClassifierConfig
-from models.conditional.projected_critic import ProjectedCritic
 from models.errors import ModelError
+from models.projected_critic import build_projected_critic
 from trainer.learners import losses
 from trainer.learners.differentiable_augmentation import Change
 from trainer.learners.learner import Terms
@@ -37,13 +35,11 @@ class ProjectedGan(ConditionalAlgorithm):
 
     @classmethod
     def build_networks(cls, model: ConditionalModelConfig, image_size: int, types: int) -> dict[str, nn.Module]:
-        options = read_options("conditional", model.algorithm, model.options)
-        config = ClassifierConfig("features", "timm", options.timm_name, weights=options.weights)
+        options, width = read_options("conditional", model.algorithm, model.options), model.critic.width
         try:
-            classifier = build_classifier(config, types, image_size)
+            critic = build_projected_critic(options.timm_name, options.weights, image_size, types, width)
         except ModelError as error:
-            raise UserError(str(error).replace("model.weights", "model.options.weights")) from error
-        critic = ProjectedCritic(classifier, image_size, types, model.critic.width)
+            raise UserError(str(error)) from error
         return {"critic": critic, "generator": cls.build_generator(model, image_size, types)}
 
     def _critic_terms(self, judged: Judged) -> Terms:

@@ -1,7 +1,7 @@
 """The meta-learned encoder GAN (thesis section 3.6, eq. 34-44; after FAML, Phaphuangwittayakul et al. 2021)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class FewShotMeta(MetaTrained):
     networks of the inner loop, which this is; En2, Gen2 and Dis2 are those of the outer one, `Reptile`.
     """
 
-    Options = FewShotMetaOptions
+    Options: ClassVar[type[Any]] = FewShotMetaOptions
     generators = ("encoder", "generator")
 
     @classmethod

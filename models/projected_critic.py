@@ -9,11 +9,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrize import register_parametrization
 
+from models.classifiers.build import build_classifier
+from models.classifiers.config import ClassifierConfig
 from models.classifiers.features import stages
+from models.errors import ModelError
 from models.layers import SLOPE
 
 _SMALLEST = 4  # side of a map that is judged place by place
 _BLOCK = 2  # side of the block of pixels that is one place of the finest judge
+
+
+def build_projected_critic(
+    timm_name: str, weights: str | None, image_size: int, types: int, width: int
+) -> "ProjectedCritic":
+    """The critic on timm's network of this name. weights: "pretrained", timm's; a file of them; None: random ones.
+
+    ModelError for a name or a file that cannot be, in the words of `model.options`.
+    """
+    try:
+        classifier = build_classifier(
+            ClassifierConfig("features", "timm", timm_name, weights=weights), types, image_size
+        )
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.weights", "model.options.weights")) from error
+    return ProjectedCritic(classifier, image_size, types, width)
 
 
 class ProjectedCritic(nn.Module):
@@ -30,7 +49,7 @@ class ProjectedCritic(nn.Module):
         super().__init__()
         self.classifier = classifier.eval()
         with torch.no_grad():
-            maps = self._maps(torch.zeros(1, 3, image_size, image_size))
+            maps = self.maps(torch.zeros(1, 3, image_size, image_size))
         channels = [each.shape[1] for each in maps]
         self.mixed = nn.ModuleList(_random(size, width, 1) for size in channels)
         self.smoothed = nn.ModuleList(_random(width, width, 3) for _ in channels)
@@ -47,17 +66,17 @@ class ProjectedCritic(nn.Module):
 
     def forward(self, images: Tensor, types: Tensor, *, parts: int = 1) -> Tensor:
         """parts: number of equal batches that are concatenated in images; no layer tells them apart."""
-        maps = [mix(each) for mix, each in zip(self.mixed, self._maps(images), strict=True)]
+        mixed = [mix(each) for mix, each in zip(self.mixed, self.maps(images), strict=True)]
         above: Tensor | None = None
         scores = [self.of_pixels(functional.pixel_unshuffle(images, _BLOCK), types)]
-        for own, smooth, judge in zip(reversed(maps), reversed(self.smoothed), reversed(self.judges), strict=True):
+        for own, smooth, judge in zip(reversed(mixed), reversed(self.smoothed), reversed(self.judges), strict=True):
             whole = own if above is None else own + functional.interpolate(above, own.shape[2:], mode="bilinear")
             above = smooth(whole)
             scores.append(judge(above, types))
         return torch.stack(scores, dim=1)
 
-    def _maps(self, images: Tensor) -> Sequence[Tensor]:
-        """Finest first."""
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        """What the classifier makes of images, the finest map first: float [n, channels, s, s] each."""
         seen: list[Tensor] = []
         with ExitStack() as hooks:
             for stage in stages(self.classifier):
