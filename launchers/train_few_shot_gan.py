@@ -13,7 +13,7 @@ usage:
       rare_types=[...]    cell types to adapt to; default: those with fewer than 100 training images
       rich_types=[...]    cell types to learn from first; default: all others
       origins=[real]      rich types' images of these origins only; default: real, normalized and synthetic
-      model.meta=false    few_shot_meta or figr from its initial weights, without meta-training
+      model.meta=false    a meta-trained model (few_shot_*, figr) from its initial weights, without meta-training
       adaptation.images=80000   images shown in each adaptation to a rare type (default), the same for every model
       adaptation.seeds=4  independent adaptations to each rare type, which make equal shares of its images: as many GPUs
                           as types times seeds can work at them; default 1
