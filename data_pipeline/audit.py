@@ -152,7 +152,7 @@ def _check_synthetic(ground: _Ground) -> Check:
 
 
 def _check_generators(ground: _Ground) -> Check:
-    """No generator of a bank learned from an image that is held out here."""
+    """No generator of a bank was trained on a held-out image or chosen by a test image; validation is for choices."""
     sources = {row.source for row in ground.rows if row.origin == "synthetic"}
     held_out = [row for row in ground.rows if row.split != "train"]
     shown = {member.content_hash: member for member in ground.family}
@@ -165,18 +165,21 @@ def _check_generators(ground: _Ground) -> Check:
         if learned not in ancestors:
             found.append(f"the generator of {name} learned from data set {learned[:12]}, which this was not made from")
         elif generator := _told_by_bank(makers, name):
-            seen = generator.seen_among(ground.dataset, [row.id for row in held_out])
-            leaks = [row for row in held_out if row.id in seen.through]
-            unknown = unknown or "; ".join(seen.unchecked)
+            for taught, split in ((generator.of_role("trained"), "validation"), (generator, "test")):
+                seen = taught.seen_among(ground.dataset, [row.id for row in held_out if row.split == split])
+                leaks += [row for row in held_out if row.id in seen.through]
+                unknown = unknown or "; ".join(seen.unchecked)
         elif learned not in shown:
             unknown = ground.lost
         else:
-            taught = shown[learned].samples(splits=["train"], columns=["id", "parent", "group"])
-            ids, groups = set(taught["id"]) | set(taught["parent"]) - {""}, set(taught["group"])
+            rows = shown[learned].samples(splits=["train"], columns=["id", "parent", "group"])
+            ids, groups = set(rows["id"]) | set(rows["parent"]) - {""}, set(rows["group"])
             leaks = [row for row in held_out if row.id in ids or row.parent in ids or row.group in groups]
         found += [f"{named(row)} or its group taught the generator of {name}" for row in leaks]
     remedy = "leave the bank out, or train its generator on this data set's training images"
-    checked = "banks of synthetic images, none made by a generator that has seen a held-out image"
+    checked = (
+        "banks of synthetic images, of generators that trained on no held-out image and were chosen by no test image"
+    )
     return Check("generators", checked, len(sources), tuple(found), remedy, unknown)
 
 

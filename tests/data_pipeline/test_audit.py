@@ -17,6 +17,7 @@ from data_pipeline.catalog import Dataset, Sample, catalog_bytes, from_table, wr
 from data_pipeline.ingest.build import build_dataset
 from data_pipeline.ingest.curate import NEAR_DUPLICATE_BITS, split_of
 from data_pipeline.ingest.images import HASH_BYTES
+from data_pipeline.learned_images import LearnedImages, Role
 from data_pipeline.shards.store import CATALOG_FILE
 from data_pipeline.shards.stored_images import SYMMETRIES, near_pairs_across
 from data_pipeline.shards.writer import ShardSettings
@@ -204,6 +205,27 @@ def test_a_generator_that_saw_held_out_images(
     balanced: Dataset, change: Callable[[list[Sample], dict[str, Any]], None], words: str, beside: list[str]
 ) -> None:
     assert words in assert_found(forge(balanced, change), "generators", *beside)["generators"].line
+
+
+@pytest.mark.parametrize(
+    ("split", "role", "leaks"),
+    [("validation", "chosen", False), ("validation", "trained", True), ("test", "chosen", True)],
+)
+def test_validation_images_may_choose_a_generator_and_do_nothing_else(
+    parent: Dataset, tmp_path: Path, split: str, role: Role, leaks: bool
+) -> None:
+    """A generator's best checkpoint is chosen on them, like a classifier's; a test image must not even choose."""
+    make_bank(tmp_path / "noise", 10, bank_facts(TINY_TYPES[:2], "giemsa", dataset_hash=parent.content_hash))
+    training = parent.samples(splits=["train"], columns=["id"])["id"][:20]
+    told = parent.samples(splits=[split], columns=["id"])["id"][:1]
+    parts = [LearnedImages.of(parent, {"trained": list(training)}), LearnedImages.of(parent, {role: list(told)})]
+    LearnedImages.joined(parts).save(tmp_path / "noise")
+    balance_dataset(
+        BalanceConfig(str(parent.root), [str(tmp_path / "noise")], str(tmp_path / "balanced"), "30"), progress=False
+    )
+    check = audit(Dataset.open(tmp_path / "balanced"))["generators"]
+    assert check.status == ("found" if leaks else "ok"), check.line
+    assert not leaks or f"{told.iloc[0][:16]}" in check.line
 
 
 def test_normalised_by_label_and_held_out(tiny_dataset: Dataset, tmp_path: Path) -> None:
