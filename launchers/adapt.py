@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import join_alone, launch, read_config
 from trainer.runs.run_directory import read_run_config
 from trainer.runs.shipped import run_or_shipped
 from trainer.tasks.classification.adaptation.config import AdaptConfig
@@ -51,13 +51,10 @@ def main(arguments: Sequence[str]) -> None:
         if path and not Path(path).exists():
             raise UserError(f"{path}: no such file or folder; correct images= or labelled=")
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes
     from trainer.tasks.classification.adaptation.adapt import adapt
     from trainer.tasks.classification.reports.adaptation_record import read_adaptation
 
-    topology = join_processes()
-    if topology.world_size > 1:
-        raise UserError("adapt.py is one process: start it with python, not with several processes")
+    topology = join_alone("adapt.py")
     out = adapt(config, topology)
     adaptation = read_adaptation(out)
     assert adaptation is not None

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from data_pipeline.errors import UserError
 from data_pipeline.threads import limit_threads, thread_share
@@ -21,6 +21,9 @@ from trainer.runs.composition import config_groups as config_groups
 from trainer.runs.composition import read_config as read_config
 from trainer.runs.config import RunConfig
 from trainer.runs.refusal import write_refusal
+
+if TYPE_CHECKING:
+    from data_pipeline.stream.stream import Topology
 
 TASKS = CONFIGS.parent / "trainer" / "tasks"
 _LIST = r"\{([a-z_]+(?::[a-z_]+)?)\}"
@@ -132,6 +135,16 @@ def _refuse(message: str) -> NoReturn:
     write_refusal(message)
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+def join_alone(launcher: str) -> "Topology":
+    """The topology of a launcher that is one process. UserError if there are several."""
+    from trainer.learners.topology import join_processes
+
+    topology = join_processes()
+    if topology.world_size > 1:
+        raise UserError(f"{launcher} is one process: start it with python, not with several processes")
+    return topology
 
 
 def train_run(config: RunConfig, launcher: str, prepare: Callable[[int], None] | None = None) -> None:

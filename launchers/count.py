@@ -34,7 +34,7 @@ from pathlib import Path
 
 from data_pipeline.errors import UserError
 from data_pipeline.sources.declaration import check_scale
-from launchers.console import launch, read_config
+from launchers.console import join_alone, launch, read_config
 from trainer.learners.choices import ViewCount
 from trainer.runs.arguments import one_or_more
 from trainer.runs.run_directory import read_run_config, require_classifier
@@ -85,7 +85,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -> None:
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes
     from trainer.tasks.classification.inference.counting import (
         CountOptions,
         count_fields,
@@ -98,9 +97,7 @@ def _count(config: CountConfig, runs: Sequence[Path], folder: Path, out: Path) -
     from trainer.tasks.detection.load import load_detector
     from trainer.tasks.detection.nuclei import NucleusFinder
 
-    topology = join_processes()
-    if topology.world_size > 1:
-        raise UserError("count.py is one process: start it with python, not with several processes")
+    topology = join_alone("count.py")
     ranges = read_ranges(Path(config.reference)) if config.reference else {}
     groups = read_groups(folder, Path(config.patients) if config.patients else None)
     prediction = PredictOptions(config.domain, config.views, config.min_confidence)

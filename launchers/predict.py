@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import join_alone, launch, read_config
 from trainer.learners.choices import ViewCount
 from trainer.runs.arguments import one_or_more
 from trainer.runs.run_directory import require_classifier
@@ -80,12 +80,9 @@ def main(arguments: Sequence[str]) -> None:
     if not os.path.lexists(images):
         raise UserError(f"images={images}: no such file or folder; name an image or a folder of images")
     # Here, for neither --help nor a mistake need wait for torch.
-    from trainer.learners.topology import join_processes
     from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images
 
-    topology = join_processes()
-    if topology.world_size > 1:
-        raise UserError("predict.py is one process: start it with python, not with several processes")
+    topology = join_alone("predict.py")
     options = PredictOptions(config.domain, config.views, config.min_confidence, config.coverage, config.heatmaps)
     predict_images(runs, images, out, options, topology)
 

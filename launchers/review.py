@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.errors import UserError
-from launchers.console import launch, read_config
+from launchers.console import join_alone, launch, read_config
 from trainer.tasks.classification.config import ClassifierRunConfig
 
 
@@ -60,12 +60,9 @@ def main(arguments: Sequence[str]) -> None:
     config.require_dataset()
     # Here, for neither --help nor a mistake need wait for torch.
     from data_pipeline.catalog import SPLITS
-    from trainer.learners.topology import join_processes
     from trainer.tasks.classification.review.review import write_review
 
-    topology = join_processes()
-    if topology.world_size > 1:
-        raise UserError("review.py is one process: start it with python, not with several processes")
+    topology = join_alone("review.py")
     splits = SPLITS if config.split == "all" else (config.split,)
     write_review(config, Path(config.out), splits=splits, folds=config.folds, images=config.images, topology=topology)
 

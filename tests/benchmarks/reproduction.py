@@ -15,9 +15,9 @@ from typing import Any
 from trainer.experiments.reproduction_results import ReproductionSummary
 from trainer.experiments.reproduction_tables import conditional_tables, control_table, few_shot_tables, stain_tables
 from trainer.experiments.summary import ArmResult
-from trainer.experiments.sweep_sections import estimate, signed
+from trainer.experiments.sweep_sections import signed
 from trainer.metrics.records import read_record, write_json
-from trainer.reports.page import Block, Cell, Table
+from trainer.reports.page import Block, Cell, Table, estimate_cell
 from trainer.reports.thesis_tables import sweep_number
 
 # Names of files, folders and commands in a summary.
@@ -33,7 +33,7 @@ def ablation_table(arms: Sequence[ArmResult], of_thesis: bool, beside: Mapping[s
     for arm in arms:
         seeds = f"generators {', '.join(map(str, arm.generator_seeds))}" if arm.generator_seeds else "no generator"
         apart = signed(arm.difference.overall["accuracy"]) if arm.difference else Cell("")
-        scores = [estimate(arm.scores.overall[name]) for name in ("accuracy", "sensitivity")]
+        scores = [estimate_cell(arm.scores.overall[name]) for name in ("accuracy", "sensitivity")]
         theirs = sweep_number("ablation", arm.arm, "accuracy") if of_thesis else "-"
         others = [Cell(accuracies.get(arm.arm, "-")) for accuracies in beside.values()]
         rows.append([Cell(arm.title, seeds), *scores, apart, *others, Cell(theirs or "-")])

@@ -15,8 +15,8 @@ from sklearn import metrics as sklearn
 
 from data_pipeline.errors import UserError
 from tests.evaluations import evaluation_of
-from trainer.metrics.bootstrap import Estimate, Resamples, all_right_lower_bound
-from trainer.metrics.classification import CALIBRATION_BINS, Scores, format_scores, score, scored_images
+from trainer.metrics.bootstrap import CALIBRATION_BINS, Estimate, Resamples, all_right_lower_bound
+from trainer.metrics.classification import Scores, format_scores, score, scored_images
 from trainer.metrics.evaluation import ScoredData, load_evaluations, predictions_frame, save_evaluation
 from trainer.metrics.measures import measures
 from trainer.metrics.records import from_json, to_json

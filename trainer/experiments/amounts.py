@@ -165,17 +165,14 @@ def _generated(
     images: Sequence[tuple[UsedBank, int]], readers: Mapping[str, ImageReader], space: ClassifierFeatures
 ) -> Features:
     """Features of generated images as the data set would store them, in their order."""
-    features = np.empty((len(images), 0), np.float32)
-    for name, reader in readers.items():
-        places = [place for place, (bank, _) in enumerate(images) if bank.name == name]
-        if not places:
-            continue
-        pixels = reader.read_generated(np.array([images[place][1] for place in places]))
-        found = _features(space, reader.store_and_read(pixels, space.image_size))
-        if features.shape[1] == 0:
-            features = np.empty((len(images), found.shape[1]), np.float32)
-        features[places] = found
-    return features
+    rows: dict[str, list[int]] = {}
+    for bank, row in images:
+        rows.setdefault(bank.name, []).append(row)
+    found = {}
+    for name, of_bank in rows.items():
+        pixels = readers[name].read_generated(np.array(of_bank))
+        found[name] = iter(_features(space, readers[name].store_and_read(pixels, space.image_size)))
+    return np.array([next(found[bank.name]) for bank, _ in images])
 
 
 def _features(space: ClassifierFeatures, images: torch.Tensor) -> Features:

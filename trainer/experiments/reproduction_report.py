@@ -112,8 +112,7 @@ def _data(plan: Reproduction, summary: ReproductionSummary) -> Section:
 def _stain(folder: Path, summary: ReproductionSummary) -> Section:
     blocks, models = stain_tables(summary), summary.models["stain"]
     own = next(iter(models))
-    steps = [record for record in read_records(folder / models[own].run) if record["kind"] == "step"]
-    if steps:
+    if steps := read_records(folder / models[own].run, "step"):
         blocks += network_losses(steps)
     for name, model in models.items():
         for path in last_sheets(folder / model.run):
@@ -156,9 +155,8 @@ def _classifiers(folder: Path, summary: ReproductionSummary) -> list[Section]:
     full = _own_test(folder, summary.ablation, "full")
     if full is not None:
         run, evaluation = full
-        epochs = [record for record in read_records(run) if record["kind"] == "epoch"]
         caption = "Figure 51: accuracy and loss of training and validation images after each epoch, full method."
-        blocks: list[Block] = [Figure(figures.training_curves(epochs), caption)]
+        blocks: list[Block] = [Figure(figures.training_curves(read_records(run, "epoch")), caption)]
         original = _own_test(folder, summary.ablation, "original")
         if original is not None:
             record = original[1].record

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trainer.experiments.reproduction_results import ModelResult, ReproductionSummary, SiteResult
-from trainer.experiments.sweep_sections import duration, estimate
+from trainer.experiments.sweep_sections import duration
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.generation import SetScore
-from trainer.reports.page import Block, Cell, Table, Text
+from trainer.reports.page import Block, Cell, Table, Text, estimate_cell
 from trainer.reports.thesis_tables import Column, beside_thesis, printed, sweep_number, thesis_name
 from trainer.tasks.generation.records import BankEvaluation
 from trainer.tasks.generation.thesis import (
@@ -127,7 +127,7 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
     models = summary.models["few_shot"]
 
     def named(model: ModelResult) -> Cell:
-        return estimate(type_agreement(model.evaluation, "accuracy"))
+        return estimate_cell(type_agreement(model.evaluation, "accuracy"))
 
     columns = [
         *map(_of_record, set_columns("21", ("Fréchet (21)", "inception (21)", "perceptual (21)"))),
@@ -181,7 +181,7 @@ def site_table(summary: ReproductionSummary) -> Table:
     def column(site: str, stain: str) -> Column[str]:
         any_arm: SiteResult = next(each for each in summary.sites if (each.trained_on, each.tested_on) == (site, stain))
         head = f"{site}, tested on {stain} ({len(any_arm.sensitivity)} types, n={any_arm.count})"
-        return Column(head, lambda arm: estimate(score(found.get((arm, site, stain)))))
+        return Column(head, lambda arm: estimate_cell(score(found.get((arm, site, stain)))))
 
     def score(result: SiteResult | None) -> Estimate | None:
         return result.balanced_accuracy if result else None
@@ -207,10 +207,10 @@ def control_table(summary: ReproductionSummary) -> Table:
                 Cell(
                     arms[control.arm].title if control.arm in arms else control.arm, f"{generators}seed {control.seed}"
                 ),
-                estimate(record.scores["accuracy"]),
+                estimate_cell(record.scores["accuracy"]),
                 Cell(str(record.dataset.count), record.origin_words),
                 Cell(f"{100 * record.known_groups / record.dataset.count:.0f} %"),
-                estimate(apart),
+                estimate_cell(apart),
                 Cell(sweep_number("ablation", control.arm, "accuracy") if summary.ablation.of_thesis else "-"),
             ]
         )

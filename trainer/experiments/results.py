@@ -14,7 +14,7 @@ from data_pipeline.errors import UserError
 from trainer.metrics.bootstrap import Estimate, Floats, ScoredImages
 from trainer.metrics.classification import estimates, scored_images
 from trainer.metrics.evaluation import PROBABILITY, SavedEvaluation, own_test_evaluation
-from trainer.metrics.measures import measures, shown, values_of
+from trainer.metrics.measures import shown, values_of
 from trainer.metrics.records import from_json
 
 SWEEP_FILE, TRIALS_FILE, TRIALS_FOLDER = "sweep.json", "trials.jsonl", "trials"
@@ -32,8 +32,8 @@ Seeds = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
-class SweepRecord:
-    """Content of sweep.json: what kind of sweep it is, and what it trains."""
+class SweepFacts:
+    """What kind of sweep it is, and how its trials are compared."""
 
     name: str
     kind: str
@@ -41,8 +41,14 @@ class SweepRecord:
     reference: str | None  # arm that the others are compared with
     metric: str | None  # the score of an epoch that trials are compared by
     mode: str  # max or min: which end of it is better
-    sweep: dict[str, Any]  # the sweep file, as plain values
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class SweepRecord(SweepFacts):
+    """What a sweep is and trains: sweep.json."""
+
+    sweep: dict[str, Any]  # the sweep file, as plain values
     arms: dict[str, str]  # name -> title
     trials: dict[str, str]  # name -> content hash
 
@@ -180,19 +186,17 @@ def _answers_of(trial: Trial) -> Answers:
     return Answers((trial.seeds,), cell_types, images, (replace(scored, predicted=predicted),))
 
 
-def resampled(answers: Answers) -> dict[str, Floats]:
-    """Bootstrap values of each measure, [B resamples, T trials, 1 + C]: over all types, then of each of the C types.
+def resampled(answers: Answers) -> Floats:
+    """Bootstrap values [B resamples, T trials, measures, 1 + C]: over all types, then of each of the C types.
 
     Two arms with the same test images get the same groups in each resample.
     """
     chosen = shown("sweeps")
-    of_seeds = [
-        [values_of(part, chosen) for part in images.resamples(RESAMPLES, _BOOTSTRAP_SEED)] for images in answers.scored
+    of_trials = [
+        np.concatenate([values_of(chosen, part) for part in images.resamples(RESAMPLES, _BOOTSTRAP_SEED)])
+        for images in answers.scored
     ]
-    return {
-        each.name: np.stack([np.concatenate([part[each.name] for part in parts]) for parts in of_seeds], axis=1)
-        for each in chosen
-    }
+    return np.stack(of_trials, axis=1)
 
 
 def over_seeds(draws: Floats, seeds: Sequence[Seeds], purpose: int = 1) -> Floats:
@@ -227,11 +231,8 @@ def _resampled_deviation(draws: Floats, key: int) -> Floats:
 
 def arm_scores(answers: Answers) -> ArmScores:
     """Scores of one arm: the mean of each measure over the arm's trials, with its 95 % interval."""
-    draws = {
-        name: np.clip(over_seeds(each, answers.seeds), *measures()[name].bounds)
-        for name, each in resampled(answers).items()
-    }
-    return _scores(answers, _points(answers), draws)
+    low, high = np.array([measure.bounds for measure in shown("sweeps")]).T[:, :, None]
+    return _scores(answers, _points(answers), np.clip(over_seeds(resampled(answers), answers.seeds), low, high))
 
 
 def difference(arm: Answers, reference: Answers) -> ArmScores:
@@ -247,18 +248,15 @@ def difference(arm: Answers, reference: Answers) -> ArmScores:
     pairs = _pairs(arm.seeds, reference.seeds)
     ours = arm.of_seeds([own for own, _ in pairs]) if pairs else arm
     theirs = reference.of_seeds([other for _, other in pairs]) if pairs else reference
-    points, their_points = _points(ours), _points(theirs)
     draws, their_draws = resampled(ours), resampled(theirs)
     both = [(own[0] if own[0] is not None else other[0], own[1]) for own, other in pairs]
-    spread = {
-        name: over_seeds(draws[name] - their_draws[name], both)
-        if pairs
-        else over_seeds(draws[name], ours.seeds) - over_seeds(their_draws[name], theirs.seeds, purpose=2)
-        for name in draws
-    }
-    values = {name: points[name] - their_points[name] for name in points}
+    if pairs:
+        spread = over_seeds(draws - their_draws, both)
+    else:
+        spread = over_seeds(draws, ours.seeds) - over_seeds(their_draws, theirs.seeds, purpose=2)
     paired = sorted({seed for _, seed in both})
-    return replace(_scores(arm, values, spread, differences=True), paired_seeds=paired)
+    found = _scores(arm, _points(ours) - _points(theirs), spread, differences=True)
+    return replace(found, paired_seeds=paired)
 
 
 def _pairs(ours: Sequence[Seeds], theirs: Sequence[Seeds]) -> list[tuple[Seeds, Seeds]]:
@@ -271,16 +269,14 @@ def _pairs(ours: Sequence[Seeds], theirs: Sequence[Seeds]) -> list[tuple[Seeds, 
     ]
 
 
-def _points(answers: Answers) -> dict[str, Floats]:
-    """Each measure [1 + C], its mean over the trials."""
-    of_seeds = [values_of(images.once, shown("sweeps")) for images in answers.scored]
-    return {name: np.mean([found[name][0] for found in of_seeds], axis=0) for name in of_seeds[0]}
+def _points(answers: Answers) -> Floats:
+    """Each measure, its mean over the trials: [measures, 1 + C]."""
+    chosen = shown("sweeps")
+    return np.asarray(np.mean([values_of(chosen, images.once)[0] for images in answers.scored], axis=0))
 
 
-def _scores(
-    answers: Answers, values: dict[str, Floats], draws: dict[str, Floats], differences: bool = False
-) -> ArmScores:
-    """values [1 + C] and draws [B, 1 + C] by measure as estimates."""
+def _scores(answers: Answers, values: Floats, draws: Floats, differences: bool = False) -> ArmScores:
+    """values [measures, 1 + C] and draws [B, measures, 1 + C] as estimates."""
     of_types = [measure.name for measure in shown("sweeps") if measure in shown("types")]
     confusions = np.sum([images.confusions for images in answers.scored], axis=0)
     overall, per_type = estimates(shown("sweeps"), values, draws, confusions, differences)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from trainer.experiments.results import (
     TRIALS_FOLDER,
     Answers,
     ArmScores,
+    SweepFacts,
     SweepRecord,
     Trial,
     arm_scores,
@@ -37,9 +38,6 @@ from trainer.runs.configuration import typed
 from trainer.runs.network_size import CONVENTION
 from trainer.runs.run_directory import read_run_config
 from trainer.runs.task import Task
-
-# Fields of sweep.json that results.json has too.
-_OF_PLAN = ("name", "kind", "launcher", "reference", "metric", "mode", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -99,17 +97,10 @@ class TrialResult(Trial):
 
 
 @dataclass(frozen=True)
-class SweepSummary:
+class SweepSummary(SweepFacts):
     """Content of results.json."""
 
-    name: str
-    kind: str
-    launcher: str
     of_thesis: bool  # an ablation whose models are all the thesis's own
-    reference: str | None
-    metric: str | None
-    mode: str
-    fingerprint: str
     intervals: str
     multiply_accumulates: str
     arms: list[ArmResult]  # the reference first; of a search the best point alone; empty for networks that name no type
@@ -134,7 +125,7 @@ def summarize(sweep: Path) -> SweepSummary:
     open_trials = [name for name in plan.trials if name not in {trial.trial for trial in trials}]
     unfinished = [name for name in open_trials if (sweep / TRIALS_FOLDER / name).is_dir()]
     return SweepSummary(
-        **{name: getattr(plan, name) for name in _OF_PLAN},
+        **{field.name: getattr(plan, field.name) for field in dataclasses.fields(SweepFacts)},
         of_thesis=plan.kind == "ablation" and _of_thesis(plan),
         intervals=f"{METHOD}; {RESAMPLES} resamples",
         multiply_accumulates=CONVENTION,
@@ -158,8 +149,7 @@ def _of_thesis(plan: SweepRecord) -> bool:
 
 def metric_curve(run: Path, metric: str | None) -> list[tuple[int, float]]:
     """(epoch, value) of a metric after each epoch of a run in which it is finite."""
-    records = [record for record in read_records(run) if record["kind"] == "epoch"]
-    values = [(record["epoch"], record.get(metric)) for record in records] if metric else []
+    values = [(record["epoch"], record.get(metric)) for record in read_records(run, "epoch")] if metric else []
     return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
 
 
@@ -243,7 +233,7 @@ def cost_of(trial: Trial, task: Task[Any]) -> Cost:
     """A finished trial's cost. UserError if its config.yaml cannot be read."""
     image_size = int(read_run_config(trial.run)["data"]["image_size"])
     size = task.network_size(trial.run)
-    epochs = [record for record in read_records(trial.run) if record["kind"] == "epoch"]
+    epochs = read_records(trial.run, "epoch")
     seconds = sum(record["seconds"] for record in epochs)
     speed = sum(each["seconds"] * each["images_per_second"] for each in epochs) / seconds if seconds else None
     parameters, operations = (size.parameters, size.multiply_accumulates) if size else (None, None)
@@ -252,9 +242,10 @@ def cost_of(trial: Trial, task: Task[Any]) -> Cost:
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
     """Means over an arm's trials; sizes are those of the first."""
-    means: Mapping[str, float | None] = {
-        name: sum(known) / len(known) if known else None
-        for name in ("seconds", "epochs", "images_per_second")
-        for known in [[value for value in (getattr(cost, name) for cost in costs) if value is not None]]
-    }
-    return dataclasses.replace(costs[0], **means)  # type: ignore[arg-type]
+
+    def mean(name: str) -> float | None:
+        known = [value for value in (getattr(cost, name) for cost in costs) if value is not None]
+        return sum(known) / len(known) if known else None
+
+    seconds, epochs, images_per_second = map(mean, ("seconds", "epochs", "images_per_second"))
+    return dataclasses.replace(costs[0], seconds=seconds, epochs=epochs, images_per_second=images_per_second)

@@ -4,8 +4,9 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.disk import replace_through
 from trainer.experiments.results import ArmScores
@@ -29,8 +30,10 @@ def write_sweep_report(sweep: Path) -> Path:
     """
     summary = summarize(sweep)
     write_json(sweep / "results.json", to_json(summary))
-    table = _csv(summary.arms) if summary.arms or not summary.points else _point_csv(summary.points)
-    replace_through(sweep / "table.csv", table.encode())
+    table = io.StringIO()
+    rows = _arm_rows(summary.arms) if summary.arms or not summary.points else _point_rows(summary.points)
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    replace_through(sweep / "table.csv", table.getvalue().encode())
     by_points = summary.kind == "search" or summary.points
     scores = point_sections(summary, sweep) if by_points else score_sections(summary)
     return write_page(
@@ -139,7 +142,7 @@ def _trials_table(trials: Sequence[TrialResult]) -> Table:
     return Table("Every trial that ended.", head, rows)
 
 
-def _csv(arms: Sequence[ArmResult]) -> str:
+def _arm_rows(arms: Sequence[ArmResult]) -> Iterator[list[Any]]:
     measures = [measure.name for measure in shown("sweeps")]
     scored = (*measures, *(f"{measure}_difference" for measure in measures))
     names = [name if column == "value" else f"{name}_{column}" for name in scored for column in _COLUMNS]
@@ -149,29 +152,22 @@ def _csv(arms: Sequence[ArmResult]) -> str:
         found = {} if scores is None else scores.overall if cell_type == "all" else scores.per_type.get(cell_type, {})
         return [getattr(found.get(measure, Estimate(None)), column) for measure in measures for column in _COLUMNS]
 
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    seeds_of = ("seeds", "generator_seeds", "paired_seeds")
-    table.writerow(["arm", "title", "cell_type", "images", *seeds_of, *names, *costs])
+    yield ["arm", "title", "cell_type", "images", "seeds", "generator_seeds", "paired_seeds", *names, *costs]
     for arm in arms:
         paired = arm.difference.paired_seeds if arm.difference else []
         seeds = [" ".join(map(str, numbers)) for numbers in (arm.seeds, arm.generator_seeds, paired)]
         for cell_type, count in {"all": arm.data.count, **arm.scores.images}.items():
             cost = [getattr(arm.cost, name) if cell_type == "all" else None for name in costs]
             both = [*values(arm.scores, cell_type), *values(arm.difference, cell_type)]
-            table.writerow([arm.arm, arm.title, cell_type, count, *seeds, *both, *cost])
-    return text.getvalue()
+            yield [arm.arm, arm.title, cell_type, count, *seeds, *both, *cost]
 
 
-def _point_csv(points: Sequence[Point]) -> str:
+def _point_rows(points: Sequence[Point]) -> Iterator[list[Any]]:
     names = list(dict.fromkeys(name for point in points for name in point.parameters))
     costs = [field.name for field in dataclasses.fields(Cost)]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*names, "seeds", "finished", "metric", "metric_low", "metric_high", *costs])
+    yield [*names, "seeds", "finished", "metric", "metric_low", "metric_high", *costs]
     for point in points:
         metric, seeds = point.metric, " ".join(map(str, point.seeds))
         parameters = [point.parameters.get(name) for name in names]
         cost = [getattr(point.cost, name, None) for name in costs]
-        table.writerow([*parameters, seeds, point.finished, metric.value, metric.low, metric.high, *cost])
-    return text.getvalue()
+        yield [*parameters, seeds, point.finished, metric.value, metric.low, metric.high, *cost]

@@ -8,7 +8,7 @@ from trainer.experiments import sweep_figures as figures
 from trainer.experiments.summary import ArmResult, Point, SweepSummary, metric_curve
 from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.measures import Measure, measures, shown
-from trainer.reports.page import Block, Cell, Figure, Section, Table, Text
+from trainer.reports.page import Block, Cell, Figure, Section, Table, Text, estimate_cell
 from trainer.reports.thesis_tables import Column, beside_thesis, sweep_number, sweep_remarks
 
 _INTERVALS = "with 95 % intervals"
@@ -30,13 +30,16 @@ def score_sections(summary: SweepSummary) -> list[Section]:
 
 def _scores(arms: Sequence[ArmResult], reference: ArmResult | None, kind: str, theirs: str) -> Section:
     """theirs: the kind of sweep, if the thesis has numbers of it, or empty."""
-    drawn = [figures.Bars(arm.title, arm.scores.overall, _published(theirs, arm.arm)) for arm in arms]
+    drawn, published = {arm.title: arm.scores.overall for arm in arms}, [_published(theirs, arm.arm) for arm in arms]
     figure = {"ablation": "figure 58", "comparison": "figure 52"}[kind]
     caption = f"Accuracy, mean sensitivity and mean specificity of each arm, {_INTERVALS}; compare {figure}."
-    if any(arm.published for arm in drawn):
+    if any(published):
         caption += " Diamonds: the thesis."
-    blocks: list[Block] = [_score_table(arms, theirs), Figure(figures.arm_bars(drawn, f"{kind}-arms"), caption)]
-    differences = [figures.Bars(arm.title, arm.difference.overall) for arm in arms if arm.difference]
+    blocks: list[Block] = [
+        _score_table(arms, theirs),
+        Figure(figures.arm_bars(drawn, published, f"{kind}-arms"), caption),
+    ]
+    differences = {arm.title: arm.difference.overall for arm in arms if arm.difference}
     if reference is not None and differences:
         drawing = figures.arm_differences(differences, reference.title, f"{kind}-differences")
         caption = (
@@ -122,7 +125,8 @@ def _against_reference(arm: ArmResult, reference: ArmResult) -> Section:
     for cell_type, scores in arm.scores.per_type.items():
         cells = [Cell(cell_type)]
         for measure in figures.SHOWN:
-            cells += [estimate(reference.scores.per_type.get(cell_type, {}).get(measure)), estimate(scores[measure])]
+            of_reference = reference.scores.per_type.get(cell_type, {}).get(measure)
+            cells += [estimate_cell(of_reference), estimate_cell(scores[measure])]
             if arm.difference is not None:
                 cells.append(signed(arm.difference.per_type[cell_type][measure]))
         rows.append(cells)
@@ -139,10 +143,10 @@ def _types(arms: Sequence[ArmResult]) -> Section:
     """One table for each measure: types in rows, arms in columns."""
     blocks = []
     for measure in figures.SHOWN:
-        rows = [
-            [Cell(name), Cell(str(count)), *(estimate(arm.scores.per_type.get(name, {}).get(measure)) for arm in arms)]
-            for name, count in arms[0].scores.images.items()
-        ]
+        rows = []
+        for name, count in arms[0].scores.images.items():
+            of_arms = (arm.scores.per_type.get(name, {}).get(measure) for arm in arms)
+            rows.append([Cell(name), Cell(str(count)), *map(estimate_cell, of_arms)])
         caption = f"{measure.capitalize()} of each type against the rest, 95 % intervals below."
         blocks.append(Table(caption, ["type", "images", *(arm.title for arm in arms)], rows))
     return Section("Types", "The arms, type by type; table.csv has precision and F1 too.", blocks)
@@ -222,19 +226,11 @@ def _millions(count: int | None) -> str:
     return "-" if count is None else f"{count / 1e6:.4g}"
 
 
-def estimate(value: Estimate | None, measure: Measure | None = None) -> Cell:
-    """A value over its interval; measure: default, a share in per cent."""
-    if value is None or value.value is None:
-        return Cell("-")
-    measure = measure or measures()["accuracy"]
-    return Cell(measure.format(value), measure.interval(value))
-
-
 def signed(value: Estimate, measure: Measure | None = None) -> Cell:
     """A difference with its sign over its interval; measure: default, a share, in percentage points."""
     if value.value is None:
         return Cell("-")
-    factor, digits = (100, 1) if measure is None or measure.percent else (1, 3)
+    factor, digits = (measure or measures()["accuracy"]).scale
 
     def points(difference: float) -> str:
         return f"{round(factor * difference, digits) + 0.0:+.{digits}f}"  # never -0.0
@@ -269,7 +265,7 @@ def _overall() -> list[Column[ArmResult]]:
 
 
 def _column(measure: Measure, head: str) -> Column[ArmResult]:
-    return Column(head, lambda arm: estimate(arm.scores.overall[measure.name], measure))
+    return Column(head, lambda arm: estimate_cell(arm.scores.overall[measure.name], *measure.scale))
 
 
 def _thesis(kind: str, of: str, head: str) -> Column[ArmResult]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,6 @@ from trainer.runs.run_directory import CONFIG_FILE, read_run_config
 
 # In a sweep's folder, what Ray writes.
 TUNE_FOLDER = "tune"
-LONGEST_MESSAGE = 1 << 20
 Status = Literal["finished", "stopped", "failed"]
 Report = Callable[[dict[str, Any]], None]
 
@@ -66,27 +65,6 @@ class Ending:
     mistake: bool = False  # what went wrong is a user's mistake
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """From a trial's process: an epoch ended; it waits for an answer before the next."""
-
-    scores: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """From a trial's process: a UserError."""
-
-    line: str
-
-
-@dataclass(frozen=True)
-class Failed:
-    """From a trial's process: any other exception."""
-
-    traceback: str
-
-
 def _ending_file(run: Path) -> Path:
     return run.with_name(f"{run.name}.ended.json")
 
@@ -114,7 +92,7 @@ def write_ending(run: Path, status: Status, line: str | None = None, *, mistake:
 
 def read_epochs(run: Path) -> list[dict[str, Any]]:
     """The epoch records of a run."""
-    return [record for record in read_records(run) if record["kind"] == "epoch"]
+    return read_records(run, "epoch")
 
 
 def forget_ending(run: Path) -> None:
@@ -157,38 +135,34 @@ def train_forked(trial: PlannedTrial, resources: Resources, report: Report) -> N
     UserError as there; RuntimeError with its traceback for any other error, and for a process that died.
     """
     with launch_server({**os.environ, **resources.environment}, 1) as server:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = Pipe()
         with theirs:
             server.launch(["trainer.experiments.trial_process"], {}, 1, theirs.fileno())
         code, last = None, None
         try:
             with ours:  # closed while the process waits for an answer, it ends there
-                for last in _messages(ours, pickle.dumps((trial, resources))):
-                    if isinstance(last, Epoch):
-                        report(last.scores)
+                for last in _messages(ours, (trial, resources)):
+                    if isinstance(last, dict):
+                        report(last)
         finally:
             code = server.wait()
-    if isinstance(last, Refused):
-        raise UserError(last.line)
-    if isinstance(last, Failed):
-        raise RuntimeError(last.traceback)
+    if isinstance(last, Exception):
+        raise last
     if code != 0:
         raise RuntimeError(f"the process of {trial.name} ended with code {code}")
 
 
-def _messages(channel: socket.socket, first: bytes) -> Iterator[Epoch | Refused | Failed]:
-    """What a trial's process sends after it received `first`; each message is answered when the next is asked for."""
+def _messages(channel: Connection, first: object) -> Iterator[dict[str, Any] | Exception]:
+    """What a trial's process sends after it received `first`: scores of an epoch, at last an exception.
+
+    Each message is answered when the next is asked for.
+    """
     answer = first
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):
+        while True:
             channel.send(answer)
-            message = channel.recv(LONGEST_MESSAGE)
-        except ConnectionError:
-            return
-        if not message:
-            return
-        yield pickle.loads(message)
-        answer = b"go on"
+            yield channel.recv()
+            answer = None
 
 
 def _train_on_workers(trial: PlannedTrial, resources: Resources, directory: str) -> None:

@@ -1,36 +1,37 @@
 """The forked process of one trial, at the other end of `trainer.experiments.trial.train_forked`'s channel."""
 
 import os
-import pickle
-import socket
 import sys
 import traceback
+from multiprocessing.connection import Connection
 from typing import Any
 
 from data_pipeline.errors import UserError
-from trainer.experiments.trial import LONGEST_MESSAGE, Epoch, Failed, Refused, train_here
+from trainer.experiments.trial import train_here
 
 
 def main() -> None:
     """Train one trial in a process of its own.
 
-    The trial is read from the socket LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and the training
-    continues when they are answered; if the socket is closed instead, it ends. Errors are sent there too.
+    The trial is read from the connection LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and the training
+    continues when they are answered; if the connection is closed instead, it ends. Errors are sent there too.
     """
-    channel = socket.socket(fileno=int(os.environ["LAUNCH_DESCRIPTOR"]))
-    trial, resources = pickle.loads(channel.recv(LONGEST_MESSAGE))
+    channel = Connection(int(os.environ["LAUNCH_DESCRIPTOR"]))
+    trial, resources = channel.recv()
 
     def report(scores: dict[str, Any]) -> None:
-        channel.send(pickle.dumps(Epoch(scores)))
-        if not channel.recv(LONGEST_MESSAGE):  # closed: the scheduler stops the trial here
+        channel.send(scores)
+        try:
+            channel.recv()
+        except EOFError:  # closed: the scheduler stops the trial here
             sys.exit()
 
     try:
         train_here(trial, resources, report)
     except UserError as error:
-        channel.send(pickle.dumps(Refused(str(error))))
+        channel.send(error)
     except Exception:
-        channel.send(pickle.dumps(Failed(traceback.format_exc())))
+        channel.send(RuntimeError(traceback.format_exc()))
         raise
 
 

@@ -92,8 +92,11 @@ def logged_seconds(run: Path) -> float:
     )
 
 
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """The records of a run's `metrics.jsonl`; a last line that was cut short by a kill is left out."""
+def read_records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`; a last line that was cut short by a kill is left out.
+
+    kind: only `step` or `epoch` records.
+    """
     path = run / "metrics.jsonl"
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -101,4 +104,4 @@ def read_records(run: Path) -> list[dict[str, Any]]:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return records
+    return [record for record in records if kind in (None, record["kind"])]

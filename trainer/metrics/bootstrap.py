@@ -5,7 +5,7 @@ A resample draws as many groups as there are, with replacement; every image then
 and each score is computed from those weights, for many resamples at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+CALIBRATION_BINS = 15  # of the calibration error
 # Resamples computed together: few enough that their weights stay in the processor's cache.
 RESAMPLES_AT_ONCE = 32
 
@@ -62,13 +63,17 @@ class ScoredImages:
     predicted: Integers  # [n]
     group: Integers  # [n], 0..number_of_groups-1
     number_of_groups: int
-    calibration_bin: Integers  # [n], of the confidence
-    number_of_bins: int
 
     @cached_property
     def confidence(self) -> Floats:
         """Probability of the predicted type [n]."""
         return np.asarray(self.probabilities[np.arange(len(self.labels)), self.predicted])
+
+    @cached_property
+    def calibration_bin(self) -> Integers:
+        """Bin of the highest probability [n]; one of exactly 1 belongs to the last bin."""
+        bins = (self.probabilities.max(axis=1) * CALIBRATION_BINS).astype(np.int64)
+        return np.minimum(bins, CALIBRATION_BINS - 1)
 
     @cached_property
     def confusions(self) -> Floats:
@@ -104,6 +109,16 @@ class ScoredImages:
         """Yield `count` bootstrap resamples over groups, RESAMPLES_AT_ONCE at a time."""
         for weights in group_weights(self.number_of_groups, count, seed):
             yield Resamples(self, weights)
+
+    def bootstrap(self, values: Callable[["Resamples"], Floats], count: int, seed: int) -> tuple[Floats, Floats | None]:
+        """Values [...] of the images as they are, and [count, ...] of resamples; None where groups cannot be resampled.
+
+        values: of b weightings, [b, ...].
+        """
+        point = values(self.once)[0]
+        if count < 1 or self.number_of_groups < 2:
+            return point, None
+        return point, np.concatenate([values(part) for part in self.resamples(count, seed)])
 
 
 @dataclass(frozen=True)
@@ -160,8 +175,13 @@ def all_right_lower_bound(groups: NDArray[np.generic], confidence: float = 0.975
     return float(np.minimum(1.0, high * counts).mean())
 
 
-def interval(value: float, draws: Floats, trials: Floats | None) -> Estimate:
-    """95 % interval: percentiles of the draws; the exact binomial bound for `trials` if all draws are 0, or all 1."""
+def interval(value: float, draws: Floats | None, trials: Floats | None) -> Estimate:
+    """95 % interval: percentiles of the draws; the exact binomial bound for `trials` if all draws are 0, or all 1.
+
+    draws: None, no interval.
+    """
+    if draws is None:
+        return Estimate(value)
     draws = draws[~np.isnan(draws)]
     if draws.size and np.ptp(draws) > 1e-12:
         low, high = np.percentile(draws, [2.5, 97.5])

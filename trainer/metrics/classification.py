@@ -1,20 +1,20 @@
 """Scores of a cell-type classifier, overall and per type, with intervals over groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.metrics.bootstrap import Estimate, Floats, ScoredImages, interval
+from trainer.metrics.bootstrap import CALIBRATION_BINS, Estimate, Floats, ScoredImages, interval
 from trainer.metrics.measures import Measure, epoch_measures, measures, shown, values_of
 from trainer.metrics.selective import Selective, selective_scores
 
 Probabilities = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
-CALIBRATION_BINS = 15
 TRUST = ("calibration_error", "negative_log_likelihood")
 INTERVAL_METHOD = (
     "95 % percentile bootstrap over groups; where every answer was right (or none), "
@@ -103,8 +103,8 @@ def score(
     """
     images = scored_images(probabilities, labels, groups, len(cell_types))
     chosen = list(measures().values())
-    points, draws = _points_and_draws(images, chosen, bootstrap_samples, seed)
-    overall, of_types = estimates(chosen, points, draws, images.confusions)
+    values = images.bootstrap(partial(values_of, chosen), bootstrap_samples, seed)
+    overall, of_types = estimates(chosen, *values, images.confusions)
     has_type = images.confusions.sum(axis=2)  # [groups, C]
     per_type = {
         cell_type: TypeScores(
@@ -133,7 +133,7 @@ def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], c
     """
     images = scored_images(probabilities, labels, groups, len(cell_types))
     chosen = [measures()[name] for name in TRUST]
-    found, _ = estimates(chosen, *_points_and_draws(images, chosen, 1000, 0), images.confusions)
+    found, _ = estimates(chosen, *images.bootstrap(partial(values_of, chosen), 1000, 0), images.confusions)
     return Trust(found, _reliability(images))
 
 
@@ -152,23 +152,23 @@ def epoch_scores(probabilities: Probabilities, labels: Labels) -> dict[str, floa
 
 def estimates(
     chosen: Sequence[Measure],
-    points: Mapping[str, Floats],
-    draws: Mapping[str, Floats] | None,
+    points: Floats,
+    draws: Floats | None,
     confusions: Floats,
     differences: bool = False,
 ) -> tuple[dict[str, Estimate], dict[str, list[Estimate]]]:
     """Estimates of each measure: measure -> over all types, and measure -> list of the C types.
 
-    points: measure -> values [1 + C]. draws: measure -> resampled values [B, 1 + C]; None: no intervals. confusions:
+    points: values [measures, 1 + C]. draws: resampled values [B, measures, 1 + C]; None: no intervals. confusions:
     [groups, C, C]. differences: the values are differences of two classifiers; the exact binomial bound, which replaces
     the bootstrap where every answer is right or wrong, is then not used.
     """
     groups, total = _groups_behind(confusions), float(len(confusions))
     overall, of_types = {}, {}
-    for measure in chosen:
+    for number, measure in enumerate(chosen):
         behind = np.array([total, *groups[measure.rests_on]])
         found = []
-        for column, value in enumerate(map(float, points[measure.name])):
+        for column, value in enumerate(map(float, points[number])):
             trials: Floats | None = behind[[column]]
             if column == 0 and measure.over_all is None:
                 # A mean over types whose images are apart; images of other types are shared by all of them.
@@ -178,7 +178,7 @@ def estimates(
             elif draws is None or min(behind[column], total) < 2:
                 found.append(Estimate(value))
             else:
-                spread = draws[measure.name][:, column]
+                spread = draws[:, number, column]
                 if measure.centred:
                     spread = np.clip(
                         spread - spread.mean() + value, *(measure.bounds if not differences else (None, None))
@@ -237,22 +237,7 @@ def scored_images(probabilities: Probabilities, labels: Labels, groups: Sequence
         raise ValueError(f"labels must lie in 0..{types - 1}: got {truth.min()}..{truth.max()}")
     numbers: dict[str | int, int] = {}
     group = [numbers.setdefault(name or position, len(numbers)) for position, name in enumerate(groups)]
-    # A confidence of exactly 1 belongs to the last bin.
-    bins = np.minimum((table.max(axis=1) * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-    return ScoredImages(
-        table, truth, table.argmax(axis=1), np.array(group, dtype=np.int64), len(numbers), bins, CALIBRATION_BINS
-    )
-
-
-def _points_and_draws(
-    images: ScoredImages, chosen: Sequence[Measure], resamples: int, seed: int
-) -> tuple[dict[str, Floats], dict[str, Floats] | None]:
-    """Values [1 + C] of the images as they are, and [B, 1 + C] of resamples; None where groups cannot be resampled."""
-    points = {name: values[0] for name, values in values_of(images.once, chosen).items()}
-    if resamples < 1 or images.number_of_groups < 2:
-        return points, None
-    parts = [values_of(answers, chosen) for answers in images.resamples(resamples, seed)]
-    return points, {measure.name: np.concatenate([part[measure.name] for part in parts]) for measure in chosen}
+    return ScoredImages(table, truth, table.argmax(axis=1), np.array(group, dtype=np.int64), len(numbers))
 
 
 def _reliability(images: ScoredImages) -> list[ReliabilityBin]:

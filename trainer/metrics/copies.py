@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
+from scipy.stats import rankdata, tiecorrect
 from torch import Tensor
 from torch.nn import functional
 
@@ -130,11 +130,9 @@ def compare_distances(generated: Floats, held_out: Floats, quantile: float) -> M
     if not n or not m:
         raise ValueError(f"distances of {n} generated and {m} held-out images: needs one of each at least")
     threshold = float(np.quantile(held_out, quantile))
-    wins = float(mannwhitneyu(generated, held_out, method="asymptotic").statistic)
-    _, ties = np.unique(np.concatenate([generated, held_out]), return_counts=True)
-    together = n + m
-    level = float((ties.astype(float) ** 3 - ties).sum()) / (together * (together - 1))
-    deviation = float(np.sqrt(n * m / 12 * (together + 1 - level)))
+    ranks = rankdata(np.concatenate([generated, held_out]))
+    wins = float(ranks[:n].sum()) - n * (n + 1) / 2
+    deviation = float(np.sqrt(n * m / 12 * (n + m + 1) * tiecorrect(ranks)))
     return Memorization(
         suspicious=float((generated < threshold).mean()),
         threshold=threshold,

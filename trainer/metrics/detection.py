@@ -1,6 +1,6 @@
 """Scores of detectors: average precision (torchmetrics, COCO's), and counts per field against the truth."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,35 +67,28 @@ def _of_kind(fields: Sequence[ScoredField], kind: str) -> list[ScoredField]:
 
 
 def _score(fields: list[ScoredField], least: float, seed: int) -> KindScores:
-    differences = _differences(fields, least)
-
-    def mean(values: Floats) -> Callable[[Sequence[int]], float]:
-        return lambda rows: float(values[list(rows)].mean())
-
-    every, draws = list(range(len(fields))), _draws(len(fields), seed)
-    precisions = np.array([_precisions([fields[row] for row in rows]) for rows in draws])
+    differences, cells = _differences(fields, least), sum(len(field.true) for field in fields)
+    weights = np.concatenate(list(group_weights(len(fields), _RESAMPLES, seed)), axis=1)  # [fields, resamples]
+    rows = [np.repeat(np.arange(len(fields)), column) for column in weights.T.astype(int)]
+    precisions = np.array([_precisions([fields[row] for row in drawn]) for drawn in rows])
     precision_50, precision = _precisions(fields)
-    right, error = mean((differences == 0).astype(float)), mean(np.abs(differences))
-    trials = np.array([len(fields)])
+
+    def mean(values: Floats, trials: Floats | None = None) -> Estimate:
+        return interval(float(values.mean()), weights.T @ values / len(fields), trials)
+
     return KindScores(
-        cells=sum(len(field.true) for field in fields),
-        found=int(differences.sum()) + sum(len(field.true) for field in fields),
+        cells=cells,
+        found=int(differences.sum()) + cells,
         least_score=least,
         average_precision_50=_estimate(precision_50, precisions[:, 0]),
         average_precision=_estimate(precision, precisions[:, 1]),
-        fields_counted_right=interval(right(every), np.array([right(rows) for rows in draws]), trials),
-        count_error=interval(error(every), np.array([error(rows) for rows in draws]), None),
+        fields_counted_right=mean((differences == 0).astype(float), np.array([float(len(fields))])),
+        count_error=mean(np.abs(differences)),
     )
 
 
 def _estimate(value: float, draws: Floats) -> Estimate:
     return Estimate(None) if np.isnan(value) else interval(value, draws, None)
-
-
-def _draws(fields: int, seed: int) -> list[list[int]]:
-    """Rows of each resample of fields, with repetition."""
-    weights = np.concatenate(list(group_weights(fields, _RESAMPLES, seed)), axis=1).astype(int)
-    return [np.repeat(np.arange(fields), column).tolist() for column in weights.T]
 
 
 def _differences(fields: Sequence[ScoredField], least: float) -> Floats:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.metrics.bootstrap import Estimate, Floats, Integers, ScoredImages, all_right_lower_bound, interval
+from trainer.metrics.bootstrap import Estimate, Floats, Resamples, ScoredImages, all_right_lower_bound, interval
 
 # Shares of images answered that the curve shows.
 COVERAGES = np.arange(1, 21) / 20
@@ -40,9 +40,9 @@ def selective_scores(images: ScoredImages, resamples: int, seed: int) -> Selecti
     wrong = (images.labels != images.predicted)[order].astype(np.float64)
     ends = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)  # the last image of each confidence
 
-    def measured(weights: Floats) -> tuple[Floats, Integers]:
-        """Accuracy at each coverage and the area [b, K + 1], and the level that reaches it [K, b]; weights [G, b]."""
-        each = weights[group]
+    def measured(answers: Resamples) -> Floats:
+        """Accuracy at each coverage, the level that reaches it, and the area: [b, 2 K + 1]."""
+        each = answers.weights[group]
         answered = each.cumsum(axis=0)[ends]
         with np.errstate(divide="ignore", invalid="ignore"):
             risk = (each * wrong[:, None]).cumsum(axis=0)[ends] / answered
@@ -50,20 +50,16 @@ def selective_scores(images: ScoredImages, resamples: int, seed: int) -> Selecti
         area = np.where(gained > 0, risk * gained, 0.0).sum(axis=0) / answered[-1]
         share = answered / answered[-1]
         levels = np.stack([(share >= coverage - 1e-12).argmax(axis=0) for coverage in COVERAGES])
-        return np.concatenate([1 - np.take_along_axis(risk, levels, axis=0).T, area[:, None]], axis=1), levels
+        return np.vstack([1 - np.take_along_axis(risk, levels, axis=0), levels, area]).T
 
-    (values,), levels = measured(images.once.weights)
-    levels = levels[:, 0]
+    values, draws = images.bootstrap(measured, resamples, seed)
+    levels = values[len(COVERAGES) : -1].astype(int)
     groups = [len(np.unique(group[: ends[level] + 1])) for level in levels]
-    draws = None
-    if resamples > 0 and images.number_of_groups > 1:
-        draws = np.concatenate([measured(part.weights)[0] for part in images.resamples(resamples, seed)])
     accuracies = [
         _accuracy(float(values[i]), None if draws is None else draws[:, i], groups[i]) for i in range(len(COVERAGES))
     ]
-    area = float(values[-1])
     return Selective(
-        Estimate(area) if draws is None else interval(area, draws[:, -1], None),
+        interval(float(values[-1]), None if draws is None else draws[:, -1], None),
         {f"{100 * share:.0f}": accuracies[COVERAGES.tolist().index(share)] for share in HEADLINE_COVERAGES},
         [
             CoveragePoint(float(coverage), float(falling[ends[level]]), accuracy)
@@ -73,9 +69,7 @@ def selective_scores(images: ScoredImages, resamples: int, seed: int) -> Selecti
 
 
 def _accuracy(value: float, draws: Floats | None, groups: int) -> Estimate:
-    if draws is None or groups < 2:
-        return Estimate(value)
-    estimate = interval(value, draws, np.array([groups]))
+    estimate = interval(value, draws if groups > 1 else None, np.array([groups]))
     if value == 1 and estimate.low is not None:
         # A few draws with a wrong answer in them would leave an interval of one point.
         return replace(estimate, low=min(estimate.low, all_right_lower_bound(np.array([groups]))))

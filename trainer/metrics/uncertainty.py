@@ -93,8 +93,5 @@ def _mean(images: ScoredImages, values: ArrayLike) -> Estimate:
 
 
 def _estimate(images: ScoredImages, value: Callable[[Resamples], Floats], trials: Floats | None) -> Estimate:
-    point = float(value(images.once)[0])
-    if images.number_of_groups < 2:
-        return Estimate(point)
-    draws = np.concatenate([value(answers) for answers in images.resamples(_RESAMPLES, 0)])
-    return interval(point, draws, trials)
+    point, draws = images.bootstrap(value, _RESAMPLES, 0)
+    return interval(float(point), draws, trials)

@@ -1,5 +1,6 @@
 """A run's plan: memory of a step, micro-batches, number of steps."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,12 +78,9 @@ def plan_memory(config: RunConfig, gpu_memory: int, processes: int = 1, *, searc
         if fits(MicroBatches(share, 1)):
             largest = MicroBatches(share, 1)
         else:
-            # Bisection: memory grows with the micro-batch.
-            low, high = 0, share
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if fits(MicroBatches(middle, 2)) else (low, middle)
-            largest = divide_share(share, low) if low else None
+            # Memory grows with the micro-batch.
+            found = bisect_left(range(1, share), True, key=lambda images: not fits(MicroBatches(images, 2)))
+            largest = divide_share(share, found) if found else None
     return MemoryPlan(
         precision,
         processes,

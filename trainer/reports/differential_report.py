@@ -5,18 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.figure import Figure as Drawing
 from PIL import ImageDraw
 
 from data_pipeline.errors import UnreadableImage
 from data_pipeline.ingest.images import decode_rgb
 from data_pipeline.sources.annotations import Box
 from data_pipeline.sources.fields import WHITE_CELL
-from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.differential import NOT_WHITE, Differential, Ranges, beside_reference
-from trainer.reports.figures import INK, LINE, SERIES, STYLE, svg
+from trainer.reports.figures import INK, LINE, SERIES, new_drawing, svg
 from trainer.reports.gallery import NO_PICTURE
 from trainer.reports.page import (
     Block,
@@ -31,6 +28,7 @@ from trainer.reports.page import (
     Tile,
     Tiles,
     data_uri,
+    estimate_cell,
     write_page,
 )
 
@@ -106,8 +104,7 @@ def _section(
 
 def _bars(counted: Differential, ranges: Ranges, name: str, corrected: bool) -> Markup:
     types = {kind: each for kind, each in counted.types.items() if kind not in NOT_WHITE}
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 0.8 + 0.36 * len(types)), layout="constrained")
+    with new_drawing(0.8 + 0.36 * len(types)) as drawing:
         axes = drawing.subplots()
         axes.grid(axis="y", visible=False)
         for place, (kind, each) in enumerate(types.items()):
@@ -132,12 +129,12 @@ def _table(counted: Differential, ranges: Ranges, corrected: bool) -> Table:
     head = ["type", "cells", "per cent", *(["corrected"] if corrected else []), *(["reference"] if ranges else [])]
     rows = []
     for kind, each in counted.types.items():
-        row = [Cell(kind), Cell(str(each.count)), _percent(each.share)]
+        row = [Cell(kind), Cell(str(each.count)), estimate_cell(each.share)]
         if kind in NOT_WHITE:
             per_hundred = f"{100 * each.count / counted.white_cells:.1f}" if counted.white_cells else "-"
             row[2] = Cell(per_hundred, "per 100 white cells")
         best = each.corrected if each.corrected.value is not None else each.share
-        row += [_percent(each.corrected)] if corrected else []
+        row += [estimate_cell(each.corrected)] if corrected else []
         if ranges:
             limits = ranges.get(kind)
             outside = beside_reference(None if best.value is None else 100 * best.value, *limits) if limits else ""
@@ -147,10 +144,6 @@ def _table(counted: Differential, ranges: Ranges, corrected: bool) -> Table:
     caption = "Share of white cells with Wilson's 95 % interval (counting error)"
     adjusted = "; corrected by the classifier's confusion matrix, interval by bootstrap" if corrected else ""
     return Table(f"{caption}{adjusted}.", head, rows)
-
-
-def _percent(estimate: Estimate) -> Cell:
-    return Cell(estimate.format(), "" if estimate.low is None else estimate.interval())
 
 
 def _pictures(fields: Sequence[CountedField], most: int) -> Cards:

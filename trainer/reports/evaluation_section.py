@@ -22,7 +22,20 @@ from trainer.metrics.evaluation import (
 from trainer.metrics.measures import Measure, measures, shown
 from trainer.reports import figures
 from trainer.reports.gallery import HEAT_WORDS, NO_PICTURE, prediction_card, thumbnail, type_numbers
-from trainer.reports.page import Block, Card, Cards, Cell, Facts, Figure, Section, Table, Text, Tile, Tiles
+from trainer.reports.page import (
+    Block,
+    Card,
+    Cards,
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    estimate_cell,
+)
 from trainer.reports.uncertainty_section import uncertainty_blocks
 
 
@@ -80,10 +93,7 @@ def headline(scores: Scores) -> Tiles:
 
 def score_cells(values: Mapping[str, Estimate], columns: Sequence[Measure]) -> list[Cell]:
     """A table cell for each measure, the interval below the value."""
-    return [
-        Cell("-") if (found := values[each.name]).value is None else Cell(each.format(found), each.interval(found))
-        for each in columns
-    ]
+    return [estimate_cell(values[each.name], *each.scale) for each in columns]
 
 
 def evaluation_section(evaluation: SavedEvaluation) -> Section:
@@ -243,17 +253,15 @@ def _galleries(evaluation: SavedEvaluation, words: str) -> list[Block]:
 
 
 def _cards(rows: pd.DataFrame, cell_types: Sequence[str], pictures: Mapping[str, Markup]) -> list[Card]:
-    tables = rows[[f"{PROBABILITY}{cell_type}" for cell_type in cell_types]].to_numpy(dtype=float).tolist()
-    facts = zip(rows["id"], rows["cell_type"], rows["path"], rows["source"], tables, strict=True)
     return [
         prediction_card(
-            probabilities,
+            [row[f"{PROBABILITY}{name}"] for name in cell_types],
             cell_types,
-            cell_type,
-            pictures.get(key, NO_PICTURE),
-            f"{source}/{path.rsplit('/', 1)[-1]}",
+            row["cell_type"],
+            pictures.get(row["id"], NO_PICTURE),
+            f"{row['source']}/{row['path'].rsplit('/', 1)[-1]}",
         )
-        for key, cell_type, path, source, probabilities in facts
+        for row in rows.to_dict("records")
     ]
 
 

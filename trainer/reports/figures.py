@@ -3,7 +3,8 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
 
+from trainer.metrics.bootstrap import Estimate
 from trainer.metrics.classification import ReliabilityBin, Scores
 from trainer.metrics.selective import CoveragePoint
 
@@ -54,13 +57,48 @@ STYLE: Any = {  # matplotlib types its keys one by one
 }
 
 
+@contextmanager
+def new_drawing(height: float) -> Iterator[Drawing]:
+    """An empty drawing as wide as a page, in the pages' style. height: inches."""
+    with matplotlib.rc_context(STYLE):
+        yield Drawing(figsize=(11, height), layout="constrained")
+
+
+def grouped_bars(axes: Axes, names: Sequence[str], series: Mapping[str, Sequence[Estimate]]) -> NDArray[np.floating]:
+    """Beside each other for each name, a bar of each series in per cent, its interval as a line.
+
+    series: label -> an estimate for each name, at most three labels. Returns the bars' places [series, names].
+    """
+    step = 0.8 / len(series)
+    offsets = (np.arange(len(series)) - (len(series) - 1) / 2) * step
+    all_places = offsets[:, None] + np.arange(len(names))
+    for (label, estimates), places, colour in zip(series.items(), all_places, SERIES[: len(series)], strict=True):
+        axes.bar(places, [per_cent(each.value) for each in estimates], 0.89 * step, color=colour, label=label)
+        lows, highs = [per_cent(each.low) for each in estimates], [per_cent(each.high) for each in estimates]
+        axes.vlines(places, lows, highs, color=INK, linewidth=1.1)
+    axes.grid(axis="x", visible=False)
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(0, 100), yticks=range(0, 101, 20), ylabel="per cent")
+    return all_places
+
+
+def per_cent(share: float | None) -> float:
+    """NaN, which is not drawn, for None."""
+    return math.nan if share is None else 100 * share
+
+
+def legend_above(axes: Axes, columns: int) -> None:
+    """The legend over the axes, at the left."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+
+
 def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
     """Figure 51: accuracy and loss of training and validation after each epoch.
 
     epochs: the "epoch" lines of metrics.jsonl.
     """
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+    with new_drawing(3.7) as drawing:
         accuracy, loss = drawing.subplots(1, 2)
         _curve(accuracy, epochs, "train_accuracy", "training", SERIES[0])
         _curve(accuracy, epochs, "validation_accuracy", "validation", SERIES[1])
@@ -84,25 +122,12 @@ def per_type_bars(scores: Scores, name: str) -> Markup:
     name: unique in the page.
     """
     types = {cell_type: row for cell_type, row in scores.per_type.items() if row.count}
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 4.3), layout="constrained")
+    measures = ("accuracy", "sensitivity", "specificity")
+    names = ["{}\nn={}".format(cell_type.replace(" ", "\n"), row.count) for cell_type, row in types.items()]
+    with new_drawing(4.3) as drawing:
         axes = drawing.subplots()
-        axes.grid(axis="x", visible=False)
-        for number, measure in enumerate(("accuracy", "sensitivity", "specificity")):
-            estimates = [row[measure] for row in types.values()]
-            places = np.arange(len(types)) + (number - 1) * 0.27
-            values = [np.nan if each.value is None else 100 * each.value for each in estimates]
-            axes.bar(places, values, 0.24, color=SERIES[number], label=measure)
-            for place, each in zip(places, estimates, strict=True):
-                if each.low is not None and each.high is not None:
-                    axes.plot([place, place], [100 * each.low, 100 * each.high], color=INK, linewidth=1.1)
-        labels = ["{}\nn={}".format(cell_type.replace(" ", "\n"), row.count) for cell_type, row in types.items()]
-        axes.set_xticks(range(len(types)), labels, fontsize=9)
-        axes.tick_params(axis="x", length=0)
-        axes.set_ylim(0, 100)
-        axes.set_yticks(range(0, 101, 10))
-        axes.set_ylabel("per cent")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+        grouped_bars(axes, names, {measure: [row[measure] for row in types.values()] for measure in measures})
+        legend_above(axes, 3)
         return svg(drawing, f"types-{name}")
 
 
@@ -111,8 +136,7 @@ def reliability_diagram(models: Sequence[tuple[str, Sequence[ReliabilityBin]]], 
 
     models: a label and the bins of each, at most three.
     """
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+    with new_drawing(3.7) as drawing:
         accuracy, counts = drawing.subplots(1, 2, width_ratios=(1, 1.2))
         accuracy.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
         for number, (label, bins) in enumerate(models):
@@ -140,8 +164,7 @@ def risk_coverage(curve: Sequence[CoveragePoint], name: str) -> Markup:
     spread = [
         (point.accuracy.low, point.accuracy.high, point.coverage) for point in curve if point.accuracy.low is not None
     ]
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 3.7), layout="constrained")
+    with new_drawing(3.7) as drawing:
         accuracy, confidence = drawing.subplots(1, 2)
         if spread:
             low, high, x = zip(*spread, strict=True)
@@ -160,8 +183,7 @@ def risk_coverage(curve: Sequence[CoveragePoint], name: str) -> Markup:
 
 def throughput(steps: Sequence[Mapping[str, Any]]) -> Markup:
     """Images per second and the share of each step spent waiting for data. steps: the "step" lines."""
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 2.9), layout="constrained")
+    with new_drawing(2.9) as drawing:
         speed, wait = drawing.subplots(1, 2)
         _curve(speed, steps, "images_per_second", "", SERIES[0], key="step", thin=True)
         _curve(wait, steps, "data_wait", "", SERIES[1], key="step", thin=True)
@@ -179,8 +201,7 @@ def loss_terms(steps: Sequence[Mapping[str, Any]], names: Sequence[str], title: 
     """Figure 40: numbers of an algorithm at each logged step, a small drawing for each. steps: the "step" lines."""
     columns = 3
     rows = -(-len(names) // columns)
-    with matplotlib.rc_context(STYLE):
-        drawing = Drawing(figsize=(11, 2.4 * rows), layout="constrained")
+    with new_drawing(2.4 * rows) as drawing:
         for number, name in enumerate(names, start=1):
             axes = drawing.add_subplot(rows, columns, number)
             _curve(axes, steps, name, "", SERIES[(number - 1) % len(SERIES)], key="step", thin=True)

@@ -96,32 +96,25 @@ def write_prediction_gallery(frame: pd.DataFrame, out: Path, *, middle_square: b
     """
     cell_types = [name.removeprefix(PROBABILITY) for name in frame.columns if name.startswith(PROBABILITY)]
     shown = _shown(frame)
-    pages = max(1, math.ceil(len(shown) / CARDS_PER_PAGE))
-    names = ["gallery.html"] + [f"gallery-{number:03d}.html" for number in range(2, pages + 1)]
+    parts = [shown[start : start + CARDS_PER_PAGE] for start in range(0, max(1, len(shown)), CARDS_PER_PAGE)]
+    names = ["gallery.html"] + [f"gallery-{number:03d}.html" for number in range(2, len(parts) + 1)]
+    labels = [_page_label(number, rows) for number, rows in enumerate(parts, start=1)] if len(parts) > 1 else []
     counts = _count_table(frame, cell_types)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for old in out.glob("gallery-[0-9][0-9][0-9].html"):
             old.unlink()
         with progress_bar(len(shown), "gallery", "image") as progress:
-            for number, name in enumerate(names):
-                rows = shown.iloc[number * CARDS_PER_PAGE : (number + 1) * CARDS_PER_PAGE]
-                links = [
-                    (_page_label(shown, other, pages), "" if other == number else names[other])
-                    for other in range(pages)
-                ]
-                above: list[Block] = [counts] if number == 0 else []
+            for number, (name, rows) in enumerate(zip(names, parts, strict=True), start=1):
+                above: list[Block] = [counts] if number == 1 else []
                 if len(shown) < len(frame):
-                    above.append(
-                        Text(
-                            f"{len(shown)} of {len(frame)} images are shown; predictions.csv has all.",
-                            warning=True,
-                        )
-                    )
-                if pages > 1:
-                    above.append(Links("Pages:", links))
+                    words = f"{len(shown)} of {len(frame)} images are shown; predictions.csv has all."
+                    above.append(Text(words, warning=True))
+                if labels:
+                    others = ("" if other == name else other for other in names)
+                    above.append(Links("Pages:", list(zip(labels, others, strict=True))))
                 sections = _sections_by_type(rows, cell_types, middle_square, progress)
-                subtitle = f"{len(frame)} images; page {number + 1} of {pages}; least certain first in each type"
+                subtitle = f"{len(frame)} images; page {number} of {len(parts)}; least certain first in each type"
                 write_page(out / name, "Predicted cell types", subtitle, above, sections)
     except OSError as error:
         raise UserError(
@@ -141,12 +134,10 @@ def _shown(frame: pd.DataFrame) -> pd.DataFrame:
     return ordered[position < size * most / len(ordered)].iloc[:most].reset_index(drop=True)
 
 
-def _page_label(shown: pd.DataFrame, page: int, pages: int) -> str:
-    if pages == 1:
-        return "1"
-    rows = shown["type"].iloc[page * CARDS_PER_PAGE : (page + 1) * CARDS_PER_PAGE]
-    first, last = rows.iloc[0], rows.iloc[-1]
-    return f"{page + 1} {first}" + ("" if first == last else f" to {last}")
+def _page_label(number: int, rows: pd.DataFrame) -> str:
+    """'2 lymphocyte to monocyte': the page's number and types."""
+    first, last = rows["type"].iloc[[0, -1]]
+    return f"{number} {first}" + ("" if first == last else f" to {last}")
 
 
 def _count_table(frame: pd.DataFrame, cell_types: Sequence[str]) -> Table:
@@ -173,16 +164,12 @@ def _sections_by_type(
     sections = []
     for predicted, part in rows.groupby("type", sort=False):
         cards = []
-        tables = part[columns].to_numpy(dtype=float).tolist()
-        truths = part["cell_type"].fillna("") if "cell_type" in part else [""] * len(part)
-        hot = part[HEAT] if HEAT in part else [None] * len(part)
-        said = [_uncertainty(row) for row in part.to_dict("records")]
-        for path, truth, probabilities, heat, (marks, note) in zip(
-            part["path"], truths, tables, hot, said, strict=True
-        ):
-            name = Path(str(path)).name
-            picture = thumbnail(on_disk(Path(), str(path)), name, heat, middle_square=middle_square)
-            cards.append(prediction_card(probabilities, cell_types, str(truth), picture, f"{name}{note}", marks))
+        for row in part.to_dict("records"):
+            name, truth = Path(str(row["path"])).name, row.get("cell_type", "")
+            picture = thumbnail(on_disk(Path(), str(row["path"])), name, row.get(HEAT), middle_square=middle_square)
+            marks, note = _uncertainty(row)
+            probabilities, true_type = [row[column] for column in columns], "" if pd.isna(truth) else str(truth)
+            cards.append(prediction_card(probabilities, cell_types, true_type, picture, f"{name}{note}", marks))
             progress.update()
         key = f"Bars: {type_numbers(cell_types)}.{f' {HEAT_WORDS}' if HEAT in part else ''}"
         sections.append(Section(str(predicted).capitalize(), f"{len(part)} images on this page.", [Cards(key, cards)]))

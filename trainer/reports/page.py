@@ -135,7 +135,7 @@ class Section:
 
 def estimate_cell(estimate: Estimate | None, factor: float = 100, digits: int = 1) -> Cell:
     """A value over its interval, in per cent by default; None: no value."""
-    if estimate is None:
+    if estimate is None or estimate.value is None:
         return Cell("-")
     return Cell(estimate.format(factor=factor, digits=digits), estimate.interval(factor, digits))
 

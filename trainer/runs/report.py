@@ -79,7 +79,7 @@ def losses_section(run: Path) -> Section:
     """Losses and gradient norms of logged steps, of the run and of what lies in its folder `adapted`."""
     blocks: list[Block] = []
     for folder in (run, *sorted((run / "adapted").glob("*"))):
-        steps = [record for record in read_records(folder) if record["kind"] == "step"]
+        steps = read_records(folder, "step")
         if steps:
             name = "" if folder == run else f", adapting to {folder.name}"
             blocks.append(

@@ -56,13 +56,18 @@ class Measure:
         over_all = _mean_of_present(of_types) if self.over_all is None else self.over_all(answers)
         return np.concatenate([over_all[:, None], of_types], axis=1)
 
+    @property
+    def scale(self) -> tuple[float, int]:
+        """What a value is multiplied by where it is shown, and its decimals: arguments of `Estimate.format`."""
+        return (100, 1) if self.percent else (1, 3)
+
     def format(self, estimate: Estimate, brackets: bool = False) -> str:
         """'97.3', with brackets '97.3 [95.1, 98.8]'; '-' where there is no value."""
-        return estimate.format(brackets, factor=100 if self.percent else 1, digits=1 if self.percent else 3)
+        return estimate.format(brackets, *self.scale)
 
     def interval(self, estimate: Estimate) -> str:
         """'95.1 to 98.8', or 'no interval'."""
-        return estimate.interval(factor=100 if self.percent else 1, digits=1 if self.percent else 3)
+        return estimate.interval(*self.scale)
 
 
 _REGISTERED: dict[str, Measure] = {}
@@ -98,9 +103,9 @@ def epoch_measures() -> dict[str, Measure]:
     return {each.epoch_name: each for each in measures().values() if each.epoch_name is not None}
 
 
-def values_of(answers: Resamples, chosen: Sequence[Measure]) -> dict[str, Floats]:
-    """`Measure.values` of several, by name."""
-    return {measure.name: measure.values(answers) for measure in chosen}
+def values_of(chosen: Sequence[Measure], answers: Resamples) -> Floats:
+    """`Measure.values` of several, [b, measures, 1 + C]."""
+    return np.stack([measure.values(answers) for measure in chosen], axis=1)
 
 
 def _mean_of_present(of_types: Floats) -> Floats:

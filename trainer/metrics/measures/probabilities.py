@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainer.metrics.bootstrap import Floats, Ranking, Resamples
+from trainer.metrics.bootstrap import CALIBRATION_BINS, Floats, Ranking, Resamples
 from trainer.metrics.measures import EVERYWHERE, Measure, register
 
 
@@ -17,9 +17,8 @@ def calibration_error(answers: Resamples) -> Floats:
     """Expected calibration error [b]: mean absolute difference of confidence and accuracy over the bins."""
     images = answers.images
     excess = images.confidence - (images.labels == images.predicted)
-    bins = images.number_of_bins
-    cell = images.group * bins + images.calibration_bin
-    of_group = np.bincount(cell, excess, images.number_of_groups * bins).reshape(-1, bins)
+    cell = images.group * CALIBRATION_BINS + images.calibration_bin
+    of_group = np.bincount(cell, excess, images.number_of_groups * CALIBRATION_BINS).reshape(-1, CALIBRATION_BINS)
     return np.asarray(np.abs(answers.weights.T @ of_group).sum(axis=1) / answers.count)
 
 

@@ -113,11 +113,10 @@ def _thesis() -> Table:
 
 
 def _training(run: Path) -> Section:
-    records = list(read_records(run))
-    steps = [record for record in records if record["kind"] == "step"]
+    steps = read_records(run, "step")
     if not steps:
         return Section("Training", "metrics.jsonl holds no step yet.", [])
-    seconds = sum(record["seconds"] for record in records if record["kind"] == "epoch")
+    seconds = sum(record["seconds"] for record in read_records(run, "epoch"))
     losses = [name for name in _LOSSES if name in steps[-1]]
     norms = [name for name in steps[-1] if name.startswith(("gradient_norm", "detail/pull"))]
     caption = (
