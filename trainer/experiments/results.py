@@ -46,7 +46,7 @@ class SweepFacts:
 
 @dataclass(frozen=True)
 class SweepRecord(SweepFacts):
-    """What a sweep is and trains: sweep.json."""
+    """Content of sweep.json: what kind of sweep it is, and what it trains."""
 
     sweep: dict[str, Any]  # the sweep file, as plain values
     arms: dict[str, str]  # name -> title

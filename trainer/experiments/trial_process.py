@@ -13,7 +13,7 @@ from trainer.experiments.trial import train_here
 def main() -> None:
     """Train one trial in a process of its own.
 
-    The trial is read from the connection LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and the training
+    The trial is read from the connection LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and training
     continues when they are answered; if the connection is closed instead, it ends. Errors are sent there too.
     """
     channel = Connection(int(os.environ["LAUNCH_DESCRIPTOR"]))
