@@ -99,7 +99,7 @@ def _check_groups(ground: _Ground) -> Check:
     alone = sum(row.group in (row.id, row.parent) for row in rows)
     checked = f"groups of {len(rows)} images, each in one split"
     if alone:
-        checked += f"; {alone} images name no patient or slide, so whether they share one cannot be told"
+        checked += f"; {alone} images name no patient or slide, so whether they share one is unknown"
     return Check("groups", checked, len(firsts), tuple(found), remedy)
 
 
@@ -233,7 +233,9 @@ def _check_storage(ground: _Ground, images: StoredImages) -> Check:
     sizes = len(set(images.sizes))
     checked = f"images stored as {usual}, {sizes} size(s)"
     if told:
-        checked += f"; of {told} images the size alone tells type or origin: stored_size= makes them one"
+        checked += (
+            f"; of {told} images the size alone shows type or origin: build with stored_size= to give all one size"
+        )
     remedy = "build the data set again in a new folder, with one codec, quality and stored_size"
     return Check("storage", checked, len(rows), tuple(found), remedy)
 

@@ -143,7 +143,7 @@ class Dataset:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what a training run can see (`content_hash`)."""
+        """SHA-256 (hex) of the kept samples as a training run sees them (see sample.content_hash)."""
         return str(self.metadata["content_hash"])
 
     @property

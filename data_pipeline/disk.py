@@ -149,7 +149,7 @@ def checked(record: Mapping[str, Any]) -> dict[str, Any]:
     content = dict(record)
     written = content.pop(_CHECKSUM, None)
     if written is not None and written != _checksum(content):
-        raise ValueError(f"its content is not what was written; changed on purpose: take out its {_CHECKSUM}")
+        raise ValueError(f"its content is not what was written; if you changed it on purpose, remove its {_CHECKSUM}")
     return content
 
 

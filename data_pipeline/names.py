@@ -51,7 +51,10 @@ class Names:
         return iter(self._names)
 
     def matches(self, name: str) -> list[str]:
-        """The name itself if it is here, else the names equal to it in the strictest form that has any."""
+        """Known names that `name` can mean: itself if it is known, else all that equal it in one form.
+
+        The forms of `_FORMS` are tried in turn, each looser than the one before; the first with a match counts.
+        """
         if name in self._exact:
             return [name]
         if not self._by_form:

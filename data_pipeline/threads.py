@@ -1,4 +1,4 @@
-"""How many CPU threads this process may use, and for what (contract C16)."""
+"""How many CPU threads this process may use, and for what."""
 
 import math
 import os

@@ -16,7 +16,7 @@ usage:
                       Default: with labelled cells head, unless cross-validation finds another method better beyond
                       chance; without them self_training where 40 images name three types, most answers stay and
                       mirrored and turned views agree no less, else statistics if they then agree more, else as_is
-      steps=100 learning_rate=3e-4   of training all layers
+      steps=100 learning_rate=3e-4   of training all layers (defaults): optimiser steps, and the peak
   It prints the choice ("use as is" or "adapt"), what that rests on, and which types to label more cells of.
   The same stands, with the scores of every method, in DIR/adaptation.json and DIR/report.html. What the run keeps of
   its training images stands beside the laboratory's, for all layers these images (if its data set is at hand): so it
@@ -42,14 +42,14 @@ from trainer.tasks.classification.adaptation.config import AdaptConfig
 def main(arguments: Sequence[str]) -> None:
     config = read_config(AdaptConfig, "adapt", arguments)
     if not (config.run and config.out) or not (config.images or config.labelled or config.shards):
-        raise UserError("give run=DIR out=DIR and images=FOLDER, labelled=PATH or shards=DIR")
+        raise UserError("adapt.py needs run=DIR, out=DIR, and images=FOLDER, labelled=PATH or shards=DIR")
     if config.shards and (config.images or config.labelled):
-        raise UserError("give shards=DIR, or images=FOLDER and labelled=PATH, not both")
+        raise UserError("adapt.py takes shards=DIR, or images=FOLDER and labelled=PATH, not both")
     config.require_dataset()
     read_run_config(run_or_shipped(config.run))
     for path in (config.images, config.labelled):
         if path and not Path(path).exists():
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder; correct images= or labelled=")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.tasks.classification.adaptation.adapt import adapt
     from trainer.tasks.classification.reports.adaptation_record import read_adaptation

@@ -9,9 +9,9 @@ usage:
       workers=N     processes that look at images; without it as many as OMP_NUM_THREADS and this process's share of
                     the cores allow, and never more
   Prints a line for each check: groups, near duplicates (mirrored and turned ones too) and parents across splits,
-  synthetic and label-normalised images held out, generators that saw held-out images, splits that are not their
-  group's, how images are stored; for each evaluation record that its images are real, of the split said and unseen,
-  nor copies of what was seen: other files, at another size, mirrored.
+  synthetic and label-normalised images held out, generators that were trained on held-out images or chosen by test
+  images, splits that are not their group's, how images are stored; for each evaluation record, whether its images are
+  real, of the split that it names, and neither seen by the run nor copies of seen ones (other sizes, mirrored).
   Exit code 0: clean. 1: something was found, or could not be checked. 2: a mistake in the arguments or the files.
 
 example:

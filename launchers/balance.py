@@ -8,8 +8,8 @@ usage:
                          made from; the first is used up before the second
       out=DIR            the new data set: generated images are in its training split alone
       per_type=N         training images of each type, at least; a type with more keeps them all
-      per_type=auto classifier=RUN   so many of each type as validation images ask for, none included: a linear head
-                         on the features of RUN, a run of train_classifier.py of real images (model=frozen, say), is
+      per_type=auto classifier=RUN   validation images choose how many each type gets, maybe none: a linear head on
+                         the features of RUN, a run of train_classifier.py of real images (model=frozen, say), is
                          fitted with none, half as many as real ones, as many, and filled up to the largest type
       best=[SCORE,...]   the images that score highest first, by several the mean rank; evaluate.py bank= writes
                          type_probability, type_likeness, novelty; default: the first of each type

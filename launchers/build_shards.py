@@ -12,12 +12,12 @@ usage:
                            slides, whose images then stay on one side of the split. auto, for a new source: yes, unless
                            the name is that of something else (train, images, a cell type, ...), and it says so;
                            folder: the first sub-folder, whatever its name; none: each image by itself. Remembered
-      annotations=voc|coco|csv   of {annotated}: how boxes are written
+      annotations=voc|coco|csv   of {annotated}: how boxes are written; default voc
                            voc: an XML file for each image, of its name; coco: a JSON file; csv: lines of
                            image,label,xmin,ymin,xmax,ymax. An annotation without boxes says that a field has no cells
       side_microns=N       of fields=: cells are cut in squares of this side; default: twice as wide as their boxes
       microns_per_pixel=N  of fields=: their scale; a column of this name in csv annotations is a field's own
-      promyelocytes='immature granulocyte'   or promyelocyte: how Barcelona's PMY images are read
+      promyelocytes='immature granulocyte'   the type of Barcelona's PMY images (default), or promyelocyte
       exclude=FILE         an expert's CSV: id or path[, source][, reason]
       review=FILE          an expert's decisions, the CSV that the page of review.py saves: labels are corrected, images
                            left out. Remembered, and added to earlier ones. [A.csv,B.csv]: of two experts, whose
@@ -28,13 +28,16 @@ usage:
                            row: images of each folder, images left out, images of each type. Exit code 1: they differ
       ratio=[0.63,0.07,0.3]  shares of groups (patients, slides) for train, validation and test; where few groups fall
                            badly, the build says which ratio would do
-      codec=jpeg|png  quality=95  stored_size=256  max_samples=1024
+      codec=jpeg  quality=95   how images are stored (defaults): jpeg of this quality, 1 to 100; or png
+      stored_size=256      side in pixels at which images are stored, as squares; default: as they are
+      max_samples=1024     images in a shard, at most (default)
       workers=N            processes that read and write; without it as many as OMP_NUM_THREADS and this process's
                            share of the cores allow, and never more
       cluster=true         read and write on all nodes of the Ray cluster that RAY_ADDRESS names or `ray start` made
                            this machine part of (configs/ray); raw images and data set must be at the same path on
                            all of them, on a shared file system; the data set is the same, byte for byte
-  With no source, the remembered ones are looked through again; only shards that change are written.
+  With no source, the remembered ones are looked through again; only shards that change are written. Writes the shards,
+  the catalogue, and build_report.json (counts of all that was left out, and warnings) into shards=.
 
 example:
   python launchers/build_shards.py shards=data/blood barcelona=raw/PBC_dataset_normal_DIB \\
@@ -173,7 +176,7 @@ def _declarations(config: BuildOptions) -> list[SourceDeclaration]:
     own = [(layout, root) for layout, root in asked if not layout.public]
     if len(own) > 1:
         both = " and ".join(f"{layout.keyword}=" for layout, _ in own[:2])
-        raise UserError(f"{both} in one command share one name=: give them one after the other")
+        raise UserError(f"{both} in one command share one name=: give each in a command of its own")
     if not own and (config.name or config.domain or config.labels or config.group != "auto"):
         usages = " or ".join(layout.usage for layout in layouts().values() if not layout.public)
         raise UserError(f"name=, domain=, labels= and group= go with {usages}")

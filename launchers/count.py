@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.detector != CLASSICAL:
         read_run_config(Path(config.detector))
     if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; correct fields= or images=")
     _count(config, runs, Path(folder), Path(config.out))
 
 

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     config = read_config(EvaluateConfig, "evaluate", arguments)
     if bool(config.run) == bool(config.bank):
         raise UserError(
-            "give run=DIR of train_classifier.py or train_stain_gan.py, or bank=DIR of synthesize.py, one of them"
+            "evaluate.py needs run=DIR, a run of train_classifier.py, train_stain_gan.py or train_detector.py, or "
+            "bank=DIR of synthesize.py, but not both"
         )
     if config.bank:
         _refuse_other_than_test(config)

@@ -9,8 +9,8 @@ usage:
                     in half precision, for every launcher that takes run= of a classifier, but not to resume
       out=DIR       receives the model, model_card.md and model.json: input and output, types, storage, origin;
                     safetensors: a run; default: the run's export-FORMAT (export-FORMAT-viewsN); several runs need it
-      domain=NAME   the images' stain, as of predict.py: a normaliser that the classifier carries goes into the model
-                    unless it is the stain that it makes
+      domain=NAME   the images' stain, as of predict.py. If the classifier learned from normalised images, the model
+                    includes the normaliser, unless the images have the stain that it makes
       shards=DIR    data set with real images to compare it with the live model on; default: the run's own, and
                     where that is not on this machine rendered cells, which model.json then says under "checked"
   Its probabilities are calibrated as the run's are. predict.py run=OUT reads what this writes.

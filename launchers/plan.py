@@ -5,8 +5,8 @@ usage:
       config=LAUNCHER        train_classifier, train_stain_gan, train_conditional_gan or train_few_shot_gan
       gpu_memory=SIZE        of each GPU: 8GiB, 24GB; default: 8GiB
       processes=N            GPUs that share a global batch; default: 1
-      images_per_second=N    a measured speed, of all GPUs together, for the hours: any run of the model shows it
-                             beside its progress bar and in metrics.jsonl
+      images_per_second=N    a measured speed, of all GPUs together, from which the hours follow: a run of the model
+                             shows it beside its progress bar and in metrics.jsonl
       key=value ...          the arguments of that launcher; shards=DIR gives the number of steps, too
   A step of the real networks runs on tensors without memory. If it does not fit, the plan is printed all the same, the
   last line names the setting that makes it fit, and the exit code is 2.
@@ -119,7 +119,7 @@ def _time(steps: int | None, images_per_step: int, images_per_second: float | No
 
 
 def _advice(plan: MemoryPlan) -> str:
-    short = f"predicted {plan.needed / GIB:.2f} GiB of {plan.gpu_memory / GIB:.2f}"
+    short = f"the step needs {plan.needed / GIB:.2f} GiB of GPU memory, {plan.gpu_memory / GIB:.2f} are there"
     if plan.largest is not None:
         return f"{short}: set train.micro_batch={plan.largest.images}"
     smaller = "shots" if plan.episode else "data.image_size"

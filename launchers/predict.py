@@ -15,7 +15,7 @@ usage:
                     probability per type), gallery.html, unreadable.csv if a file is no image, and passed_over.csv if
                     there are files that are hidden or lack an image's suffix; replaces an earlier prediction.
                     Probabilities are calibrated by the temperature that train_classifier.py fitted on validation
-                    images for this number of views. Bytes of a file name that are not text are written as \\xe4.
+                    images for this number of views. A byte of a file name that is not text is written as \\xe4.
                     `unfamiliarity` says how far an image is from the training images: 0 is the median of the
                     validation images. Above 1, further than 99 % of them, it is `out_of_distribution`: another cell
                     type, another laboratory, or no cell
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
     for run in runs:
         require_classifier(run)
     if not os.path.lexists(images):
-        raise UserError(f"{images}: no such file or folder")
+        raise UserError(f"images={images}: no such file or folder; name an image or a folder of images")
     # Here, for neither --help nor a mistake need wait for torch.
     from trainer.tasks.classification.inference.prediction import PredictOptions, predict_images
 

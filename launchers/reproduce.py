@@ -9,7 +9,7 @@ usage:
       preset=best       this project's own variants of the models at the thesis's sizes
                         or a file of your own, as in configs/reproduce: trainer/experiments/reproduction_config.py
       run=DIR           where stages, sweeps and report.html are written
-      barcelona=RAW munich=RAW   the two sets as downloaded (folder=, table= as of build_shards.py: build them first)
+      barcelona=RAW munich=RAW   the two public sets as downloaded; for other images build a data set first, shards=DIR
       shards=DIR        the data set; default: RUN/data
       key=value         overrides the preset: resources.gpu=1 resources.cpu=8
       plan=true         print every stage and trial, run nothing

@@ -14,9 +14,10 @@ usage:
       model=efficientnet_lite_pretrained optimizer=pretrained data.image_size=96 train.epochs=6 folds=2   or any other
                     classifier and setting of train_classifier.py: it is trained without each fold in turn. It takes as
                     long as so many trainings
-  The expert presses Enter (the label is right), a digit (it is another type) or X (leave it out, and why), and S to
-  save the decisions as a CSV. They stay in the browser until then. build_shards.py review=FILE applies them; of two
-  experts (review=[A.csv,B.csv]) it prints the agreement and lists the images on which they differ.
+  The expert presses Enter (the label is right), the key of another type (a digit, V or W; the buttons show which) or X
+  (leave it out, and why), and S to save the decisions as a CSV. They stay in the browser until then. build_shards.py
+  review=FILE applies them; of two experts (review=[A.csv,B.csv]) it prints the agreement and lists the images on which
+  they differ.
 
 example:
   python launchers/review.py shards=data/blood out=review.html

@@ -5,15 +5,18 @@ usage:
       shards=DIR          a data set of build_shards.py with images of two stains: a folder, or a URL in a store,
                           s3://bucket/prefix
       cache=DIR           keeps shards of a store, for all processes of a machine; default: ~/.cache/hemaforge
-      cache_size=100      gigabytes that they take at most; those used longest ago make room
-      run=DIR             where the run is written; the same command goes on where it stopped
+      cache_size=100      gigabytes that they take at most, 100 by default; those used longest ago make room
+      run=DIR             where the run is written; the same command resumes it
       model=NAME          default w_cyclegan_gp; stain_student model.options.teacher=RUN is a fast pixelwise copy of
                           a trained generator; one of
                           {models:stain}
-      a=DOMAIN b=DOMAIN   a is the stain that the others are to take; default: the two of the data set
-      matching=cell_type  or none: draw images as they come, unlabelled ones too
-      data.image_size=256 train.epochs=150 train.global_batch=8 ...   see configs/train_stain_gan.yaml
-      data.augment.KEY=     {augmentations}
+      a=DOMAIN b=DOMAIN   a is the stain that images of b are to take; default: the two of the data set
+      matching=cell_type  both domains show the same cell types (default); none: images as they come, unlabelled too
+      data.image_size=128 train.epochs=150 train.global_batch=8   defaults (pixels; images per batch and domain); all
+                          others: configs/train_stain_gan.yaml
+      data/augment=flip   the default preset of augmentation; or none, quarter_turns, geometry, stain, laboratory
+      data.augment.KEY=   changes one key of the preset; the values of geometry:
+                          {augmentations}
   Writes losses and gradient norms to RUN/metrics.jsonl and RUN/tensorboard, and sheets of cells to RUN/samples
   at the end of each epoch. Then: launchers/normalize_stains.py.
 

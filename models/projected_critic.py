@@ -110,7 +110,7 @@ class _SpectralNorm(nn.Module):
     """A weight over its largest singular value (Miyato et al. 2018), that bounds a layer's slope.
 
     The singular vectors follow from the weight alone: those of torch's power iteration depend on how many forward
-    passes there were, and so on micro-batches (contract C11).
+    passes there were, and so on micro-batches.
     """
 
     def forward(self, weight: Tensor) -> Tensor:

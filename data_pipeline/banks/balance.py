@@ -1,4 +1,4 @@
-"""A balanced data set: all images of another one, and generated ones for cell types with few images (contract C4)."""
+"""A balanced data set: all images of another one, and generated ones for cell types with few images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class UsedBank:
         return float(data.get("crop", {}).get(self.images.domain, 1.0))
 
     def as_record(self) -> dict[str, Any]:
-        """For dataset.json."""
+        """The bank's entry in dataset.json."""
         made_by, content_hash = self.images.facts.generator, self.images.content_hash
         return {"name": self.name, "content_hash": content_hash, "made_by": made_by, "crop": self.crop}
 
@@ -170,8 +170,11 @@ def open_banks(config: BalanceConfig, parent: Dataset) -> list[UsedBank]:
             )
         for score in config.scores:
             if score not in images.scores:
-                known = ", ".join(sorted(images.scores)) or "none; evaluate.py bank= writes them"
-                raise UserError(f"{root}: no score {score!r} of all images in this bank; it has {known}")
+                known = ", ".join(sorted(images.scores)) or "none"
+                raise UserError(
+                    f"{root}: no score {score!r} of all images in this bank; it has {known}: choose one of these, or "
+                    "have evaluate.py bank= write them"
+                )
         sources.add(name)
         banks.append(UsedBank(name, images, stored_size or stored_side(parent, images.domain)))
     return banks

@@ -1,4 +1,4 @@
-"""A data set derived from another: some images by reference to the parent's shards, others newly made (contract C1).
+"""A data set derived from another: some images by reference to the parent's shards, others newly made.
 
 Many processes make one data set. A shard is made by one rank and entered in a journal when it is on disk. The commit
 is one rename, as a build's. Killed at any moment, the old data set or the new one is whole, and finished shards are
@@ -134,7 +134,7 @@ class Recipe:
         }
 
     def parents(self, root: Path) -> list[dict[str, str]]:
-        """The metadata's entry for the parent in a data set at `root`."""
+        """`parents` of the derived data set's metadata: path (relative to `root` where it can be) and content hash."""
         return [{"path": reference(root, self.parent.root), "content_hash": self.parent.content_hash}]
 
 
@@ -146,7 +146,10 @@ def make_recipe(
     settings: ShardSettings,
     attachments: Mapping[str, Path],
 ) -> Recipe:
-    """The recipe. ValueError for an invalid template, UserError for an attachment that cannot be read."""
+    """The recipe of a derived data set: `kept` rows of the parent, and templates `made` of new rows.
+
+    ValueError for an invalid template, UserError for an attachment that cannot be read.
+    """
     if len({row.id for row in made}) < len(made):
         raise ValueError("two templates share a recipe id")
     for row in made:

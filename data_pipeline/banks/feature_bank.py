@@ -22,7 +22,7 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Features:
-    """Features of images, and which image each is of."""
+    """Features of images, and the row of each image in the stream's sample table."""
 
     values: NDArray[Any]  # float [n, d]
     rows: NDArray[np.int64]  # [n], of the stream's sample table

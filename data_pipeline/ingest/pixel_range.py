@@ -48,7 +48,7 @@ def _from_integer(values: npt.NDArray[Any], declared: int | None) -> tuple[npt.N
         bits = min(holding[0], positive_bits)
         if brightest < _LEAST_BRIGHTEST * (2**bits - 1):
             raise UnreadableImage(
-                f"pixel values up to {brightest} in {8 * values.dtype.itemsize} bits: their range cannot be told"
+                f"pixel values up to {brightest} in {8 * values.dtype.itemsize} bits: their range is unknown"
             )
     top = 2**bits - 1
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8), bits

@@ -50,7 +50,7 @@ class Decision:
 
     @property
     def by(self) -> str:
-        """' (AB)', after a reason."""
+        """The reviewer in brackets, ' (AB)', to follow a reason; '' if unknown."""
         return f" ({self.reviewer})" if self.reviewer else ""
 
 

@@ -171,9 +171,10 @@ class Cell:
         return tries[inside[pixel[:, 1], pixel[:, 0]] > margin][:count]
 
     def hollow(self, layer: int, count: int, inside: Field, radius: float, strength: float) -> None:
-        """Pale round holes (vacuoles, nucleoli) inside `inside`, taking `strength` of a layer's dye away.
+        """Draw `count` pale round holes (vacuoles, nucleoli) inside `inside` into a layer of dye.
 
-        Holes in the cytoplasm (layer BASOPHILIA) are holes in its eosin too.
+        radius: micrometres. strength: share of the dye that is taken away. Holes in the cytoplasm (layer BASOPHILIA)
+        are holes in its eosin too.
         """
         hole = self.canvas.dots(self.places(count, inside, 0.6 * radius), radius)
         for each in (BASOPHILIA, EOSIN) if layer == BASOPHILIA else (layer,):

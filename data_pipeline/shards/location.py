@@ -1,4 +1,4 @@
-"""Where the shards of a data set are: in its own folder, or in that of a data set it was derived from (contract C1)."""
+"""Where the shards of a data set are: in its own folder, or in that of a data set it was derived from."""
 
 import os
 from collections.abc import Mapping

@@ -106,7 +106,10 @@ class StoreClient:
                         self.scheme, skip_instance_cache=True, use_listings_cache=False, **options
                     )
                 except (ValueError, ImportError) as error:
-                    raise UserError(f"{url}: no store that can be read here ({_line(error)})") from None
+                    raise UserError(
+                        f"{url}: no store that can be read here ({_line(error)}): correct the URL, or install the "
+                        "fsspec package of this kind of store"
+                    ) from None
                 self._opened = (os.getpid(), system)
             return self._opened[1]
 

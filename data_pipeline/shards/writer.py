@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars whose bytes are a pure function of the samples in them (contract C5).
+"""Shards: WebDataset tars whose bytes are a pure function of the samples in them.
 
 Partitioned by source, split and a binary trie over the bits of the ids; members ordered by id; fixed mode, owner and
 time. A shard's name ends in the hash of its bytes, so two different shards never share a name.
@@ -50,13 +50,13 @@ class ShardSettings:
 
     def __post_init__(self) -> None:
         if self.codec not in get_args(Codec):
-            raise UserError(f"codec {self.codec!r}: use one of {', '.join(get_args(Codec))}")
+            raise UserError(f"codec={self.codec}: use one of {', '.join(get_args(Codec))}")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"quality {self.quality}: use 1 to 100")
+            raise UserError(f"quality={self.quality}: use 1 to 100")
         if self.stored_size is not None and not 8 <= self.stored_size <= 8192:
-            raise UserError(f"stored_size {self.stored_size}: use 8 to 8192 pixels, or leave it out")
+            raise UserError(f"stored_size={self.stored_size}: use 8 to 8192 pixels, or leave it out")
         if self.max_samples < 1:
-            raise UserError(f"max_samples {self.max_samples}: a shard holds at least one sample")
+            raise UserError(f"max_samples={self.max_samples}: must be at least 1, the images in a shard")
 
 
 @dataclass(frozen=True)

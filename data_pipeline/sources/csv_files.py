@@ -49,7 +49,7 @@ class CsvRows:
 
 @dataclass(frozen=True)
 class CsvFile:
-    """Content of a CSV file."""
+    """A CSV file as it was read."""
 
     rows: CsvRows
     columns: list[str]  # requested columns by their requested names, others as in the file
@@ -151,7 +151,7 @@ def _decoded(path: Path) -> tuple[str, list[str]]:
             line = raw.count(b"\n", 0, error.start) + 1
             shape = raw[max(0, error.start - 12) : error.start + 6].decode("ascii", "backslashreplace").strip()
             raise UserError(
-                f"{path}, line {line}: not UTF-8 text (near '{shown(shape)}'), and its encoding cannot be told; "
+                f"{path}, line {line}: not UTF-8 text (near '{shown(shape)}'), and its encoding is unknown; "
                 f"save it as UTF-8 ({_AS_UTF8})"
             ) from None
         warnings.append(f"{path.name}: not UTF-8; read as Windows-1252 (Western European). Better save it as UTF-8")

@@ -1,4 +1,4 @@
-"""Which samples form global batch number n: a pure function, the same on every rank (contract C6).
+"""Which samples form global batch number n: a pure function, the same on every rank.
 
 An order says which row of the sample table stands at position p of epoch e. Positions count over all ranks; a rank
 takes its part of a global batch afterwards (`rank_slice`), so the world size never changes the order.

@@ -1,6 +1,6 @@
 """The stream of batches that the trainer iterates: a pure function of (data set, seed, position).
 
-Its only state is the number of the next global batch (contract C6). A rank reads its slice of every global batch
+Its only state is the number of the next global batch. A rank reads its slice of every global batch
 from memory-mapped shards and gives the bytes, with each sample's augmentation parameters, to the DALI graph.
 """
 

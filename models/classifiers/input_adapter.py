@@ -35,7 +35,7 @@ class InputAdapter(nn.Module):
         self.register_buffer("offset", (0.5 - means) / deviations, persistent=False)
 
     def adapted(self, images: Tensor) -> Tensor:
-        """Images as the network expects them."""
+        """Images as the network expects them: stretched and enlarged if configured, normalised to its mean and std."""
         if self.stretch:
             images = stretch_channels(images)
         if images.shape[-1] < self.least_size:

@@ -12,7 +12,7 @@ Norm = Literal["batch", "pixel", "none"]
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """The generator of table 10."""
+    """The generator (thesis, table 10)."""
 
     width: int = 64  # channels of every layer but the last
     latent_size: int = 128  # normal numbers of one image, beside its type
@@ -26,7 +26,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """The critic of table 11. Its gradient penalty is defined per image: no batch norm with it."""
+    """The critic (thesis, table 11). Its gradient penalty is defined per image: no batch norm with it."""
 
     group: ClassVar[str] = "critic"
 
@@ -41,7 +41,7 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig(CriticConfig):
-    """The classifier of table 12: the critic's layers, with one output for each type."""
+    """The classifier (thesis, table 12): the critic's layers, with one output for each type."""
 
     group: ClassVar[str] = "classifier"
 

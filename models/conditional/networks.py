@@ -17,13 +17,13 @@ _LAST_GAIN = 0.5
 
 
 def build_generator(config: GeneratorConfig, image_size: int, classes: int) -> "Generator":
-    """The generator of table 10. classes: number of types, 0 for none. ModelError unless 4 divides image_size."""
+    """The generator (thesis, table 10). classes: number of types, or 0. ModelError unless 4 divides image_size."""
     check_size(image_size)
     return Generator(config, image_size, classes)
 
 
 def build_critic(config: CriticConfig, image_size: int, *, class_outputs: int = 0, shown_classes: int = 0) -> "Critic":
-    """The critic of table 11, with 1 + class_outputs outputs: the score, then a logit for each type.
+    """The critic (thesis, table 11), with 1 + class_outputs outputs: the score, then a logit for each type.
 
     shown_classes: number of types, if the critic receives each image's type. ModelError unless 4 divides image_size.
     """
@@ -32,7 +32,7 @@ def build_critic(config: CriticConfig, image_size: int, *, class_outputs: int = 
 
 
 def build_classifier(config: ClassifierConfig, image_size: int, classes: int) -> "Critic":
-    """The classifier of table 12: images -> logits [n, classes]. ModelError unless 4 divides image_size."""
+    """The classifier (thesis, table 12): images -> logits [n, classes]. ModelError unless 4 divides image_size."""
     check_size(image_size)
     return Critic(config, image_size, classes, 0)
 

@@ -53,9 +53,14 @@ class _Backbone(nn.Module):
                 config.backbone, features_only=True, out_indices=(2, 3, 4), pretrained=config.weights == "pretrained"
             )
         except (RuntimeError, ValueError, AttributeError, IndexError, AssertionError) as error:
-            raise ModelError(f"model.network.backbone={config.backbone}: no feature maps of it ({error})") from error
+            raise ModelError(
+                f"model.network.backbone={config.backbone}: no feature maps of it ({error}); choose another"
+            ) from error
         if tuple(self.trunk.feature_info.reduction()) != STRIDES:
-            raise ModelError(f"model.network.backbone={config.backbone}: its feature maps are not at strides {STRIDES}")
+            raise ModelError(
+                f"model.network.backbone={config.backbone}: its feature maps are not at strides {STRIDES}; choose "
+                "another"
+            )
         if config.weights not in (None, "pretrained"):
             weights, own = read_weights(Path(str(config.weights))), self.trunk.state_dict()
             load_weights(self.trunk, {name: weights[name] for name in own if name in weights}, str(config.weights))

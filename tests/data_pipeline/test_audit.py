@@ -254,7 +254,7 @@ def test_files_that_betray_what_they_show(parent: Dataset, tiny_dataset: Dataset
             path.write_bytes(encoded(seed + side, side=side))
     build_dataset(tmp_path / "sized", [folder_source(tmp_path / "raw", "ours")], progress=False)
     check = assert_found(Dataset.open(tmp_path / "sized"))["storage"]
-    assert "of 16 images the size alone tells type or origin" in check.line
+    assert "of 16 images the size alone shows type or origin" in check.line
 
 
 def test_a_catalogue_that_was_changed_by_hand(parent: Dataset) -> None:

@@ -27,7 +27,7 @@ def saved(image: Image.Image, image_format: str, **options: object) -> bytes:
         (encoded(0)[:400], "damaged"),
         (encoded(0, "PNG")[:-300], "damaged"),
         (encoded(0, "TIFF")[:-300], "damaged"),
-        (saved(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "range cannot be told"),
+        (saved(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "range is unknown"),
         (saved(picture(0), "GIF", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
         (saved(picture(0), "TIFF", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),
         (saved(picture(0), "PNG", save_all=True, append_images=[picture(1)]), "2 pictures in one file"),

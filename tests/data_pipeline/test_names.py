@@ -170,7 +170,7 @@ def test_a_line_that_names_the_separator_is_not_the_header(tmp_path: Path) -> No
     ("content", "says"),
     [
         ("label,cell_type\nнейтрофил,neutrophil\n".encode("cp1251"), "line 2: not UTF-8 text"),
-        ("label,cell_type\nKůň,neutrophil\n".encode("cp1250"), "its encoding cannot be told"),
+        ("label,cell_type\nKůň,neutrophil\n".encode("cp1250"), "its encoding is unknown"),
         ("label,cell_type\na,b\n".encode("utf-16-le"), "null characters"),
         (codecs.BOM_UTF16_LE + b"a", "not UTF-16 text"),
         (b"PK\x03\x04workbook", "a workbook"),

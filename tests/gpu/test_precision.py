@@ -117,7 +117,7 @@ def test_an_episode_learns_in_half_precision(algorithm: str, precision: Precisio
 def test_the_gradient_penalty_under_autocast_is_that_of_fp64(
     kind: str, precision: Precision, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Contract C10: penalty and its gradient by the critic's weights, relative 1e-4; half precision would miss 1e-3."""
+    """The penalty and its gradient by the critic's weights, relative 1e-4; half precision would miss 1e-3."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # convolutions' default on GPUs: 3e-4
     torch.manual_seed(0)
     if kind == "stain":

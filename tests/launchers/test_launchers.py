@@ -56,7 +56,7 @@ def test_help_shows_usage_and_an_example(launch: Launch, name: str) -> None:
         ("build_shards", ("barcelona=x",), ("shards=DIR",)),
         ("build_shards", ("shards=x", "barcelona=nowhere"), ("nowhere", "no such folder")),
         ("build_shards", ("shards=x", "folder=nowhere"), ("name=N", "domain=D")),
-        ("build_shards", ("shards=x", "folder=a", "table=b", "name=n", "domain=d"), ("one after the other",)),
+        ("build_shards", ("shards=x", "folder=a", "table=b", "name=n", "domain=d"), ("a command of its own",)),
         ("build_shards", ("shards=x",), ("no source declared",)),
         ("build_shards", ("shards=x", "promyelocytes=none"), ("promyelocytes=none", "immature granulocyte")),
         ("evaluate", ("run=nowhere",), ("nowhere", "no config.yaml")),

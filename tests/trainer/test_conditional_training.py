@@ -111,7 +111,7 @@ def test_an_image_follows_from_its_seed_type_and_index_alone(tiny_dataset: Datas
     assert not torch.equal(sampler.draw("lymphocyte", 6, np.arange(1))[1], latents[:1])
     assert not torch.equal(sampler.draw("basophil", 5, np.arange(1))[1], latents[:1])
     assert sampler.draw("basophil", 5, np.arange(0))[0].shape == (0, 3, 16, 16)
-    with pytest.raises(UserError, match="it learned basophil, eosinophil, lymphocyte"):
+    with pytest.raises(UserError, match="choose from basophil, eosinophil, lymphocyte"):
         sampler.draw("platelet", 5, np.arange(1))
     state = final_state(tmp_path / "run")["learners"]["generator"]
     assert not torch.equal(state["average"]["linear.weight"], state["module"]["linear.weight"])

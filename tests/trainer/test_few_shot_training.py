@@ -103,7 +103,7 @@ def test_every_model_learns_to_make_cells_of_a_rare_type(
     assert made.std(dim=0).max() > 0
     told = sampler.describe()
     assert (told["name"], told["dataset_hash"]) == (model.split()[0], tiny_dataset.content_hash)
-    with pytest.raises(UserError, match=r"no images of 'basophil' from this run: it adapted to lymphocyte"):
+    with pytest.raises(UserError, match=r"no images of 'basophil' from this run: choose from lymphocyte"):
         sampler.draw("basophil", 0, np.arange(1))
 
 

@@ -120,7 +120,7 @@ def test_the_advice_is_a_model_that_takes_a_day_with_the_key_to_give(monkeypatch
     assert "naive_bayes" not in models
     line = advise_model(models["senet154_ge"], 12, 224, 143 * 3600)
     assert "model=senet_small_ge would take about 9.4 h, by counted operations" in line
-    assert "the same command goes on from its newest checkpoint" in line
+    assert "the same command resumes it from its newest checkpoint" in line
     # Where none fits at this size, small images do.
     few = [("senet154_ge", models["senet154_ge"]), ("senet_tiny_ge", models["senet_tiny_ge"])]
     monkeypatch.setattr(model_advice, "trained_models", lambda: iter(few))

@@ -150,7 +150,7 @@ def test_an_honest_bank_is_not_accused(
 def test_every_score_names_its_data(
     record: BankEvaluation, copies: ImageBank, tiny_dataset: Dataset, classifier: Path
 ) -> None:
-    """A score without its data set, counts or checkpoints cannot be repeated (contract C14)."""
+    """A score without its data set, counts or checkpoints cannot be repeated."""
     trained = load_classifier(classifier)
     assert record.bank.content_hash == copies.content_hash
     assert record.generator == Generator("fake", tiny_dataset.content_hash, 0, learned_from_this_data_set=True)
@@ -326,7 +326,7 @@ def caption_of(page: Page, table: list[list[str]]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bank=nowhere", "run=run"], "one of them"),
+        (["bank=nowhere", "run=run"], "but not both"),
         (["bank=nowhere"], "give shards=DIR, real images, and classifier=RUN"),
         (["bank=nowhere", "shards=x", "classifier=y"], "no image bank here"),
         (["bank=nowhere", "shards=x", "classifier=y", "split=train"], "leave out split="),

@@ -92,12 +92,15 @@ class RealImages:
 
     @classmethod
     def read(cls, reader: ImageReader, space: ClassifierFeatures) -> "RealImages":
-        """UserError without a validation image."""
+        """Compute the features of all real training and validation images. UserError without a validation image."""
         training, held_out = (_features_of_split(reader, space, split) for split in ("train", "validation"))
         types = list(training)
         held_out = {name: each for name, each in held_out.items() if name in training}
         if not held_out:
-            raise UserError(f"{reader.dataset.root}: no validation image to ask how many generated images help")
+            raise UserError(
+                f"{reader.dataset.root}: no validation image to ask how many generated images help: give per_type= a "
+                "number"
+            )
         rows = pd.concat([some for _, some in held_out.values()])
         groups = np.unique(rows["group"], return_inverse=True)[1]
         return cls(types, _joined(training, types), _joined(held_out, types), groups, rows["id"].tolist())

@@ -75,7 +75,7 @@ class Reproduction:
         return plan_sweep(config, self.folder / "comparison", self.where)
 
     def describe(self) -> list[str]:
-        """Lines for people: every stage, its state, and its command line."""
+        """Lines that plan=true prints: stains, counts and sizes of the data set, every stage, its state and command."""
         stages, config = self.stages, self.config
         a, b = self.stains
         waiting = len(in_order(stages, self.stages_folder))

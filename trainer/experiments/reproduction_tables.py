@@ -123,7 +123,7 @@ def conditional_tables(summary: ReproductionSummary) -> list[Block]:
 
 
 def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
-    """Tables 21 and 22."""
+    """The thesis's tables 21 and 22: quality and cost of the few-shot models."""
     models = summary.models["few_shot"]
 
     def named(model: ModelResult) -> Cell:
@@ -155,7 +155,7 @@ def few_shot_tables(summary: ReproductionSummary) -> list[Block]:
 
 
 def environment_table(machine: Mapping[str, Any]) -> Table:
-    """Table 23."""
+    """The thesis's table 23: the machine and the versions of the packages, beside the thesis's."""
     gpu = machine["gpu"]
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
     ours = {
@@ -166,7 +166,9 @@ def environment_table(machine: Mapping[str, Any]) -> Table:
         "language": f"Python {machine['python']}",
         "packages": packages,
     }
-    rows = [[Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not told")] for name, text in ours.items()]
+    rows = [
+        [Cell(name), Cell(text), Cell(printed("23", name, "thesis") or "not stated")] for name, text in ours.items()
+    ]
     return Table("Table 23: the machine that put this report together.", ["", "here", "thesis"], rows)
 
 

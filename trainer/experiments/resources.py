@@ -33,7 +33,7 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Cores of each process."""
+        """CPU cores, and so threads, of each process."""
         return self.cpu // self.workers
 
     @property

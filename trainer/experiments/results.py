@@ -33,7 +33,7 @@ Seeds = tuple[int | None, int]
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What a sweep is."""
+    """What kind of sweep it is, and how its trials are compared."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class SweepFacts:
 
 @dataclass(frozen=True)
 class SweepRecord(SweepFacts):
-    """What a sweep is and trains: sweep.json."""
+    """Content of sweep.json: what kind of sweep it is, and what it trains."""
 
     sweep: dict[str, Any]  # the sweep file, as plain values
     arms: dict[str, str]  # name -> title
@@ -148,7 +148,10 @@ def read_trials(sweep: Path) -> list[Trial]:
 
 
 def read_answers(trials: Sequence[Trial]) -> Answers:
-    """Answers of one arm's trials that count (at least one). UserError if they do not fit together."""
+    """Answers of one arm's trials (at least one) to the test images, sorted by seeds.
+
+    UserError for two trials of the same seeds, and for trials that were scored on different test images.
+    """
     trials = sorted(trials, key=lambda trial: (trial.generator_seed or 0, trial.seed))
     seeds = tuple(trial.seeds for trial in trials)
     if len(set(seeds)) < len(seeds):

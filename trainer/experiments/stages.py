@@ -41,7 +41,7 @@ Inputs: TypeAlias = Mapping[str, Source]
 class Stage:
     """One launcher's work. Stages of one content hash are equal, and must have one name."""
 
-    name: str  # for people
+    name: str  # in reports and folder names
     launcher: str  # without .py
     arguments: tuple[str, ...]  # key=value, without inputs and output
     inputs: Inputs
@@ -72,7 +72,10 @@ class Stage:
         return tuple(each for source in self.inputs.values() for each in _listed(source) if isinstance(each, Stage))
 
     def folder(self, root: Path) -> Path:
-        """What it writes, in a folder of stages; a stage that adds to what it reads only has a log of this name."""
+        """The stage's output, in the folder of all stages `root`.
+
+        A stage that adds to its input (`output` None) writes no such folder; its log has this name.
+        """
         slug = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         return root / f"{slug}-{self.content_hash[:12]}"
 
@@ -84,7 +87,7 @@ class Stage:
         return self.share(resources).command(LAUNCHERS / f"{self.launcher}.py", arguments)
 
     def share(self, resources: Resources) -> Resources:
-        """Its share of a stage's resources."""
+        """Resources that it uses: all of a stage's, or those of one worker if its launcher runs as one process."""
         if not self.one_process or resources.workers == 1:
             return resources
         return Resources(resources.threads, resources.gpu / resources.workers, 1)
@@ -124,7 +127,7 @@ def in_order(stages: Iterable[Stage], done_in: Path | None = None) -> list[Stage
 
 
 def describe(stages: Iterable[Stage], root: Path, resources: Resources) -> list[str]:
-    """Lines for people: each stage that these need, in order, whether it is done, and its command line."""
+    """Lines to print: each stage that these need, in order, whether it is done, and its command line."""
     lines = []
     for number, stage in enumerate(in_order(stages), start=1):
         state = "done" if stage.done(root) else "to run"

@@ -42,7 +42,7 @@ from trainer.runs.task import Task
 
 @dataclass(frozen=True)
 class ArmData(ScoredData):
-    """The images that an arm is scored on (contract C14)."""
+    """The images that an arm is scored on."""
 
     groups: int
     normalizer: Any  # None: none
@@ -77,7 +77,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Point:
-    """Trials of equal parameters."""
+    """The trials of a search that have the same parameters; they differ in their seeds."""
 
     parameters: dict[str, Any]
     trials: list[str]
@@ -98,7 +98,7 @@ class TrialResult(Trial):
 
 @dataclass(frozen=True)
 class SweepSummary(SweepFacts):
-    """results.json."""
+    """Content of results.json."""
 
     of_thesis: bool  # an ablation whose models are all the thesis's own
     intervals: str

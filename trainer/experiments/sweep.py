@@ -181,7 +181,7 @@ def _arms(config: SweepConfig, shards: Root, planner: StagePlanner) -> list[Arm]
 
 
 def describe_sweep(sweep: Sweep) -> list[str]:
-    """Lines for people: every stage and trial, its state, and its command line."""
+    """Lines to print: every stage and trial, its state, and its command line."""
     resources, config = sweep.config.resources_per_trial, sweep.config
     arms = len({arm.name for arm in sweep.arms})
     lines = [

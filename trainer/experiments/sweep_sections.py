@@ -15,7 +15,7 @@ _INTERVALS = "with 95 % intervals"
 
 
 def score_sections(summary: SweepSummary) -> list[Section]:
-    """Sections of an ablation or a comparison."""
+    """Report sections of an ablation or a comparison: scores, costs, differences from the full method or by type."""
     arms, kind = summary.arms, summary.kind
     if not arms:
         return [Section("Scores", "No arm has a finished trial yet.", [])]

@@ -11,7 +11,11 @@ from trainer.experiments.trial import train_here
 
 
 def main() -> None:
-    """Train the trial that the channel names; each epoch is reported there, and goes on when that is answered."""
+    """Train one trial in a process of its own.
+
+    The trial is read from the connection LAUNCH_DESCRIPTOR. After each epoch its scores are sent there, and training
+    continues when they are answered; if the connection is closed instead, it ends. Errors are sent there too.
+    """
     channel = Connection(int(os.environ["LAUNCH_DESCRIPTOR"]))
     trial, resources = channel.recv()
 

@@ -17,7 +17,7 @@ class Engine(Protocol):
     """A data-parallel network and its optimiser; weights are equal on all ranks.
 
     network: the wrapped network, for losses; it computes in the engine's precision. The bare network computes in that
-    precision inside `autocast()` only, so that gradient penalties stay in fp32 (contract C10).
+    precision inside `autocast()` only, so that gradient penalties stay in fp32.
     """
 
     network: nn.Module

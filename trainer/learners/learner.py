@@ -1,4 +1,4 @@
-"""A learner: one network with its optimizer, schedule, engine and running average (contract C8)."""
+"""A learner: one network with its optimizer, schedule, engine and running average."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext

@@ -105,7 +105,7 @@ def gather_images(images: torch.Tensor, positions: npt.NDArray[np.int64]) -> tup
 
 
 def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
-    """The precision to compute in (contract C13: the config owns it).
+    """The precision to compute in: the run's configuration owns it, not the launcher.
 
     `auto` takes what the launch configuration states, else bf16 where the GPU has it, fp16 on older GPUs, fp32 on CPUs:
     those without AMX are slower in bf16. A launch configuration that states another precision, or accumulation or
@@ -142,7 +142,7 @@ def resolve_precision(choice: PrecisionChoice, device: torch.device) -> Precisio
 
 
 def resolve_engine(choice: EngineChoice) -> EngineName:
-    """What makes learners data-parallel (contract C13: the config owns it).
+    """What makes learners data-parallel: the run's configuration owns it, not the launcher.
 
     `auto` takes what the launch configuration states, else `ddp`. UserError where it states another engine, a stage
     that gradient penalties do not go through, or settings that the config owns.

@@ -1,4 +1,4 @@
-"""What an algorithm is (contract C9), and the order of moves that adversarial ones share."""
+"""What an algorithm is, and the order of moves that adversarial ones share."""
 
 import itertools
 from abc import ABC, abstractmethod

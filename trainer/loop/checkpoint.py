@@ -1,4 +1,4 @@
-"""Checkpoints: complete, written aside and renamed, named by their content, refused when damaged (contract C12)."""
+"""Checkpoints: complete, written aside and renamed, named by their content, refused when damaged."""
 
 import copy
 import hashlib
@@ -42,7 +42,9 @@ class Checkpoint:
         try:
             damaged = _digest(self.path) != self.digest
         except OSError as error:
-            raise UserError(f"{self.path}: checkpoint cannot be read ({error.strerror})") from error
+            raise UserError(
+                f"{self.path}: checkpoint cannot be read ({error.strerror}): see that the file is there and may be read"
+            ) from error
         if damaged:
             raise UserError(
                 f"{self.path}: checkpoint is damaged (its bytes are not those that were written): "

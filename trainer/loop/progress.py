@@ -1,4 +1,4 @@
-"""Where a run stands, and how it resumes (contract C12)."""
+"""Where a run stands, and how it resumes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Progress:
 def checkpoint_state(
     learners: Mapping[str, Any], algorithm: Mapping[str, Any], progress: Progress, fingerprint: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What every checkpoint holds (contract C12)."""
+    """What every checkpoint holds."""
     return {
         "learners": dict(learners),
         "algorithm": dict(algorithm),
@@ -45,8 +45,9 @@ def resume(algorithm: Algorithm, state: Mapping[str, Any] | None) -> Progress:
 def saved_state(run: Path, fingerprint: Mapping[str, Any], remedy: str) -> dict[str, Any] | None:
     """State of the run's newest checkpoint; None before the first.
 
-    remedy: ends the message for a checkpoint with another fingerprint. UserError for that, for a damaged one, and for
-    different ones on different machines.
+    fingerprint: the settings and facts that the checkpoint must have been made with. remedy: what else the user can do
+    if they differ, the end of that message. UserError if they differ, for a damaged checkpoint, and for different ones
+    on different machines.
     """
     store = CheckpointStore(run / "checkpoints")
     checkpoint = store.latest()

@@ -67,7 +67,7 @@ class Scores:
     per_type: dict[str, TypeScores]  # the measures that are defined per type
     confusion: list[list[int]]  # [C][C], true type in rows
     reliability: list[ReliabilityBin]  # bins of the calibration error
-    selective: Selective
+    selective: Selective  # accuracy of the most confident answers
 
     @property
     def absent(self) -> list[str]:
@@ -127,7 +127,10 @@ def score(
 
 
 def trust(probabilities: Probabilities, labels: Labels, groups: Sequence[str], cell_types: Sequence[str]) -> Trust:
-    """Only the calibration part of `score`: calibration error, negative log likelihood and reliability bins."""
+    """Only the calibration part of `score`: calibration error, negative log likelihood and reliability bins.
+
+    Intervals are by bootstrap over groups, as in `score`.
+    """
     images = scored_images(probabilities, labels, groups, len(cell_types))
     chosen = [measures()[name] for name in TRUST]
     found, _ = estimates(chosen, *images.bootstrap(partial(values_of, chosen), 1000, 0), images.confusions)

@@ -110,7 +110,7 @@ class Memorization:
 
     @classmethod
     def joined(cls, parts: Sequence["Memorization"]) -> "Memorization | None":
-        """Of several types together; None where there is no generated image."""
+        """The comparison of several types together; None where there is no generated image."""
         generated = sum(each.generated for each in parts)
         if not generated:
             return None

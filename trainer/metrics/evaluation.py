@@ -87,7 +87,7 @@ class SeenRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every evaluation record states (contract C14); each task adds its scores in a subclass."""
+    """What every evaluation record states; each task adds its scores in a subclass."""
 
     dataset: ScoredData
     checkpoint: ScoredCheckpoint
@@ -138,8 +138,7 @@ def predictions_frame(
 ) -> pd.DataFrame:
     """Catalogue rows beside the model's answers: SAMPLE_COLUMNS, "predicted", float32 "p:<type>" columns.
 
-    And UNFAMILIARITY, where samples has it.
-
+    UNFAMILIARITY too, if samples has it.
     probabilities [n, C] in the order of the rows of samples and of cell_types.
     """
     columns = [*SAMPLE_COLUMNS, *samples.columns.intersection([UNFAMILIARITY])]

@@ -57,7 +57,9 @@ def plan_memory(config: RunConfig, gpu_memory: int, processes: int = 1, *, searc
     rehearsal = rehearsal_of(config, precision)
     share = -(-config.train.global_batch // processes)
     if config.train.global_batch < processes:
-        raise UserError(f"processes={processes}: more than train.global_batch={config.train.global_batch} has images")
+        raise UserError(
+            f"processes={processes}: more than the images of train.global_batch={config.train.global_batch}; lower it"
+        )
     if rehearsal.episode is not None:
         micro_batches = MicroBatches(rehearsal.episode, 1)
         step = rehearse(rehearsal, (1,))

@@ -81,14 +81,14 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class RehearsedStep:
-    """What steps on fake tensors have shown."""
+    """Memory of one training step, measured on fake tensors."""
 
     by_parts: dict[int, StepMemory]  # of a step of one micro-batch, and of several (2)
     takes: Mapping[str, int]  # of the algorithm: global batches of a step, by stream
     held_images: int  # of the algorithm
 
     def memory(self, parts: int) -> StepMemory:
-        """Of a step of so many micro-batches."""
+        """Memory of a step that is accumulated over `parts` micro-batches."""
         return self.by_parts[min(parts, 2)]
 
 

@@ -74,7 +74,7 @@ def data_facts(record: ClassifierEvaluation) -> Facts:
 
 
 def seen_words(seen: SeenRecord) -> str:
-    """Whether the scored images are new to what is scored."""
+    """In words: with how many images that the model has seen the scored ones were compared, and what was left out."""
     words = f"compared with {seen.compared_with} images that it, or what it began with, was trained on or chosen by"
     if seen.left_out:
         words += f"; {seen.left_out} images, or their patients or slides, were among them and left out: {seen.why}"

@@ -117,7 +117,7 @@ def training_curves(epochs: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def per_type_bars(scores: Scores, name: str) -> Markup:
-    """Figures 53 and 54: accuracy, sensitivity and specificity of each type with their intervals.
+    """Thesis figures 53 and 54: accuracy, sensitivity and specificity of each type with their intervals.
 
     name: unique in the page.
     """
@@ -156,7 +156,10 @@ def reliability_diagram(models: Sequence[tuple[str, Sequence[ReliabilityBin]]], 
 
 
 def risk_coverage(curve: Sequence[CoveragePoint], name: str) -> Markup:
-    """Accuracy of the surest answers against the share of images answered, and the confidence that this needs."""
+    """Two plots over the share of images answered: accuracy of the surest answers, and the least confidence answered.
+
+    name: unique in the page.
+    """
     share = [point.coverage for point in curve]
     spread = [
         (point.accuracy.low, point.accuracy.high, point.coverage) for point in curve if point.accuracy.low is not None

@@ -226,7 +226,7 @@ class _Reader:
         pattern = re.compile(rf"{quote}((?:[^\\{quote}]|\\.)*){quote}", re.DOTALL)
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise UserError(f"{self._key}={self._text}: the quote {quote} is not closed")
+            raise UserError(f"{self._key}={self._text}: the quote {quote} is not closed; write it at the end, too")
         self._at = found.end()
         if quote == '"':
             try:

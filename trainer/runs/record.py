@@ -1,4 +1,4 @@
-"""What a run's config.yaml says: its settings, and facts of its data set (contract C2)."""
+"""What a run's config.yaml says: its settings, and facts of its data set."""
 
 import dataclasses
 from dataclasses import dataclass

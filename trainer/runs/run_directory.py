@@ -1,4 +1,4 @@
-"""The file every run directory begins with: its resolved configuration (contract C2)."""
+"""The file every run directory begins with: its resolved configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +31,9 @@ def read_run_config(run: Path) -> dict[str, Any]:
             raise ValueError("not written by a launcher that trains")
         return checked(content)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"{path}: damaged ({str(error).splitlines()[0]}): bring back the file that was written there"
+        ) from error
 
 
 def require_classifier(folder: Path) -> None:

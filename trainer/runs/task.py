@@ -118,7 +118,7 @@ class Task(ABC, Generic[Config]):
         return self.open(config, dataset, topology).epoch_steps
 
     def selection(self, config: Config, dataset: Dataset) -> Selection | None:
-        """How the best epoch of a run is chosen, and trials of a sweep are compared; None: by nothing."""
+        """The epoch score by which a run's best epoch is chosen and trials of a sweep are compared; None: no choice."""
         return None
 
     def trains_in_steps(self, config: Config) -> bool:
@@ -139,7 +139,10 @@ class Task(ABC, Generic[Config]):
 
     @abstractmethod
     def learned(self, config: Config, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
-        """The images that a run learns from and is chosen by, its ancestors' too."""
+        """Real images that a run is trained on, or that choose its checkpoint.
+
+        Those of everything that it begins with count too: initial weights, the makers of its data set, its features.
+        """
 
     @abstractmethod
     def load(self, run: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Augmentations: one module each, and a module that lies here is registered (contracts C7, C9).
+"""Augmentations: one module each, and a module that lies here is registered.
 
 The graph decodes, resizes to the network's input, lets every active operation change the images by rising `order`,
 and normalises. What an operation draws is a function of (seed, its name, position in the global order) alone.

@@ -1,4 +1,4 @@
-"""Stain augmentation in optical density, OD = -log((I + 1) / 256) of an 8-bit intensity I (contract C7)."""
+"""Stain augmentation in optical density, OD = -log((I + 1) / 256) of an 8-bit intensity I."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

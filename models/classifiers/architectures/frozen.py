@@ -15,7 +15,10 @@ def build(config: ClassifierConfig, number_of_types: int, image_size: int | None
 
 
 class FrozenClassifier(FittedClassifier):
-    """backbone: images [n, 3, S, S] in [-1, 1] -> features [n, size]. Before the fit every type is as probable."""
+    """A backbone whose weights never change, and a head fitted to its features; before the fit all types are equal.
+
+    backbone: images [n, 3, S, S] in [-1, 1] -> features [n, size].
+    """
 
     def __init__(self, backbone: nn.Module, size: int, config: ClassifierConfig, number_of_types: int) -> None:
         super().__init__()

@@ -79,7 +79,7 @@ class NormalizerBundle:
         return int(samples["id"].isin(seen["id"]).sum())
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that name it in scores (contract C14)."""
+        """Plain values that name it in scores."""
         facts = {"source": self.source, "target": self.target, "image_size": self.image_size}
         facts |= {} if self.gate is None else {"by_type_of": self.gate.describe()}
         return facts | self.normalizer.describe()

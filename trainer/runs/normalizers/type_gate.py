@@ -47,7 +47,7 @@ class TypeGate:
         return passing[self.network(images).argmax(dim=1)]
 
     def describe(self) -> dict[str, Any]:
-        """What names it in scores (contract C14)."""
+        """What names it in scores."""
         return {name: getattr(self, name) for name in _IDENTITY} | {"types": list(self.types)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from trainer.tasks.classification.training.stream import known_cell_types, train
 
 
 class Classification(Task[ClassifierRunConfig]):
-    """Cells are named by a classifier."""
+    """A classifier that names the type of each cell."""
 
     kind = "classification"
     answers_test = True

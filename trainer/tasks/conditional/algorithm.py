@@ -1,4 +1,4 @@
-"""What C-WGAN-GP and its rivals share: a generator that is told a cell type, a critic, and the order of moves."""
+"""What C-WGAN-GP and its rivals share: a generator that is given a cell type, a critic, and the order of moves."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -138,7 +138,7 @@ class ConditionalAlgorithm(Adversarial[MicroBatch]):
         return part.labels
 
     def _latents(self, part: MicroBatch, purpose: str) -> torch.Tensor:
-        """Standard normal float32 [n, latent_size], the same however the global batch is sliced (contract C11)."""
+        """Standard normal float32 [n, latent_size], the same however the global batch is sliced."""
         draws = normal(derive_key(self.setting.seed, "latent", purpose), part.positions, self._latent_size)
         return to_device(draws.astype(np.float32), part.images.device)
 

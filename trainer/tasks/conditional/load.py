@@ -30,7 +30,8 @@ def make_images(
 ) -> torch.Tensor:
     """Images float32 [n, 3, S, S] in [-1, 1] from latents [n, latent_size], on their device.
 
-    generator: in evaluation mode; condition: what it is told of all of them. indices: see make_in_fixed_places.
+    generator: in evaluation mode. condition: what it is given for all of them, such as the type. indices: see
+    make_in_fixed_places.
     """
 
     def make(latents: torch.Tensor) -> torch.Tensor:
@@ -49,7 +50,7 @@ class ConditionalSampler:
         record: "RunRecord[ConditionalRunConfig]",
         checkpoint: Checkpoint,
     ) -> None:
-        """conditions: what the generator is told for each of the record's cell types."""
+        """conditions: what the generator is given for each of the record's cell types."""
         self.cell_types, self.domain = record.cell_types, record.domain
         self.image_size = record.config.data.image_size
         self.latent_size = record.config.model.generator.latent_size
@@ -71,7 +72,7 @@ class ConditionalSampler:
     def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """See ImageSampler.draw. UserError for a type that the run did not learn."""
         if cell_type not in self._conditions:
-            raise UserError(f"no images of {cell_type!r} from this run: it learned {', '.join(self.cell_types)}")
+            raise UserError(f"no images of {cell_type!r} from this run: choose from {', '.join(self.cell_types)}")
         if len(indices) == 0:
             side = self.image_size
             return torch.empty(0, 3, side, side, device=self.device), torch.empty(

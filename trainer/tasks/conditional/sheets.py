@@ -25,7 +25,7 @@ class ConditionalSheets:
         self._real = [_training_images(dataset, config, name) for name in cell_types]
 
     def draw(self, generator: nn.Module, conditions: Sequence[int], device: torch.device, step: int) -> None:
-        """Write `step-<n>.png`. conditions: what the generator is told for each type."""
+        """Write `step-<n>.png`. conditions: what the generator is given for each type."""
         count, size = self._config.samples_per_type, self._config.model.generator.latent_size
         generator.eval()
         indices = np.arange(count)

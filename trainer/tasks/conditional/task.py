@@ -64,7 +64,7 @@ class ConditionalSession(Session[ConditionalRunConfig]):
 
 
 class Conditional(Task[ConditionalRunConfig]):
-    """Images of wanted cell types are generated."""
+    """A generator of cells of given types."""
 
     kind = "conditional"
     launcher = "train_conditional_gan.py"
@@ -84,7 +84,7 @@ class Conditional(Task[ConditionalRunConfig]):
         return by_distance(images, config.train.patience)
 
     def learned(self, config: ConditionalRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
-        """Training images of the types that it makes; the validation images that its best checkpoint is chosen by."""
+        """Training images of the types that it makes, and validation images, by which its best checkpoint is chosen."""
         rows = dataset.samples(
             splits=["train"], domains=config.data.domains, cell_types=cell_types, columns=["id", "origin"]
         )

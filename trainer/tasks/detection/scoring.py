@@ -75,7 +75,7 @@ def _classical(stream: Stream, dataset: Dataset) -> list[ScoredField]:
 
 
 def precision_scores(fields: Sequence[ScoredField], kinds: Sequence[str]) -> dict[str, float]:
-    """After an epoch: the mean average precision over kinds, and that at an overlap of 0.5 of each."""
+    """Scores of an epoch: `average_precision`, mean over kinds and IoU 0.5 to 0.95; `ap50_KIND`, of one kind at 0.5."""
     found = {kind: average_precisions(fields, kind) for kind in kinds}
     whole = [each[1] for each in found.values() if not np.isnan(each[1])]
     scores = {

@@ -103,7 +103,10 @@ def _areas(edges: Floats) -> Floats:
 def fields_of(
     dataset: Dataset, splits: Sequence[str] | None = None, domains: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The whole fields of a data set: rows of `samples`, and their `boxes`. UserError if there is none."""
+    """The whole fields of a data set: rows of `Dataset.samples` with a further column `boxes`.
+
+    UserError if there is none, or if the data set was built with stored_size=, which cuts fields.
+    """
     sources = [each["name"] for each in dataset.metadata.get("sources", ()) if each["kind"] == "whole_fields"]
     rows = dataset.samples(splits=splits, domains=domains)
     rows = rows[rows["source"].isin(sources)].reset_index(drop=True)

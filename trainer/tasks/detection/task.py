@@ -66,7 +66,7 @@ class DetectorSession(Session[DetectorRunConfig]):
 
 
 class Detection(Task[DetectorRunConfig]):
-    """Cells are found in whole fields."""
+    """A detector that finds cells in whole fields."""
 
     kind = "detection"
     launcher = "train_detector.py"
@@ -91,7 +91,9 @@ class Detection(Task[DetectorRunConfig]):
 
     def evaluate(self, run: Path, config: EvaluateConfig, topology: Topology) -> None:
         if topology.world_size > 1:
-            raise UserError("a detector is scored by one process: start evaluate.py with python")
+            raise UserError(
+                "a detector is scored by one process: start evaluate.py with python, not accelerate or torchrun"
+            )
         if config.split == "all" or config.domain is not None or config.folds is not None:
             raise UserError(f"{run}: a detector is scored on one split: leave out domain= and folds=")
         dataset = config.open_dataset(load_detector(run).config)

@@ -57,7 +57,7 @@ class EpisodeOfRounds:
         return StepResult({name: term * counted.images for name, term in terms.items()}, {})
 
     def state_dict(self) -> dict[str, Any]:
-        """Also what samplers need of the training images: ids, and feature vectors where there is an encoder."""
+        """Rounds done, and what samplers need of the training images: ids, and features if there is an encoder."""
         return {"round": self._round, "rounds": self._rounds, "features": self.features(), "ids": self._ids}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ Shown = tuple[torch.Tensor, npt.NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one move: a row for each image, by its position and what they are for (contract C11)."""
+    """The random numbers of one move: a row for each image, by its position and what they are for."""
 
     key: int
     positions: npt.NDArray[np.int64]

@@ -118,7 +118,7 @@ class FewShotSampler:
     def draw(self, cell_type: str, seed: int, indices: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """See ImageSampler.draw; adaptations take turns by index. UserError for a type the run did not adapt to."""
         if cell_type not in self._adapted:
-            raise UserError(f"no images of {cell_type!r} from this run: it adapted to {', '.join(self.cell_types)}")
+            raise UserError(f"no images of {cell_type!r} from this run: choose from {', '.join(self.cell_types)}")
         side, model, several = self.image_size, self._record.config.model, self._adapted[cell_type]
         images = torch.empty(len(indices), 3, side, side, device=self.device)
         numbers = torch.empty(len(indices), self.latent_size, device=self.device)
@@ -170,7 +170,9 @@ def _load_adapted(run: Path, config: FewShotRunConfig, cell_type: str, number: i
     checkpoint = store.latest()
     state = None if checkpoint is None else checkpoint.load()
     if checkpoint is None or state is None or state["algorithm"]["round"] < state["algorithm"]["rounds"]:
-        raise UserError(f"{run}: the adaptation to {cell_type} is not finished: let train_few_shot_gan.py go on first")
+        raise UserError(
+            f"{run}: the adaptation to {cell_type} is not finished: give its train_few_shot_gan.py command again first"
+        )
     if best := store.best():
         checkpoint, state = best, best.load()
     algorithm = episode_class(config.model)

@@ -123,7 +123,7 @@ class FewShotSession(Session[FewShotRunConfig]):
 
 
 class FewShot(Task[FewShotRunConfig]):
-    """Images of rare types are generated from a few real ones."""
+    """A generator of cells of rare types, adapted to a few real images of each."""
 
     kind = "few_shot"
     launcher = "train_few_shot_gan.py"
@@ -159,7 +159,10 @@ class FewShot(Task[FewShotRunConfig]):
             require_whole_episodes(config, ranks)
 
     def selection(self, config: FewShotRunConfig, dataset: Dataset) -> Selection | None:
-        """By the images that episodes on rare types make after each epoch of the training on rich ones."""
+        """Kernel distance of the images of short adaptations to rare types, after each epoch on the rich types.
+
+        None for a model that does not learn from rich types.
+        """
         return Selection("kernel_distance", higher_is_better=False) if self.trains_in_steps(config) else None
 
     def trains_in_steps(self, config: FewShotRunConfig) -> bool:
@@ -172,7 +175,7 @@ class FewShot(Task[FewShotRunConfig]):
         return None if plain else config.shots
 
     def learned(self, config: FewShotRunConfig, dataset: Dataset, cell_types: tuple[str, ...]) -> LearnedImages:
-        """Training images of rich and rare types; validation images that choose among checkpoints of rare ones."""
+        """Training images of rich and rare types, and validation images, which choose the adaptations' checkpoints."""
         learns_from_rich = episode_class(config.model).learns_from_rich(config.model)
         data = data_of_run(config, dataset, learns_from_rich=learns_from_rich)
         held = validation_images(dataset, config.data, data.rare).values()

@@ -61,7 +61,7 @@ class BankScores:
 
 @dataclass(frozen=True)
 class BankData:
-    """The generated images."""
+    """The bank of generated images that was scored."""
 
     path: str
     content_hash: str

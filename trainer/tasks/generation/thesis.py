@@ -12,7 +12,8 @@ _RARE = frozenset({"monoblast", "promyelocyte", "smudge cell"})  # the types of 
 
 
 def thesis_section(records: Sequence[BankEvaluation]) -> Section:
-    """Tables 17-22, each with a row for each evaluation of the bank, and what of them cannot be right."""
+    """Report section with the thesis's tables 17-22: a row for each evaluation of the bank, and which of the thesis's
+    numbers cannot be right."""
     rare = [record for record in records if set(record.per_type) <= _RARE]
     moderate = [record for record in records if record not in rare]
     intro = (

@@ -25,7 +25,7 @@ def _adam() -> OptimizerConfig:
 
 @dataclass(frozen=True)
 class StainModelConfig:
-    """Which algorithm, between which networks."""
+    """Which algorithm trains which networks."""
 
     algorithm: str = "w_cyclegan_gp"  # a file of trainer/tasks/stain/algorithms
     options: dict[str, Any] = field(default_factory=dict)  # the algorithm's own settings: `Options` in its file

@@ -15,7 +15,7 @@ class ImagePool:
     """Holds up to `size` images, the same ones on every rank.
 
     Its content depends on the seed and the images' positions in the global order only, not on the world size or the
-    micro-batch (contract C11).
+    micro-batch.
     """
 
     def __init__(self, size: int, seed: int, purpose: str) -> None:

@@ -1,4 +1,4 @@
-"""From a data set to one in which the images of one stain have the look of another (contracts C1, C4)."""
+"""From a data set to one in which the images of one stain have the look of another."""
 
 import dataclasses
 import functools
@@ -184,7 +184,7 @@ def gated(bundles: Bundles, run: Path) -> tuple[Bundles, LearnedImages]:
     """
     trained, found = registry.task("classification").load(run), {}
     if trained.normalizer is not None:
-        raise UserError(f"classifier={run}: learned from normalised images: give one of raw images")
+        raise UserError(f"classifier={run}: learned from normalised images: give a run that learned from raw images")
     for (target, bundle), types in zip(bundles.items(), (TO_A, TO_B), strict=True):
         crop = trained.config.data.crop.get(bundle.source, 1.0)
         if crop != bundle.crop:

@@ -37,7 +37,7 @@ _SILENT = Topology(rank=1, world_size=2)
 
 
 class StainSession(Session[StainRunConfig]):
-    """A training between two stains."""
+    """A training of networks that translate between two stains (domains a and b)."""
 
     def __init__(self, config: StainRunConfig, dataset: Dataset, topology: Topology) -> None:
         self.dataset, self.topology = dataset, topology
@@ -71,7 +71,7 @@ class StainSession(Session[StainRunConfig]):
 
 
 class Stain(Task[StainRunConfig]):
-    """Images of one domain take the stain of another."""
+    """Networks that give the images of one domain the stain of another."""
 
     kind = "stain"
     launcher = "train_stain_gan.py"

@@ -28,7 +28,7 @@ class AdaptConfig(DatasetConfig):
     labels: str | None = None  # CSV label,cell_type for other names of types
     domain: str | None = None  # of shards: the domain to adapt to, null: all; of the others: its name in the new run
     method: Choice = "auto"
-    steps: int = 100  # of training all layers, and of self-training
+    steps: int = 100  # of training all layers
     learning_rate: float = 3e-4  # of the same, the peak
     seed: int = 0
 

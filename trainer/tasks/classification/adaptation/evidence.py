@@ -67,9 +67,10 @@ def evidence_of(
 def best_by_evidence(evidence: Sequence[Evidence], home: bool) -> Method:
     """The method to use without labels; home: something is known of the run's own training images.
 
-    Self-training beside these, where there are images enough, of several types, most answers stay, and views do not
-    agree less than chance explains; without these it lost. Else statistics, if views agree more by them than chance
-    explains. Else as_is. What each gains stands in tests/benchmarks/README.md.
+    self_training, if `home`, at least LEAST_IMAGES images are answered, LEAST_TYPES types are named, a share of at
+    least LEAST_UNCHANGED of the answers stays, and views do not agree less than chance explains: without these
+    conditions it lost accuracy. Else statistics, if views then agree more than chance explains. Else as_is. What each
+    gains stands in tests/benchmarks/README.md.
     """
     found = {each.method: each for each in evidence}
     trained, statistics = found.get("self_training"), found.get("statistics")

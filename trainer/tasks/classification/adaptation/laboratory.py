@@ -110,7 +110,10 @@ def open_laboratory(trained: TrainedClassifier, config: AdaptConfig, folder: Pat
     rows = dataset.samples(splits=["train"], domains=domains)
     rows = rows[rows["origin"] == "real"]
     if not len(rows):
-        raise UserError(f"{dataset.root}: no real training image to adapt to in {config.domain or 'any domain'}")
+        raise UserError(
+            f"{dataset.root}: no real training image to adapt to in {config.domain or 'any domain'}: add images with "
+            "build_shards.py, or name another domain="
+        )
     empty = (rows["cell_type"] == "") | ((rows["source"] == _UNLABELLED) & (config.shards is None))
     _refuse_seen(trained, dataset, rows[~empty]["id"].tolist())
     named = set(rows[~empty]["cell_type"])
@@ -155,7 +158,7 @@ def _refuse_seen(trained: TrainedClassifier, dataset: Dataset, ids: list[str]) -
     if seen.through:
         raise UserError(
             f"{len(seen.through)} of the {seen.count} labelled cells, or others of their patients or slides, were used "
-            f"to train or choose {trained.folder} ({seen.words}): leave them out, or adapt the run before it"
+            f"to train or choose {trained.folder} ({seen.words}): leave them out, or adapt a run that has not seen them"
         )
 
 

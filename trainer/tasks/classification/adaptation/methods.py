@@ -44,7 +44,10 @@ def last_layer(network: nn.Module) -> nn.Linear:
     """A classifier's last layer. UserError for a network without a linear one."""
     found = None if isinstance(network, NaiveBayes) else any_last_layer(network)
     if not isinstance(found, nn.Linear):
-        raise UserError("adapt.py needs a classifier whose last layer is linear: train another model=, or model.head=")
+        raise UserError(
+            "adapt.py needs a classifier whose last layer is linear: give a run of another model=, or with "
+            "model.head=linear"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Scoring a trained classifier on a data set; the predictions are kept beside the scores (contract C14)."""
+"""Scoring a trained classifier on a data set; the predictions are kept beside the scores."""
 
 import math
 from collections.abc import Collection, Sequence

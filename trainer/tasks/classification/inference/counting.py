@@ -116,7 +116,7 @@ def read_groups(root: Path, patients: Path | None) -> dict[str, str]:
         groups[found[0]] = patient
     lost = [path for path, group in groups.items() if not group]
     if len(lost) == len(paths):
-        raise UserError(f"{patients}: names no patient of an image in {root}")
+        raise UserError(f"{patients}: names no patient of an image in {root}; fill the column patient")
     if lost:
         print(f"{len(lost)} image(s) without a patient are not counted ({shown(lost[0])}, ...)", file=sys.stderr)
     return groups

@@ -33,7 +33,10 @@ def scoring_stream(
     """
     origins = dataset.samples(splits=splits, domains=config.domains, columns=["origin"])["origin"]
     if (origins == "synthetic").any():
-        raise UserError(f"{dataset.root}: split {'/'.join(splits)} holds synthetic images, which are never scored")
+        raise UserError(
+            f"{dataset.root}: split {'/'.join(splits)} holds synthetic images, which are never scored; choose another "
+            "split="
+        )
     ids = None
     if left_out:
         every = dataset.samples(splits=splits, domains=config.domains, folds=folds, columns=["id"])["id"]

@@ -167,7 +167,9 @@ def _in_place_of_earlier(out: Path) -> Iterator[Path]:
             for new in sorted(Path(folder).iterdir()):
                 new.rename(out / new.name)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror})") from error
+        raise UserError(
+            f"{out}: cannot be written to ({error.strerror}); make room, or name another out=DIR"
+        ) from error
 
 
 def _say(what: str, reasons: Mapping[str, str], where: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scale of a laboratory's images, told by their nuclei: no label is needed.
+"""The scale of a laboratory's images, measured by their nuclei: no label is needed.
 
 Microscopes and cameras differ two-fold in scale. A classifier that is trained with `nucleus_share` sees the images of
 each domain, and those of laboratories that it does not know, so that the median nucleus takes that share of the side.

@@ -1,6 +1,6 @@
 """The result of the thesis's protocol, balance first and split afterwards: RUN/control.json.
 
-No score of a classifier (contract C14): no score, audit or table of scores reads it.
+No score of a classifier: no score, audit or table of scores reads it.
 """
 
 from dataclasses import dataclass, field

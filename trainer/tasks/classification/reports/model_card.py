@@ -180,7 +180,7 @@ def _adaptation(adaptation: Adaptation) -> str:
 
 
 def _scores(evaluation: SavedEvaluation) -> str:
-    """One evaluation: what it is of (contract C14), every measure over all types, and of each type."""
+    """One evaluation: what it is of, every measure over all types, and of each type."""
     record, scores = evaluation.record, evaluation.record.scores
     overall = [[each.label, each.format(scores[each.name], brackets=True)] for each in measures().values()]
     cell_type, share = _constant_answer(scores)

@@ -34,7 +34,7 @@ class HeldOut:
 def cross_fit(
     config: ClassifierRunConfig, dataset: Dataset, shown: Stream, folds: list[NDArray[np.int64]], topology: Topology
 ) -> Iterator[HeldOut]:
-    """Train `config.train.epochs` epochs without each fold; then look at its images as they are.
+    """Train `config.train.epochs` epochs without each fold; then judge its images, unaugmented.
 
     shown: each image once; folds: rows of its sample table. One process.
     """

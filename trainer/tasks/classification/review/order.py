@@ -15,10 +15,10 @@ Why = Literal["conflict", "label", "pair", "unsure", "unusual"]
 
 @dataclass(frozen=True)
 class Asked:
-    """An image to look at."""
+    """An image on the review page."""
 
     id: str
-    why: Why
+    why: Why  # it is shown
     beside: str = ""  # id of the image shown beside it
 
 

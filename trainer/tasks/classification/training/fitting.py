@@ -44,7 +44,7 @@ class Pass:
 
     @property
     def length(self) -> int:
-        """Global batches."""
+        """Number of global batches."""
         return self.stream.batches_per_epoch if self.batches is None else self.batches
 
 

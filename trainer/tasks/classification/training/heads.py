@@ -57,8 +57,8 @@ def choose_head(
 
     Held out are the `validation` images, or else each fold of a stratified cross-validation in turn, in which images
     of one group (a patient; default: every image is its own) stay together. Every type weighs the same in the log loss.
-    It tells settings apart where few images leave their accuracies equal. weights: of the images in the loss of a
-    linear head (see `balanced_weights`).
+    The log loss distinguishes settings whose accuracies are equal on few images. weights: of the images in the loss of
+    a linear head (see `balanced_weights`).
     """
     settings = SETTINGS[kind]
     if validation is not None:

@@ -29,7 +29,7 @@ class Mixed:
 class Mixing:
     """Mixes the images 2k and 2k + 1 of every global batch with each other.
 
-    So the pairs, and what is drawn for each by its key, do not depend on the number of processes (contract C11). With
+    So the pairs, and what is drawn for each by its key, do not depend on the number of processes. With
     both kinds, a pair is mixed by one of them, each for half of the pairs.
     """
 

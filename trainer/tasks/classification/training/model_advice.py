@@ -53,12 +53,12 @@ def advise_model(config: ClassifierConfig, types: int, image_size: int, seconds:
 def _told(choice: Choice) -> str:
     return (
         f"That is more than a day on this CPU: {choice.arguments} would take about {span(choice.seconds)}, by counted "
-        "operations. This run goes on; stopped, the same command goes on from its newest checkpoint"
+        "operations. This run continues; if you stop it, the same command resumes it from its newest checkpoint"
     )
 
 
 def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
-    """The classifiers of configs/model that are trained in steps: their names as arguments, and what they are."""
+    """The classifiers of configs/model that are trained in steps: name (model=NAME) and configuration."""
     for path in sorted(MODELS.glob("*.yaml")):
         content: dict[str, Any] = yaml.safe_load(path.read_text())
         model = content.get("model", content)  # some files are more than a model
@@ -67,8 +67,7 @@ def trained_models() -> Iterator[tuple[str, ClassifierConfig]]:
 
 
 def count_operations(config: ClassifierConfig, types: int, image_size: int) -> int:
-    """Floating-point operations of a forward pass of one image: multiplications and additions of matrices and
-    convolutions."""
+    """Floating-point operations of a forward pass of one image: those of matrix products and convolutions."""
     with torch.device("meta"):
         network = build_classifier(replace(config, weights=None), types, image_size).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,4 +1,4 @@
-"""The thesis's protocol as a control: balance first, split afterwards. Not a score of a classifier (contract C14).
+"""The thesis's protocol as a control: balance first, split afterwards. Not a score of a classifier.
 
 All images of a balanced data set, synthetic and normalised ones too, are dealt to training, validation and test at
 random, whatever their patient, parent or generator. So the test images are copies of a kind of those that were trained

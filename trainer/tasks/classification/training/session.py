@@ -146,7 +146,10 @@ class ClassifierSession(Session[ClassifierRunConfig]):
         return Expectation(seconds, partial(advise_model, self.config.model, types, size))
 
     def finish(self) -> None:
-        """Calibrate on validation images, score the best checkpoint on test images."""
+        """Calibrate on validation images, score the best checkpoint on test images.
+
+        Rank 0 writes the scores, the record of the training data and the model card.
+        """
         trained = self._calibrated(load_classifier(self._run))
         result, frame = evaluate(
             Ensemble((trained,)),

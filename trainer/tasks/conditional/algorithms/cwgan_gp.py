@@ -48,13 +48,13 @@ class ConditionalWganGp(ConditionalAlgorithm):
 
     def _critic_terms(self, judged: Judged) -> Terms:
         part, share = judged.real, self.options.penalty_share
-        # By position, so that the same images are chosen however the global batch is sliced (contract C11).
+        # By position, so that the same images are chosen however the global batch is sliced.
         chosen = np.flatnonzero(np.floor((part.positions + 1) * share) > np.floor(part.positions * share))
         points = uniform(derive_key(self.setting.seed, "penalty"), part.positions[chosen], 1)[:, 0]
         device = part.images.device
         rows = to_device(chosen, device)
         penalty = losses.gradient_penalty(
-            # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+            # Past the data-parallel wrapper: it allows no gradient of a gradient.
             partial(self._critic.module, types=part.labels[rows]),
             judged.shown[rows],
             judged.generated[rows],

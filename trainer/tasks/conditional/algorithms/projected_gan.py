@@ -1,4 +1,4 @@
-"""Projected GAN (Sauer et al. 2021), told the type: the critic judges the features of a pretrained classifier."""
+"""Projected GAN (Sauer et al. 2021), given the type: the critic judges the features of a pretrained classifier."""
 
 from dataclasses import dataclass, field
 
@@ -29,7 +29,7 @@ class ProjectedOptions:
 
 @registered
 class ProjectedGan(ConditionalAlgorithm):
-    """Hinge loss of each scale's score; the generator minimises their negative mean."""
+    """The critic minimises the hinge loss of each scale's score, the generator the negative mean of the scores."""
 
     Options = ProjectedOptions
 

@@ -14,7 +14,7 @@ from trainer.tasks.detection.targets import FieldBoxes
 
 @registered
 class Fcos(Stateless):
-    """One global batch of fields, one step."""
+    """FCOS with its three losses; each step takes one global batch of fields."""
 
     Options = NoOptions
 

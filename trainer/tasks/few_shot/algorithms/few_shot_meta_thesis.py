@@ -6,4 +6,4 @@ from trainer.tasks.few_shot.algorithms.few_shot_meta import FewShotMeta
 
 @registered
 class FewShotMetaThesis(FewShotMeta):
-    """Has a name of its own, which its runs, images and scores carry."""
+    """`few_shot_meta` under a name of its own, for its runs, images and scores."""

@@ -88,7 +88,7 @@ class Pretraining(Adversarial[MicroBatch]):
             real, made = judge(self._discriminator.engine, part.images, generated)
         points = to_device(self._draw(part).uniform("penalty", 1)[:, 0], part.images.device)
         penalty = losses.gradient_penalty(
-            # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+            # Past the data-parallel wrapper: it allows no gradient of a gradient.
             self._discriminator.module,
             part.images,
             generated,

@@ -55,7 +55,7 @@ class CycleGan(CycleGanBase):
         return {"critic": (1.0, torch.cat(terms))}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both pools."""
+        """State of both image pools, by name."""
         return {name: pool.state_dict() for name, pool in self._pools.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class WCycleGanGp(CycleGanBase):
             points = uniform(derive_key(self.setting.seed, "penalty", name), real.positions, 1)[:, 0]
             penalties.append(
                 losses.gradient_penalty(
-                    # Past the data-parallel wrapper: it allows no gradient of a gradient (contract C10).
+                    # Past the data-parallel wrapper: it allows no gradient of a gradient.
                     getattr(self._critics.module, name),
                     real.images,
                     fakes[name],
