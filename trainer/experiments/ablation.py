@@ -188,7 +188,7 @@ def choose_roles(config: AblationConfig, counts: Mapping[str, Mapping[str, int]]
                     f"{where}: ablation.{field_name} names {name}, which has no training image; leave it out"
                 )
     if not present:
-        raise UserError(f"{where}: no training image has a cell type: see build_report.json")
+        raise UserError(f"{where}: no training image has a cell type: see why in build_report.json, and build it anew")
     per_type = config.per_type or max(images.values())
     claimed = {*(config.rich_types or ()), *(config.moderate_types or ())}
     by_count = [name for name in present if counts[name]["real"] < FEWEST_OF_RICH and name not in claimed]
@@ -234,7 +234,9 @@ def choose_stains(config: AblationConfig, dataset: Dataset) -> tuple[str, str]:
     here = ", ".join(sorted(counts.index))
     for name in (config.stain_to, config.stain_from):
         if name is not None and name not in counts.index:
-            raise UserError(f"{dataset.root}: no stain {name!r} here (ablation.stain_to, stain_from); there are {here}")
+            raise UserError(
+                f"{dataset.root}: no stain {name!r} here: name two of {here} as ablation.stain_to= and stain_from="
+            )
     if config.stain_to is not None and config.stain_from is not None:
         return config.stain_to, config.stain_from
     if len(counts) < 2:
