@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,18 +131,24 @@ def test_every_model_config_names_a_algorithm_that_can_be_built(name: str) -> No
         elif ALGORITHMS[name] in algorithm_names("conditional"):
             conditional = read_config(ConditionalRunConfig, "train_conditional_gan", [f"model={name}"])
             algorithm = algorithm_class("conditional", conditional.model.algorithm)
-            if conditional.model.options.get("weights"):
-                conditional.model.options["weights"] = None  # that nothing is downloaded
+            download_nothing(conditional.model.options)
             networks = list(algorithm.build_networks(conditional.model, conditional.data.image_size, 8).values())
         elif ALGORITHMS[name] in algorithm_names("detection"):
             detector = read_config(DetectorRunConfig, "train_detector", [f"model={name}"])
             networks = [build_fcos(dataclasses.replace(detector.model.network, weights=None), 3)]
         else:
             few_shot = read_config(FewShotRunConfig, "train_few_shot_gan", [f"model={name}"])
+            download_nothing(few_shot.model.options)
             networks = list(
                 episode_class(few_shot.model).build_networks(few_shot.model, few_shot.data.image_size).values()
             )
     assert all(sum(parameter.numel() for parameter in network.parameters()) > 1000 for network in networks)
+
+
+def download_nothing(options: dict[str, Any]) -> None:
+    """An algorithm's options, whose pretrained network becomes a random one."""
+    if options.get("weights"):
+        options["weights"] = None
 
 
 def test_a_run_configuration_that_was_changed_is_refused(tmp_path: Path) -> None:
