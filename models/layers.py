@@ -12,7 +12,7 @@ SLOPE = 0.2  # of every LeakyReLU
 def normalization(kind: Norm, channels: int) -> nn.Module:
     """A norm of float [n, channels, H, W] with a learned scale and offset, or the identity.
 
-    The convolution before a norm needs no bias: the norm takes its mean away.
+    The convolution before a norm needs no bias: the norm takes its mean away, or has an offset of its own.
     """
     if kind == "instance":
         return nn.InstanceNorm2d(channels, affine=True)

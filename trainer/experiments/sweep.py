@@ -240,7 +240,8 @@ def refuse_other_sweep(sweep: Sweep, argument: str = "out") -> None:
     counting = {key: value for key, value in now.items() if key not in _FREE}
     # Growing settings last: if another one changed too, that is the reason.
     changed = sorted(_changes(before.sweep, counting), key=lambda change: change.partition(" ")[0] in _GROWING)
-    reason = changed[0] if changed else f"trial {other[0]} was of other images, or of another configs/"
+    without = f"trial {next(iter(other or before.trials), '')} was of other images, or of another configs/"
+    reason = changed[0] if changed else without
     raise UserError(f"{sweep.folder}: holds another sweep, {before.name} ({reason}): give another {argument}=DIR")
 
 
