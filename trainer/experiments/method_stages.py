@@ -69,7 +69,7 @@ class MethodStages:
         return self.planner.training(name, "train_stain_gan", merged, parent)
 
     def of_both_generators(self, parent: Stage | Root, suffix: str = "") -> Stage:
-        """Moderate types by `conditional`, then rare ones by a few-shot generator that is trained on the filled data."""
+        """Moderate types by `conditional`, then rare ones by a few-shot generator trained on the filled data."""
         filled = self.filled(parent, suffix)
         rare = self.bank(self.few_shot_run(filled, self.roles.rich, self.roles.rare, f"few-shot GAN{suffix}"))
         return self.balanced(filled, (rare,), f"balanced data{suffix}")
